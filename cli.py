@@ -1,0 +1,598 @@
+"""The three commands: `featcache`, `distill`, `evalsuite`. Thin wrappers that print what the libraries return.
+
+The only module that prints, and the only one that imports all three packages. Heavy imports stand inside the
+commands, so that `--help` answers at once.
+"""
+
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+screen = Console(stderr=True)  # progress and remarks; results go to stdout
+results = Console()
+
+HELP: dict[str, Any] = {
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "rich_markup_mode": "rich",
+}
+featcache_app = typer.Typer(help="Stage one: run a frozen teacher once over your images and keep what it saw.", **HELP)
+distill_app = typer.Typer(help="Stage two: train small students against the kept features.", **HELP)
+evalsuite_app = typer.Typer(help="Evaluate teachers and students from their stores.", **HELP)
+
+
+class Device(StrEnum):
+    auto, cpu, cuda = "auto", "cpu", "cuda"
+
+
+class Augment(StrEnum):
+    none, flip, rrc = "none", "flip", "rrc"
+
+
+class EncoderPrecision(StrEnum):
+    auto, fp32, bf16, fp16 = "auto", "fp32", "bf16", "fp16"
+
+
+class TrainingPrecision(StrEnum):
+    auto, fp32, bf16 = "auto", "fp32", "bf16"
+
+
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="PATH|-", help="Also write a machine-readable summary ('-': to stdout).")
+]
+DeviceOption = Annotated[Device, typer.Option(help="'auto' takes a GPU when there is one.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Threads that read, decode and resize.", show_default="one a core")
+]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A feature store (…​.zarr).")]
+
+# -- featcache --------------------------------------------------------------------------------------------
+
+
+@featcache_app.command()
+def extract(
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS", help="A folder of images (class sub-folders give labels), or digits:train|test."
+        ),
+    ],
+    teacher: Annotated[
+        str,
+        typer.Option(metavar="SPEC", help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, or run:PATH."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="STORE", help="Where to.", show_default="under $FEATCACHE_HOME, named by content"),
+    ] = None,
+    views: Annotated[int, typer.Option(min=1, help="Views a sample; view 0 is always the plain one.")] = 1,
+    augment: Annotated[
+        Augment, typer.Option(help="What views 1, 2, … are: mirrored, or random resized crops.")
+    ] = Augment.none,
+    fields: Annotated[str, typer.Option(help="Comma list of embedding, logits.")] = "embedding",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a forward pass.", show_default="16 on a CPU, 256 on a GPU")
+    ] = None,
+    workers: Workers = None,
+    device: DeviceOption = Device.auto,
+    precision: Annotated[
+        EncoderPrecision, typer.Option(help="'auto' measures, and takes the fastest that stays faithful to fp32.")
+    ] = EncoderPrecision.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store made from something else.")] = False,
+    to_json: Json = None,
+) -> None:
+    """Embed a corpus. Run it again to resume after an interruption; a finished store is reused.
+
+    [dim]featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out teacher.zarr[/dim]
+    """
+    import featcache
+
+    encoder, images = featcache.load_encoder(teacher), featcache.open_corpus(corpus)
+    screen.print(
+        f"{encoder.name}: {encoder.parameters / 1e6:.1f} M parameters, {encoder.embedding_dim}-d · {len(images):,} images × {views} views"
+    )
+    last: list[Any] = []
+    with bar("extract", "images") as update:
+
+        def show(at: Any) -> None:
+            last[:] = [at]
+            update(
+                at.done,
+                at.rows,
+                f"{at.images_per_second:,.0f} images/s" + (f" · {at.failed} failed" if at.failed else ""),
+            )
+
+        store = featcache.extract(
+            images, encoder, out, views=views, augment=augment.value, fields=fields.split(","), batch_size=batch_size,
+            workers=workers, device=device.value, precision=precision.value, overwrite=overwrite, progress=show,
+        )  # fmt: skip
+    summary: dict[str, Any] = {
+        "command": "extract",
+        "store": str(store.path),
+        "reused": not last,
+        **_store_summary(store),
+    }
+    if last:
+        at = last[0]
+        spent = at.wait + at.encode + at.write
+        shares = {name: getattr(at, name) / spent for name in ("wait", "encode", "write")}
+        summary |= {"resumed_rows": at.resumed, "images_per_second": at.images_per_second, "time_shares": shares}
+        where = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        screen.print(
+            f"[green]sealed[/] {store.path}: {_rows(store)} · {at.images_per_second:,.0f} images/s ({where}) · {summary['extraction']['precision']}"
+        )
+        if at.resumed:
+            screen.print(f"resumed: {at.resumed:,} rows were already done")
+    else:
+        screen.print(f"[green]reused[/] {store.path}: {_rows(store)}, nothing to compute")
+    _write_json(summary, to_json)
+
+
+@featcache_app.command()
+def info(store: StorePath, to_json: Json = None) -> None:
+    """What a store holds, who made it, and which images failed."""
+    from featcache.store import FeatureStore
+
+    opened = FeatureStore(store)
+    summary = {
+        "command": "info",
+        "store": str(store),
+        "sealed": opened.sealed,
+        **_store_summary(opened),
+        "manifest": opened.manifest,
+    }
+    if to_json != "-":
+        manifest, table = opened.manifest, _table(str(store), "", "")
+        state = (
+            "sealed"
+            if opened.sealed
+            else f"[yellow]unfinished: {len(opened.pending_chunks())} of {opened.chunks} chunks pending[/]"
+        )
+        for name, value in (
+            ("state", state),
+            ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
+            ("corpus", str(manifest["corpus"]["spec"])),
+            ("rows", _rows(opened)),
+            ("classes", str(len(opened.class_names or []))),
+            ("views", " ".join(f"{k}={v}" for k, v in manifest["views"].items() if k != "parameters")),
+            ("fields", ", ".join(f"{k} ({v})" for k, v in manifest["fields"].items())),
+            ("preprocess", " ".join(f"{k}={v}" for k, v in manifest["encoder"]["preprocess"].items())),
+            ("extraction", " ".join(f"{k}={v}" for k, v in manifest.get("extraction", {}).items())),
+            ("size", f"{sum(p.stat().st_size for p in store.rglob('*') if p.is_file()) / 1e6:,.1f} MB"),
+        ):
+            table.add_row(name, value)
+        results.print(table)
+        for sample_id, reason in opened.reasons.items():
+            results.print(f"[red]failed[/] {sample_id}: {reason}", highlight=False, soft_wrap=True)
+    _write_json(summary, to_json)
+
+
+@featcache_app.command()
+def verify(store: StorePath, to_json: Json = None) -> None:
+    """Read every byte of a store and name whatever is damaged, missing or left over."""
+    from featcache.store import FeatureStore
+
+    opened = FeatureStore(store)
+    problems = opened.verify()
+    if not opened.sealed:
+        problems.append("extraction has not finished; run the same `featcache extract` command again")
+    _write_json({"command": "verify", "store": str(store), "problems": problems}, to_json)
+    for problem in problems:
+        screen.print(f"[red]{store}[/]: {problem}", highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    screen.print(f"[green]whole[/] {store}: {_rows(opened)}")
+
+
+@featcache_app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for images, stores and runs.")] = Path("featcache-demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Of each student.")] = 40,
+) -> None:
+    """The whole pipeline on scikit-learn's digits, offline, in about a minute."""
+    from featcache.demo import write_demo_images
+
+    began = time.perf_counter()
+    counts = write_demo_images(out / "images")
+    screen.print(f"Images in {out / 'images'}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    teacher = "builtin/efficientnet_lite0"
+    encoders = {"teacher": teacher, "tintem": f"run:{out}/runs/tintem", "proteus": f"run:{out}/runs/proteus"}
+    reused = []
+    for name, spec in encoders.items():
+        if name != "teacher":
+            _run_shown(
+                f"distill fit --store {out}/stores/teacher-id-train.zarr --corpus {out}/images/id-train --student tiny "
+                f"--method {name} --out {out}/runs/{name} --epochs {epochs} --batch-size 64 --resume"
+            )
+        for images in counts:
+            store, summary = f"{out}/stores/{name}-{images}.zarr", out / "results" / f"{name}-{images}.json"
+            overwrite = "" if name == "teacher" else " --overwrite"
+            _run_shown(
+                f"featcache extract {out}/images/{images} --teacher {spec} --out {store} --json {summary}{overwrite}"
+            )
+            if json.loads(summary.read_text())["reused"]:
+                reused.append(store)
+        bank, query = f"{out}/stores/{name}-id-train.zarr", f"{out}/stores/{name}-id-test.zarr"
+        _run_shown(f"evalsuite knn --bank {bank} --query {query} --k 20 --json {out}/results/{name}-knn.json")
+        _run_shown(
+            f"evalsuite ood --id-train {bank} --id-test {query} --near digits89={out}/stores/{name}-near.zarr "
+            f"--far photos={out}/stores/{name}-far.zarr --detector knn --k 20 --json {out}/results/{name}-ood.json"
+        )
+        if name != "teacher":
+            _run_shown(
+                f"evalsuite fidelity --teacher {out}/stores/teacher-id-test.zarr --student {query} --json {out}/results/{name}-fidelity.json"
+            )
+    results.print(_demo_table(out, encoders))
+    screen.print(
+        f"{time.perf_counter() - began:.0f} s. Paste any command above with your own folder in place of {out}/images/…."
+    )
+    if reused:
+        screen.print(f"[green]reused[/] the cached features of {len(reused)} stores: delete {out} to start afresh")
+
+
+def _demo_table(out: Path, encoders: dict[str, str]) -> Table:
+    import featcache
+
+    columns = ("parameters", "dim", "kNN top-1", "near AUROC", "far AUROC", "Gram correlation", "images/s")
+    table = _table("Digits 0–7; near: digits 8 and 9; far: patches of photographs", "encoder", *columns)
+    for name, spec in encoders.items():
+
+        def metric(evaluator: str, key: str, name: str = name) -> str:
+            return (
+                f"{json.loads((out / 'results' / f'{name}-{evaluator}.json').read_text())['metrics'][key]['value']:.3f}"
+            )
+
+        encoder = featcache.load_encoder(spec)
+        table.add_row(
+            name,
+            f"{encoder.parameters / 1e6:.2f} M",
+            str(encoder.embedding_dim),
+            metric("knn", "top1@20"),
+            metric("ood", "knn/near/mean/auroc"),
+            metric("ood", "knn/far/mean/auroc"),
+            metric("fidelity", "gram_pearson") if name != "teacher" else "1.000",
+            f"{_images_per_second(encoder):,.0f}",
+        )
+    return table
+
+
+def _images_per_second(encoder: Any) -> float:
+    """Of the encoder alone, on pixels in memory, fp32."""
+    import torch
+
+    pixels = torch.randint(0, 256, (16, encoder.preprocess.size, encoder.preprocess.size, 3), dtype=torch.uint8)
+    encoder.encode(pixels)
+    began, images = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.5:
+        encoder.encode(pixels)
+        images += len(pixels)
+    return images / (time.perf_counter() - began)
+
+
+# -- distill ----------------------------------------------------------------------------------------------
+
+
+@distill_app.command()
+def fit(
+    store: Annotated[Path | None, typer.Option(metavar="STORE", help="The teacher's features.")] = None,
+    corpus: Annotated[str | None, typer.Option(metavar="CORPUS", help="The images they were extracted from.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
+    student: Annotated[str | None, typer.Option(metavar="SPEC", help="tiny, timm/NAME, or timm/NAME:WEIGHTS.")] = None,
+    method: Annotated[str | None, typer.Option(help="See `distill methods`.", show_default="tintem")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", show_default="100")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step.", show_default="256")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW.", show_default="0.003")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and mapping.", show_default="0")] = None,
+    device: DeviceOption = Device.auto,
+    precision: Annotated[
+        TrainingPrecision | None, typer.Option(help="'auto' is bf16 on a GPU, else fp32.", show_default="auto")
+    ] = None,
+    workers: Workers = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in RUN.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(metavar="RUN.TOML", help="Start from a run's config.toml; flags win over it.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting or method option.")
+    ] = None,
+    to_json: Json = None,
+) -> None:
+    """Train a student so that it behaves like the teacher.
+
+    [dim]distill fit --store teacher.zarr --corpus photos/ --student timm/resnet18 --method tintem --out runs/a[/dim]
+    """
+    import distill
+
+    given: dict[str, Any] = _read_config(config) if config else {}
+    flags = {
+        "store": store, "corpus": corpus, "out": out, "student": student, "method": method, "epochs": epochs,
+        "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision.value if precision else None,
+    }  # fmt: skip
+    given |= {key: value for key, value in flags.items() if value is not None}
+    for setting in settings or []:
+        _set(given, setting)
+    missing = [f"--{name}" for name in ("store", "corpus", "out", "student") if name not in given]
+    if missing:
+        raise typer.BadParameter(f"give {', '.join(missing)}")
+    with bar("fit", "steps") as update:
+
+        def show(at: Any) -> None:
+            rest = (
+                f"loss {at.loss:.4f} · {at.images_per_second:,.0f} images/s · waits {at.wait:.0%}"
+                if at.stage == "training"
+                else ""
+            )
+            update(at.done, at.total, rest, at.stage)
+
+        run = distill.fit(
+            given.pop("store"),
+            given.pop("corpus"),
+            device=device.value,
+            workers=workers,
+            resume=resume,
+            progress=show,
+            **given,
+        )
+    final = run.metrics[-1]
+    screen.print(
+        f"[green]finished[/] {run.path}: loss {final['loss']:.4f} after {final['epoch']} epochs, {final['images_per_second']:,.0f} images/s"
+    )
+    if "mapping/deviation" in final:
+        screen.print(
+            f"mapping: SNE loss {final['mapping/sne_start']:.4f} (spectral) → {final['mapping/sne']:.4f}, singular values "
+            f"{final['mapping/singular_min']:.2f}–{final['mapping/singular_max']:.2f}, deviation from orthogonal {final['mapping/deviation']:.3f}"
+        )
+    screen.print(f"embed with it: featcache extract CORPUS --teacher run:{run.path}")
+    _write_json({"command": "fit", "run": str(run.path), "config": run.config, "metrics": final}, to_json)
+
+
+@distill_app.command()
+def methods(to_json: Json = None) -> None:
+    """The methods there are, a line each."""
+    from distill import load_method
+    from featcache.plugins import plugin_names
+
+    described = {name: (load_method(name).__doc__ or "").splitlines()[0] for name in plugin_names("distill.methods")}
+    if to_json != "-":
+        table = _table("", "method", "what it does")
+        for name, line in described.items():
+            table.add_row(name, line)
+        results.print(table)
+    _write_json({"command": "methods", "methods": described}, to_json)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        given = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not TOML ({error})") from None
+    given.pop("teacher", None)
+    return given
+
+
+def _set(given: dict[str, Any], setting: str) -> None:
+    """Put `key=value` (the value in TOML, or a bare word) where `distill.fit` looks for it."""
+    import inspect
+    import tomllib
+
+    from distill import FitConfig, load_method
+    from featcache.plugins import suggest
+
+    key, equals, text = setting.partition("=")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    options = inspect.signature(load_method(given.get("method", "tintem"))).parameters
+    if key in FitConfig.__dataclass_fields__:
+        given[key] = value
+    elif key in options and equals:
+        given["method_options"] = {**given.get("method_options", {}), key: value}
+    else:
+        raise ValueError(
+            f"--set {setting}: no such setting; {suggest(key, {*FitConfig.__dataclass_fields__, *options} - {'teacher_dim', 'student_dim'})}"
+        )
+
+
+# -- evalsuite --------------------------------------------------------------------------------------------
+
+
+@evalsuite_app.command()
+def knn(
+    bank: Annotated[Path, typer.Option(metavar="STORE", help="Labelled rows that vote.")],
+    query: Annotated[Path, typer.Option(metavar="STORE", help="Rows to classify.")],
+    k: Annotated[str, typer.Option(help="Comma list of neighbours.")] = "10,20,100,200",
+    temperature: Annotated[float, typer.Option(help="Of the softmax over cosines that weighs the votes.")] = 0.07,
+    to_json: Json = None,
+) -> None:
+    """k-nearest-neighbour classification, DINOv2's protocol."""
+    import evalsuite
+
+    with screen.status("searching"):
+        result = evalsuite.knn(bank, query, k=_integers(k, "--k"), temperature=temperature)
+    _show(result, to_json)
+
+
+@evalsuite_app.command()
+def ood(
+    id_train: Annotated[Path, typer.Option(metavar="STORE", help="ID rows that detectors are fitted on.")],
+    id_test: Annotated[Path, typer.Option(metavar="STORE", help="ID rows held out.")],
+    near: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=STORE", help="A near-OOD set; repeat for more.")
+    ] = None,
+    far: Annotated[list[str] | None, typer.Option(metavar="NAME=STORE", help="A far-OOD set; repeat for more.")] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Repeat for more; NAME:k=1 sets an argument.", show_default="knn"),
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Neighbours, for detectors that use them.", show_default="50")
+    ] = None,
+    to_json: Json = None,
+) -> None:
+    """How well detectors tell ID images from others. AUROC 0.5 is chance, 1 is perfect."""
+    import evalsuite
+
+    sets = {group: _named_stores(stores or [], f"--{group}") for group, stores in (("near", near), ("far", far))}
+    with screen.status("scoring"):
+        result = evalsuite.ood(
+            id_train=id_train, id_test=id_test, near=sets["near"], far=sets["far"], detectors=detector or ["knn"], k=k
+        )
+    _show(result, to_json)
+
+
+@evalsuite_app.command()
+def fidelity(
+    teacher: Annotated[Path, typer.Option(metavar="STORE", help="The teacher's rows.")],
+    student: Annotated[Path, typer.Option(metavar="STORE", help="The student's rows of the same samples.")],
+    to_json: Json = None,
+) -> None:
+    """How faithfully a student keeps the teacher's angles between images."""
+    import evalsuite
+
+    with screen.status("comparing"):
+        result = evalsuite.fidelity(teacher, student)
+    _show(result, to_json)
+
+
+def _named_stores(given: list[str], flag: str) -> dict[str, Path]:
+    named = {}
+    for item in given:
+        name, equals, path = item.partition("=")
+        if not (name and equals and path) or name in named:
+            raise typer.BadParameter(f"{flag} {item}: give NAME=STORE, each NAME once")
+        named[name] = Path(path)
+    return named
+
+
+def _integers(text: str, flag: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{flag} {text}: give whole numbers, separated by commas") from None
+
+
+def _show(result: Any, to_json: str | None) -> None:
+    if to_json != "-":
+        table = _table(result.command, "metric", "value", "95 % interval")
+        for name, metric in result.metrics.items():
+            table.add_row(
+                name, f"{metric.value:.4f}", f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else ""
+            )
+        results.print(table)
+    _write_json(json.loads(result.to_json()), to_json)
+
+
+# -- on screen --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar with count, elapsed time and ETA; yields update(done, total, remark, description)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[remark]}"),
+    )
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=screen, transient=True
+    ) as progress:
+        task = progress.add_task(description, total=None, remark="")
+
+        def update(done: int, total: int, remark: str = "", now: str = description) -> None:
+            progress.update(task, completed=done, total=total, remark=remark, description=now)
+
+        yield update
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 or len(columns) == 2 else "right", overflow="fold")
+    return table
+
+
+def _rows(store: Any) -> str:
+    failed = f", [yellow]{len(store.failed):,} failed[/] (`featcache info` lists them)" if len(store.failed) else ""
+    return f"{len(store):,} rows{failed}"
+
+
+def _store_summary(store: Any) -> dict[str, Any]:
+    counts = {"rows": len(store), "ok": len(store.ok), "failed": len(store.failed), "reasons": store.reasons}
+    return {
+        **counts,
+        "encoder": store.encoder_name,
+        "fingerprint": store.fingerprint,
+        "extraction": store.manifest.get("extraction", {}),
+    }
+
+
+def _write_json(summary: dict[str, Any], to: str | None) -> None:
+    text = json.dumps(summary, indent=2, ensure_ascii=False)
+    if to == "-":
+        print(text)
+    elif to:
+        Path(to).parent.mkdir(parents=True, exist_ok=True)
+        Path(to).write_text(text + "\n")
+
+
+def _run_shown(command: str) -> None:
+    """Print a command, then run exactly that."""
+    screen.print(f"[bold cyan]$[/] {command}", highlight=False, soft_wrap=True)
+    program, *arguments = shlex.split(command)
+    {"featcache": featcache_app, "distill": distill_app, "evalsuite": evalsuite_app}[program](
+        arguments, standalone_mode=False
+    )
+
+
+def _run(app: typer.Typer) -> None:
+    """Exit code 0 ok · 1 the run failed · 2 wrong usage; one line instead of a traceback."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=screen, show_path=False, show_time=False)],
+    )
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("FEATCACHE_DEBUG"):
+            raise
+        screen.print(f"[red]error:[/] {' '.join(str(error).split())}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+    except KeyboardInterrupt:
+        screen.print(
+            "interrupted; what is done is kept, the same command (`distill fit`: with --resume) goes on from there"
+        )
+        sys.exit(130)
+
+
+def run_featcache() -> None:
+    _run(featcache_app)
+
+
+def run_distill() -> None:
+    _run(distill_app)
+
+
+def run_evalsuite() -> None:
+    _run(evalsuite_app)

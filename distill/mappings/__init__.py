@@ -1,0 +1,1 @@
+"""Teacher space → student space, one file each: estimators fitted from a store, then frozen."""

@@ -1,0 +1,107 @@
+"""Pairs: the pixels of a (sample, view), joined with what the teacher saw in them."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Float16, Int64, UInt8
+
+from featcache.corpus import Corpus
+from featcache.extract import content_hash, prefetch
+from featcache.preprocess import Preprocess
+from featcache.store import FeatureStore
+from featcache.views import Views, decode, render
+
+MEMORY_SHARE = 0.25
+"""Rendered pixels are kept in memory when they fit in this share of what is free."""
+
+
+class Pairs:
+    """Batches of (pixels, teacher embedding) for the same sample and view.
+
+    The views are replayed from the store's recipe, so the student sees the very box and mirroring that the
+    teacher saw, at the student's own resolution. Failed rows are left out.
+
+    Args:
+        store: sealed, with its preprocessing recorded.
+        corpus: the one the store was made from.
+        preprocess: the student's.
+        workers: threads that read and render; by default one a core.
+
+    Raises:
+        ValueError: the corpus is not the one that the store was made from.
+    """
+
+    def __init__(self, store: FeatureStore, corpus: Corpus, preprocess: Preprocess, workers: int | None = None):
+        sample_of = {sample_id: i for i, sample_id in enumerate(corpus.ids)}
+        missing = [str(store.sample_ids[row]) for row in store.ok if store.sample_ids[row] not in sample_of]
+        if missing:
+            raise ValueError(
+                f"{corpus.spec} does not match {store.path}: it lacks {len(missing)} of the store's {len(store.ok)} samples "
+                f"(first: {missing[0]}); give the corpus that the store was extracted from"
+            )
+        if not store.manifest["encoder"].get("preprocess"):
+            raise ValueError(
+                f"{store.path}: does not record how its images were cropped, so they cannot be replayed; extract it with featcache"
+            )
+        self.store, self.corpus, self.preprocess = store, corpus, preprocess
+        self.rows = store.ok
+        self._sample = np.array([sample_of[sample_id] for sample_id in store.sample_ids[self.rows]])
+        self._teacher = Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
+        recipe = {key: store.manifest["views"][key] for key in ("count", "augment", "seed")}
+        self._recipe = Views(**recipe)
+        shape = (len(self.rows), store.views, preprocess.size, preprocess.size, 3)
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        self._memory = np.empty(shape, np.uint8) if np.prod(shape) < MEMORY_SHARE * free else None
+        self._held = np.zeros(shape[:2], bool)
+        self._workers = workers or len(os.sched_getaffinity(0))
+
+    def __len__(self) -> int:
+        """Samples with features; each is seen once an epoch, in one of its views."""
+        return len(self.rows)
+
+    def epoch(
+        self, number: int, *, batch_size: int, seed: int
+    ) -> Iterator[tuple[UInt8[np.ndarray, "b s s 3"], Float16[np.ndarray, "b d"]]]:
+        """Shuffled batches, each sample in one view drawn at random; a pure function of (seed, number).
+
+        The last, short batch is left out unless it is the only one. The next batch is prepared meanwhile.
+        """
+        rng = np.random.default_rng([seed, number])
+        order, views = rng.permutation(len(self)), rng.integers(self.store.views, size=len(self))
+        stop = max(batch_size, len(self) - len(self) % batch_size)
+        batches = [order[start : start + batch_size] for start in range(0, min(stop, len(self)), batch_size)]
+        with ThreadPoolExecutor(self._workers) as readers, ThreadPoolExecutor(1) as ahead:
+
+            def prepare(batch: Int64[np.ndarray, " b"]) -> tuple[np.ndarray, np.ndarray]:
+                view = views[batch]
+                return self._pixels(batch, view, readers), self.store.gather(self.rows[batch], view=view)
+
+            yield from prefetch(prepare, batches, ahead, ahead=2)
+
+    def _pixels(self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
+        if self._memory is None:
+            return np.stack(list(readers.map(self.render, batch, views)))
+        fresh = np.flatnonzero(~self._held[batch, views])
+        for i, pixels in zip(fresh, readers.map(self.render, batch[fresh], views[fresh]), strict=True):
+            self._memory[batch[i], views[i]] = pixels
+        self._held[batch[fresh], views[fresh]] = True
+        return self._memory[batch, views]
+
+    def render(self, index: int, view: int) -> UInt8[np.ndarray, "s s 3"]:
+        """Pixels of the `index`-th sample with features, in the given view.
+
+        Raises:
+            ValueError: the image is no longer the one that the teacher saw.
+        """
+        sample, row = int(self._sample[index]), int(self.rows[index])
+        encoded = self.corpus.read(sample)
+        if self.store.content[row].any() and content_hash(encoded) != self.store.content[row].tobytes():
+            raise ValueError(
+                f"{self.corpus.ids[sample]}: has changed since {self.store.path} was extracted; extract it again"
+            )
+        image = decode(encoded)
+        return render(
+            image, self._recipe.draw(image.size, self._teacher, self.corpus.ids[sample], int(view)), self.preprocess
+        )

@@ -1,0 +1,107 @@
+"""The run folder: everything a run leaves behind, each file complete or absent."""
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from safetensors.torch import save_file
+
+KEEP = 2
+"""Checkpoints kept; older ones go."""
+
+
+class Run:
+    """A run folder. `student.json` is written last: a run that has it is finished.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "student.json").exists()
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The resolved configuration, or None in a folder that holds no run."""
+        try:
+            return tomllib.loads((self.path / "config.toml").read_text())
+        except FileNotFoundError:
+            return None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record an epoch, oldest first."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def open(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Claim the folder for `config`.
+
+        Raises:
+            ValueError: it holds another run, or this one and `resume` is not set.
+        """
+        # Through TOML and back, so that lists and tuples compare equal.
+        config = tomllib.loads(tomli_w.dumps(config))
+        if self.config is None:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise ValueError(f"{self.path}: is not empty and holds no run; choose another --out")
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            _atomically(self.path / "config.toml", lambda part: part.write_text(tomli_w.dumps(config)))
+        elif self.config != config:
+            raise ValueError(
+                f"{self.path}: holds a run with another configuration ({_difference(self.config, config)}); choose another --out"
+            )
+        elif not resume and not self.finished:
+            raise ValueError(
+                f"{self.path}: holds this run, unfinished; continue it with --resume, or choose another --out"
+            )
+
+    def log(self, records: list[dict[str, Any]]) -> None:
+        _atomically(
+            self.path / "metrics.jsonl", lambda part: part.write_text("".join(json.dumps(r) + "\n" for r in records))
+        )
+
+    def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> None:
+        """After `epoch` epochs."""
+        _atomically(self.path / "checkpoints" / f"epoch-{epoch:05d}.pt", lambda part: torch.save(state, part))
+        for old in self._checkpoints()[:-KEEP]:
+            old.unlink()
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest, or None."""
+        checkpoints = self._checkpoints()
+        return torch.load(checkpoints[-1], map_location="cpu", weights_only=True) if checkpoints else None
+
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        _atomically(self.path / name, lambda part: save_file(contiguous, part))
+
+    def finish(self, student: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+        self.save_tensors("student.safetensors", student)
+        _atomically(self.path / "student.json", lambda part: part.write_text(json.dumps(record, indent=2) + "\n"))
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("epoch-*.pt"))
+
+
+def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside `path`, sync, then rename."""
+    part = path.with_name(f"{path.name}.partial")
+    write(part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
+    return ", ".join(f"{key}: {was.get(key)!r} there, {now.get(key)!r} here" for key in keys)

@@ -1,0 +1,13 @@
+"""Evaluators that read feature stores and never know who made them.
+
+The names below are functions; each is defined in the module of the same name and takes its place as an
+attribute of the package. Python binds a submodule to its package only when it first loads, which is here, so
+the functions stay.
+"""
+
+from evalsuite.fidelity import fidelity
+from evalsuite.knn import knn
+from evalsuite.ood import ood
+from evalsuite.result import Metric, Result
+
+__all__ = ["Metric", "Result", "fidelity", "knn", "ood"]

@@ -1,0 +1,165 @@
+"""Exact cosine nearest neighbours of a set of queries in a bank of any size.
+
+Matrix products in float32 differ in the last bits with the batch size, the BLAS and the device, and which of
+several tied rows a top-k routine returns is left to chance. So FAISS (or torch, where FAISS is not installed)
+only *proposes* candidates; those are scored again, pair by pair, in float64 with a fixed order of summation,
+and are accepted once it is certain that no row outside the proposal can belong to the answer. The result is
+the same to the bit however the bank and the queries are cut into blocks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+# Proposes, for unit (q, d) queries and a unit (b, d) block, the `width` best columns and their float32
+# similarities.
+Proposer = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+_MARGIN = 16  # candidates proposed beyond k, so that a near tie at the k-th place seldom needs a second proposal
+_PAIR_FLOATS = 2**16  # float64 values multiplied at once when candidates are scored again
+_NO_ROW = np.iinfo(np.int64).max
+
+
+def search(
+    bank_blocks: Iterable[Float[np.ndarray, "_ d"]],
+    query: Float[np.ndarray, "q d"],
+    k: int,
+    *,
+    exclude_self: Int[np.ndarray, " q"] | None = None,
+    backend: str = "auto",
+) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+    """The k bank rows most similar to each query.
+
+    Returns the cosine similarity as float32 (in [-1, 1], descending) and the row's position in the bank as
+    int64; rows of equal similarity come lowest row first. A row or query of norm zero has similarity 0 to
+    everything.
+
+    `bank_blocks` yields the bank in order, in blocks of any size; one block is held at a time. The queries
+    are held at once, in float32. `exclude_self` gives, for each query, the position of the bank row that *is*
+    this query and must not be its own neighbour. `backend` is `auto`, `faiss` or `torch`; the result does not
+    depend on it.
+
+    Raises `ValueError` when k is not in 1..(rows that may be returned), when the dimensions differ, or when a
+    vector is not finite.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    propose = _proposer(backend)
+    unit_query = _unit(query, "query", 0)
+    n_queries = len(query)
+    similarity = np.full((n_queries, k), -np.inf, dtype=np.float32)
+    row = np.full((n_queries, k), _NO_ROW, dtype=np.int64)
+    seen = 0
+    for block in bank_blocks:
+        if block.shape[1] != query.shape[1]:
+            raise ValueError(
+                f"bank rows have {block.shape[1]} dimensions, queries {query.shape[1]}; take both from the same encoder"
+            )
+        own = None if exclude_self is None else exclude_self - seen
+        _merge_block(_unit(block, "bank", seen), seen, unit_query, own, similarity, row, propose)
+        seen += len(block)
+    if n_queries and (row == _NO_ROW).any():
+        without = "" if exclude_self is None else ", the query itself left out"
+        raise ValueError(f"k={k} neighbours were asked of a bank of {seen} rows{without}; use a smaller k")
+    return similarity, row
+
+
+def _merge_block(
+    bank: np.ndarray,
+    first_row: int,
+    query: np.ndarray,
+    own: np.ndarray | None,
+    similarity: np.ndarray,
+    row: np.ndarray,
+    propose: Proposer,
+) -> None:
+    """Merge one unit block into the running top k (`similarity`, `row`), in place."""
+    k = similarity.shape[1]
+    slack = _rounding(bank.shape[1])
+    width = min(k + _MARGIN, len(bank))
+    pending = np.arange(len(query)) if len(bank) else np.arange(0)
+    while len(pending):
+        proposed, column = propose(query[pending], bank, width)
+        # What cannot reach the running k-th place is dropped before the costly scoring.
+        worthy = proposed >= similarity[pending, -1:] - slack
+        if own is not None:
+            worthy &= column != own[pending, None]
+        at = np.nonzero(worthy)
+        candidate = np.full(proposed.shape, -np.inf, dtype=np.float32)
+        candidate_row = np.full(proposed.shape, _NO_ROW, dtype=np.int64)
+        candidate[at] = _cosine(query, pending[at[0]], bank, column[at])
+        candidate_row[at] = column[at] + first_row
+
+        all_similarity = np.concatenate([similarity[pending], candidate], axis=1)
+        all_row = np.concatenate([row[pending], candidate_row], axis=1)
+        best = np.lexsort((all_row, -all_similarity), axis=1)[:, :k]
+        merged = np.take_along_axis(all_similarity, best, axis=1)
+        # A row that was not proposed is at most `slack` better than the last one that was.
+        certain = (proposed[:, -1] + slack < merged[:, -1]) | (width == len(bank))
+        similarity[pending[certain]] = merged[certain]
+        row[pending[certain]] = np.take_along_axis(all_row, best, axis=1)[certain]
+        pending = pending[~certain]
+        width = min(4 * width, len(bank))
+
+
+def _cosine(query: np.ndarray, i: np.ndarray, bank: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Similarity of the pairs (query[i], bank[j]): float64 sums in an order set by d alone, then rounded."""
+    out = np.empty(len(i), dtype=np.float32)
+    step = max(1, _PAIR_FLOATS // query.shape[1])
+    for start in range(0, len(i), step):
+        part = slice(start, start + step)
+        products = np.multiply(query[i[part]], bank[j[part]], dtype=np.float64)
+        out[part] = products.sum(axis=1).clip(-1.0, 1.0)
+    return out
+
+
+def _rounding(d: int) -> float:
+    """A generous bound on the error of a float32 product of unit vectors (errors grow like the root of d)."""
+    return 4.0 * float(np.sqrt(d) + 1.0) * 2.0**-24
+
+
+def _unit(x: np.ndarray, what: str, first_row: int) -> np.ndarray:
+    """Rows scaled to norm 1 as C-contiguous float32; rows of norm zero stay zero."""
+    wide = x.astype(np.float64)
+    norm = np.sqrt((wide * wide).sum(axis=1))
+    if not np.isfinite(norm).all():
+        bad = int(np.flatnonzero(~np.isfinite(norm))[0]) + first_row
+        raise ValueError(f"{what} row {bad} is not finite; extract it again in a wider precision")
+    return np.divide(wide, np.where(norm > 0, norm, 1.0)[:, None]).astype(np.float32)
+
+
+def _proposer(backend: str) -> Proposer:
+    if backend not in ("auto", "faiss", "torch"):
+        raise ValueError(f"unknown backend {backend!r}; use auto, faiss or torch")
+    if backend == "torch":
+        return _propose_torch
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # SWIG's, on import, under Python 3.12 and later
+            import faiss  # noqa: F401
+    except ImportError:
+        if backend == "faiss":
+            raise ValueError("FAISS is not installed; `pip install faiss-cpu` or use backend='torch'") from None
+        return _propose_torch
+    return _propose_faiss
+
+
+def _propose_faiss(query: np.ndarray, bank: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    import faiss
+
+    return faiss.knn(query, bank, width, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+def _propose_torch(query: np.ndarray, bank: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    step = max(1, 2**24 // len(bank))  # queries whose similarities to the whole block are held at once
+    columns = torch.from_numpy(bank).T
+    parts = [torch.topk(chunk @ columns, width, dim=1) for chunk in torch.from_numpy(query).split(step)]
+    values = torch.cat([part.values for part in parts])
+    indices = torch.cat([part.indices for part in parts])
+    return values.numpy(), indices.numpy()

@@ -1,0 +1,147 @@
+"""Out-of-distribution detection from stores."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evalsuite import detectors as registry
+from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics
+from evalsuite.result import Metric, Result, versions
+from evalsuite.rows import Rows, Store
+
+
+def ood(
+    *,
+    id_train: Store,
+    id_test: Store,
+    near: Mapping[str, Store] | None = None,
+    far: Mapping[str, Store] | None = None,
+    detectors: Sequence[str] = ("knn",),
+    k: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Result:
+    """How well detectors fitted on `id_train` tell `id_test` from each near and far OOD set.
+
+    Metrics are `DETECTOR/near|far/NAME/METRIC` and `DETECTOR/near|far/mean/METRIC` (unweighted mean over the
+    group's sets), METRIC as in `evalsuite.metrics`, with bootstrap 95 % intervals; every set and detector
+    sees the same resamples of `id_test`. DETECTOR is the spec as given, without spaces: `knn`, or `knn:k=1`
+    to set an argument. `k` is the k of every detector that has one and whose spec does not set it; None
+    leaves each its own default. Failed rows are left out and counted.
+
+    A detector that fails warns, is recorded under `parameters["failed_detectors"]`, and the others' results
+    stand.
+
+    Raises `ValueError` when stores come from different encoders, a set is empty or misnamed, a spec cannot be
+    read, or every detector failed.
+
+    Yang et al. 2022, "OpenOOD", arXiv 2210.07242.
+    """
+    sets = _named_sets(near or {}, far or {})
+    train, test = Rows.of(id_train), Rows.of(id_test)
+    if os.path.realpath(train.name) == os.path.realpath(test.name):
+        raise ValueError(f"{test.name} is both id_train and id_test; pass held-out images as id_test")
+    rows = {key: Rows.of(store) for key, store in sets.items()}
+    for other in (test, *rows.values()):
+        train.require_same_encoder(other)
+    built = _built(detectors, k)
+
+    metrics: dict[str, Metric] = {}
+    failed: dict[str, str] = {}
+    errors: list[Exception] = []
+    for spec, detector in built.items():
+        try:
+            metrics |= _measure(spec, detector, train, test, rows, resamples, seed)
+        except Exception as error:
+            errors.append(error)
+            failed[spec] = f"{type(error).__name__}: {error}"
+            warnings.warn(f"detector {spec} failed and is left out: {failed[spec]}", RuntimeWarning, stacklevel=2)
+    if not metrics:
+        reasons = "; ".join(f"{spec}: {error}" for spec, error in zip(failed, errors, strict=True))
+        raise ValueError(f"every detector failed ({reasons})") from errors[0]
+
+    return Result(
+        "ood",
+        {
+            "id_train": train.record(),
+            "id_test": test.record(),
+            "near": {name: rows["near", name].record() for name in near or {}},
+            "far": {name: rows["far", name].record() for name in far or {}},
+        },
+        {
+            "detectors": {spec: registry.parameters(detector) for spec, detector in built.items()},
+            "failed_detectors": failed,
+            "resamples": resamples,
+            "seed": seed,
+        },
+        metrics,
+        versions("faiss-cpu", "faiss-gpu", "torch"),
+    )
+
+
+def _named_sets(near: Mapping[str, Store], far: Mapping[str, Store]) -> dict[tuple[str, str], Store]:
+    sets = {(group, name): store for group, given in (("near", near), ("far", far)) for name, store in given.items()}
+    if not sets:
+        raise ValueError("no OOD set was given; pass at least one as near or far, e.g. near={'tin': 'tin.zarr'}")
+    for _, name in sets:
+        if not name or "/" in name or name == "mean":
+            raise ValueError(f"{name!r} cannot name an OOD set; use a name without '/' other than 'mean'")
+    return sets
+
+
+def _built(specs: Sequence[str], k: int | None) -> dict[str, registry.Detector]:
+    """The detectors by their spec, in the order given."""
+    built: dict[str, registry.Detector] = {}
+    k_taken = False
+    for spec in specs:
+        spec = "".join(spec.split())
+        if spec in built:
+            raise ValueError(f"detector {spec!r} is given twice; name it once")
+        takes_k = k is not None and "k" in registry.arguments_of(spec)
+        built[spec] = registry.build(spec, **({"k": k} if takes_k else {}))
+        k_taken |= takes_k
+    if not built:
+        raise ValueError(f"no detector was given; choose from {', '.join(registry.names())}")
+    if k is not None and not k_taken:
+        warnings.warn(f"k={k} is ignored: none of {', '.join(built)} takes it", UserWarning, stacklevel=3)
+    return built
+
+
+def _measure(
+    spec: str,
+    detector: registry.Detector,
+    train: Rows,
+    test: Rows,
+    rows: Mapping[tuple[str, str], Rows],
+    resamples: int,
+    seed: int,
+) -> dict[str, Metric]:
+    detector.fit(train)
+    id_scores = _scores(detector, test)
+    metrics: dict[str, Metric] = {}
+    values: dict[str, list[dict[str, float]]] = {"near": [], "far": []}
+    samples: dict[str, list[dict[str, np.ndarray]]] = {"near": [], "far": []}
+    for stream, ((group, name), ood_set) in enumerate(rows.items()):
+        ood_scores = _scores(detector, ood_set)
+        values[group].append(ood_metrics(id_scores, ood_scores))
+        samples[group].append(
+            bootstrap_ood_metrics(id_scores, ood_scores, resamples=resamples, seed=seed, stream=stream)
+        )
+        for metric, value in values[group][-1].items():
+            metrics[f"{spec}/{group}/{name}/{metric}"] = Metric(value, interval95(samples[group][-1][metric]))
+    for group in values:
+        for metric in values[group][0] if values[group] else ():
+            value = float(np.mean([of_set[metric] for of_set in values[group]]))
+            resampled = np.mean([of_set[metric] for of_set in samples[group]], axis=0)
+            metrics[f"{spec}/{group}/mean/{metric}"] = Metric(value, interval95(resampled))
+    return metrics
+
+
+def _scores(detector: registry.Detector, rows: Rows) -> np.ndarray:
+    scores: list[Any] = [detector.score(block) for block in rows.blocks()]
+    return np.concatenate(scores)

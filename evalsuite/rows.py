@@ -1,0 +1,137 @@
+"""The usable rows of a store, as every evaluator and detector reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from featcache.store import FeatureStore
+
+    Store = FeatureStore | str | os.PathLike[str]
+else:  # `import featcache` brings torch: too slow for an annotation
+    FeatureStore = Store = Any
+
+_BLOCK_FLOATS = 2**24  # 64 MiB of float32
+
+
+class Rows:
+    """Some rows of one store, in order, read block by block so that memory stays bounded.
+
+    `index` holds their row numbers in the store; `labels` (n,) is -1 where a row has none; `name` is the
+    store's path, for messages.
+    """
+
+    def __init__(self, store: FeatureStore | _Arrays, index: Int[np.ndarray, " n"]) -> None:
+        self._store = store
+        self.index = index
+        self.name = str(store.path)
+        self.embedding_dim = store.embedding_dim
+        self.class_names = store.class_names
+        self.labels = np.asarray(store.labels)[index]
+
+    @classmethod
+    def of(cls, store: Store) -> Rows:
+        """The rows of a store (open, or its path) that are ok; failed ones are left out and counted.
+
+        Raises `ValueError` when there is no such store or none of its rows is ok.
+        """
+        if isinstance(store, str | os.PathLike):
+            from featcache.store import open_store
+
+            store = open_store(store)
+        index = store.ok
+        if len(index) == 0:
+            raise ValueError(
+                f"{store.path} has no usable row ({len(store.failed)} of {len(store)} failed); "
+                "`featcache info` says why; extract it again"
+            )
+        return cls(store, index)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        embedding: Float[np.ndarray, "n d"],
+        labels: Int[np.ndarray, " n"] | None = None,
+        name: str = "array",
+    ) -> Rows:
+        """Rows of an array in memory."""
+        labels = np.full(len(embedding), -1) if labels is None else labels
+        return cls(_Arrays(name, embedding, labels), np.arange(len(embedding)))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def blocks(self, size: int | None = None) -> Iterator[Float[np.ndarray, "_ d"]]:
+        """The embeddings in order as float32, `size` rows at a time (default: 64 MiB)."""
+        size = size or max(1, _BLOCK_FLOATS // self.embedding_dim)
+        for start in range(0, len(self), size):
+            yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def take(self, positions: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
+        """The embeddings at these positions (0..n-1), in this order, as float32."""
+        return np.asarray(self._store.gather(self.index[positions], field="embedding", view=0)).astype(np.float32)
+
+    @property
+    def sample_ids(self) -> np.ndarray:
+        """(n,) strings."""
+        return np.asarray(self._store.sample_ids)[self.index].astype(object)
+
+    @property
+    def content(self) -> np.ndarray:
+        """(n, 16) uint8 hash of each encoded image; zeros where there is no image."""
+        return np.asarray(self._store.content)[self.index]
+
+    def labelled(self) -> Rows:
+        """Only the rows that have a label.
+
+        Raises `ValueError` when there is none.
+        """
+        keep = self.labels >= 0
+        if not keep.any():
+            raise ValueError(f"{self.name} has no labels; extract a corpus with class sub-folders or a label column")
+        return Rows(self._store, self.index[keep])
+
+    def require_same_encoder(self, other: Rows) -> None:
+        """Raise `ValueError` unless `other` holds embeddings made by the same encoder."""
+        mine, theirs = self._store, other._store
+        if (mine.fingerprint, mine.embedding_dim) != (theirs.fingerprint, theirs.embedding_dim):
+            raise ValueError(
+                f"{other.name} was made by encoder {theirs.encoder_name} ({theirs.fingerprint}, "
+                f"{theirs.embedding_dim} dimensions), {self.name} by {mine.encoder_name} "
+                f"({mine.fingerprint}, {mine.embedding_dim}); extract both with the same encoder"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What a result file says about this input."""
+        return {
+            "path": self.name,
+            "encoder": self._store.encoder_name,
+            "fingerprint": self._store.fingerprint,
+            "rows": len(self),
+            "failed": len(self._store.failed),
+        }
+
+
+class _Arrays:
+    """An array in memory that answers like a store."""
+
+    encoder_name = fingerprint = "arrays"
+    class_names: list[str] | None = None
+    failed = np.empty(0, np.int64)
+
+    def __init__(self, path: str, embedding: np.ndarray, labels: np.ndarray) -> None:
+        self.path = path
+        self.embedding = embedding
+        self.labels = labels
+        self.embedding_dim = embedding.shape[1]
+        self.sample_ids = np.arange(len(embedding))
+        self.content = np.zeros((len(embedding), 16), np.uint8)
+
+    def gather(self, rows: np.ndarray, field: str, view: int) -> np.ndarray:
+        assert (field, view) == ("embedding", 0)
+        return self.embedding[rows]

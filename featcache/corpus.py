@@ -1,0 +1,38 @@
+"""Corpora: sized, ordered, random-access collections of encoded images."""
+
+import re
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from featcache.plugins import load_plugin
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """What stage one and stage two need of a collection of images."""
+
+    spec: str
+    """What `open_corpus` was given."""
+    ids: Sequence[str]
+    """One unique, stable id a sample, in row order."""
+    class_names: Sequence[str] | None
+    """Name of each label, or None without labels."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> bytes:
+        """The encoded image file of sample `i`."""
+
+    def label(self, i: int) -> int:
+        """Index into `class_names`, or -1."""
+
+
+def open_corpus(spec: str) -> Corpus:
+    """Open a corpus by its spec: a directory, or `SOURCE:REST` with a source from `featcache/corpora/`.
+
+    Raises:
+        ValueError: no such source or place, or no images in it; the message names the remedy.
+    """
+    match = re.match(r"([a-z][a-z0-9_]+):(?!//)(.+)", str(spec))
+    source, rest = (match[1], match[2]) if match else ("folder", str(spec))
+    return load_plugin("featcache.corpora", source).open_corpus(rest)

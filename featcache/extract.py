@@ -1,0 +1,345 @@
+"""Stage one: run a frozen encoder once over a corpus and keep what it saw."""
+
+import hashlib
+import logging
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import filelock
+import numpy as np
+import torch
+
+from featcache.allocator import keep_freed_memory
+from featcache.cache import default_store_path
+from featcache.corpus import Corpus, open_corpus
+from featcache.encoder import Encoder, load_encoder
+from featcache.precision import choose_precision
+from featcache.store import FAILED, OK, STATE, FeatureStore, chunk_rows, create_store
+from featcache.views import PARAMETERS, Views, decode, render
+
+PROBE_IMAGES = 8
+log = logging.getLogger("featcache")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass
+class Progress:
+    """Where an extraction stands; handed to the progress callback after every batch.
+
+    Attributes:
+        rows: samples in the corpus.
+        done: samples finished, those of an earlier, interrupted run included.
+        resumed: the part of `done` that an earlier run had finished.
+        failed: samples whose image could not be read, in this run.
+        wait, encode, write: seconds that the main loop spent waiting for pixels, in the encoder, and
+            writing and syncing chunks.
+    """
+
+    rows: int
+    done: int
+    resumed: int
+    failed: int = 0
+    wait: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return (self.done - self.resumed) / max(self.wait + self.encode + self.write, 1e-9)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, read: its content hash and, unless `reason` says why not, pixels and view parameters."""
+
+    content: bytes
+    pixels: np.ndarray | None  # (V, S, S, 3) uint8
+    parameters: np.ndarray  # (V, P) float32
+    reason: str = ""
+
+
+def extract(
+    corpus: Corpus | str,
+    teacher: Encoder | str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    views: int = 1,
+    augment: str = "none",
+    seed: int = 0,
+    fields: Iterable[str] = ("embedding",),
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> FeatureStore:
+    """Run `teacher` over every view of every sample of `corpus` and return the sealed store.
+
+    An interrupted run is resumed chunk by chunk; a finished one is returned at once. A sample whose image
+    cannot be read becomes a failed row with its reason.
+
+    Args:
+        corpus: a corpus or its spec.
+        teacher: an encoder or its spec.
+        out: the store's path; under $FEATCACHE_HOME, named by content, when left out.
+        views, augment, seed: the recipe of `featcache.views.Views`.
+        fields: features to keep, of `teacher.fields`.
+        batch_size: images a forward pass; by default 16 on a CPU, 256 on a GPU.
+        workers: threads that read, decode and resize; by default one a core.
+        device: "auto" (a GPU when there is one), "cpu" or "cuda".
+        precision: "auto" measures and takes the fastest that is faithful; or "fp32", "bf16", "fp16".
+        overwrite: replace a store at `out` that was made from something else.
+        progress: called after every batch.
+
+    Raises:
+        ValueError: the arguments, or a store at `out` that holds something else; nothing has been written.
+        OSError: the disk is full or gone; running the same command again resumes.
+    """
+    corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
+    encoder = load_encoder(teacher) if isinstance(teacher, str) else teacher
+    recipe = Views(count=views, augment=augment, seed=seed)  # type: ignore[arg-type]
+    device = resolve_device(device)
+    if device == "cpu":
+        keep_freed_memory()
+    manifest = _manifest(corpus, encoder, recipe, list(fields))
+    path = Path(out) if out is not None else default_store_path(manifest)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _only_writer(path), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        store = _existing(path, manifest, overwrite)
+        if store is not None and store.sealed:
+            _refuse_changed_images(store, corpus, pool)
+            return store
+
+        # The precision and batch size of an interrupted run are kept: its finished chunks were made with them.
+        kept = store.manifest["extraction"] if store is not None else {}
+        batch = kept.get("batch_size") or batch_size or (256 if device == "cuda" else 16)
+        probe = _probe(corpus, recipe, encoder)
+        chosen = choose_precision(encoder, probe, kept.get("precision", precision), device)
+        if store is None:
+            manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
+            store = create_store(path, manifest, overwrite=overwrite)
+
+        pending = store.pending_chunks()
+        todo = [row for chunk in pending for row in store.rows_of(chunk)]
+        at = Progress(rows=len(store), done=len(store) - len(todo), resumed=len(store) - len(todo))
+
+        def read(row: int) -> Sample:
+            return _read_sample(corpus, row, recipe, encoder)
+
+        samples = prefetch(read, todo, pool, ahead=4 * batch)
+        per_batch = max(1, batch // recipe.count)
+        for chunk in pending:
+            rows = store.rows_of(chunk)
+            arrays = _empty_arrays(store, corpus, rows)
+            for start in range(0, len(rows), per_batch):
+                here = range(start, min(start + per_batch, len(rows)))
+                clock = time.perf_counter()
+                read_samples = [next(samples) for _ in here]
+                at.wait += -clock + (clock := time.perf_counter())
+                _encode_into(arrays, here, read_samples, encoder)
+                at.encode += -clock + time.perf_counter()
+                at.done += len(here)
+                at.failed += sum(sample.pixels is None for sample in read_samples)
+                if progress:
+                    progress(at)
+            clock = time.perf_counter()
+            store.write_chunk(chunk, arrays)
+            at.write += time.perf_counter() - clock
+        if not len(store.ok):
+            raise ValueError(
+                f"{corpus.spec}: not one image could be read ({next(iter(store.reasons.values()))}); nothing was sealed"
+            )
+        store.seal()
+        if progress:
+            progress(at)
+    return store
+
+
+def prefetch(function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int) -> Iterator[R]:
+    """`map(function, items)` on `pool`, in order, with at most `ahead` results waiting to be taken."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def content_hash(encoded: bytes) -> bytes:
+    """128-bit BLAKE2b of an encoded image: what a row is known by, wherever its file moves."""
+    return hashlib.blake2b(encoded, digest_size=16).digest()
+
+
+def _read_sample(corpus: Corpus, row: int, recipe: Views, encoder: Encoder) -> Sample:
+    """Read, decode and render one sample. Anything wrong with one image is data, not an exception."""
+    content, nothing = bytes(16), np.zeros((recipe.count, len(PARAMETERS)), np.float32)
+    try:
+        encoded = corpus.read(row)
+        content = content_hash(encoded)
+        image = decode(encoded)
+        views = [recipe.draw(image.size, encoder.preprocess, corpus.ids[row], number) for number in range(recipe.count)]
+        pixels = np.stack([render(image, view, encoder.preprocess) for view in views])
+    except Exception as error:
+        return Sample(content, None, nothing, f"{type(error).__name__}: {error}")
+    return Sample(content, pixels, np.array([view.parameters for view in views], np.float32))
+
+
+def _empty_arrays(store: FeatureStore, corpus: Corpus, rows: range) -> dict[str, np.ndarray]:
+    """One unit's arrays: labels and ids filled in, the rest zero."""
+    count, views = len(rows), store.views
+    return {
+        **{name: np.zeros((count, views, width), np.float16) for name, width in store.manifest["fields"].items()},
+        "label": np.array([corpus.label(row) for row in rows], np.int64),
+        "sample_id": np.array([corpus.ids[row] for row in rows], dtype=object),
+        "content": np.zeros((count, 16), np.uint8),
+        "view": np.zeros((count, views, len(PARAMETERS)), np.float32),
+        "reason": np.full(count, "", dtype=object),
+        STATE: np.full(count, FAILED, np.uint8),
+    }
+
+
+def _encode_into(arrays: dict[str, np.ndarray], here: range, samples: list[Sample], encoder: Encoder) -> None:
+    """Encode one batch of samples and put everything known of them at positions `here` of the unit's arrays."""
+    for position, sample in zip(here, samples, strict=True):
+        arrays["content"][position] = np.frombuffer(sample.content, np.uint8)
+        arrays["view"][position] = sample.parameters
+        arrays["reason"][position] = sample.reason
+    readable = [
+        (position, sample.pixels) for position, sample in zip(here, samples, strict=True) if sample.pixels is not None
+    ]
+    if not readable:
+        return
+    positions = [position for position, _ in readable]
+    pixels = np.concatenate([pixels for _, pixels in readable])
+    for name, features in encoder.encode(torch.from_numpy(pixels)).items():
+        if name in arrays:
+            arrays[name][positions] = (
+                features.cpu().numpy().astype(np.float16).reshape(len(positions), -1, features.shape[1])
+            )
+    arrays[STATE][positions] = OK
+
+
+def _probe(corpus: Corpus, recipe: Views, encoder: Encoder) -> torch.Tensor:
+    """Pixels of the first readable images, to choose the precision on."""
+    found: list[np.ndarray] = []
+    for row in range(min(len(corpus), 16 * PROBE_IMAGES)):
+        sample = _read_sample(corpus, row, recipe, encoder)
+        if sample.pixels is not None:
+            found.append(sample.pixels[0])
+        if len(found) == PROBE_IMAGES:
+            break
+    if not found:
+        reason = _read_sample(corpus, 0, recipe, encoder).reason
+        raise ValueError(
+            f"{corpus.spec}: none of the first {min(len(corpus), 16 * PROBE_IMAGES)} images could be read ({reason})"
+        )
+    return torch.from_numpy(np.stack(found))
+
+
+def _manifest(corpus: Corpus, encoder: Encoder, recipe: Views, fields: list[str]) -> dict[str, Any]:
+    missing = [name for name in fields if name not in encoder.fields]
+    if missing or "embedding" not in fields:
+        raise ValueError(
+            f"--fields {','.join(fields)}: {encoder.name} gives {', '.join(encoder.fields)}, and embedding is always needed"
+        )
+    rows = hashlib.blake2b(digest_size=16)
+    for i, sample_id in enumerate(corpus.ids):
+        rows.update(f"{sample_id}\0{corpus.label(i)}\0".encode())
+    row_bytes = recipe.count * max(encoder.fields[name] for name in fields) * np.dtype(np.float16).itemsize
+    return {
+        "encoder": {
+            "name": encoder.name,
+            "fingerprint": encoder.fingerprint,
+            "embedding_dim": encoder.embedding_dim,
+            "output": encoder.output,
+            "preprocess": encoder.preprocess.to_dict(),
+        },
+        "corpus": {
+            "spec": corpus.spec,
+            "rows": len(corpus),
+            "digest": rows.hexdigest(),
+            "class_names": list(corpus.class_names) if corpus.class_names else None,
+        },
+        "views": {**asdict(recipe), "parameters": list(PARAMETERS)},
+        "fields": {name: encoder.fields[name] for name in fields},
+        "chunk_rows": chunk_rows(row_bytes, len(corpus)),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "timm", "zarr", "pillow", "numpy")},
+        },
+    }
+
+
+def _existing(path: Path, manifest: dict[str, Any], overwrite: bool) -> FeatureStore | None:
+    """The store at `path` if it is the one that `manifest` describes, finished or not.
+
+    Raises:
+        ValueError: another store is there, and `overwrite` is not set.
+    """
+    if not path.exists() or overwrite:
+        return None
+    store = FeatureStore(path)
+    for section, key in (("encoder", "fingerprint"), ("corpus", "digest"), ("views", None), ("fields", None)):
+        was, now = store.manifest[section], manifest[section]
+        was, now = (was.get(key), now[key]) if key else (was, now)
+        if was != now:
+            made = {
+                "encoder": f"by another encoder ({store.encoder_name}, fingerprint {str(was)[:8]}, not {str(now)[:8]})",
+                "corpus": "from other samples or labels (images were added, removed or renamed)",
+            }.get(section, f"with other {section} ({was}, not {now})")
+            raise ValueError(f"{path}: was made {made}; choose another --out, or replace it with --overwrite")
+    return store
+
+
+def _refuse_changed_images(store: FeatureStore, corpus: Corpus, pool: ThreadPoolExecutor) -> None:
+    """A finished store is reused only for the same image bytes."""
+
+    def changed(row: int) -> bool:
+        try:
+            return content_hash(corpus.read(row)) != store.content[row].tobytes()
+        except OSError:
+            return bool(store.content[row].any())
+
+    rows = [row for row, differs in enumerate(prefetch(changed, range(len(store)), pool, ahead=256)) if differs]
+    if rows:
+        raise ValueError(
+            f"{store.path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "
+            "choose another --out, or replace it with --overwrite"
+        )
+
+
+class _only_writer(filelock.FileLock):
+    """Held while a store is written; the operating system lets go of it when the process dies."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"{path}.lock", blocking=False)
+        self._store = path
+
+    def __enter__(self) -> "_only_writer":
+        try:
+            self.acquire()
+        except filelock.Timeout:
+            raise ValueError(
+                f"{self._store}: another process is writing this store; wait for it, or choose another --out"
+            ) from None
+        return self
+
+
+def resolve_device(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; known: auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

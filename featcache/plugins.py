@@ -1,0 +1,41 @@
+"""Plugins are files: the name of a module inside a plugin package is the name it is registered under.
+
+Other people's packages join through an entry-point group named like the plugin package, for example
+`[project.entry-points."featcache.encoders"]`. Nothing is imported until it is asked for by name.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from types import ModuleType
+
+
+def plugin_names(package: str) -> list[str]:
+    """Sorted names registered under `package` ("featcache.encoders"): its own files and entry points."""
+    own = {m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if m.name[0] != "_"}
+    return sorted(own | {entry.name for entry in entry_points(group=package)})
+
+
+def load_plugin(package: str, name: str) -> ModuleType:
+    """Import the plugin called `name`.
+
+    Raises:
+        ValueError: no plugin has that name; the message suggests near names.
+    """
+    if name not in plugin_names(package):
+        raise ValueError(f"unknown {package} {name!r}; {suggest(name, plugin_names(package))}")
+    for entry in entry_points(group=package):
+        if entry.name == name:
+            return entry.load()
+    return importlib.import_module(f"{package}.{name}")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The tail of an error message: the nearest known names, or all of them when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=4, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return f"known: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}"

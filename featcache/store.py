@@ -1,0 +1,442 @@
+"""FeatureStore: what an encoder saw of a corpus, as a Zarr v3 group of row-aligned arrays.
+
+On disk every array is cut into chunks of the same rows, so one chunk number names one unit of work:
+
+    STORE.zarr/
+      zarr.json                 the group; attribute `featcache` is the manifest
+      embedding/c/0/0/0 …       (N, V, D) float16: raw rows, then 4 bytes of crc32c
+      label, sample_id, content, view, reason …
+      state/c/0 …               0 pending · 1 ok · 2 failed
+
+A unit's `state` chunk is written last, after every other byte of the unit is on disk: its presence *is* the
+mark that the unit is done. Sealing adds row counts and a digest to the manifest; readers refuse anything else.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from jaxtyping import Int64, Shaped
+from zarr.codecs import Crc32cCodec
+
+from featcache.views import PARAMETERS
+
+FORMAT = 1
+PENDING, OK, FAILED = 0, 1, 2
+CHUNK_BYTES = 16 * 2**20
+"""No feature chunk is larger; the row count is the largest power of two that fits, so none is under half of it."""
+STATE = "state"
+
+
+def chunk_rows(row_bytes: int, rows: int) -> int:
+    """Rows a chunk, so that the widest array's chunks are 8–16 MiB (all of them when there are fewer rows)."""
+    fitting = max(1, CHUNK_BYTES // row_bytes)
+    return min(rows, 1 << (fitting.bit_length() - 1))
+
+
+def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
+    """Open a sealed store for reading.
+
+    Raises:
+        ValueError: `path` is no store, or extraction has not finished; the message names the remedy.
+    """
+    store = FeatureStore(path)
+    if not store.sealed:
+        done, total = store.chunks - len(store.pending_chunks()), store.chunks
+        raise ValueError(
+            f"{path}: extraction has not finished ({done} of {total} chunks done); "
+            "run the same `featcache extract` command again to resume it"
+        )
+    return store
+
+
+def create_store(
+    path: str | os.PathLike[str], manifest: Mapping[str, Any], *, overwrite: bool = False
+) -> "FeatureStore":
+    """Create an empty, unsealed store that holds `manifest` (see `FeatureStore.manifest`) and no rows yet.
+
+    The store appears under its name in one step, complete with its arrays' metadata.
+
+    Raises:
+        ValueError: something is already there (and, with `overwrite`, is not a store).
+    """
+    path = Path(path)
+    taken = path.exists() and any(path.iterdir() if path.is_dir() else [path])
+    if taken and not (overwrite and _is_store(path)):
+        raise ValueError(
+            f"{path}: already exists{'' if _is_store(path) else ' and is not a store'}; choose another --out"
+        )
+    building = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    group = zarr.create_group(building, attributes={"featcache": {"format": FORMAT, **manifest, "sealed": None}})
+    rows, views, per_chunk = manifest["corpus"]["rows"], manifest["views"]["count"], manifest["chunk_rows"]
+    layout: dict[str, tuple[tuple[int, ...], str]] = {
+        **{field: ((views, width), "float16") for field, width in manifest["fields"].items()},
+        "label": ((), "int64"),
+        "sample_id": ((), "string"),
+        "content": ((16,), "uint8"),
+        "view": ((views, len(PARAMETERS)), "float32"),
+        "reason": ((), "string"),
+        STATE: ((), "uint8"),
+    }
+    for name, (tail, dtype) in layout.items():
+        group.create_array(
+            name, shape=(rows, *tail), chunks=(per_chunk, *tail), dtype=dtype, compressors=[Crc32cCodec()], filters=None
+        )
+    _sync_tree(building)
+    if path.exists():
+        shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(building, path)
+    _sync_directory(path.parent)
+    return FeatureStore(path)
+
+
+class FeatureStore:
+    """One store on disk. `open_store` and `create_store` make these.
+
+    Raises:
+        ValueError: `path` holds no store of this format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        if not self.path.exists():
+            raise ValueError(
+                f"{path}: no such store; make one with `featcache extract CORPUS --teacher SPEC --out {path}`"
+            )
+        if not _is_store(self.path):
+            raise ValueError(
+                f"{path}: not a feature store; make one with `featcache extract CORPUS --teacher SPEC --out STORE`"
+            )
+        self._group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+        self.manifest: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
+        """encoder, corpus, views, fields, extraction, chunk_rows, versions, sealed: plain JSON values."""
+        if self.manifest.get("format") != FORMAT:
+            raise ValueError(
+                f"{path}: store format {self.manifest.get('format')}, this featcache reads {FORMAT}; extract it again"
+            )
+
+    # -- what it holds ------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Rows, failed ones included."""
+        return int(self.manifest["corpus"]["rows"])
+
+    @property
+    def sealed(self) -> bool:
+        return self.manifest["sealed"] is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """The encoder's fingerprint."""
+        return str(self.manifest["encoder"]["fingerprint"])
+
+    @property
+    def encoder_name(self) -> str:
+        return str(self.manifest["encoder"]["name"])
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.manifest["fields"]["embedding"])
+
+    @property
+    def views(self) -> int:
+        """Views a row."""
+        return int(self.manifest["views"]["count"])
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.manifest["corpus"]["class_names"]
+
+    @cached_property
+    def state(self) -> np.ndarray:
+        """(N,) uint8: 0 pending, 1 ok, 2 failed."""
+        return np.asarray(self._array(STATE)[:])
+
+    @cached_property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """(N,) index into `class_names`, -1 where there is none."""
+        return np.asarray(self._array("label")[:])
+
+    @cached_property
+    def sample_ids(self) -> np.ndarray:
+        """(N,) strings."""
+        return np.asarray(self._array("sample_id")[:])
+
+    @cached_property
+    def content(self) -> np.ndarray:
+        """(N, 16) uint8: 128-bit BLAKE2b of each encoded image."""
+        return np.asarray(self._array("content")[:])
+
+    @property
+    def ok(self) -> Int64[np.ndarray, " rows"]:
+        """Row numbers with features."""
+        return np.flatnonzero(self.state == OK)
+
+    @property
+    def failed(self) -> Int64[np.ndarray, " rows"]:
+        """Row numbers whose image could not be read; `reasons` says why."""
+        return np.flatnonzero(self.state == FAILED)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Sample id → why it failed."""
+        reason = np.asarray(self._array("reason")[:])
+        return {str(self.sample_ids[row]): str(reason[row]) for row in self.failed}
+
+    # -- reading rows -------------------------------------------------------------------------------------
+
+    def gather(
+        self, rows: Sequence[int] | np.ndarray, field: str = "embedding", view: int | np.ndarray = 0
+    ) -> np.ndarray:
+        """The given rows of a feature array, in the given order.
+
+        Args:
+            rows: (B,) row numbers, any order, repeats allowed.
+            field: name of a feature array.
+            view: one view number for all rows, or (B,), one for each.
+
+        Returns:
+            (B, D), in the stored dtype (float16).
+
+        Raises:
+            ValueError: no such field. IndexError: a row or view out of range.
+        """
+        if field not in self.manifest["fields"]:
+            raise ValueError(
+                f"{self.path}: no field {field!r}, only {', '.join(self.manifest['fields'])}; extract with --fields {field}"
+            )
+        rows = np.asarray(rows, np.int64)
+        view = np.broadcast_to(np.asarray(view, np.int64), rows.shape)
+        if rows.size and not (
+            rows.min() >= 0 and rows.max() < len(self) and view.min() >= 0 and view.max() < self.views
+        ):
+            raise IndexError(f"{self.path}: row or view out of range ({len(self)} rows, {self.views} views)")
+        width = self.manifest["fields"][field]
+        gathered = np.empty((len(rows), width), np.float16)
+        order = np.argsort(rows, kind="stable")
+        chunk, offset = np.divmod(rows[order], self.manifest["chunk_rows"])
+        starts = np.flatnonzero(np.r_[True, chunk[1:] != chunk[:-1]]) if rows.size else np.empty(0, np.int64)
+        for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+            here = order[start:stop]
+            gathered[here] = self._mapped(field, int(chunk[start]))[offset[start:stop], view[here]]
+        return gathered
+
+    def gather_portable(self, rows: Sequence[int] | np.ndarray, field: str = "embedding", view: int = 0) -> np.ndarray:
+        """`gather` through zarr's own indexing, checksums verified: the reference that `gather` must equal."""
+        return np.asarray(self._array(field).oindex[np.asarray(rows, np.int64), view])
+
+    def _map(self, field: str, chunk: int) -> np.memmap:
+        width, per_chunk = self.manifest["fields"][field], self.manifest["chunk_rows"]
+        return np.memmap(self._chunk_path(field, chunk), np.float16, mode="r", shape=(per_chunk, self.views, width))
+
+    @cached_property
+    def _mapped(self) -> Any:
+        """Maps are kept open, least recently used closed first, well under the usual limit of open files."""
+        return lru_cache(maxsize=512)(self._map)
+
+    # -- writing units ------------------------------------------------------------------------------------
+
+    @property
+    def chunks(self) -> int:
+        """Number of units of work."""
+        return -(-len(self) // int(self.manifest["chunk_rows"]))
+
+    def rows_of(self, chunk: int) -> range:
+        per_chunk = int(self.manifest["chunk_rows"])
+        return range(chunk * per_chunk, min((chunk + 1) * per_chunk, len(self)))
+
+    def pending_chunks(self) -> list[int]:
+        """Units that are not done yet."""
+        return [chunk for chunk in range(self.chunks) if not self._chunk_path(STATE, chunk).exists()]
+
+    def write_chunk(self, chunk: int, arrays: Mapping[str, Shaped[np.ndarray, "rows ..."]]) -> None:
+        """Write one whole unit, durably; when this returns it survives a power cut.
+
+        Args:
+            chunk: its number.
+            arrays: every array of the store, with this unit's rows.
+        """
+        rows = self.rows_of(chunk)
+        assert not self.sealed
+        assert set(arrays) == set(self._arrays())
+        for name in sorted(arrays, key=lambda name: name == STATE):  # state last
+            self._array(name)[rows.start : rows.stop] = arrays[name]
+            _sync_file(self._chunk_path(name, chunk), root=self.path)
+
+    def seal(self) -> None:
+        """Close the store to writers: row counts and a digest of every byte go into the manifest."""
+        assert not self.pending_chunks()
+        for leftover in self.path.rglob("*.partial"):
+            leftover.unlink()
+        counts = {"rows": len(self), "ok": len(self.ok), "failed": len(self.failed)}
+        self.manifest["sealed"] = {**counts, "digest": self._digest(counts)}
+        self._group.attrs["featcache"] = self.manifest
+        _sync_file(self.path / "zarr.json", root=self.path)
+
+    # -- checking -----------------------------------------------------------------------------------------
+
+    def verify(self) -> list[str]:
+        """Read every byte; one line for each thing wrong, none when the store is exactly as it was sealed."""
+        problems = []
+        expected = {f"{name}/zarr.json" for name in self._arrays()} | {"zarr.json"}
+        for name in self._arrays():
+            for chunk in range(self.chunks):
+                path, rows = self._chunk_path(name, chunk), self.rows_of(chunk)
+                expected.add(path.relative_to(self.path).as_posix())
+                where = f"{name} chunk {chunk} (rows {rows.start}–{rows.stop - 1})"
+                if not path.exists():
+                    problems.append(f"{where}: missing")
+                elif not _checksum_holds(path.read_bytes()):
+                    problems.append(f"{where}: checksum does not match its bytes")
+        found = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()}
+        problems += [f"{name}: missing" for name in sorted(expected - found) if name.endswith("zarr.json")]
+        problems += [f"{name}: not part of the store" for name in sorted(found - expected)]
+        if self.sealed and not problems:
+            counts = {key: self.manifest["sealed"][key] for key in ("rows", "ok", "failed")}
+            if self._digest(counts) != self.manifest["sealed"]["digest"]:
+                problems.append("manifest or array metadata: changed since the store was sealed")
+        return problems
+
+    def _digest(self, counts: Mapping[str, int]) -> str:
+        """Over the manifest, the array metadata, and the size and checksum trailer of every chunk."""
+        manifest = copy.deepcopy({**self.manifest, "sealed": counts})
+        digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16)
+        for path in sorted(p for p in self.path.rglob("*") if p.is_file() and p != self.path / "zarr.json"):
+            digest.update(f"\0{path.relative_to(self.path).as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes() if path.name == "zarr.json" else _trailer(path))
+        return digest.hexdigest()
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def _arrays(self) -> list[str]:
+        return [*self.manifest["fields"], "label", "sample_id", "content", "view", "reason", STATE]
+
+    def _array(self, name: str) -> zarr.Array:
+        with zarr.config.set({"array.write_empty_chunks": True}):  # an absent chunk means "not done", never "zeros"
+            array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    @cached_property
+    def _trailing_dims(self) -> dict[str, int]:
+        return {**dict.fromkeys(self.manifest["fields"], 2), "content": 1, "view": 2}
+
+    def _chunk_path(self, name: str, chunk: int) -> Path:
+        return self.path.joinpath(name, "c", str(chunk), *["0"] * self._trailing_dims.get(name, 0))
+
+
+def write_store(
+    path: str | os.PathLike[str],
+    embedding: Shaped[np.ndarray, "n d"] | Shaped[np.ndarray, "n v d"],
+    *,
+    labels: Sequence[int] | np.ndarray | None = None,
+    sample_ids: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    failed: Mapping[int, str] | None = None,
+    encoder_name: str = "arrays",
+    fingerprint: str = "arrays",
+    preprocess: Mapping[str, Any] | None = None,
+    per_chunk: int | None = None,
+) -> FeatureStore:
+    """A sealed store from arrays in memory: for embeddings that another program made.
+
+    Args:
+        path: where; must not exist.
+        embedding: (N, D), or (N, V, D) with V views; stored as float16.
+        labels: (N,) index into `class_names`; -1 for none.
+        sample_ids: (N,) unique strings; row numbers when left out.
+        failed: row → reason, for rows without features.
+        fingerprint: of the encoder that made the embeddings. Stores compare only when theirs are equal.
+        per_chunk: rows a chunk, by default 8–16 MiB of them.
+    """
+    embedding = np.asarray(embedding)
+    embedding = embedding[:, None] if embedding.ndim == 2 else embedding
+    rows, views, width = embedding.shape
+    labels = np.full(rows, -1) if labels is None else np.asarray(labels, np.int64)
+    ids = np.asarray([str(i) for i in range(rows)] if sample_ids is None else list(sample_ids), dtype=object)
+    reason = np.asarray([(failed or {}).get(i, "") for i in range(rows)], dtype=object)
+    manifest = {
+        "encoder": {"name": encoder_name, "fingerprint": fingerprint, "preprocess": dict(preprocess or {})},
+        "corpus": {"spec": None, "rows": rows, "class_names": list(class_names) if class_names is not None else None},
+        "views": {"count": views},
+        "fields": {"embedding": width},
+        "chunk_rows": per_chunk or chunk_rows(views * width * 2, rows),
+    }
+    store = create_store(path, manifest)
+    for chunk in range(store.chunks):
+        rows_here = slice(store.rows_of(chunk).start, store.rows_of(chunk).stop)
+        count = rows_here.stop - rows_here.start
+        store.write_chunk(
+            chunk,
+            {
+                "embedding": embedding[rows_here].astype(np.float16),
+                "label": labels[rows_here],
+                "sample_id": ids[rows_here],
+                "content": np.zeros((count, 16), np.uint8),
+                "view": np.zeros((count, views, len(PARAMETERS)), np.float32),
+                "reason": reason[rows_here],
+                STATE: np.where(reason[rows_here] == "", OK, FAILED).astype(np.uint8),
+            },
+        )
+    store.seal()
+    return store
+
+
+def iterate_blocks(store: FeatureStore, rows: np.ndarray, block: int = 8192, **gather: Any) -> Iterator[np.ndarray]:
+    """`store.gather` over `rows`, `block` of them at a time."""
+    for start in range(0, len(rows), block):
+        yield store.gather(rows[start : start + block], **gather)
+
+
+def _is_store(path: Path) -> bool:
+    try:
+        return "featcache" in json.loads((path / "zarr.json").read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _checksum_holds(chunk: bytes) -> bool:
+    return int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])
+
+
+def _trailer(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return file.read()
+
+
+def _sync_file(path: Path, *, root: Path) -> None:
+    """fsync a file and the directories between it and `root`: zarr renames atomically but never syncs."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    for directory in path.parents:
+        _sync_directory(directory)
+        if directory == root:
+            break
+
+
+def _sync_tree(root: Path) -> None:
+    for path in root.rglob("*"):
+        if path.is_file():
+            _sync_file(path, root=root)
+
+
+def _sync_directory(path: Path) -> None:
+    with contextlib.suppress(PermissionError):  # some network file systems refuse to open directories
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,144 @@
+"""Replayable views: what an encoder sees of an image, as a pure function of its bytes and a recipe.
+
+A view is a box in the decoded image plus a mirror flag. Both are drawn from (seed, sample id, view number)
+and nothing else, so any process, in any order, on any machine, in either stage, renders the same pixels.
+"""
+
+import hashlib
+import io
+import math
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from featcache.preprocess import Preprocess
+
+PARAMETERS = ("x0", "y0", "x1", "y1", "flip")
+"""Columns of the store's `view` array: the box in px of the decoded image, and 1 when mirrored."""
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """One drawn view: a box in px of the decoded image, whether it is mirrored, and whether it is view 0."""
+
+    box: tuple[float, float, float, float]
+    flip: bool = False
+    plain: bool = True
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        return (*self.box, float(self.flip))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """The recipe for a sample's views.
+
+    Attributes:
+        count: views a sample. View 0 is always the encoder's plain evaluation view.
+        augment: what views 1, 2, … are. "none": nothing, `count` must be 1. "flip": odd views mirror the
+            plain view. "rrc": random resized crop (area 0.35…1 of the image, aspect 3/4…4/3), mirrored with
+            probability 1/2.
+        seed: changes every drawn view.
+    """
+
+    count: int = 1
+    augment: Literal["none", "flip", "rrc"] = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.augment not in ("none", "flip", "rrc"):
+            raise ValueError(f"unknown augment {self.augment!r}; known: none, flip, rrc")
+        if self.count < 1 or (self.augment == "none") != (self.count == 1):
+            raise ValueError(
+                f"{self.count} views with augment {self.augment!r}: give --views 2 or more together with "
+                "--augment flip or rrc, or --views 1 alone"
+            )
+
+    def draw(self, size: tuple[int, int], preprocess: Preprocess, sample_id: str, view: int) -> View:
+        """The view numbered `view` of an image of `size` (width, height) px."""
+        if view == 0 or self.augment == "flip":
+            return View(_plain_box(size, preprocess), flip=view % 2 == 1, plain=True)
+        digest = hashlib.blake2b(f"{self.seed}\0{sample_id}\0{view}".encode(), digest_size=16).digest()
+        return _random_resized_crop(size, random.Random(int.from_bytes(digest, "little")))
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """Encoded image file → upright RGB image. EXIF orientation applied, 16-bit scaled to 8, alpha dropped.
+
+    Raises:
+        Exception: whatever Pillow raises on bytes that are no image, truncated, or decompression bombs.
+    """
+    image: Image.Image = Image.open(io.BytesIO(encoded))
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def render(image: Image.Image, view: View, preprocess: Preprocess) -> UInt8[np.ndarray, "size size 3"]:
+    """The view's pixels at `preprocess.size` px, RGB.
+
+    At the teacher's own size the plain view is byte-identical to torchvision's Resize + CenterCrop, which
+    timm and open_clip use. At any other size, and for random crops, the box is resampled once, straight
+    from the decoded image.
+    """
+    size, resample = preprocess.size, _RESAMPLING[preprocess.interpolation]
+    if view.plain and size == preprocess.crop:
+        (width, height), (left, top) = _resized(image.size, preprocess)
+        image = image.resize((width, height), resample).crop((left, top, left + size, top + size))
+    else:
+        image = image.resize((size, size), resample, box=view.box)
+    return np.asarray(ImageOps.mirror(image) if view.flip else image)
+
+
+def _resized(size: tuple[int, int], preprocess: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Resized (width, height) and the crop's (left, top), rounded as torchvision rounds them."""
+    (width, height), resize, crop = size, preprocess.resize, preprocess.crop
+    if preprocess.mode == "squash":
+        width = height = resize
+    elif width <= height:
+        width, height = resize, int(resize * height / width)
+    else:
+        width, height = int(resize * width / height), resize
+    return (width, height), (round((width - crop) / 2), round((height - crop) / 2))
+
+
+def _plain_box(size: tuple[int, int], preprocess: Preprocess) -> tuple[float, float, float, float]:
+    """The centre crop, mapped back to px of the decoded image."""
+    (width, height), (left, top) = _resized(size, preprocess)
+    x, y = size[0] / width, size[1] / height
+    return left * x, top * y, (left + preprocess.crop) * x, (top + preprocess.crop) * y
+
+
+def _random_resized_crop(size: tuple[int, int], rng: random.Random) -> View:
+    """Inception-style crop (Szegedy et al. 2015), the draw order of torchvision's RandomResizedCrop.
+
+    Only `rng.random()` is used: the one stream that Python promises never to change.
+    """
+    width, height = size
+    for _ in range(10):
+        area = width * height * (0.35 + 0.65 * rng.random())
+        aspect = math.exp((2 * rng.random() - 1) * math.log(4 / 3))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int((width - w + 1) * rng.random()), int((height - h + 1) * rng.random())
+            break
+    else:  # very long images: the largest centred square
+        w = h = min(size)
+        left, top = (width - w) // 2, (height - h) // 2
+    return View((left, top, left + w, top + h), flip=rng.random() < 0.5, plain=False)

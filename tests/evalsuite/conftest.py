@@ -1,0 +1,38 @@
+"""Small stores and arrays shared by the evaluators' tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from featcache.store import FeatureStore, write_store
+
+settings.register_profile("seeded", derandomize=True, deadline=None)
+settings.load_profile("seeded")
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
+    """`make_store(name, embedding, ...)` writes a sealed store under the test's own folder."""
+
+    def make(name: str, embedding: np.ndarray, **given: object) -> FeatureStore:
+        return write_store(tmp_path / f"{name}.zarr", embedding, **given)
+
+    return make
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def clusters(rng: np.random.Generator) -> Callable[..., np.ndarray]:
+    """`clusters(centres, rows)`: `rows` points around each centre, class by class, (classes × rows, d)."""
+
+    def draw(centres: np.ndarray, rows: int, spread: float = 0.3) -> np.ndarray:
+        return np.concatenate([c + spread * rng.normal(size=(rows, centres.shape[1])) for c in centres])
+
+    return draw

@@ -1,0 +1,132 @@
+import importlib
+
+import numpy as np
+import pytest
+
+import evalsuite.rows
+from evalsuite import knn
+
+
+def slow_ranking(bank, labels, query, k, temperature, own=None):
+    """Classes that got a vote, best first, for each query: DINOv2's rule row by row in float64."""
+    bank, query = (x.astype(np.float16).astype(np.float64) for x in (bank, query))
+    ranking = []
+    for i, q in enumerate(query):
+        cosine = bank @ q / np.linalg.norm(bank, axis=1) / np.linalg.norm(q)
+        if own is not None:
+            cosine[own[i]] = -np.inf
+        nearest = np.argsort(-cosine)[:k]
+        weights = np.exp(cosine[nearest] / temperature)
+        weights /= weights.sum()
+        votes = {c: weights[labels[nearest] == c].sum() for c in sorted(set(labels[nearest]))}
+        ranking.append(sorted(votes, key=lambda c: -votes[c]))
+    return ranking
+
+
+def shares(ranking, truth):
+    top1 = np.array([classes[0] == t for classes, t in zip(ranking, truth, strict=True)])
+    top5 = np.mean([t in classes[:5] for classes, t in zip(ranking, truth, strict=True)])
+    return top1.mean(), top5, np.mean([top1[truth == c].mean() for c in np.unique(truth)])
+
+
+@pytest.fixture
+def task(rng, clusters):
+    """Eight overlapping classes, numbered with gaps and of unequal size: all metrics differ."""
+    centres = rng.normal(size=(8, 6))
+    numbers = np.array([0, 1, 2, 4, 5, 7, 8, 10])
+    bank, query = clusters(centres, 15, spread=1.0), clusters(centres, 6, spread=1.0)[:-3]
+    return bank, np.repeat(numbers, 15), query, np.repeat(numbers, 6)[:-3]
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_equals_the_slow_vote(task, make_store, monkeypatch, temperature):
+    bank, bank_labels, query, truth = task
+    monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", 6 * 50)  # several blocks of bank rows
+    result = knn(
+        make_store("bank", bank, labels=bank_labels),
+        make_store("query", query, labels=truth),
+        k=(1, 10, 40),
+        temperature=temperature,
+    )
+    for k in (1, 10, 40):
+        expected = shares(slow_ranking(bank, bank_labels, query, k, temperature), truth)
+        names = (f"top1@{k}", f"top5@{k}", f"macro_top1@{k}")
+        assert [result.metrics[name].value for name in names] == pytest.approx(expected, abs=1e-12)
+        for name in names:
+            low, high = result.metrics[name].ci95
+            assert low <= result.metrics[name].value <= high
+    assert result.metrics["top1@10"].value < result.metrics["top5@10"].value
+    assert result.command == "knn"
+    assert result.parameters["k"] == [1, 10, 40]
+
+
+def test_query_and_votes_in_blocks_change_nothing(task, make_store, monkeypatch):
+    bank, query = make_store("bank", task[0], labels=task[1]), make_store("query", task[2], labels=task[3])
+    whole = knn(bank, query, k=(5, 20))
+    module = importlib.import_module("evalsuite.knn")  # the attribute `evalsuite.knn` is the function
+    monkeypatch.setattr(module, "_QUERY_FLOATS", 6 * 7)
+    monkeypatch.setattr(module, "_VOTE_FLOATS", 8 * 3)
+    assert knn(bank.path, query.path, k=(5, 20)) == whole
+
+
+def test_the_same_store_leaves_each_row_out(task, make_store):
+    bank, labels = task[:2]
+    store = make_store("bank", bank, labels=labels)
+    result = knn(store, store.path, k=[5])
+    expected = shares(slow_ranking(bank, labels, bank, 5, 0.07, own=np.arange(len(bank))), labels)
+    assert result.metrics["top1@5"].value == pytest.approx(expected[0], abs=1e-12)
+    assert result.metrics["top1@5"].value < 1
+    assert result.parameters["exclude_self"] is True
+
+
+def test_labels_are_matched_by_class_name(make_store):
+    axes = np.eye(3)
+    bank = make_store("bank", axes, labels=[0, 1, 2], class_names=["ant", "bee", "cat"])
+    query = make_store("query", axes[[1, 2]], labels=[0, 1], class_names=["bee", "cat"])
+    assert knn(bank, query, k=[1]).metrics["top1@1"].value == 1
+    unnamed = make_store("unnamed", axes[[1, 2]], labels=[0, 1])
+    assert knn(bank, unnamed, k=[1]).metrics["top1@1"].value == 0  # by number
+
+
+def test_an_unknown_class_is_refused_only_when_it_has_rows(make_store):
+    bank = make_store("bank", np.eye(2), labels=[0, 1], class_names=["ant", "bee"])
+    names = ["bee", "dog"]
+    assert knn(bank, make_store("a", np.eye(2)[[1]], labels=[0], class_names=names), k=[1]).metrics["top1@1"].value == 1
+    with pytest.raises(ValueError, match=r"b\.zarr has 1 classes that .*bank\.zarr does not know \(dog\)"):
+        knn(bank, make_store("b", np.eye(2), labels=[0, 1], class_names=names), k=[1])
+    with pytest.raises(ValueError, match="two classes of one name"):
+        knn(bank, make_store("c", np.eye(2), labels=[0, 1], class_names=["bee", "bee"]), k=[1])
+
+
+def test_failed_and_unlabelled_rows_are_left_out_and_counted(make_store):
+    """Rows 0 and 1 of the bank would win with the wrong label if they were used."""
+    near = np.array([1.0, 0.0])
+    bank = make_store("bank", np.array([near, near, near, [0, 1]]), labels=[1, -1, 0, 1], failed={0: "truncated"})
+    query = make_store("query", np.array([near, near, near]), labels=[0, -1, 5], failed={})
+    result = knn(bank, query, k=[1])
+    assert result.metrics["top1@1"].value == 0.5  # row 0 right; row 2 has a class without bank rows
+    assert result.metrics["top5@1"].value == 0.5
+    assert (result.inputs["bank"]["rows"], result.inputs["bank"]["failed"]) == (2, 1)
+    assert (result.inputs["bank"]["unlabelled"], result.inputs["query"]["unlabelled"]) == (1, 1)
+    assert result.inputs["query"]["unreachable"] == 1
+    assert result.inputs["bank"]["path"] == str(bank.path)
+
+
+def test_wrong_input_names_the_store_and_the_remedy(make_store):
+    bank = make_store("bank", np.eye(4), labels=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"k=5 exceeds the bank .*bank\.zarr, which has 4 .* use k of at most 4"):
+        knn(bank, make_store("query", np.eye(4), labels=[0, 1, 2, 3]), k=(1, 5))
+    with pytest.raises(ValueError, match="itself left out; use k of at most 3"):
+        knn(bank, bank, k=[4])
+    with pytest.raises(ValueError, match="at least 1"):
+        knn(bank, bank, k=[0])
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        knn(bank, bank, k=[1], temperature=0.0)
+    with pytest.raises(ValueError, match=r"bare\.zarr has no labels; extract"):
+        knn(bank, make_store("bare", np.eye(4)), k=[1])
+    with pytest.raises(ValueError, match=r"other\.zarr was made by encoder .*extract both with the same encoder"):
+        knn(bank, make_store("other", np.eye(4), labels=[0, 1, 2, 3], fingerprint="x"), k=[1])
+    with pytest.raises(ValueError, match="5 dimensions"):
+        knn(bank, make_store("wide", np.eye(5), labels=range(5)), k=[1])
+    with pytest.raises(ValueError, match=r"lost\.zarr has no usable row \(2 of 2 failed\)"):
+        knn(bank, make_store("lost", np.eye(4)[:2], labels=[0, 1], failed={0: "no", 1: "no"}), k=[1])

@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import auc, precision_recall_curve, recall_score, roc_auc_score, roc_curve
+
+from evalsuite.metrics import (
+    aupr_in,
+    aupr_out,
+    auroc,
+    bootstrap_accuracy,
+    bootstrap_macro_accuracy,
+    bootstrap_ood_metrics,
+    fpr95_id,
+    fpr95_ood,
+    interval95,
+    macro_accuracy,
+    ood_metrics,
+)
+
+tied = st.sampled_from([-1.5, -1.0, 0.0, 0.25, 0.5, 1.0, 3.0])
+finite = st.floats(-1e6, 1e6)
+scores = st.one_of(
+    arrays(np.float64, st.integers(1, 60), elements=tied),
+    arrays(np.float64, st.integers(1, 60), elements=finite),
+)
+
+
+def pooled(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.repeat([0, 1], [len(id_scores), len(ood_scores)]), np.concatenate([id_scores, ood_scores])
+
+
+def trapezoid_aupr(is_positive: np.ndarray, score: np.ndarray) -> float:
+    precision, recall, _ = precision_recall_curve(is_positive, score)
+    return auc(recall, precision)
+
+
+def fpr_at_95(is_positive: np.ndarray, score: np.ndarray, drop_intermediate: bool = False) -> float:
+    """OpenOOD's formula."""
+    fpr, tpr, _ = roc_curve(is_positive, score, drop_intermediate=drop_intermediate)
+    return fpr[np.argmax(tpr >= 0.95)]
+
+
+@given(scores, scores)
+def test_metrics_equal_scikit_learn(id_scores, ood_scores):
+    is_ood, score = pooled(id_scores, ood_scores)
+    assert auroc(id_scores, ood_scores) == pytest.approx(roc_auc_score(is_ood, score), abs=1e-12)
+    assert aupr_out(id_scores, ood_scores) == pytest.approx(trapezoid_aupr(is_ood, score), abs=1e-12)
+    assert aupr_in(id_scores, ood_scores) == pytest.approx(trapezoid_aupr(1 - is_ood, -score), abs=1e-12)
+    assert fpr95_ood(id_scores, ood_scores) == fpr_at_95(is_ood, score)
+    assert fpr95_id(id_scores, ood_scores) == fpr_at_95(1 - is_ood, -score)
+
+
+@given(scores, scores)
+def test_fpr_is_the_least_over_thresholds(id_scores, ood_scores):
+    """The words of the definitions, threshold by threshold."""
+    thresholds = np.concatenate([id_scores, ood_scores])
+    accepts = [t for t in thresholds if 20 * (id_scores <= t).sum() >= 19 * len(id_scores)]
+    rejects = [t for t in thresholds if 20 * (ood_scores >= t).sum() >= 19 * len(ood_scores)]
+    assert fpr95_id(id_scores, ood_scores) == min((ood_scores <= t).mean() for t in accepts)
+    assert fpr95_ood(id_scores, ood_scores) == min((id_scores >= t).mean() for t in rejects)
+
+
+def test_fpr95_ood_is_openoods_on_untied_scores(rng):
+    id_scores, ood_scores = rng.normal(size=300), rng.normal(1, 1, size=200)
+    expected = fpr_at_95(*pooled(id_scores, ood_scores), drop_intermediate=True)
+    assert fpr95_ood(id_scores, ood_scores) == expected
+    assert fpr95_id(id_scores, ood_scores) != expected  # the two conventions differ
+
+
+def test_orientation_and_golden_values():
+    low, high = np.array([0.0, 1.0]), np.array([2.0, 3.0])
+    assert ood_metrics(low, high) == {"auroc": 1, "aupr_in": 1, "aupr_out": 1, "fpr95_id": 0, "fpr95_ood": 0}
+    reversed_ = ood_metrics(high, low)
+    assert (reversed_["auroc"], reversed_["fpr95_id"], reversed_["fpr95_ood"]) == (0, 1, 1)
+    assert auroc(np.array([0.0, 1.0, 1.0]), np.array([1.0, 2.0])) == 5 / 6  # 4 wins and 2 ties among 6 pairs
+
+
+def test_all_tied_is_chance():
+    same = np.ones(7)
+    assert auroc(same, same[:3]) == 0.5
+    assert fpr95_id(same, same[:3]) == fpr95_ood(same, same[:3]) == 1
+
+
+def test_infinite_scores_are_ordered():
+    assert auroc(np.array([-np.inf, 0.0]), np.array([np.inf, np.inf])) == 1
+
+
+@pytest.mark.parametrize("metric", [auroc, aupr_in, aupr_out, fpr95_id, fpr95_ood, ood_metrics, bootstrap_ood_metrics])
+def test_bad_scores_are_named(metric):
+    good, empty, nan = np.array([0.0, 1.0]), np.array([]), np.array([0.0, np.nan])
+    for bad, reason in ((empty, "empty"), (nan, "1 NaN")):
+        with pytest.raises(ValueError, match=f"id_scores.*{reason}"):
+            metric(bad, good)
+        with pytest.raises(ValueError, match=f"ood_scores.*{reason}"):
+            metric(good, bad)
+
+
+@pytest.mark.parametrize("decimals", [0, 12])
+def test_bootstrap_equals_scikit_learn_on_the_same_resamples(rng, decimals):
+    """Redraw the same rows from the documented streams and measure each resample the slow way."""
+    id_scores, ood_scores = rng.normal(size=30).round(decimals), rng.normal(1, 1, size=20).round(decimals)
+    fast = bootstrap_ood_metrics(id_scores, ood_scores, resamples=25, seed=5, stream=2)
+    id_draws = np.random.default_rng([5, 0]).integers(30, size=(25, 30))
+    ood_draws = np.random.default_rng([5, 3]).integers(20, size=(25, 20))
+    for i in range(25):
+        is_ood, score = pooled(id_scores[id_draws[i]], ood_scores[ood_draws[i]])
+        assert fast["auroc"][i] == pytest.approx(roc_auc_score(is_ood, score), abs=1e-12)
+        assert fast["aupr_out"][i] == pytest.approx(trapezoid_aupr(is_ood, score), abs=1e-12)
+        assert fast["aupr_in"][i] == pytest.approx(trapezoid_aupr(1 - is_ood, -score), abs=1e-12)
+        assert fast["fpr95_ood"][i] == fpr_at_95(is_ood, score)
+        assert fast["fpr95_id"][i] == fpr_at_95(1 - is_ood, -score)
+
+
+def test_bootstrap_does_not_depend_on_the_block_size(rng, monkeypatch):
+    id_scores, ood_scores = rng.normal(size=31), rng.normal(size=17)
+    whole = bootstrap_ood_metrics(id_scores, ood_scores, resamples=20)
+    monkeypatch.setattr("evalsuite.metrics._BLOCK_SCORES", 3 * (31 + 17))
+    for name, values in bootstrap_ood_metrics(id_scores, ood_scores, resamples=20).items():
+        np.testing.assert_array_equal(values, whole[name])
+
+
+def test_bootstrap_interval_of_auroc_agrees_with_theory(rng):
+    """Its spread matches Hanley and McNeil's variance of the AUROC of two normals, within a tenth."""
+    id_scores, ood_scores = rng.normal(size=800), rng.normal(1, 1, size=600)
+    a = auroc(id_scores, ood_scores)
+    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
+    variance = (a * (1 - a) + 599 * (q1 - a * a) + 799 * (q2 - a * a)) / (800 * 600)
+    low, high = interval95(bootstrap_ood_metrics(id_scores, ood_scores)["auroc"])
+    assert low < a < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.1)
+
+
+def test_accuracy_intervals(rng):
+    correct = rng.random(400) < 0.8
+    samples = bootstrap_accuracy(correct, seed=1)
+    p = correct.mean()
+    low, high = interval95(samples)
+    assert low < p < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 400), rel=0.1)
+    np.testing.assert_array_equal(samples, bootstrap_accuracy(correct, seed=1))
+    assert not np.array_equal(samples, bootstrap_accuracy(correct, seed=2))
+
+
+def test_macro_accuracy_is_macro_recall(rng):
+    truth, predicted = rng.integers(0, 4, size=50) * 3, rng.integers(0, 4, size=50) * 3
+    expected = recall_score(truth, predicted, average="macro")
+    assert macro_accuracy(truth == predicted, truth) == pytest.approx(expected, abs=1e-12)
+
+
+def test_macro_bootstrap_weighs_classes_equally(rng):
+    """A big class always right, a small one right half the time: mean 0.75, spread from the small one."""
+    labels = np.repeat([0, 7], [900, 40])
+    correct = np.ones(940, dtype=bool)
+    correct[900::2] = False
+    samples = bootstrap_macro_accuracy(correct, labels, resamples=4000)
+    assert samples.mean() == pytest.approx(0.75, abs=0.005)
+    assert samples.std() == pytest.approx(np.sqrt(0.25 / 40) / 2, rel=0.1)
+
+
+def test_empty_accuracy_is_refused():
+    with pytest.raises(ValueError, match="correct is empty"):
+        bootstrap_accuracy(np.zeros(0, dtype=bool))
+    with pytest.raises(ValueError, match="correct is empty"):
+        macro_accuracy(np.zeros(0, dtype=bool), np.zeros(0, dtype=int))

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+
+import evalsuite.rows
+from evalsuite import Result, ood
+from evalsuite.detectors import load
+from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics
+
+
+@pytest.fixture
+def arrays(rng, clusters):
+    """ID train, ID test, one near and two far sets, overlapping enough that no metric is saturated."""
+    centres = 2 * rng.normal(size=(4, 6))
+    return {
+        "train": clusters(centres, 20, spread=1.0),
+        "test": clusters(centres, 8, spread=1.0),
+        "near": clusters(centres[:2] + rng.normal(size=6), 10, spread=1.0),
+        "far_a": clusters(2 * rng.normal(size=(2, 6)), 9, spread=1.0),
+        "far_b": clusters(-centres[:1], 12, spread=1.0),
+    }
+
+
+@pytest.fixture
+def stores(arrays, make_store):
+    return {name: make_store(name, x) for name, x in arrays.items()}
+
+
+def slow_knn_score(train, x, k):
+    train, x = (a.astype(np.float16).astype(np.float64) for a in (train, x))
+    cosine = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (train / np.linalg.norm(train, axis=1, keepdims=True)).T
+    return 1 - np.sort(cosine, axis=1)[:, -k]
+
+
+def run(stores, **given):
+    return ood(
+        id_train=stores["train"],
+        id_test=stores["test"],
+        near={"n": stores["near"]},
+        far={"a": stores["far_a"], "b": stores["far_b"]},
+        **given,
+    )
+
+
+@pytest.mark.parametrize(("spec", "k"), [("knn", 50), ("knn:k=1", 1)])
+def test_values_and_intervals_equal_the_slow_way(arrays, stores, monkeypatch, spec, k):
+    monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", 6 * 7)  # scores are computed 7 rows at a time
+    result = run(stores, detectors=[spec], seed=3)
+    score = {name: slow_knn_score(arrays["train"], x, k) for name, x in arrays.items()}
+    resampled = []
+    for stream, (group, name, ood_set) in enumerate(
+        [("near", "n", "near"), ("far", "a", "far_a"), ("far", "b", "far_b")]
+    ):
+        expected = ood_metrics(score["test"], score[ood_set])
+        resampled.append(bootstrap_ood_metrics(score["test"], score[ood_set], seed=3, stream=stream))
+        for metric, value in expected.items():
+            got = result.metrics[f"{spec}/{group}/{name}/{metric}"]
+            assert got.value == pytest.approx(value, abs=1e-12)
+            assert got.ci95 == pytest.approx(interval95(resampled[-1][metric]), abs=1e-12)
+    for metric in ("auroc", "aupr_in", "aupr_out", "fpr95_id", "fpr95_ood"):
+        a, b = (result.metrics[f"{spec}/far/{name}/{metric}"].value for name in "ab")
+        mean = result.metrics[f"{spec}/far/mean/{metric}"]
+        assert mean.value == pytest.approx((a + b) / 2, abs=1e-12)
+        assert mean.ci95 == pytest.approx(interval95((resampled[1][metric] + resampled[2][metric]) / 2), abs=1e-12)
+        assert result.metrics[f"{spec}/near/mean/{metric}"] == result.metrics[f"{spec}/near/n/{metric}"]
+    assert len(result.metrics) == 5 * (3 + 2)
+    assert 0.5 < result.metrics[f"{spec}/far/b/auroc"].value < 1
+    assert result.parameters["detectors"] == {spec: {"k": k}}
+
+
+def test_k_reaches_detectors_whose_spec_does_not_set_it(stores):
+    result = run(stores, detectors=("knn", "knn: k = 1"), k=7, resamples=5)
+    assert result.parameters["detectors"] == {"knn": {"k": 7}, "knn:k=1": {"k": 1}}
+    assert result.metrics["knn/near/n/auroc"] != result.metrics["knn:k=1/near/n/auroc"]
+
+
+def test_an_ignored_k_warns(stores, monkeypatch):
+    monkeypatch.setattr("evalsuite.detectors.load", lambda name: _Norm)
+    with pytest.warns(UserWarning, match="k=7 is ignored"):
+        run(stores, detectors=["norm"], k=7, resamples=5)
+
+
+class _Norm:
+    """A detector without arguments."""
+
+    def fit(self, bank):
+        return self
+
+    def score(self, features):
+        return np.linalg.norm(features, axis=1)
+
+
+class _Broken(_Norm):
+    def fit(self, bank):
+        raise RuntimeError("out of luck")
+
+
+class _NotANumber(_Norm):
+    def score(self, features):
+        return np.full(len(features), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(_Broken, "RuntimeError: out of luck"), (_NotANumber, "ValueError: .*NaN")]
+)
+def test_a_failing_detector_does_not_lose_the_others(stores, monkeypatch, broken, reason):
+    expected = run(stores, detectors=["knn"], resamples=5)
+    monkeypatch.setattr("evalsuite.detectors.load", lambda name: broken if name == "broken" else load(name))
+    with pytest.warns(RuntimeWarning, match=f"broken failed.*{reason}"):
+        result = run(stores, detectors=["broken", "knn"], resamples=5)
+    assert result.metrics == expected.metrics
+    assert list(result.parameters["failed_detectors"]) == ["broken"]
+    with (
+        pytest.warns(RuntimeWarning, match="broken"),
+        pytest.raises(ValueError, match="every detector failed .*broken"),
+    ):
+        run(stores, detectors=["broken"])
+
+
+def test_all_failing_names_the_bank(stores):
+    with (
+        pytest.warns(RuntimeWarning, match="k=81"),
+        pytest.raises(ValueError, match=r"k=81 .*train\.zarr, which has 80 rows; use k from 1 to 80"),
+    ):
+        run(stores, k=81)
+
+
+def test_inputs_are_recorded(stores, make_store, rng, tmp_path):
+    train = make_store("gaps", rng.normal(size=(60, 6)), failed={3: "truncated"})
+    result = ood(id_train=train.path, id_test=stores["test"], far={"a": stores["far_a"]}, resamples=5)
+    assert (result.inputs["id_train"]["rows"], result.inputs["id_train"]["failed"]) == (59, 1)
+    assert result.inputs["far"]["a"]["path"] == str(stores["far_a"].path)
+    assert result.inputs["near"] == {}
+    assert not any(name.startswith("knn/near") for name in result.metrics)
+    assert Result.read(result.write(tmp_path / "ood.json")) == result
+
+
+def test_wrong_input_names_the_store_and_the_remedy(stores, make_store):
+    train, test = stores["train"], stores["test"]
+    empty = make_store("empty", np.ones((1, 6)), failed={0: "truncated"})
+    foreign = make_store("foreign", np.ones((4, 6)), fingerprint="another")
+    narrow = make_store("narrow", np.ones((4, 5)))
+    for bad, message in (
+        (empty, r"empty\.zarr has no usable row .*extract it again"),
+        (foreign, r"foreign\.zarr was made by encoder .*extract both"),
+        (narrow, r"narrow\.zarr was made by .*5 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ood(id_train=train, id_test=test, near={"x": bad})
+    with pytest.raises(ValueError, match="no OOD set"):
+        ood(id_train=train, id_test=test)
+    with pytest.raises(ValueError, match="both id_train and id_test"):
+        ood(id_train=train, id_test=train.path, near={"x": test})
+    for name in ("mean", "a/b", ""):
+        with pytest.raises(ValueError, match="cannot name an OOD set"):
+            ood(id_train=train, id_test=test, far={name: stores["far_a"]})
+    with pytest.raises(ValueError, match="no detector was given"):
+        run(stores, detectors=[])
+    with pytest.raises(ValueError, match="'knn' is given twice"):
+        run(stores, detectors=["knn", " knn"])

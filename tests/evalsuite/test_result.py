@@ -1,0 +1,86 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from evalsuite import Metric, Result
+from evalsuite.result import versions
+
+
+@pytest.fixture
+def result():
+    return Result(
+        "knn",
+        {"bank": {"path": "photos-é.zarr", "rows": 3}},
+        {"k": [1], "temperature": 0.07},
+        {"top1@1": Metric(0.1 + 0.2, (0.25, 1 / 3)), "gram_pearson": Metric(-1.0)},
+        versions(),
+    )
+
+
+def test_json_follows_the_contract(result):
+    record = json.loads(result.to_json())
+    assert list(record) == ["command", "inputs", "parameters", "metrics", "versions"]
+    assert record["metrics"]["top1@1"] == {"value": 0.1 + 0.2, "ci95": [0.25, 1 / 3]}
+    assert record["metrics"]["gram_pearson"] == {"value": -1.0, "ci95": None}
+    assert {"python", "numpy"} <= record["versions"].keys()
+
+
+def test_write_and_read_are_inverse(result, tmp_path):
+    path = result.write(tmp_path / "new" / "folder" / "r.json")
+    assert Result.read(path) == result
+    assert [p.name for p in path.parent.iterdir()] == ["r.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(result, tmp_path, monkeypatch):
+    path = result.write(tmp_path / "r.json")
+    before = path.read_bytes()
+    result.command = "other"
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        result.write(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_refused(result, bad):
+    with pytest.raises(ValueError, match="finite"):
+        Metric(bad)
+    with pytest.raises(ValueError, match="finite"):
+        Metric(0.5, (0.1, bad))
+    result.parameters["temperature"] = bad
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        result.to_json()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"command": "knn", "metrics": {"a": 1}}', '{"metrics": []}'])
+def test_other_files_are_refused_by_name(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json is not a result file"):
+        Result.read(path)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import evalsuite",
+        "import evalsuite.knn, evalsuite.ood, evalsuite.fidelity",
+        "from evalsuite.ood import ood",
+    ],
+)
+def test_functions_are_exported_in_any_import_order_and_nothing_heavy_is_loaded(imports):
+    check = (
+        f"{imports}\nimport sys\nimport evalsuite\nfrom evalsuite.knn import knn\n"
+        "assert evalsuite.knn is knn and callable(evalsuite.ood) and callable(evalsuite.fidelity)\n"
+        "slow = {'torch', 'faiss', 'zarr', 'sklearn', 'distill', 'rich', 'typer'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
