@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-screen = Console(stderr=True)  # progress and remarks; results go to stdout
+screen = Console(stderr=True, soft_wrap=True)  # progress and remarks, never wrapped; results go to stdout
 results = Console()
 
 HELP: dict[str, Any] = {
@@ -193,7 +193,7 @@ def verify(store: StorePath, to_json: Json = None) -> None:
         problems.append("extraction has not finished; run the same `featcache extract` command again")
     _write_json({"command": "verify", "store": str(store), "problems": problems}, to_json)
     for problem in problems:
-        screen.print(f"[red]{store}[/]: {problem}", highlight=False, soft_wrap=True)
+        screen.print(f"[red]{store}[/]: {problem}", highlight=False)
     if problems:
         raise typer.Exit(1)
     screen.print(f"[green]whole[/] {store}: {_rows(opened)}")
@@ -505,7 +505,11 @@ def _show(result: Any, to_json: str | None) -> None:
 
 @contextmanager
 def bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar with count, elapsed time and ETA; yields update(done, total, remark, description)."""
+    """Progress with count, elapsed time and ETA; yields update(done, total, remark, description).
+
+    A live bar on a terminal; elsewhere (a log file, a cluster) a line every 30 seconds.
+    """
+    began = said = time.monotonic()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -514,12 +518,23 @@ def bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[remark]}"),
     )
     with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=screen, transient=True
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
     ) as progress:
         task = progress.add_task(description, total=None, remark="")
 
         def update(done: int, total: int, remark: str = "", now: str = description) -> None:
+            nonlocal said
             progress.update(task, completed=done, total=total, remark=remark, description=now)
+            if not screen.is_terminal and time.monotonic() - said > 30:
+                said = time.monotonic()
+                eta = (said - began) * (total - done) / max(done, 1)
+                screen.print(f"{now} {done:,}/{total:,} {unit} · {remark} · ETA {eta:,.0f} s", highlight=False)
 
         yield update
 
@@ -557,7 +572,7 @@ def _write_json(summary: dict[str, Any], to: str | None) -> None:
 
 def _run_shown(command: str) -> None:
     """Print a command, then run exactly that."""
-    screen.print(f"[bold cyan]$[/] {command}", highlight=False, soft_wrap=True)
+    screen.print(f"[bold cyan]$[/] {command}", highlight=False)
     program, *arguments = shlex.split(command)
     {"featcache": featcache_app, "distill": distill_app, "evalsuite": evalsuite_app}[program](
         arguments, standalone_mode=False
@@ -577,7 +592,7 @@ def _run(app: typer.Typer) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FEATCACHE_DEBUG"):
             raise
-        screen.print(f"[red]error:[/] {' '.join(str(error).split())}", highlight=False, soft_wrap=True)
+        screen.print(f"[red]error:[/] {' '.join(str(error).split())}", highlight=False)
         sys.exit(2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         screen.print(

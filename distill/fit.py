@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from distill.pairs import Pairs
+from distill.pairs import Pairs, teacher_preprocess
 from distill.run import Run
 from distill.students import make_student
 from featcache.allocator import keep_freed_memory
@@ -20,7 +20,6 @@ from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import normalise
 from featcache.extract import resolve_device
 from featcache.plugins import load_plugin, suggest
-from featcache.preprocess import Preprocess
 from featcache.store import FeatureStore, open_store
 
 
@@ -58,7 +57,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"unknown precision {self.precision!r}; known: auto, fp32, bf16")
@@ -134,7 +133,7 @@ def fit(
         keep_freed_memory()
 
     torch.manual_seed(settings.seed)
-    teacher = Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
+    teacher = teacher_preprocess(store)
     student, preprocess, record = make_student(
         settings.student,
         teacher,

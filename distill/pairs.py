@@ -34,6 +34,7 @@ class Pairs:
     """
 
     def __init__(self, store: FeatureStore, corpus: Corpus, preprocess: Preprocess, workers: int | None = None):
+        self._teacher = teacher_preprocess(store)
         sample_of = {sample_id: i for i, sample_id in enumerate(corpus.ids)}
         missing = [str(store.sample_ids[row]) for row in store.ok if store.sample_ids[row] not in sample_of]
         if missing:
@@ -41,14 +42,9 @@ class Pairs:
                 f"{corpus.spec} does not match {store.path}: it lacks {len(missing)} of the store's {len(store.ok)} samples "
                 f"(first: {missing[0]}); give the corpus that the store was extracted from"
             )
-        if not store.manifest["encoder"].get("preprocess"):
-            raise ValueError(
-                f"{store.path}: does not record how its images were cropped, so they cannot be replayed; extract it with featcache"
-            )
         self.store, self.corpus, self.preprocess = store, corpus, preprocess
         self.rows = store.ok
         self._sample = np.array([sample_of[sample_id] for sample_id in store.sample_ids[self.rows]])
-        self._teacher = Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
         recipe = {key: store.manifest["views"][key] for key in ("count", "augment", "seed")}
         self._recipe = Views(**recipe)
         shape = (len(self.rows), store.views, preprocess.size, preprocess.size, 3)
@@ -82,9 +78,10 @@ class Pairs:
 
     def _pixels(self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
         if self._memory is None:
-            return np.stack(list(readers.map(self.render, batch, views)))
+            return np.stack(list(readers.map(self.render, batch.tolist(), views.tolist())))
         fresh = np.flatnonzero(~self._held[batch, views])
-        for i, pixels in zip(fresh, readers.map(self.render, batch[fresh], views[fresh]), strict=True):
+        rendered = readers.map(self.render, batch[fresh].tolist(), views[fresh].tolist())
+        for i, pixels in zip(fresh, rendered, strict=True):
             self._memory[batch[i], views[i]] = pixels
         self._held[batch[fresh], views[fresh]] = True
         return self._memory[batch, views]
@@ -103,5 +100,19 @@ class Pairs:
             )
         image = decode(encoded)
         return render(
-            image, self._recipe.draw(image.size, self._teacher, self.corpus.ids[sample], int(view)), self.preprocess
+            image, self._recipe.draw(image.size, self._teacher, self.corpus.ids[sample], view), self.preprocess
         )
+
+
+def teacher_preprocess(store: FeatureStore) -> Preprocess:
+    """Of the encoder that made `store`.
+
+    Raises:
+        ValueError: the store does not record it, or not the views, so its images cannot be replayed.
+    """
+    record = store.manifest["encoder"].get("preprocess")
+    if not record or "augment" not in store.manifest["views"]:
+        raise ValueError(
+            f"{store.path}: does not record how its images were cropped, so they cannot be replayed; extract it with featcache"
+        )
+    return Preprocess.from_dict(record)

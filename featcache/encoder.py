@@ -120,6 +120,8 @@ def read_weights(path: str) -> dict[str, Any]:
         raise ValueError(
             f"{path}: not a weights file that loads without unpickling code ({type(error).__name__}); convert it to .safetensors"
         ) from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__}, not a state dict; save `model.state_dict()`")
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]

@@ -1,5 +1,6 @@
 """Stage one: run a frozen encoder once over a corpus and keep what it saw."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -115,8 +116,12 @@ def extract(
     path = Path(out) if out is not None else default_store_path(manifest)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_writer(path), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with contextlib.ExitStack() as held:
+        pool = held.enter_context(ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))))
         store = _existing(path, manifest, overwrite)
+        if store is None or not store.sealed:
+            held.enter_context(_only_writer(path))
+            store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
         if store is not None and store.sealed:
             _refuse_changed_images(store, corpus, pool)
             return store
@@ -125,7 +130,7 @@ def extract(
         kept = store.manifest["extraction"] if store is not None else {}
         batch = kept.get("batch_size") or batch_size or (256 if device == "cuda" else 16)
         probe = _probe(corpus, recipe, encoder)
-        chosen = choose_precision(encoder, probe, kept.get("precision", precision), device)
+        chosen = choose_precision(encoder, probe, kept.get("precision", precision), device, recorded=bool(kept))
         if store is None:
             manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
             store = create_store(path, manifest, overwrite=overwrite)

@@ -53,7 +53,9 @@ CANDIDATES = {
 }
 
 
-def choose_precision(encoder: "Encoder", pixels: Tensor, requested: str, device: str) -> dict[str, Any]:
+def choose_precision(
+    encoder: "Encoder", pixels: Tensor, requested: str, device: str, *, recorded: bool = False
+) -> dict[str, Any]:
     """Move `encoder` to `device` in the fastest faithful precision that `requested` admits.
 
     Args:
@@ -61,6 +63,7 @@ def choose_precision(encoder: "Encoder", pixels: Tensor, requested: str, device:
         pixels: probe batch, uint8 (B, S, S, 3).
         requested: "auto", "fp32", "bf16", "fp16", or the exact name of a candidate (as a manifest records it).
         device: "cpu" or "cuda".
+        recorded: `requested` is what a manifest records, so "fp32" is that one candidate and not its kind.
 
     Returns:
         The record for the manifest: {"precision": name, "cosine": smallest cosine to fp32 on the probe}.
@@ -75,7 +78,7 @@ def choose_precision(encoder: "Encoder", pixels: Tensor, requested: str, device:
         candidate
         for candidate in CANDIDATES.values()
         if requested == candidate.name
-        or (requested in kinds and candidate.name.startswith(requested))
+        or (requested in kinds and candidate.name.startswith(requested) and not recorded)
         or (requested == "auto" and (device == "cuda" or candidate.weights != torch.float16))
     ]
     reference = encoder.to(device).encode(pixels)["embedding"]

@@ -15,6 +15,7 @@ mark that the unit is done. Sealing adds row counts and a digest to the manifest
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -228,7 +229,7 @@ class FeatureStore:
         order = np.argsort(rows, kind="stable")
         chunk, offset = np.divmod(rows[order], self.manifest["chunk_rows"])
         starts = np.flatnonzero(np.r_[True, chunk[1:] != chunk[:-1]]) if rows.size else np.empty(0, np.int64)
-        for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        for start, stop in itertools.pairwise([*starts, len(order)]):
             here = order[start:stop]
             gathered[here] = self._mapped(field, int(chunk[start]))[offset[start:stop], view[here]]
         return gathered
@@ -408,7 +409,7 @@ def _is_store(path: Path) -> bool:
 
 
 def _checksum_holds(chunk: bytes) -> bool:
-    return int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])
+    return len(chunk) > 4 and int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])
 
 
 def _trailer(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from featcache.preprocess import Preprocess
 
@@ -80,7 +80,10 @@ def decode(encoded: bytes) -> Image.Image:
     Raises:
         Exception: whatever Pillow raises on bytes that are no image, truncated, or decompression bombs.
     """
-    image: Image.Image = Image.open(io.BytesIO(encoded))
+    try:
+        image: Image.Image = Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError:  # Pillow's message holds a memory address, other in every run
+        raise UnidentifiedImageError(f"not an image that Pillow knows ({len(encoded)} bytes)") from None
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
@@ -141,4 +144,4 @@ def _random_resized_crop(size: tuple[int, int], rng: random.Random) -> View:
     else:  # very long images: the largest centred square
         w = h = min(size)
         left, top = (width - w) // 2, (height - h) // 2
-    return View((left, top, left + w, top + h), flip=rng.random() < 0.5, plain=False)
+    return View((float(left), float(top), float(left + w), float(top + h)), flip=rng.random() < 0.5, plain=False)

@@ -113,9 +113,9 @@ def test_bad_input_is_refused(rng):
     bank = rng.normal(size=(5, 3))
     with pytest.raises(ValueError, match="at least 1"):
         search([bank], bank, 0)
-    with pytest.raises(ValueError, match="k=6 .* 5 rows"):
+    with pytest.raises(ValueError, match=r"k=6 .* 5 rows"):
         search([bank], bank, 6)
-    with pytest.raises(ValueError, match="k=5 .* left out"):
+    with pytest.raises(ValueError, match=r"k=5 .* left out"):
         search([bank], bank, 5, exclude_self=np.arange(5))
     with pytest.raises(ValueError, match="3 dimensions, queries 2"):
         search(iter([bank]), bank[:, :2], 1)

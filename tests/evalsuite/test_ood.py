@@ -111,7 +111,7 @@ def test_a_failing_detector_does_not_lose_the_others(stores, monkeypatch, broken
     assert list(result.parameters["failed_detectors"]) == ["broken"]
     with (
         pytest.warns(RuntimeWarning, match="broken"),
-        pytest.raises(ValueError, match="every detector failed .*broken"),
+        pytest.raises(ValueError, match=r"every detector failed .*broken"),
     ):
         run(stores, detectors=["broken"])
 

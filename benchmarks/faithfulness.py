@@ -1,0 +1,86 @@
+"""Does the student keep the teacher's angles? TinTeM against Proteus, on CIFAR-10, equal in all else.
+
+Teacher EfficientNet-Lite0; student `tiny`; trained on the 10,000 images of one CIFAR-10 shard; tested on 5,000 held-out
+ones; OOD are 5,000 Tiny-ImageNet photographs at 32 px. Prints a Markdown table, mean ± sd over seeds. Interrupted, it
+goes on where it was.
+
+    python benchmarks/faithfulness.py --epochs 30 --seeds 3
+"""
+
+import statistics
+
+from photographs import arguments, resized, unpacked
+
+import distill
+import evalsuite
+import featcache
+
+TEACHER = "builtin/efficientnet_lite0"
+METRICS = {
+    "kNN top-1 (k = 20)": "top1@20",
+    "AUROC (k = 1)": "knn:k=1/near/tin/auroc",
+    "AUROC (k = 50)": "knn:k=50/near/tin/auroc",
+    "Gram correlation": "gram_pearson",
+    "CKA (debiased)": "cka_debiased",
+}
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", default="proteus,tintem")
+    options = parser.parse_args()
+    work = options.work
+    images = {
+        "train": unpacked("cifar10-train-0", options.data, work),
+        "test": unpacked("cifar10-test-half", options.data, work),
+        "tin": resized(unpacked("tiny-imagenet-val-half", options.data, work), 32),
+    }
+
+    def stores(name: str, encoder: str) -> dict[str, featcache.FeatureStore]:
+        return {
+            part: featcache.extract(str(folder), encoder, work / "stores" / f"{name}-{part}.zarr")
+            for part, folder in images.items()
+        }
+
+    teacher = stores("teacher", TEACHER)
+    table = {"teacher": [measure(teacher, teacher)]}
+    for method in options.methods.split(","):
+        for seed in range(options.seeds):
+            name = f"{method}-{options.epochs}-{seed}"
+            out = work / "runs" / name
+            distill.fit(
+                teacher["train"], str(images["train"]), out=out, student="tiny", method=method,
+                epochs=options.epochs, seed=seed, resume=True,
+            )  # fmt: skip
+            table.setdefault(method, []).append(measure(stores(name, f"run:{out}"), teacher))
+            print(f"{name}: " + "  ".join(f"{k} {v:.3f}" for k, v in table[method][-1].items()), flush=True)
+
+    print("\n| encoder | " + " | ".join(METRICS) + " |\n|---" * (len(METRICS) + 1) + "|")
+    for name, runs in table.items():
+        cells = [[run[metric] for run in runs] for metric in METRICS]
+        print(f"| {name} | " + " | ".join(mean_sd(values) for values in cells) + " |")
+
+
+def measure(encoder: dict[str, featcache.FeatureStore], teacher: dict[str, featcache.FeatureStore]) -> dict[str, float]:
+    found = [
+        evalsuite.knn(encoder["train"], encoder["test"], k=[20]),
+        evalsuite.ood(
+            id_train=encoder["train"],
+            id_test=encoder["test"],
+            near={"tin": encoder["tin"]},
+            detectors=["knn:k=1", "knn:k=50"],
+        ),
+        evalsuite.fidelity(teacher["test"], encoder["test"]),
+    ]
+    metrics = {key: metric.value for result in found for key, metric in result.metrics.items()}
+    return {title: metrics[key] for title, key in METRICS.items()}
+
+
+def mean_sd(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

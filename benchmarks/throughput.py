@@ -1,0 +1,93 @@
+"""How close `extract` comes to the bare encoder, and where the rest goes.
+
+Both sides in one run, in turn, on the same images, batch and precision: (A) `featcache.extract`, from JPEG files to a
+sealed store; (B) a loop of forward passes over tensors already in memory. Prints the ratio A/B of images/s, pair by pair.
+
+    python benchmarks/throughput.py --rounds 3
+"""
+
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from photographs import arguments, unpacked
+
+import featcache
+from featcache.allocator import keep_freed_memory
+from featcache.encoder import normalise
+from featcache.extract import Progress
+from featcache.precision import CANDIDATES
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--teacher", default="builtin/efficientnet_lite0")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=500)
+    options = parser.parse_args()
+    for name in ("cifar10-test-half", "imagenet-samples-250"):
+        corpus = Some(featcache.open_corpus(str(unpacked(name, options.data, options.work))), options.images)
+        ratios = []
+        for _ in range(options.rounds):
+            speed, at, precision, batch = extracted(corpus, options.teacher, options.work / "throughput.zarr")
+            bare = forward_only(options.teacher, precision, batch, seconds=at.encode)
+            ratios.append(speed / bare)
+            spent = at.wait + at.encode + at.write
+            print(
+                f"{name}: extract {speed:.1f} images/s, bare forward {bare:.1f} ({precision}, batch {batch}), ratio {ratios[-1]:.3f}; "
+                f"of extract's time: waiting for pixels {at.wait / spent:.1%}, encoder {at.encode / spent:.1%}, writing {at.write / spent:.1%}",
+                flush=True,
+            )
+        print(f"{name}: median ratio {statistics.median(ratios):.3f}")
+
+
+class Some:
+    """The first images of a corpus."""
+
+    def __init__(self, corpus: featcache.Corpus, count: int):
+        step = max(1, len(corpus) // count)
+        self._rows = list(range(0, len(corpus), step))[:count]
+        self._corpus, self.spec, self.class_names = corpus, corpus.spec, corpus.class_names
+        self.ids = [corpus.ids[row] for row in self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, i: int) -> bytes:
+        return self._corpus.read(self._rows[i])
+
+    def label(self, i: int) -> int:
+        return self._corpus.label(self._rows[i])
+
+
+def extracted(corpus: Some, teacher: str, out: Path) -> tuple[float, Progress, str, int]:
+    shutil.rmtree(out, ignore_errors=True)
+    seen: list[Progress] = []
+    store = featcache.extract(corpus, teacher, out, progress=lambda at: seen.append(at))
+    extraction = store.manifest["extraction"]
+    return seen[-1].images_per_second, seen[-1], extraction["precision"], extraction["batch_size"]
+
+
+@torch.inference_mode()
+def forward_only(teacher: str, precision: str, batch: int, seconds: float) -> float:
+    keep_freed_memory()
+    encoder = featcache.load_encoder(teacher)
+    size, mode = encoder.preprocess.size, CANDIDATES[precision]
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu", mode)
+    pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=encoder.device)
+    images = normalise(pixels, encoder.preprocess).to(mode.weights, memory_format=mode.memory_format)
+    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=mode.autocast):
+        encoder.module(images)
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            encoder.module(images)
+            count += batch
+    if encoder.device.type == "cuda":
+        torch.cuda.synchronize()
+    return count / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

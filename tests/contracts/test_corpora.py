@@ -1,0 +1,118 @@
+"""What every registered corpus must be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featcache.corpus import Corpus, open_corpus
+from featcache.plugins import plugin_names
+from featcache.views import decode
+
+
+def folder(root: Path) -> str:
+    """Two classes, one image without a class, and things that are no images."""
+    for i, name in enumerate(["b/2.png", "b/1.JPG", "a/deep/er/0.png", "loose.webp", "a/notes.txt", ".hidden/1.png"]):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("no image")
+        else:
+            Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(path)
+    (root / "b/._1.png").write_bytes(b"no image")
+    return str(root)
+
+
+def digits(root: Path) -> str:
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    return "digits:test"
+
+
+SPECS: dict[str, Callable[[Path], str]] = {"digits": digits, "folder": folder}
+"""How to make a small corpus of each kind in an empty folder. A new kind adds a line here."""
+
+NAMES = plugin_names("featcache.corpora")
+
+
+def test_every_registered_corpus_is_under_this_contract():
+    assert set(SPECS) >= set(NAMES), "add the new corpus to SPECS"
+
+
+@pytest.fixture(params=NAMES)
+def spec(request, tmp_path):
+    return SPECS[request.param](tmp_path)
+
+
+@pytest.fixture
+def corpus(spec):
+    return open_corpus(spec)
+
+
+def test_it_is_a_corpus(corpus):
+    assert isinstance(corpus, Corpus)
+    assert len(corpus) == len(corpus.ids) > 0
+
+
+def test_its_spec_opens_the_same_corpus(corpus):
+    again = open_corpus(corpus.spec)
+    assert list(again.ids) == list(corpus.ids)
+    assert again.class_names == corpus.class_names
+    assert [again.label(i) for i in range(len(again))] == [corpus.label(i) for i in range(len(corpus))]
+    assert again.read(0) == corpus.read(0)
+
+
+def test_ids_are_unique_strings(corpus):
+    assert all(isinstance(sample_id, str) and sample_id for sample_id in corpus.ids)
+    assert len(set(corpus.ids)) == len(corpus)
+
+
+def test_reading_is_deterministic_and_gives_encoded_images(corpus):
+    rows = sorted({0, len(corpus) // 2, len(corpus) - 1})
+    first = {i: corpus.read(i) for i in rows}
+    assert {i: corpus.read(i) for i in reversed(rows)} == first
+    assert all(isinstance(data, bytes) and decode(data).mode == "RGB" for data in first.values())
+
+
+def test_labels_index_class_names(corpus):
+    labels = [corpus.label(i) for i in range(len(corpus))]
+    classes = len(corpus.class_names or [])
+    assert all(type(label) is int and -1 <= label < classes for label in labels)
+    assert set(labels) - {-1} == set(range(classes))
+
+
+def test_folder_labels_are_its_first_level_sub_folders(tmp_path):
+    corpus = open_corpus(folder(tmp_path))
+    assert corpus.ids == ["a/deep/er/0.png", "b/1.JPG", "b/2.png", "loose.webp"]
+    assert corpus.class_names == ["a", "b"]
+    assert [corpus.label(i) for i in range(4)] == [0, 1, 1, -1]
+    assert corpus.read(2) == (tmp_path / "b/2.png").read_bytes()
+
+
+def test_digits_are_scikit_learns_scans():
+    datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
+    scans, train, test = datasets.load_digits(), open_corpus("digits:train"), open_corpus("digits:test")
+    assert (len(train), len(test)) == (1347, 450)
+    assert [c.label(i) for c in (train, test) for i in range(len(c))] == scans.target.tolist()
+    for row, corpus, i in ((0, train, 0), (1346, train, 1346), (1347, test, 0), (1796, test, 449)):
+        np.testing.assert_allclose(np.asarray(decode(corpus.read(i)))[..., 0] / 255 * 16, scans.images[row], atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere/at/all", "no such folder; give a directory of images"),
+        ("digit:test", r"unknown featcache.corpora 'digit'; did you mean digits\?"),
+        ("digits:validation", "no such split; give digits:train or digits:test"),
+    ],
+)
+def test_a_corpus_that_is_not_there_is_refused_with_the_remedy(spec, message):
+    with pytest.raises(ValueError, match=message):
+        open_corpus(spec)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"no images in this folder \(looked for .*\.jpg"):
+        open_corpus(str(tmp_path))

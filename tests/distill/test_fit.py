@@ -1,0 +1,404 @@
+import importlib
+import json
+import math
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distill.fit import FitConfig, fit, learning_rate
+from distill.pairs import Pairs
+from distill.run import KEEP, Run
+from distill.students import make_student
+from featcache.corpus import open_corpus
+from featcache.encoder import load_encoder, normalise
+from featcache.extract import extract
+from featcache.preprocess import Preprocess
+from featcache.store import write_store
+
+EPOCHS, BATCH, IMAGES, TEACHER, STUDENT = 3, 16, 64, 12, 8
+STEPS = EPOCHS * IMAGES // BATCH
+FIT_MODULE = importlib.import_module("distill.fit")  # the package's attribute of that name is the function
+SPEED = ("images_per_second", "wait_share")
+
+
+@pytest.fixture(scope="module")
+def train(store, images):
+    """`train(out, ...)`: a small fit into `out`, fields and arguments as given."""
+
+    def train(out: Path, **given):
+        few = {"mapping_steps": 3, "mapping_batch_size": 16} if given.get("method", "tintem") == "tintem" else {}
+        arguments = {
+            "student": "tiny",
+            "embedding_dim": STUDENT,
+            "image_size": 16,
+            "epochs": EPOCHS,
+            "batch_size": BATCH,
+            "method_options": few,
+            "device": "cpu",
+            **given,
+        }
+        return fit(store, str(images), out=out, **arguments)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
+    """One run with the student that it trained and the progress it told; tests only read it."""
+    told, made = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FIT_MODULE, "make_student", lambda *a, **k: made.append(make_student(*a, **k)) or made[-1])
+        run = train(tmp_path_factory.mktemp("run") / "a", progress=told.append)
+    return SimpleNamespace(run=run, path=run.path, told=told, student=made[0][0], preprocess=made[0][1])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_speed(metrics: list[dict]) -> list[dict]:
+    assert all(speed in record for record in metrics for speed in SPEED)
+    return [{key: value for key, value in record.items() if key not in SPEED} for record in metrics]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(stage: str, done: int):
+    def progress(at):
+        if (at.stage, at.done) == (stage, done):
+            raise Interrupted
+
+    return progress
+
+
+def test_the_run_folder_holds_what_the_contract_names(finished):
+    found = set(files(finished.path))
+    events = {name for name in found if name.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    assert found - events == {
+        "config.toml",
+        "student.safetensors",
+        "student.json",
+        "mapping.safetensors",
+        "metrics.jsonl",
+        "checkpoints/epoch-00002.pt",
+        "checkpoints/epoch-00003.pt",
+    }
+    assert KEEP == 2
+
+
+def test_config_is_fully_resolved(finished, store, images):
+    assert tomllib.loads((finished.path / "config.toml").read_text()) == {
+        "student": "tiny",
+        "method": "tintem",
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "lr": 3e-3,
+        "weight_decay": 0.05,
+        "seed": 0,
+        "embedding_dim": STUDENT,
+        "image_size": 16,
+        "pretrained": False,
+        "precision": "auto",
+        "method_options": {"mapping_steps": 3, "mapping_batch_size": 16},
+        "store": str(store.path),
+        "corpus": str(images),
+        "teacher": store.fingerprint,
+    }
+
+
+def test_student_record(finished):
+    assert json.loads((finished.path / "student.json").read_text()) == {
+        "architecture": "tiny",
+        "embedding_dim": STUDENT,
+        "preprocess": {
+            "resize": 18,
+            "crop": 16,
+            "size": 16,
+            "interpolation": "bicubic",
+            "mode": "shortest",
+            "mean": [0.4, 0.5, 0.6],
+            "std": [0.2, 0.25, 0.3],
+        },
+        "method": "tintem",
+        "teacher": "test/one_convolution",
+    }
+
+
+def test_saved_weights_are_the_trained_ones(finished):
+    saved, trained = load_file(finished.path / "student.safetensors"), finished.student.state_dict()
+    last = torch.load(finished.path / "checkpoints" / "epoch-00003.pt", weights_only=True)
+    assert saved.keys() == trained.keys() == last["student"].keys()
+    assert all(torch.equal(saved[key], trained[key]) and torch.equal(saved[key], last["student"][key]) for key in saved)
+
+
+def test_saved_mapping_is_the_one_that_the_metrics_describe(finished):
+    mapping = load_file(finished.path / "mapping.safetensors")
+    assert {key: tuple(value.shape) for key, value in mapping.items()} == {"weight": (STUDENT, TEACHER)}
+    singular = np.linalg.svd(mapping["weight"].numpy(), compute_uv=False)
+    for record in finished.run.metrics:
+        assert record["mapping/singular_max"] == pytest.approx(singular.max(), rel=1e-5)
+        assert record["mapping/singular_min"] == pytest.approx(singular.min(), rel=1e-5)
+
+
+def test_one_metrics_record_an_epoch_and_the_loss_falls(finished):
+    lines = (finished.path / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert metrics == finished.run.metrics
+    assert [record["epoch"] for record in metrics] == [1, 2, 3]
+    assert metrics[0]["loss"] > 1.1 * metrics[-1]["loss"]
+    assert metrics[-1]["lr"] == 0
+
+
+def test_tensorboard_shows_the_same_metrics(finished):
+    board = EventAccumulator(str(finished.path))
+    board.Reload()
+    metrics = finished.run.metrics
+    assert set(board.Tags()["scalars"]) == metrics[0].keys()
+    for name in metrics[0]:
+        events = board.Scalars(name)
+        assert [event.step for event in events] == [1, 2, 3]
+        assert [event.value for event in events] == pytest.approx([record[name] for record in metrics], rel=1e-6)
+
+
+def test_progress_is_told_after_every_step(finished):
+    assert [(at.stage, at.done, at.total) for at in finished.told] == [
+        *(("mapping", done, 3) for done in (1, 2, 3)),
+        *(("training", done, STEPS) for done in range(1, STEPS + 1)),
+    ]
+    at_epoch_ends = [at.loss for at in finished.told if at.stage == "training"][STEPS // EPOCHS - 1 :: STEPS // EPOCHS]
+    assert at_epoch_ends == pytest.approx([record["loss"] for record in finished.run.metrics], rel=1e-6)
+    assert all(0 <= at.wait <= 1 for at in finished.told)
+
+
+def test_the_loss_is_of_the_very_pairs_and_the_saved_mapping(train, store, images, tmp_path):
+    """One step of all samples: the logged loss is the untrained student's, recomputed here."""
+    run = train(tmp_path / "run", epochs=1, batch_size=IMAGES, seed=3)
+    torch.manual_seed(3)
+    teacher = Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
+    student, preprocess, _ = make_student("tiny", teacher, embedding_dim=STUDENT, image_size=16, pretrained=False)
+    pixels, embedding = next(Pairs(store, open_corpus(str(images)), preprocess).epoch(0, batch_size=IMAGES, seed=3))
+    scaled = (pixels / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3]
+    with torch.no_grad():
+        output = student.train()(torch.from_numpy(scaled.transpose(0, 3, 1, 2)).float()).numpy()
+    target = embedding.astype(np.float64) @ load_file(run.path / "mapping.safetensors")["weight"].numpy().T
+    cosine = (output * target).sum(1) / np.linalg.norm(output, axis=1) / np.linalg.norm(target, axis=1)
+    assert run.metrics[0]["loss"] == pytest.approx((1 - cosine).mean(), rel=1e-4)
+
+
+def test_the_seed_decides_everything(finished, train, tmp_path):
+    again, other = train(tmp_path / "again", workers=1), train(tmp_path / "other", seed=1)
+    for name in ("student.safetensors", "mapping.safetensors", "student.json"):
+        assert (again.path / name).read_bytes() == (finished.path / name).read_bytes(), name
+    assert without_speed(again.metrics) == without_speed(finished.run.metrics)
+    assert (other.path / "student.safetensors").read_bytes() != (finished.path / "student.safetensors").read_bytes()
+    assert other.metrics[0]["loss"] != again.metrics[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "done", "checkpoints"),
+    [
+        ("mapping", 2, []),
+        ("training", 3, []),
+        ("training", 6, ["epoch-00001.pt"]),
+        ("training", 12, ["epoch-00001.pt", "epoch-00002.pt"]),
+    ],
+)
+def test_an_interrupted_run_ends_as_if_it_had_never_been(finished, train, tmp_path, stage, done, checkpoints):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", progress=interrupt_at(stage, done))
+    run = Run(tmp_path / "run")
+    assert not run.finished
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == checkpoints
+    assert without_speed(run.metrics) == without_speed(finished.run.metrics[: len(checkpoints)])
+    before = files(run.path)
+    with pytest.raises(ValueError, match="holds this run, unfinished; continue it with --resume"):
+        train(run.path)
+    assert files(run.path) == before
+    told = []
+    assert train(run.path, resume=True, progress=told.append).finished
+    assert [at.done for at in told if at.stage == "training"] == list(range(4 * len(checkpoints) + 1, STEPS + 1))
+    for name in ("student.safetensors", "mapping.safetensors", "student.json", "config.toml"):
+        assert (run.path / name).read_bytes() == (finished.path / name).read_bytes(), name
+    assert without_speed(run.metrics) == without_speed(finished.run.metrics)
+
+
+def test_heads_that_train_with_the_student_are_resumed_too(train, tmp_path):
+    whole = train(tmp_path / "whole", method="proteus", epochs=2)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", method="proteus", epochs=2, progress=interrupt_at("training", 6))
+    resumed = train(tmp_path / "run", method="proteus", epochs=2, resume=True)
+    assert without_speed(resumed.metrics) == without_speed(whole.metrics)
+    assert whole.metrics[1]["loss"] < whole.metrics[0]["loss"]
+    assert (resumed.path / "student.safetensors").read_bytes() == (whole.path / "student.safetensors").read_bytes()
+
+
+def test_an_interruption_of_a_resumed_run_is_nothing_special(finished, train, tmp_path):
+    for done in (6, 10):
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", resume=True, progress=interrupt_at("training", done))
+    resumed = train(tmp_path / "run", resume=True)
+    assert (resumed.path / "student.safetensors").read_bytes() == (finished.path / "student.safetensors").read_bytes()
+    board = EventAccumulator(str(resumed.path))
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3]
+
+
+def test_another_configuration_is_refused_with_the_difference(finished, train):
+    before = files(finished.path)
+    for resume in (False, True):
+        with pytest.raises(
+            ValueError, match=r"another configuration \(epochs: 3 there, 4 here, lr: 0\.003 there, 0\.1 here\)"
+        ):
+            train(finished.path, epochs=4, lr=0.1, resume=resume)
+    assert files(finished.path) == before
+
+
+def test_a_folder_of_something_else_is_refused_untouched(train, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train(tmp_path, resume=True)
+    assert files(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_a_finished_run_is_returned_untrained(finished, train):
+    before = files(finished.path)
+    for resume in (False, True):
+        told = []
+        run = train(finished.path, resume=resume, progress=told.append)
+        assert (run.path, run.finished, told) == (finished.path, True, [])
+    assert files(finished.path) == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
+    finished, train, tmp_path, monkeypatch
+):
+    def explode_in_the_second_epoch(step, steps, peak):
+        return learning_rate(step, steps, peak) if step < STEPS // EPOCHS else 1e30
+
+    monkeypatch.setattr(FIT_MODULE, "learning_rate", explode_in_the_second_epoch)
+    with pytest.raises(RuntimeError, match=r"the loss became nan in epoch 2; lower lr"):
+        train(tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert not run.finished
+    assert [record["epoch"] for record in run.metrics] == [1]
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["epoch-00001.pt"]
+    state = run.load_checkpoint()
+    assert state["epoch"] == 1
+    assert all(weight.isfinite().all() for weight in state["student"].values())
+
+
+def test_too_large_a_learning_rate_leaves_no_student(train, tmp_path):
+    with pytest.raises(RuntimeError, match="the loss became nan in epoch 1"):
+        train(tmp_path / "run", lr=1e30)
+    assert not (tmp_path / "run" / "student.json").exists()
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_learning_rate_golden_values():
+    """21 steps: two of warm-up, then cos 0°, 60°, 90°, 120° and 180° at steps 2, 8, 11, 14 and 20."""
+    at = {step: learning_rate(step, 21, 4.0) for step in range(21)}
+    assert [at[step] for step in (0, 1, 2, 8, 11, 14, 20)] == pytest.approx([2, 4, 4, 3, 2, 1, 0])
+    assert all(at[step] > at[step + 1] for step in range(2, 20))
+    assert learning_rate(0, 1, 4.0) == 4.0
+
+
+def test_the_finished_run_is_an_encoder(finished):
+    encoder = load_encoder(f"run:{finished.path}")
+    assert encoder.preprocess == finished.preprocess
+    assert encoder.embedding_dim == STUDENT
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8))
+    student = finished.student.to(memory_format=torch.contiguous_format).eval()  # the layout of fp32 encoding
+    with torch.inference_mode():
+        expected = student(normalise(pixels, finished.preprocess).contiguous())
+    assert torch.equal(encoder.encode(pixels)["embedding"], expected)
+    assert expected.std(dim=0).min() > 0
+
+
+def test_an_unfinished_run_is_no_encoder(train, tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", progress=interrupt_at("mapping", 1))
+    with pytest.raises(ValueError, match=r"holds no finished student"):
+        load_encoder(f"run:{tmp_path / 'run'}")
+
+
+def test_a_timm_student_with_a_projection(train, images, tmp_path):
+    run = train(tmp_path / "run", student="timm/resnet10t", image_size=32, epochs=1, batch_size=32)
+    encoder = load_encoder(f"run:{run.path}")
+    assert encoder.preprocess == Preprocess(
+        resize=18, crop=16, size=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    assert load_file(run.path / "student.safetensors")["projection.weight"].shape == (STUDENT, 512)
+    seen = extract(open_corpus(str(images)), encoder, tmp_path / "student.zarr", device="cpu", precision="fp32")
+    assert seen.gather(range(IMAGES)).shape == (IMAGES, STUDENT)
+    assert np.isfinite(seen.gather(range(IMAGES))).all()
+
+
+def test_bf16_is_close_to_fp32(train, tmp_path):
+    loss = {
+        precision: train(tmp_path / precision, precision=precision, epochs=1, batch_size=IMAGES).metrics[0]["loss"]
+        for precision in ("fp32", "bf16")
+    }
+    assert loss["bf16"] == pytest.approx(loss["fp32"], abs=0.02)
+    assert loss["bf16"] != loss["fp32"]
+
+
+def test_store_and_corpus_may_be_opened_already(finished, train, store, images, tmp_path):
+    run = fit(
+        str(store.path),
+        open_corpus(str(images)),
+        out=tmp_path / "run",
+        device="cpu",
+        student="tiny",
+        embedding_dim=STUDENT,
+        image_size=16,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        method_options={"mapping_steps": 3, "mapping_batch_size": 16},
+    )
+    assert (run.path / "student.safetensors").read_bytes() == (finished.path / "student.safetensors").read_bytes()
+    assert run.config == finished.run.config
+
+
+def test_nothing_is_written_when_store_and_corpus_do_not_fit(store, images, make_images, tmp_path):
+    fewer = make_images(tmp_path / "fewer", 5)
+    with pytest.raises(ValueError, match="lacks 59 of the store's 64 samples"):
+        fit(store, str(fewer), out=tmp_path / "run", student="tiny", device="cpu")
+    bare = write_store(tmp_path / "bare.zarr", np.eye(64, 4), sample_ids=list(store.sample_ids))
+    with pytest.raises(ValueError, match="cannot be replayed; extract it with featcache"):
+        fit(bare, str(images), out=tmp_path / "run", student="tiny", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "tintm"}, "unknown distill.methods 'tintm'; did you mean tintem"),
+        ({"method_options": {"mapping_step": 3}}, "tintem has no option 'mapping_step'; did you mean mapping_steps"),
+        ({"method": "proteus", "method_options": {"lr": 1.0}}, "proteus has no option 'lr'; it has none"),
+        ({"method_options": {"student_dim": 3}}, "tintem has no option 'student_dim'"),
+        ({"epochs": -1}, "epochs must be greater than 0, got -1"),
+        ({"epochs": 0}, "epochs must be greater than 0, got 0"),
+        ({"batch_size": 0}, "batch_size must be greater than 0, got 0"),
+        ({"lr": 0.0}, "lr must be greater than 0, got 0.0"),
+        ({"lr": math.nan}, "lr must be greater than 0, got nan"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'; known: auto, fp32, bf16"),
+    ],
+    ids=str,
+)
+def test_wrong_configurations_are_refused_on_creation(given, message):
+    with pytest.raises(ValueError, match=message):
+        FitConfig(student="tiny", **given)
+
+
+def test_the_student_has_to_be_named():
+    with pytest.raises(TypeError, match="student"):
+        FitConfig()

@@ -1,0 +1,208 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from distill.objectives import TEMPERATURES, cosines, match, relation_kl
+
+STYLES = [(True, True), (True, False), (False, True), (False, False)]
+
+
+def unit(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    x = rng.normal(size=(rows, dim))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def gram(x: np.ndarray) -> np.ndarray:
+    return x @ x.T
+
+
+def test_the_papers_temperatures():
+    assert pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.10]) == TEMPERATURES
+
+
+@pytest.mark.parametrize(("symmetric", "mask_diagonal"), STYLES)
+@pytest.mark.parametrize("temperatures", [(1.0,), (0.1,), (0.01,), (0.05, 0.3, 2.0), TEMPERATURES], ids=str)
+def test_relation_kl_equals_the_formula_in_loops(rng, slow_relation_kl, symmetric, mask_diagonal, temperatures):
+    target, output = gram(unit(rng, 9, 5)), gram(unit(rng, 9, 3))
+    style = {"temperatures": temperatures, "symmetric": symmetric, "mask_diagonal": mask_diagonal}
+    expected = slow_relation_kl(target, output, **style)
+    assert expected > 1e-3
+    double = relation_kl(torch.from_numpy(target), torch.from_numpy(output), **style)
+    single = relation_kl(torch.from_numpy(target).float(), torch.from_numpy(output).float(), **style)
+    assert double.item() == pytest.approx(expected, rel=1e-10)
+    assert single.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_relation_kl_between_different_rows_and_columns(rng, slow_relation_kl):
+    target, output = unit(rng, 4, 6) @ unit(rng, 7, 6).T, unit(rng, 4, 3) @ unit(rng, 7, 3).T
+    style = {"temperatures": (0.05, 0.5), "symmetric": False, "mask_diagonal": False}
+    loss = relation_kl(torch.from_numpy(target), torch.from_numpy(output), **style)
+    assert loss.item() == pytest.approx(slow_relation_kl(target, output, **style), rel=1e-10)
+
+
+def test_relation_kl_defaults_are_the_papers(rng, slow_relation_kl):
+    target, output = gram(unit(rng, 6, 5)), gram(unit(rng, 6, 2))
+    loss = relation_kl(torch.from_numpy(target), torch.from_numpy(output))
+    assert loss.item() == pytest.approx(slow_relation_kl(target, output, TEMPERATURES, True, True), rel=1e-10)
+
+
+L3, L5 = math.log(3), math.log(5)
+NEAR_AND_FAR = [[9.0, L3, 0.0], [L3, 9.0, 0.0], [0.0, 0.0, 9.0]]
+"""Odds 3 : 1, 3 : 1 and 1 : 1 at temperature 1; 9 : 1, 9 : 1 and 1 : 1 at temperature 1/2."""
+CYCLE = [[9.0, 0.0, L3], [L3, 9.0, 0.0], [0.0, L3, 9.0]]
+"""Odds 1 : 3 in every row, and p(j|i) + p(i|j) = 1 for every pair."""
+ONE_OF_FOUR = [[L5, 0.0, 0.0, 0.0], [0.0, L5, 0.0, 0.0], [0.0, 0.0, L5, 0.0], [0.0, 0.0, 0.0, L5]]
+"""Odds 5 : 1 : 1 : 1 in every row."""
+
+
+@pytest.mark.parametrize(
+    ("target", "temperatures", "symmetric", "mask_diagonal", "expected"),
+    [
+        # P = 1/4 1/8 1/8 against 1/6: ½ ln 9/8
+        (NEAR_AND_FAR, (1.0,), True, True, 0.058891517828191),
+        # P = 3/10 1/10 1/10 against 1/6: 0.6 ln 1.8 + 0.4 ln 0.6
+        (NEAR_AND_FAR, (0.5,), True, True, 0.148341749433),
+        (NEAR_AND_FAR, (1.0, 0.5), True, True, 0.103616633631),
+        # (2 (¾ ln 3/2 + ¼ ln 1/2) + 0) / 3
+        (NEAR_AND_FAR, (1.0,), False, True, 0.087208023961),
+        (CYCLE, (1.0,), True, True, 0.0),
+        # ¾ ln 3/2 + ¼ ln 1/2
+        (CYCLE, (1.0,), False, True, 0.130812035941),
+        # ⅝ ln 5/2 + ⅜ ln 1/2, and the same spread over four rows
+        (ONE_OF_FOUR, (1.0,), False, False, 0.312751514704),
+        (ONE_OF_FOUR, (1.0,), True, False, 0.312751514704),
+    ],
+)
+def test_relation_kl_golden_values_against_indifference(target, temperatures, symmetric, mask_diagonal, expected):
+    target = torch.tensor(target, dtype=torch.float64)
+    loss = relation_kl(
+        target,
+        torch.zeros_like(target),
+        temperatures=temperatures,
+        symmetric=symmetric,
+        mask_diagonal=mask_diagonal,
+    )
+    assert loss.item() == pytest.approx(expected, abs=1e-11)
+
+
+def test_relation_kl_is_from_target_to_output():
+    """⅓ ln 2/3 + ⅔ ln 4/3, not the ½ ln 9/8 of the other direction."""
+    target, output = torch.zeros(3, 3, dtype=torch.float64), torch.tensor(NEAR_AND_FAR, dtype=torch.float64)
+    assert relation_kl(target, output, temperatures=(1.0,)).item() == pytest.approx(0.056633012265, abs=1e-11)
+
+
+@pytest.mark.parametrize(("symmetric", "mask_diagonal"), STYLES)
+def test_relation_kl_is_zero_at_equality_and_positive_elsewhere(rng, symmetric, mask_diagonal):
+    style = {"symmetric": symmetric, "mask_diagonal": mask_diagonal}
+    target = torch.from_numpy(gram(unit(rng, 8, 4)))
+    at_minimum = target.clone().requires_grad_()
+    loss = relation_kl(target, at_minimum, **style)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert at_minimum.grad.abs().max() < 1e-10
+    for _ in range(20):
+        other = torch.from_numpy(gram(unit(rng, 8, 4)))
+        assert relation_kl(target, (target + 0.05 * other).clamp(-1, 1), **style) > 1e-6
+
+
+def test_relation_kl_does_not_see_rotations_or_lengths(rng):
+    teacher, student = rng.normal(size=(10, 6)), rng.normal(size=(10, 4))
+    rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    lengths = rng.uniform(0.1, 10, size=(10, 1))
+
+    def loss(student: np.ndarray) -> float:
+        t, s = torch.from_numpy(teacher), torch.from_numpy(student)
+        return relation_kl(cosines(t, t), cosines(s, s)).item()
+
+    assert loss(student) > 0.1
+    assert loss(lengths * (student @ rotation)) == pytest.approx(loss(student), rel=1e-9)
+    assert loss(student @ np.diag([1, 1, 1, 3.0])) != pytest.approx(loss(student), rel=1e-3)
+
+
+def test_relation_kl_ignores_a_masked_diagonal(rng):
+    target, output = (torch.from_numpy(gram(unit(rng, 6, 4))) for _ in range(2))
+    other = output + torch.diag(torch.arange(6.0, dtype=torch.float64))
+    assert relation_kl(target, other).item() == relation_kl(target, output).item()
+    assert (
+        relation_kl(target, other, mask_diagonal=False).item()
+        != relation_kl(target, output, mask_diagonal=False).item()
+    )
+
+
+@pytest.mark.parametrize(("symmetric", "mask_diagonal"), STYLES)
+def test_relation_kl_gradients_are_finite_with_duplicates_at_the_lowest_temperature(rng, symmetric, mask_diagonal):
+    rows = torch.from_numpy(unit(rng, 5, 6)).float()
+    teacher = torch.cat([rows, rows, -rows])
+    student = teacher[:, :3].clone().requires_grad_()
+    loss = relation_kl(
+        cosines(teacher, teacher),
+        cosines(student, student),
+        temperatures=(0.01,),
+        symmetric=symmetric,
+        mask_diagonal=mask_diagonal,
+    )
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("symmetric", "mask_diagonal"), STYLES)
+def test_relation_kl_gradients_are_right(rng, symmetric, mask_diagonal):
+    teacher, student = (torch.from_numpy(rng.normal(size=(5, d))).requires_grad_() for d in (4, 3))
+
+    def loss(teacher, student):
+        return relation_kl(
+            cosines(teacher, teacher),
+            cosines(student, student),
+            temperatures=(0.2, 1.0),
+            symmetric=symmetric,
+            mask_diagonal=mask_diagonal,
+        )
+
+    assert torch.autograd.gradcheck(loss, (teacher, student))
+
+
+@pytest.mark.parametrize(("symmetric", "mask_diagonal"), STYLES[:3])
+def test_relation_kl_refuses_what_is_not_square(symmetric, mask_diagonal):
+    similarity = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=r"rows and columns to be the same samples, got \(3, 4\)"):
+        relation_kl(similarity, similarity, symmetric=symmetric, mask_diagonal=mask_diagonal)
+
+
+def test_cosines(rng):
+    rows, columns = rng.normal(size=(4, 6)), rng.normal(size=(3, 6))
+    expected = [[r @ c / np.linalg.norm(r) / np.linalg.norm(c) for c in columns] for r in rows]
+    np.testing.assert_allclose(cosines(torch.from_numpy(rows), torch.from_numpy(columns)), expected, rtol=1e-12)
+
+
+def test_match_equals_numpy(rng):
+    output, target = rng.normal(size=(7, 5)), rng.normal(size=(7, 5))
+    cosine = [1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(output, target, strict=True)]
+    expected = {
+        "cosine": np.mean(cosine),
+        "l2": np.mean(np.linalg.norm(output - target, axis=1)),
+        "mse": np.mean((output - target) ** 2),
+    }
+    for kind, value in expected.items():
+        assert match(torch.from_numpy(output), torch.from_numpy(target), kind).item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("cosine", (0.04 + 2) / 2), ("l2", (math.sqrt(2) + 3) / 2), ("mse", 2.75)]
+)
+def test_match_golden_values(kind, expected):
+    output, target = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[4.0, 3.0], [-2.0, 0.0]])
+    assert match(output, target, kind).item() == pytest.approx(expected, rel=1e-6)
+    assert match(output, output.clone(), kind).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_match_is_the_cosine_by_default():
+    assert match(torch.tensor([[3.0, 4.0]]), torch.tensor([[8.0, 6.0]])).item() == pytest.approx(0.04, rel=1e-5)
+
+
+def test_match_refuses_other_kinds():
+    with pytest.raises(ValueError, match="unknown match 'l1'; known: cosine, l2, mse"):
+        match(torch.zeros(2, 2), torch.zeros(2, 2), "l1")

@@ -1,0 +1,186 @@
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import distill.pairs
+from distill.pairs import Pairs
+from featcache.corpus import open_corpus
+from featcache.extract import extract
+from featcache.preprocess import Preprocess
+from featcache.store import write_store
+
+VIEWS = 3
+
+
+class Other:
+    """A corpus seen in another order, or with some samples only; counts what is read."""
+
+    def __init__(self, corpus, order):
+        self._corpus, self._order = corpus, list(order)
+        self.spec, self.class_names = corpus.spec, corpus.class_names
+        self.ids = [corpus.ids[i] for i in self._order]
+        self.reads = []
+
+    def __len__(self):
+        return len(self.ids)
+
+    def read(self, i):
+        self.reads.append(self.ids[i])
+        return self._corpus.read(self._order[i])
+
+    def label(self, i):
+        return self._corpus.label(self._order[i])
+
+
+@pytest.fixture
+def folder(tmp_path, make_images):
+    return make_images(tmp_path / "images", 11)
+
+
+@pytest.fixture
+def seen(folder, tmp_path, make_teacher):
+    """Corpus, store, and what the teacher was given: pixels' bytes → (row, view). File 004 is broken."""
+    (folder / "004.png").write_bytes(b"no image")
+    corpus, teacher = open_corpus(str(folder)), make_teacher()
+    store = extract(
+        corpus, teacher, tmp_path / "s.zarr", views=VIEWS, augment="rrc", seed=5, precision="fp32", workers=2
+    )
+    rows = [row for row in range(11) if row != 4]
+    given = teacher.seen[-len(rows) * VIEWS :]  # before them come the probe's
+    where = [(row, view) for row in rows for view in range(VIEWS)]
+    pixels = {image.tobytes(): at for image, at in zip(given, where, strict=True)}
+    assert len(pixels) == len(where), "the images must be told apart by their pixels"
+    return SimpleNamespace(corpus=corpus, store=store, pixels=pixels, preprocess=teacher.preprocess, rows=rows)
+
+
+def epoch(pairs, number=0, *, batch_size=5, seed=0):
+    pixels, embedding = zip(*pairs.epoch(number, batch_size=batch_size, seed=seed), strict=True)
+    return np.concatenate(pixels), np.concatenate(embedding)
+
+
+@pytest.fixture(params=[0.25, 0.0], ids=["held", "not held"])
+def memory(request, monkeypatch):
+    monkeypatch.setattr(distill.pairs, "MEMORY_SHARE", request.param)
+    return request.param > 0
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_student_is_given_what_the_teacher_was_given(seen, memory, workers):
+    """At the teacher's size, to the byte; and with the features of that very sample and view."""
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, workers)
+    found = set()
+    for number in range(8):
+        for pixels, embedding in zip(*epoch(pairs, number), strict=True):
+            row, view = seen.pixels[pixels.tobytes()]
+            np.testing.assert_array_equal(embedding, seen.store.gather_portable([row], view=view)[0])
+            found.add((row, view))
+    assert len(found) > 0.8 * len(seen.rows) * VIEWS
+    assert {view for _, view in found} == set(range(VIEWS))
+
+
+def test_render_is_of_the_asked_sample_and_view(seen):
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 1)
+    got = {pairs.render(index, view).tobytes(): (index, view) for index in range(10) for view in range(VIEWS)}
+    assert got == {pixels: (seen.rows.index(row), view) for pixels, (row, view) in seen.pixels.items()}
+
+
+def test_the_join_is_by_id_not_by_position(seen):
+    """A corpus in reverse, with samples that the store does not know."""
+    reverse = Other(seen.corpus, reversed(range(11)))
+    reverse.ids[:0], reverse._order[:0] = ["new.png"], [3]
+    for pixels, embedding in zip(*epoch(Pairs(seen.store, reverse, seen.preprocess, 2)), strict=True):
+        row, view = seen.pixels[pixels.tobytes()]
+        np.testing.assert_array_equal(embedding, seen.store.gather_portable([row], view=view)[0])
+    assert "new.png" not in reverse.reads
+
+
+def test_another_size_shows_the_same_square(seen):
+    """Shrunk back, pixels at twice the size are close to what the teacher saw; those of other views are not."""
+    larger = replace(seen.preprocess, size=32)
+    pairs = Pairs(seen.store, seen.corpus, larger, 1)
+    for pixels, (row, view) in seen.pixels.items():
+        image = pairs.render(seen.rows.index(row), view)
+        assert image.shape == (32, 32, 3)
+        small = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BOX)).astype(float)
+        distance = {
+            at: np.abs(small - np.frombuffer(other, np.uint8).reshape(16, 16, 3)).mean()
+            for other, at in seen.pixels.items()
+        }
+        assert min(distance, key=distance.__getitem__) == (row, view)
+        assert distance[seen.pixels[pixels]] < 5
+
+
+def test_each_sample_with_features_is_seen_once_an_epoch(seen, memory):
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
+    assert len(pairs) == 10
+    for number in range(3):
+        rows = [seen.pixels[pixels.tobytes()][0] for pixels in epoch(pairs, number)[0]]
+        assert sorted(rows) == seen.rows  # 4, the broken one, is not among them
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 5]), (4, [4, 4]), (10, [10]), (64, [10])])
+def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(seen, batch_size, sizes):
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
+    assert [len(pixels) for pixels, _ in pairs.epoch(0, batch_size=batch_size, seed=0)] == sizes
+
+
+def test_an_epoch_is_a_function_of_seed_and_number(seen, memory):
+    def batches(pairs, number, seed=0):
+        return [(p.tobytes(), e.tobytes()) for p, e in pairs.epoch(number, batch_size=5, seed=seed)]
+
+    warm = Pairs(seen.store, seen.corpus, seen.preprocess, 3)
+    batches(warm, 0), batches(warm, 1)
+    assert batches(warm, 2) == batches(Pairs(seen.store, seen.corpus, seen.preprocess, 1), 2)
+    assert len({str(batches(warm, number, seed)) for number in (0, 1) for seed in (0, 1)}) == 4
+
+
+def test_holding_pixels_in_memory_changes_only_what_is_read(seen, monkeypatch):
+    epochs, reads = {}, {}
+    for share in (0.25, 0.0):
+        monkeypatch.setattr(distill.pairs, "MEMORY_SHARE", share)
+        corpus = Other(seen.corpus, range(11))
+        pairs = Pairs(seen.store, corpus, seen.preprocess, 2)
+        epochs[share] = [epoch(pairs, number) for number in range(6)]
+        reads[share] = len(corpus.reads)
+    for (held, held_targets), (read, read_targets) in zip(epochs[0.25], epochs[0.0], strict=True):
+        np.testing.assert_array_equal(held, read)
+        np.testing.assert_array_equal(held_targets, read_targets)
+    assert reads[0.0] == 6 * 10
+    assert reads[0.25] <= 10 * VIEWS
+
+
+def test_batches_in_hand_do_not_change_later(seen, memory):
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
+    batches = list(pairs.epoch(0, batch_size=5, seed=0))
+    before = [pixels.copy() for pixels, _ in batches]
+    batches[0][0][:] = 0
+    for pixels, expected in zip(list(pairs.epoch(0, batch_size=5, seed=0)), before, strict=True):
+        np.testing.assert_array_equal(pixels[0], expected)
+
+
+def test_missing_samples_are_refused(seen):
+    with pytest.raises(ValueError, match=r"lacks 2 of the store's 10 samples \(first: 002\.png\)"):
+        Pairs(seen.store, Other(seen.corpus, [0, 1, 3, 4, 5, 6, 8, 9, 10]), seen.preprocess)
+
+
+def test_a_failed_sample_may_be_missing(seen, folder):
+    (folder / "004.png").unlink()
+    assert len(Pairs(seen.store, open_corpus(str(folder)), seen.preprocess)) == 10
+
+
+def test_changed_bytes_are_refused(seen, folder, memory):
+    shutil.copy(folder / "001.png", folder / "007.png")
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
+    with pytest.raises(ValueError, match=r"007\.png: has changed since .*; extract it again"):
+        epoch(pairs)
+
+
+@pytest.mark.parametrize("preprocess", [None, Preprocess(resize=18, crop=16, size=16).to_dict()])
+def test_a_store_without_preprocessing_or_view_recipe_is_refused(seen, tmp_path, preprocess):
+    store = write_store(tmp_path / "w.zarr", np.eye(11, 4), sample_ids=seen.corpus.ids, preprocess=preprocess)
+    with pytest.raises(ValueError, match="cannot be replayed; extract it with featcache"):
+        Pairs(store, seen.corpus, seen.preprocess)

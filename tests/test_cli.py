@@ -1,0 +1,225 @@
+"""The commands as a user types them: what they print, what they write, how they refuse."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+from featcache.store import open_store, write_store
+
+TEACHER = "run:student"
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of one command line."""
+    program, *arguments = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        getattr(cli, f"run_{program}")()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    monkeypatch.setattr(cli.screen, "width", 400)
+    monkeypatch.setattr(cli.results, "width", 400)
+    return lambda line: run(capsys, monkeypatch, line)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with `photos/` (3 classes × 8 pictures) and an untrained student as teacher."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "owl"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            picture = Image.fromarray(rng.integers(0, 256, (2, 2, 3), np.uint8)).resize((48, 40))
+            picture.save(tmp_path / "photos" / name / f"{i}.png")
+    from safetensors.torch import save_file
+
+    from featcache.backbones import build_backbone
+    from featcache.preprocess import Preprocess
+
+    (tmp_path / "student").mkdir()
+    save_file(build_backbone("tiny").state_dict(), tmp_path / "student" / "student.safetensors")
+    record = {
+        "architecture": "tiny",
+        "embedding_dim": 128,
+        "preprocess": Preprocess(resize=36, crop=32, size=32).to_dict(),
+    }
+    (tmp_path / "student" / "student.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_extract_info_verify_fit_and_evaluate(here, command):
+    code, out, _ = command(
+        f"featcache extract photos --teacher {TEACHER} --out t.zarr --views 2 --augment flip --json -"
+    )
+    summary = json.loads(out)
+    assert (code, summary["rows"], summary["ok"], summary["reused"]) == (0, 24, 24, False)
+    assert sum(summary["time_shares"].values()) == pytest.approx(1)
+    assert len(open_store("t.zarr")) == 24
+
+    code, out, _ = command("featcache info t.zarr")
+    assert code == 0
+    assert "sealed" in out
+    assert "embedding (128)" in out
+
+    assert command("featcache verify t.zarr")[0] == 0
+
+    fit = "distill fit --store t.zarr --corpus photos --student tiny --out runs/a --epochs 1 --set batch_size=8 --set mapping_steps=2"
+    code, _, err = command(fit)
+    assert code == 0
+    assert "deviation from orthogonal" in err
+    assert (here / "runs/a/student.json").exists()
+
+    command("featcache extract photos --teacher run:runs/a --out s.zarr")
+    code, _, _ = command("evalsuite knn --bank s.zarr --query s.zarr --k 1,5 --json knn.json")
+    assert code == 0
+    assert set(json.loads((here / "knn.json").read_text())["metrics"]) >= {"top1@1", "top1@5"}
+    code, out, _ = command("evalsuite fidelity --teacher t.zarr --student s.zarr --json -")
+    assert -1 <= json.loads(out)["metrics"]["gram_pearson"]["value"] <= 1
+
+
+def test_a_second_extract_computes_nothing(here, command):
+    command(f"featcache extract photos --teacher {TEACHER} --out t.zarr")
+    before = {p: p.stat().st_mtime_ns for p in (here / "t.zarr").rglob("*") if p.is_file()}
+    code, _, err = command(f"featcache extract photos --teacher {TEACHER} --out t.zarr")
+    assert code == 0
+    assert "reused" in err
+    assert {p: p.stat().st_mtime_ns for p in (here / "t.zarr").rglob("*") if p.is_file()} == before
+
+
+def test_an_unreadable_image_is_a_failed_row_that_info_lists(here, command):
+    (here / "photos/cat/broken.jpg").write_bytes(b"not a picture")
+    code, _, err = command(f"featcache extract photos --teacher {TEACHER} --out t.zarr")
+    assert code == 0
+    assert "1 failed" in err
+    _, out, _ = command("featcache info t.zarr")
+    assert "cat/broken.jpg" in out
+    assert "UnidentifiedImageError" in out
+
+
+def test_evaluators_read_stores_that_anyone_wrote(here, command):
+    rng = np.random.default_rng(0)
+    for name, centre in (("train", 0), ("test", 0), ("far", 5)):
+        write_store(f"{name}.zarr", rng.normal(centre, 1, (60, 4)) + [9, 0, 0, 0], labels=np.arange(60) % 3)
+    code, out, _ = command("evalsuite ood --id-train train.zarr --id-test test.zarr --far blob=far.zarr --k 5 --json -")
+    assert code == 0
+    assert json.loads(out)["metrics"]["knn/far/blob/auroc"]["value"] > 0.9
+    assert json.loads(out)["parameters"]["detectors"]["knn"]["k"] == 5
+
+
+REFUSALS = {
+    "folder without images": ("featcache extract empty --teacher {T} --out x.zarr", "empty: no images"),
+    "no such folder": ("featcache extract nowhere --teacher {T} --out x.zarr", "nowhere: no such folder"),
+    "unknown teacher": ("featcache extract photos --teacher timm/resnet19 --out x.zarr", "did you mean resnet18"),
+    "unknown source": ("featcache extract photos --teacher tim/resnet18 --out x.zarr", "did you mean timm"),
+    "unknown built-in": (
+        "featcache extract photos --teacher builtin/efficientnet_lite9 --out x.zarr",
+        "efficientnet_lite0",
+    ),
+    "missing run": ("featcache extract photos --teacher run:nowhere --out x.zarr", "distill fit"),
+    "out is a folder of photos": ("featcache extract photos --teacher {T} --out photos", "not a feature store"),
+    "views without augment": ("featcache extract photos --teacher {T} --out x.zarr --views 3", "--augment"),
+    "not a store": ("featcache info photos", "photos: not a feature store"),
+    "no store": ("evalsuite knn --bank nowhere.zarr --query t.zarr", "nowhere.zarr: no such store"),
+    "unsealed": (
+        "evalsuite knn --bank unsealed.zarr --query t.zarr --k 1",
+        "unsealed.zarr: extraction has not finished",
+    ),
+    "another encoder": ("evalsuite knn --bank t.zarr --query other.zarr --k 1", "other.zarr"),
+    "k larger than the bank": ("evalsuite knn --bank t.zarr --query t.zarr --k 500", "k=500"),
+    "unknown detector": (
+        "evalsuite ood --id-train t.zarr --id-test u.zarr --far x=u.zarr --detector knm",
+        "did you mean knn",
+    ),
+    "unknown method": (
+        "distill fit --store t.zarr --corpus photos --student tiny --out r --method tintm",
+        "did you mean tintem",
+    ),
+    "unknown student": (
+        "distill fit --store t.zarr --corpus photos --student timm/resnet19 --out r",
+        "did you mean resnet18",
+    ),
+    "unknown setting": (
+        "distill fit --store t.zarr --corpus photos --student tiny --out r --set epoch=3",
+        "did you mean epochs",
+    ),
+    "another corpus": (
+        "distill fit --store t.zarr --corpus digits:test --student tiny --out r",
+        "does not match t.zarr",
+    ),
+    "folder in use": ("distill fit --store t.zarr --corpus photos --student tiny --out photos", "photos: is not empty"),
+}
+
+
+@pytest.fixture
+def with_stores(here, command):
+    (here / "empty").mkdir()
+    command(f"featcache extract photos --teacher {TEACHER} --out t.zarr")
+    ids, labels = list(open_store("t.zarr").sample_ids), open_store("t.zarr").labels
+    write_store("other.zarr", np.ones((24, 128)), labels=labels, sample_ids=ids, fingerprint="another")
+    write_store("u.zarr", np.ones((24, 128)), labels=labels, fingerprint=open_store("t.zarr").fingerprint)
+    write_store("unsealed.zarr", np.ones((24, 128)), labels=labels)
+    manifest = json.loads((here / "unsealed.zarr/zarr.json").read_text())
+    manifest["attributes"]["featcache"]["sealed"] = None
+    (here / "unsealed.zarr/zarr.json").write_text(json.dumps(manifest))
+    return here
+
+
+def test_bad_input_gets_one_clear_line_and_changes_nothing(with_stores, command):
+    files = {p: p.read_bytes() for p in with_stores.rglob("*") if p.is_file() and p.suffix != ".lock"}
+    for case, (line, said) in REFUSALS.items():
+        code, out, err = command(line.replace("{T}", TEACHER))
+        assert code in (1, 2), case
+        assert said in err, (case, err)
+        assert "Traceback" not in out + err, case
+        assert len(err.strip().splitlines()) <= 2, (case, err)  # extract first says what it is about to do
+    assert {p: p.read_bytes() for p in with_stores.rglob("*") if p.is_file() and p.suffix != ".lock"} == files
+
+
+def test_verify_names_the_damage(with_stores, command):
+    chunk = with_stores / "t.zarr/embedding/c/0/0/0"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[100] ^= 1
+    chunk.write_bytes(damaged)
+    code, _, err = command("featcache verify t.zarr")
+    assert code == 1
+    assert "embedding chunk 0 (rows 0–23)" in err
+
+
+def test_config_file_flags_and_set_win_in_that_order(with_stores, command):
+    base = "distill fit --store t.zarr --corpus photos --student tiny"
+    command(f"{base} --out runs/a --epochs 1 --batch-size 12 --lr 0.01 --set mapping_steps=1")
+    code, out, _ = command("distill fit --config runs/a/config.toml --out runs/b --batch-size 8 --set lr=0.02 --json -")
+    config = json.loads(out)["config"]
+    assert code == 0
+    assert (config["batch_size"], config["lr"], config["epochs"], config["method_options"]) == (
+        8,
+        0.02,
+        1,
+        {"mapping_steps": 1},
+    )
+
+
+def test_methods_are_listed(command):
+    _, out, _ = command("distill methods --json -")
+    assert set(json.loads(out)["methods"]) >= {"tintem", "proteus"}
+
+
+@pytest.mark.parametrize("program", ["featcache", "distill", "evalsuite"])
+def test_help_imports_nothing_heavy(program):
+    probe = f"import sys; sys.argv = ['{program}', '--help']\nimport cli\ntry: cli.run_{program}()\nexcept SystemExit: pass\n"
+    probe += "print('heavy:', sorted({'torch', 'zarr', 'numpy', 'faiss', 'timm'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert "Usage" in shown
+    assert "heavy: []" in shown

