@@ -202,7 +202,7 @@ def verify(store: StorePath, to_json: Json = None) -> None:
 @featcache_app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for images, stores and runs.")] = Path("featcache-demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Of each student.")] = 40,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each student.")] = 30,
 ) -> None:
     """The whole pipeline on scikit-learn's digits, offline, in about a minute."""
     from featcache.demo import write_demo_images
@@ -218,6 +218,7 @@ def demo(
             _run_shown(
                 f"distill fit --store {out}/stores/teacher-id-train.zarr --corpus {out}/images/id-train --student tiny "
                 f"--method {name} --out {out}/runs/{name} --epochs {epochs} --batch-size 64 --resume"
+                + (" --set mapping_steps=100 --set mapping_batch_size=256" if name == "tintem" else "")
             )
         for images in counts:
             store, summary = f"{out}/stores/{name}-{images}.zarr", out / "results" / f"{name}-{images}.json"

@@ -59,6 +59,9 @@ class FitConfig:
         for name in ("epochs", "batch_size", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "embedding_dim", "image_size"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"unknown precision {self.precision!r}; known: auto, fp32, bf16")
         known = [
@@ -174,6 +177,9 @@ def fit(
 
     with SummaryWriter(str(run.path), purge_step=start + 1) as board:
         for epoch in range(start, settings.epochs):
+            torch.manual_seed(
+                settings.seed * 1_000_003 + epoch
+            )  # dropout is the same whether or not the run was resumed
             total_loss, waited, began = torch.zeros((), device=device), 0.0, time.perf_counter()
             clock = began
             for step, (pixels, embedding) in enumerate(

@@ -44,6 +44,8 @@ class Pairs:
             )
         self.store, self.corpus, self.preprocess = store, corpus, preprocess
         self.rows = store.ok
+        if not len(self.rows):
+            raise ValueError(f"{store.path}: not one row has features; `featcache info` says why")
         self._sample = np.array([sample_of[sample_id] for sample_id in store.sample_ids[self.rows]])
         recipe = {key: store.manifest["views"][key] for key in ("count", "augment", "seed")}
         self._recipe = Views(**recipe)

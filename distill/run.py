@@ -34,7 +34,7 @@ class Run:
         """The resolved configuration, or None in a folder that holds no run."""
         try:
             return tomllib.loads((self.path / "config.toml").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     @property
@@ -51,11 +51,14 @@ class Run:
         """
         # Through TOML and back, so that lists and tuples compare equal.
         config = tomllib.loads(tomli_w.dumps(config))
+        if self.path.is_file():
+            raise ValueError(f"{self.path}: is a file; choose another --out")
         if self.config is None:
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and any(p.suffix != ".partial" for p in self.path.iterdir()):
                 raise ValueError(f"{self.path}: is not empty and holds no run; choose another --out")
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             _atomically(self.path / "config.toml", lambda part: part.write_text(tomli_w.dumps(config)))
+            (self.path / "checkpoints").mkdir()
         elif self.config != config:
             raise ValueError(
                 f"{self.path}: holds a run with another configuration ({_difference(self.config, config)}); choose another --out"
@@ -72,6 +75,7 @@ class Run:
 
     def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> None:
         """After `epoch` epochs."""
+        (self.path / "checkpoints").mkdir(exist_ok=True)
         _atomically(self.path / "checkpoints" / f"epoch-{epoch:05d}.pt", lambda part: torch.save(state, part))
         for old in self._checkpoints()[:-KEEP]:
             old.unlink()

@@ -34,6 +34,7 @@ class Encoder:
     fields: dict[str, int]
     output: str
     device: torch.device = field(default=torch.device("cpu"), init=False)
+    _fp32: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     precision: Precision = field(default=FP32, init=False)
 
     def __post_init__(self) -> None:
@@ -61,9 +62,12 @@ class Encoder:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str, precision: Precision = FP32) -> "Encoder":
-        """Move and cast the model in place; returns self. Reads the fingerprint first, while weights are fp32."""
-        assert self.precision.weights == torch.float32
-        assert self.fingerprint
+        """Move and cast the model in place; returns self. From half precision it goes back to the exact weights first."""
+        assert self.fingerprint  # of the fp32 weights, whatever comes after
+        if self.precision.weights != torch.float32:
+            self.module.float().load_state_dict(self._fp32)
+        elif precision.weights != torch.float32:
+            self._fp32 = {key: weight.clone() for key, weight in self.module.state_dict().items()}
         self.device, self.precision = torch.device(device), precision
         self.module.to(self.device, precision.weights)
         if precision.channels_last:

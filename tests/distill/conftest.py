@@ -1,7 +1,7 @@
 """Small images, a teacher of one convolution, and the paper's formula in plain loops."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +56,6 @@ def make_images(folder: Path, count: int, seed: int = 0) -> Path:
         size = (24, 20) if i % 2 else (20, 28)
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i:03d}.png")
     return folder
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower, many times over on a busy machine, when threads share them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

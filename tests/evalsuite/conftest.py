@@ -5,12 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from featcache.store import FeatureStore, write_store
-
-settings.register_profile("seeded", derandomize=True, deadline=None)
-settings.load_profile("seeded")
 
 
 @pytest.fixture

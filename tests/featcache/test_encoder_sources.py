@@ -16,8 +16,8 @@ import safetensors.torch
 import timm
 import timm.data
 import torch
-from conftest import tiny_encoder
 from PIL import Image
+from tiny import tiny_encoder
 from torch import nn
 from torchvision import transforms
 

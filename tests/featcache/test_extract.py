@@ -9,8 +9,8 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from conftest import hash_of, tiny_encoder
 from PIL import Image
+from tiny import hash_of, tiny_encoder
 from torchvision import transforms
 
 import featcache.store
@@ -255,7 +255,6 @@ def test_one_encoder_serves_several_corpora(make_images, tmp_path):
     assert first.fingerprint == second.fingerprint
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="Encoder.to refuses an encoder that was cast to bf16 weights")
 def test_one_encoder_serves_several_corpora_in_half_precision(make_images, tmp_path):
     folder, encoder = make_images(6), tiny_encoder()
     given = {**EXACT, "precision": "bf16+channels_last"}
@@ -342,3 +341,34 @@ def test_devices():
     assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="unknown device 'gpu'; known: auto, cpu, cuda"):
         resolve_device("gpu")
+
+
+def test_what_is_wrong_with_the_machine_stops_the_run_and_fails_no_row(make_images, tmp_path):
+    corpus = open_corpus(make_images(6))
+    read, gone = corpus.read, [True]
+
+    def unreliable(i):
+        if i == 4 and gone:
+            raise ConnectionResetError("the file server is away")
+        return read(i)
+
+    corpus.read = unreliable
+    with pytest.raises(ConnectionResetError):
+        extract(corpus, tiny_encoder(), tmp_path / "s.zarr", **EXACT)
+    gone.clear()
+    assert len(extract(corpus, tiny_encoder(), tmp_path / "s.zarr", **EXACT).failed) == 0
+
+
+def test_features_beyond_float16_are_failed_rows(make_images, tmp_path):
+    encoder = tiny_encoder()
+    inner = encoder.module.conv
+
+    class Overflowing(torch.nn.Module):
+        def forward(self, images):
+            return inner(images) * torch.tensor([1.0, 1e6, 1.0]).repeat(len(images))[: len(images), None, None, None]
+
+    encoder.module.conv = Overflowing()
+    store = extract(make_images(3), encoder, tmp_path / "s.zarr", **EXACT)
+    assert store.failed.tolist() == [1]
+    assert "float16" in next(iter(store.reasons.values()))
+    assert np.isfinite(store.gather([0, 1, 2])).all()

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_encoder
+from tiny import tiny_encoder
 from torch import nn
 
 import featcache.precision
@@ -89,10 +89,10 @@ def test_names_are_distinct_and_lead_back():
 def test_a_recorded_precision_is_replayed_whatever_the_clock_says(pixels, monkeypatch, fast):
     """Resuming asks for the recorded name: the finished chunks were made with exactly that."""
 
-    def time_of(encoder, pixels, give_up):
-        return 1.0 if encoder.precision == CANDIDATES[fast] else 2.0, encoder.encode(pixels)["embedding"]
+    def seconds(encoder, pixels):
+        return 1.0 if encoder.precision == CANDIDATES[fast] else 2.0
 
-    monkeypatch.setattr(featcache.precision, "_time", time_of)
+    monkeypatch.setattr(featcache.precision, "_seconds", seconds)
     for name in CANDIDATES:
         encoder = tiny_encoder()
         assert choose_precision(encoder, pixels, name, "cpu", recorded=True)["precision"] == name

@@ -277,13 +277,13 @@ def test_one_flipped_bit_in_array_metadata_is_found(path, name):
         damaged = bytearray(whole)
         damaged[position] ^= 1
         file.write_bytes(damaged)
-        assert store.verify() == ["manifest or array metadata: changed since the store was sealed"]
+        assert store.verify() == ["zarr.json, of the group or of an array: changed since the store was sealed"]
 
 
 def test_a_changed_manifest_is_found(path):
     whole = (path / "zarr.json").read_text()
     (path / "zarr.json").write_text(whole.replace('"fingerprint": "arrays"', '"fingerprint": "others"'))
-    assert FeatureStore(path).verify() == ["manifest or array metadata: changed since the store was sealed"]
+    assert FeatureStore(path).verify() == ["zarr.json, of the group or of an array: changed since the store was sealed"]
 
 
 def test_a_valid_chunk_of_another_store_is_found(path, tmp_path):
@@ -351,3 +351,16 @@ def test_the_state_chunk_is_written_last(path, monkeypatch, tmp_path):
     write_store(tmp_path / "t.zarr", halves(), per_chunk=PER_CHUNK)
     order = [file.relative_to(tmp_path / "t.zarr").parts[0] for file in synced if file.name.isdecimal()]
     assert [position for position, name in enumerate(order) if name == "state"] == [6, 13, 20]
+
+
+def test_every_flipped_byte_of_the_groups_metadata_is_found(tmp_path):
+    write_store(tmp_path / "s.zarr", np.ones((5, 4)))
+    root = tmp_path / "s.zarr/zarr.json"
+    whole = root.read_bytes()
+    for position in range(len(whole)):
+        root.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            problems = FeatureStore(tmp_path / "s.zarr").verify()
+        except ValueError as refused:
+            problems = [str(refused)]
+        assert problems, (position, whole[max(0, position - 20) : position + 20])

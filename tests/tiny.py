@@ -1,0 +1,45 @@
+"""A tiny encoder for tests."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from featcache.encoder import Encoder
+from featcache.preprocess import Preprocess
+
+
+class TinyModule(nn.Module):
+    """One convolution and a head; remembers how many images it saw and a hash of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 4, 4)
+        self.head = nn.Linear(6, 3)
+        self.calls = 0
+        self.seen: list[str] = []
+
+    def forward(self, images):
+        self.calls += 1
+        self.seen += [hash_of(image) for image in images]
+        embedding = self.conv(images).relu().mean((2, 3)) + 0.1
+        return {"embedding": embedding, "logits": self.head(embedding)}
+
+
+def hash_of(image: torch.Tensor) -> str:
+    """Of one normalised image; the same however it lies in memory."""
+    return hashlib.sha256(image.float().contiguous().numpy().tobytes()).hexdigest()
+
+
+def tiny_encoder(weights: int = 0, resize: int = 18) -> Encoder:
+    """16 px, 6-dimensional embedding, 3 logits; `weights` seeds them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(weights)
+        module = TinyModule()
+    return Encoder(
+        name="tiny",
+        module=module,
+        preprocess=Preprocess(resize=resize, crop=16, size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)),
+        fields={"embedding": 6, "logits": 3},
+        output="mean pool",
+    )
