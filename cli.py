@@ -93,6 +93,9 @@ def extract(
     precision: Annotated[
         EncoderPrecision, typer.Option(help="'auto' measures, and takes the fastest that stays faithful to fp32.")
     ] = EncoderPrecision.auto,
+    max_failures: Annotated[
+        int | None, typer.Option(min=0, help="Stop when more images cannot be read.", show_default="never")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store made from something else.")] = False,
     to_json: Json = None,
 ) -> None:
@@ -119,7 +122,8 @@ def extract(
 
         store = featcache.extract(
             images, encoder, out, views=views, augment=augment.value, fields=fields.split(","), batch_size=batch_size,
-            workers=workers, device=device.value, precision=precision.value, overwrite=overwrite, progress=show,
+            workers=workers, device=device.value, precision=precision.value, max_failures=max_failures,
+            overwrite=overwrite, announce=_announce, progress=show,
         )  # fmt: skip
     summary: dict[str, Any] = {
         "command": "extract",
@@ -131,16 +135,32 @@ def extract(
         at = last[0]
         spent = at.wait + at.encode + at.write
         shares = {name: getattr(at, name) / spent for name in ("wait", "encode", "write")}
-        summary |= {"resumed_rows": at.resumed, "images_per_second": at.images_per_second, "time_shares": shares}
+        summary |= {
+            "resumed_rows": at.resumed,
+            "reused_rows": at.reused,
+            "images_per_second": at.images_per_second,
+            "time_shares": shares,
+        }
         where = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         screen.print(
             f"[green]sealed[/] {store.path}: {_rows(store)} · {at.images_per_second:,.0f} images/s ({where}) · {summary['extraction']['precision']}"
         )
         if at.resumed:
             screen.print(f"resumed: {at.resumed:,} rows were already done")
+        if at.reused:
+            screen.print(f"reused: {at.reused:,} rows whose images other stores had already seen")
     else:
         screen.print(f"[green]reused[/] {store.path}: {_rows(store)}, nothing to compute")
     _write_json(summary, to_json)
+
+
+def _announce(plan: Any) -> None:
+    """The preflight: what will be written, where, and how long it may take."""
+    screen.print(
+        f"{len(plan.store) - plan.done:,} of {len(plan.store):,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {plan.store.path} "
+        f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {plan.samples_per_second:,.0f} rows/s",
+        highlight=False,
+    )
 
 
 @featcache_app.command()
@@ -200,6 +220,41 @@ def verify(store: StorePath, to_json: Json = None) -> None:
 
 
 @featcache_app.command()
+def ls(to_json: Json = None) -> None:
+    """The stores there are: those under $FEATCACHE_HOME, and any other that was made here."""
+    from featcache.cache import known_stores
+    from featcache.store import FeatureStore
+
+    listed: list[dict[str, Any]] = []
+    for path in known_stores():
+        try:
+            listed.append({"store": str(path), "sealed": (store := FeatureStore(path)).sealed, **_store_summary(store)})
+        except ValueError as error:
+            listed.append({"store": str(path), "error": str(error)})
+    if to_json != "-":
+        table = _table("", "store", "encoder", "corpus", "rows", "state")
+        for item in listed:
+            state = "damaged" if "error" in item else "sealed" if item["sealed"] else "unfinished"
+            table.add_row(item["store"], item.get("encoder"), item.get("corpus"), f"{item.get('rows', 0):,}", state)
+        results.print(table)
+    _write_json({"command": "ls", "stores": listed}, to_json)
+
+
+@featcache_app.command()
+def rm(store: StorePath) -> None:
+    """Delete a store, and nothing that is not one."""
+    import shutil
+
+    from featcache.cache import forget
+    from featcache.store import FeatureStore
+
+    forget(FeatureStore(store))
+    shutil.rmtree(store)
+    Path(f"{store}.lock").unlink(missing_ok=True)
+    screen.print(f"removed {store}")
+
+
+@featcache_app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for images, stores and runs.")] = Path("featcache-demo"),
     epochs: Annotated[int, typer.Option(min=1, help="Of each student.")] = 30,
@@ -249,8 +304,10 @@ def demo(
 def _demo_table(out: Path, encoders: dict[str, str]) -> Table:
     import featcache
 
-    columns = ("parameters", "dim", "kNN top-1", "near AUROC", "far AUROC", "Gram correlation", "images/s")
-    table = _table("Digits 0–7; near: digits 8 and 9; far: patches of photographs", "encoder", *columns)
+    columns = ("params", "dim", "kNN top-1", "near AUROC", "far AUROC", "Gram r", "images/s")
+    table = _table(
+        "Digits 0–7; near OOD: 8 and 9; far OOD: photographs; Gram r: correlation with the teacher", "encoder", *columns
+    )
     for name, spec in encoders.items():
 
         def metric(evaluator: str, key: str, name: str = name) -> str:
@@ -492,13 +549,30 @@ def _integers(text: str, flag: str) -> list[int]:
 
 def _show(result: Any, to_json: str | None) -> None:
     if to_json != "-":
-        table = _table(result.command, "metric", "value", "95 % interval")
-        for name, metric in result.metrics.items():
-            table.add_row(
-                name, f"{metric.value:.4f}", f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else ""
-            )
-        results.print(table)
+        results.print(_ood_table(result) if result.command == "ood" else _metric_table(result))
     _write_json(json.loads(result.to_json()), to_json)
+
+
+def _metric_table(result: Any) -> Table:
+    table = _table(result.command, "metric", "value", "95 % interval")
+    for name, metric in result.metrics.items():
+        table.add_row(name, f"{metric.value:.4f}", f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else "")
+    return table
+
+
+def _ood_table(result: Any) -> Table:
+    """A row a detector and set, a column a metric; intervals are in the JSON."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, metric in result.metrics.items():
+        where, _, what = name.rpartition("/")
+        rows.setdefault(where, {})[what] = f"{metric.value:.4f}"
+    columns = list(next(iter(rows.values())))
+    table = _table(
+        ", ".join(f"{name} {given}" for name, given in result.parameters["detectors"].items()), "ood", *columns
+    )
+    for where, values in rows.items():
+        table.add_row(where, *(values[column] for column in columns))
+    return table
 
 
 # -- on screen --------------------------------------------------------------------------------------------
@@ -556,6 +630,7 @@ def _store_summary(store: Any) -> dict[str, Any]:
     counts = {"rows": len(store), "ok": len(store.ok), "failed": len(store.failed), "reasons": store.reasons}
     return {
         **counts,
+        "corpus": store.manifest["corpus"]["spec"],
         "encoder": store.encoder_name,
         "fingerprint": store.fingerprint,
         "extraction": store.manifest.get("extraction", {}),

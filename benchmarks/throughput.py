@@ -6,6 +6,7 @@ sealed store; (B) a loop of forward passes over tensors already in memory. Print
     python benchmarks/throughput.py --rounds 3
 """
 
+import os
 import shutil
 import statistics
 import time
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=500)
     options = parser.parse_args()
+    os.environ["FEATCACHE_HOME"] = str(options.work / "throughput-home")  # forgotten between rounds: nothing is reused
     for name in ("cifar10-test-half", "imagenet-samples-250"):
         corpus = Some(featcache.open_corpus(str(unpacked(name, options.data, options.work))), options.images)
         ratios = []
@@ -64,6 +66,7 @@ class Some:
 
 def extracted(corpus: Some, teacher: str, out: Path) -> tuple[float, Progress, str, int]:
     shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(os.environ["FEATCACHE_HOME"], ignore_errors=True)
     seen: list[Progress] = []
     store = featcache.extract(corpus, teacher, out, progress=lambda at: seen.append(at))
     extraction = store.manifest["extraction"]

@@ -1,5 +1,6 @@
 """Corpora: sized, ordered, random-access collections of encoded images."""
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -28,11 +29,15 @@ class Corpus(Protocol):
 
 
 def open_corpus(spec: str) -> Corpus:
-    """Open a corpus by its spec: a directory, or `SOURCE:REST` with a source from `featcache/corpora/`.
+    """Open a corpus by its spec.
+
+    A spec is a directory or its URL, a `.csv` or `.parquet` manifest or its URL, or `SOURCE:REST` with a source
+    from `featcache/corpora/`.
 
     Raises:
         ValueError: no such source or place, or no images in it; the message names the remedy.
     """
     match = re.match(r"([a-z][a-z0-9_]+):(?!//)(.+)", str(spec))
-    source, rest = (match[1], match[2]) if match else ("folder", str(spec))
+    is_manifest = str(spec).lower().endswith((".csv", ".parquet")) and not os.path.isdir(spec)
+    source, rest = (match[1], match[2]) if match else ("manifest" if is_manifest else "folder", str(spec))
     return load_plugin("featcache.corpora", source).open_corpus(rest)

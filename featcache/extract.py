@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from featcache.allocator import keep_freed_memory
-from featcache.cache import default_store_path
+from featcache.cache import KnownRows, default_store_path, register
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.precision import choose_precision
@@ -42,6 +43,7 @@ class Progress:
         rows: samples in the corpus.
         done: samples finished, those of an earlier, interrupted run included.
         resumed: the part of `done` that an earlier run had finished.
+        reused: samples found in another store by the content of their image, in this run.
         failed: samples whose image could not be read, in this run.
         wait, encode, write: seconds that the main loop spent waiting for pixels, in the encoder, and
             writing and syncing chunks.
@@ -50,6 +52,7 @@ class Progress:
     rows: int
     done: int
     resumed: int
+    reused: int = 0
     failed: int = 0
     wait: float = 0.0
     encode: float = 0.0
@@ -61,13 +64,42 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What an extraction is about to do.
+
+    Attributes:
+        store: created, or opened to be resumed.
+        done: samples that an earlier run finished.
+        samples_per_second: of the encoder alone, measured on the probe batch.
+    """
+
+    store: FeatureStore
+    done: int
+    samples_per_second: float
+
+    @property
+    def bytes_to_write(self) -> int:
+        return _store_bytes(self.store.manifest) * (len(self.store) - self.done) // len(self.store)
+
+    @property
+    def bytes_free(self) -> int:
+        return shutil.disk_usage(self.store.path).free
+
+    @property
+    def seconds(self) -> float:
+        """Expected, if the encoder is what limits."""
+        return (len(self.store) - self.done) / self.samples_per_second
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One sample, read: its content hash and, unless `reason` says why not, pixels and view parameters."""
+    """One sample, read: its content hash and view parameters, and its pixels, or its known features, or neither."""
 
     content: bytes
-    pixels: np.ndarray | None  # (V, S, S, 3) uint8
     parameters: np.ndarray  # (V, P) float32
-    reason: str = ""
+    pixels: np.ndarray | None = None  # (V, S, S, 3) uint8
+    known: dict[str, np.ndarray] | None = None  # field → (V, D) float16
+    reason: str = ""  # why neither
 
 
 def extract(
@@ -83,13 +115,16 @@ def extract(
     workers: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    max_failures: int | None = None,
     overwrite: bool = False,
+    announce: Callable[[Plan], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> FeatureStore:
     """Run `teacher` over every view of every sample of `corpus` and return the sealed store.
 
-    An interrupted run is resumed chunk by chunk; a finished one is returned at once. A sample whose image
-    cannot be read becomes a failed row with its reason.
+    An interrupted run is resumed chunk by chunk, a damaged store is repaired chunk by chunk, a finished one is
+    returned at once. An image that any store already holds for the same encoder, views and fields is found by its
+    content and not encoded again. A sample whose image cannot be read becomes a failed row with its reason.
 
     Args:
         corpus: a corpus or its spec.
@@ -101,12 +136,15 @@ def extract(
         workers: threads that read, decode and resize; by default one a core.
         device: "auto" (a GPU when there is one), "cpu" or "cuda".
         precision: "auto" measures and takes the fastest that is faithful; or "fp32", "bf16", "fp16".
+        max_failures: stop as soon as more images than this could not be read.
         overwrite: replace a store at `out` that was made from something else.
+        announce: called once, before the first batch, unless there is nothing to do.
         progress: called after every batch.
 
     Raises:
         ValueError: the arguments, or a store at `out` that holds something else; nothing has been written.
-        OSError: the disk is full or gone; running the same command again resumes.
+        OSError: the disk is too small, full or gone; running the same command again resumes.
+        RuntimeError: more than `max_failures`; likewise.
     """
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
     encoder = load_encoder(teacher) if isinstance(teacher, str) else teacher
@@ -121,30 +159,37 @@ def extract(
     with contextlib.ExitStack() as held:
         pool = held.enter_context(ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))))
         store = _existing(path, manifest, overwrite)
-        if store is None or not store.sealed:
+        if store is None or not store.sealed or store.verify():
             held.enter_context(_only_writer(path))
             store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
+            for damage in store.mend() if store is not None else ():
+                log.warning("%s: %s; made again", path, damage)
         if store is not None:
             _refuse_changed_images(store, corpus, pool)
             if store.sealed:
+                register(store)
                 return store
 
         # The precision and batch size of an interrupted run are kept: its finished chunks were made with them.
         kept = store.manifest["extraction"] if store is not None else {}
         batch = kept.get("batch_size") or batch_size or (256 if device == "cuda" else 16)
         probe = _probe(corpus, recipe, encoder)
-        chosen = choose_precision(encoder, probe, kept.get("precision", precision), device, recorded=bool(kept))
+        chosen, speed = choose_precision(encoder, probe, kept.get("precision", precision), device, recorded=bool(kept))
         if store is None:
             manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
+            _refuse_small_disk(path, manifest)
             store = create_store(path, manifest, overwrite=overwrite)
+        known = KnownRows(manifest, besides=path)
 
         pending = store.pending_chunks()
         todo = [row for chunk in pending for row in store.rows_of(chunk)]
         at = Progress(rows=len(store), done=len(store) - len(todo), resumed=len(store) - len(todo))
 
         def read(row: int) -> Sample:
-            return _read_sample(corpus, row, recipe, encoder)
+            return _read_sample(corpus, row, recipe, encoder, known)
 
+        if announce:
+            announce(Plan(store, at.done, speed / recipe.count))
         samples = prefetch(read, todo, pool, ahead=4 * batch)
         per_batch = max(1, batch // recipe.count)
         for chunk in pending:
@@ -158,7 +203,13 @@ def extract(
                 _encode_into(arrays, here, read_samples, encoder)
                 at.encode += -clock + time.perf_counter()
                 at.done += len(here)
-                at.failed += sum(sample.pixels is None for sample in read_samples)
+                at.reused += sum(sample.known is not None for sample in read_samples)
+                at.failed += sum(bool(sample.reason) for sample in read_samples)
+                if max_failures is not None and at.failed > max_failures:
+                    raise RuntimeError(
+                        f"{corpus.spec}: {at.failed} images could not be read, more than --max-failures {max_failures} "
+                        f"(last: {next(s.reason for s in reversed(read_samples) if s.reason)}); finished chunks are kept"
+                    )
                 if progress:
                     progress(at)
             clock = time.perf_counter()
@@ -169,6 +220,7 @@ def extract(
                 f"{corpus.spec}: not one image could be read ({next(iter(store.reasons.values()))}); nothing was sealed"
             )
         store.seal()
+        register(store)
         if progress:
             progress(at)
     return store
@@ -190,7 +242,7 @@ def content_hash(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
-def _read_sample(corpus: Corpus, row: int, recipe: Views, encoder: Encoder) -> Sample:
+def _read_sample(corpus: Corpus, row: int, recipe: Views, encoder: Encoder, known: KnownRows | None = None) -> Sample:
     """Read, decode and render one sample. What is wrong with one image is data; what is wrong with the machine is not.
 
     Raises:
@@ -200,14 +252,16 @@ def _read_sample(corpus: Corpus, row: int, recipe: Views, encoder: Encoder) -> S
     try:
         encoded = corpus.read(row)
         content = content_hash(encoded)
+        if known and (found := known.find(content, corpus.ids[row])):
+            return Sample(content, found[1], known=found[0])
         image = decode(encoded)
         views = [recipe.draw(image.size, encoder.preprocess, corpus.ids[row], number) for number in range(recipe.count)]
         pixels = np.stack([render(image, view, encoder.preprocess) for view in views])
     except Exception as error:
         if isinstance(error, (MemoryError, ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _MACHINE:
             raise
-        return Sample(content, None, nothing, f"{type(error).__name__}: {error}")
-    return Sample(content, pixels, np.array([view.parameters for view in views], np.float32))
+        return Sample(content, nothing, reason=f"{type(error).__name__}: {error}")
+    return Sample(content, np.array([view.parameters for view in views], np.float32), pixels)
 
 
 def _empty_arrays(store: FeatureStore, corpus: Corpus, rows: range) -> dict[str, np.ndarray]:
@@ -230,6 +284,10 @@ def _encode_into(arrays: dict[str, np.ndarray], here: range, samples: list[Sampl
         arrays["content"][position] = np.frombuffer(sample.content, np.uint8)
         arrays["view"][position] = sample.parameters
         arrays["reason"][position] = sample.reason
+        if sample.known:
+            arrays[STATE][position] = OK
+            for name, known in sample.known.items():
+                arrays[name][position] = known
     readable = [
         (position, sample.pixels) for position, sample in zip(here, samples, strict=True) if sample.pixels is not None
     ]
@@ -338,6 +396,20 @@ def _refuse_changed_images(store: FeatureStore, corpus: Corpus, pool: ThreadPool
             f"{store.path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "
             "choose another --out, or replace it with --overwrite"
         )
+
+
+def _store_bytes(manifest: dict[str, Any]) -> int:
+    """Size of a store, but for its ids, reasons and metadata."""
+    chunks = -(-manifest["corpus"]["rows"] // manifest["chunk_rows"])
+    per_view = 2 * sum(manifest["fields"].values()) + 4 * len(PARAMETERS)
+    return chunks * manifest["chunk_rows"] * (manifest["views"]["count"] * per_view + 8 + 16 + 1)
+
+
+def _refuse_small_disk(path: Path, manifest: dict[str, Any]) -> None:
+    need, free = _store_bytes(manifest), shutil.disk_usage(path.parent).free
+    if need > free:
+        message = f"{path}: needs {need / 1e9:,.1f} GB, its disk has {free / 1e9:,.1f} GB free; make room or choose another --out"
+        raise OSError(errno.ENOSPC, message)
 
 
 class _only_writer(filelock.FileLock):

@@ -78,8 +78,19 @@ def create_store(
             f"{path}: already exists{'' if _is_store(path) else ' and is not a store'}; choose another --out"
         )
     building = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(building, ignore_errors=True)  # of a run killed right here; the caller is the only writer
-    group = zarr.create_group(building, attributes={"featcache": {"format": FORMAT, **manifest, "sealed": None}})
+    _write_skeleton(building, manifest)
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(building, path)
+    _sync_directory(path.parent)
+    return FeatureStore(path)
+
+
+def _write_skeleton(path: Path, manifest: Mapping[str, Any]) -> None:
+    """The group and every array's metadata, no chunk yet; whatever a killed run left at `path` goes."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    group = zarr.create_group(path, attributes={"featcache": {"format": FORMAT, **manifest, "sealed": None}})
     rows, views, per_chunk = manifest["corpus"]["rows"], manifest["views"]["count"], manifest["chunk_rows"]
     layout: dict[str, tuple[tuple[int, ...], str]] = {
         **{field: ((views, width), "float16") for field, width in manifest["fields"].items()},
@@ -91,16 +102,11 @@ def create_store(
         STATE: ((), "uint8"),
     }
     for name, (tail, dtype) in layout.items():
+        chunks = (per_chunk, *tail)
         group.create_array(
-            name, shape=(rows, *tail), chunks=(per_chunk, *tail), dtype=dtype, compressors=[Crc32cCodec()], filters=None
+            name, shape=(rows, *tail), chunks=chunks, dtype=dtype, compressors=[Crc32cCodec()], filters=None
         )
-    _sync_tree(building)
-    if path.exists():
-        shutil.rmtree(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(building, path)
-    _sync_directory(path.parent)
-    return FeatureStore(path)
+    _sync_tree(path)
 
 
 class FeatureStore:
@@ -252,9 +258,18 @@ class FeatureStore:
         """`gather` through zarr's own indexing, checksums verified: the reference that `gather` must equal."""
         return np.asarray(self._array(field).oindex[np.asarray(rows, np.int64), view])
 
-    def _map(self, field: str, chunk: int) -> np.memmap:
-        width, per_chunk = self.manifest["fields"][field], self.manifest["chunk_rows"]
-        return np.memmap(self._chunk_path(field, chunk), np.float16, mode="r", shape=(per_chunk, self.views, width))
+    def row(self, name: str, row: int) -> np.ndarray:
+        """One row of any array of fixed width: "content" (16,), "view" (V, P), or a feature (V, D)."""
+        chunk, offset = divmod(row, int(self.manifest["chunk_rows"]))
+        return np.asarray(self._mapped(name, chunk)[offset])
+
+    def _map(self, name: str, chunk: int) -> np.memmap:
+        tail, dtype = {
+            "content": ((16,), np.uint8),
+            "view": ((self.views, len(PARAMETERS)), np.float32),
+        }.get(name) or ((self.views, int(self.manifest["fields"][name])), np.float16)
+        shape = (int(self.manifest["chunk_rows"]), *tail)
+        return np.memmap(self._chunk_path(name, chunk), dtype, mode="r", shape=shape)
 
     @cached_property
     def _mapped(self) -> Any:
@@ -289,7 +304,10 @@ class FeatureStore:
         for name in sorted(arrays, key=lambda name: name == STATE):  # state last
             self._array(name)[rows.start : rows.stop] = arrays[name]
             _sync_file(self._chunk_path(name, chunk), root=self.path)
-        for cached in ("state", "labels", "sample_ids", "content"):
+        self._forget_cached()
+
+    def _forget_cached(self) -> None:
+        for cached in ("state", "labels", "sample_ids", "content", "_mapped"):
             self.__dict__.pop(cached, None)
 
     def seal(self) -> None:
@@ -315,29 +333,68 @@ class FeatureStore:
     # -- checking -----------------------------------------------------------------------------------------
 
     def verify(self) -> list[str]:
-        """Read every byte; one line for each thing wrong, none when the store is exactly as it was sealed."""
-        problems = []
-        expected = {f"{name}/zarr.json" for name in self._arrays()} | {"zarr.json"}
+        """Read every byte; one line for each thing wrong, none when the store is exactly as it was written.
+
+        Of an unfinished store, the units that are done are checked.
+        """
+        return [what for _, what in self._damage()]
+
+    def mend(self) -> list[str]:
+        """Make damaged units pending again, so that extraction repairs them and only them; returns what was wrong.
+
+        Left-over files go, and arrays' metadata is written anew.
+        """
+        damage = list(self._damage())
+        if not damage:
+            return []
+        if self.sealed:
+            self.manifest["sealed"] = None
+            self._group.attrs["featcache"] = self.manifest
+        for where, _ in damage:
+            if isinstance(where, int):
+                self._chunk_path(STATE, where).unlink(missing_ok=True)
+            elif where.name != "zarr.json":
+                where.unlink(missing_ok=True)
+        skeleton = self.path.with_name(f"{self.path.name}.partial")
+        _write_skeleton(skeleton, self.manifest)
         for name in self._arrays():
+            os.replace(skeleton / name / "zarr.json", self.path / name / "zarr.json")
+        shutil.rmtree(skeleton)
+        _sync_tree(self.path)
+        self._forget_cached()
+        return [what for _, what in damage]
+
+    def _damage(self) -> Iterator[tuple[int | Path, str]]:
+        """(the unit's number, or the file) and what is wrong with it."""
+        expected, wrong = {self.path / "zarr.json"}, False
+        pending = set() if self.sealed else set(self.pending_chunks())
+        for name in self._arrays():
+            metadata = self.path / name / "zarr.json"
+            expected.add(metadata)
+            if not metadata.exists():
+                wrong = True
+                yield metadata, f"{name}/zarr.json: missing"
             for chunk in range(self.chunks):
                 path, rows = self._chunk_path(name, chunk), self.rows_of(chunk)
-                expected.add(path.relative_to(self.path).as_posix())
+                expected.add(path)
                 where = f"{name} chunk {chunk} (rows {rows.start}–{rows.stop - 1})"
+                if chunk in pending:
+                    continue
                 if not path.exists():
-                    problems.append(f"{where}: missing")
+                    wrong = True
+                    yield chunk, f"{where}: missing"
                 elif not _checksum_holds(path.read_bytes()):
-                    problems.append(f"{where}: checksum does not match its bytes")
-        found = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()}
-        problems += [f"{name}: missing" for name in sorted(expected - found) if name.endswith("zarr.json")]
-        problems += [f"{name}: not part of the store" for name in sorted(found - expected)]
-        if self.sealed and not problems:
-            digest = self.manifest["sealed"]["digest"]
-            if (
-                self._digest((self.path / "zarr.json").read_bytes().replace(digest.encode(), UNSEALED.encode()))
-                != digest
-            ):
-                problems.append("zarr.json, of the group or of an array: changed since the store was sealed")
-        return problems
+                    wrong = True
+                    yield chunk, f"{where}: checksum does not match its bytes"
+        for path in sorted({p for p in self.path.rglob("*") if p.is_file()} - expected):
+            wrong = True
+            yield path, f"{path.relative_to(self.path).as_posix()}: not part of the store"
+        if self.sealed and not wrong:
+            digest = str(self.manifest["sealed"].get("digest") or "none")
+            root = (self.path / "zarr.json").read_bytes().replace(digest.encode(), UNSEALED.encode())
+            if self._digest(root) != digest:
+                what = "zarr.json, of the group or of an array: changed since the store was sealed"
+                yield self.path / "zarr.json", what
 
     def _digest(self, root: bytes) -> str:
         """Over the group's zarr.json (with `UNSEALED` for the digest), the arrays' zarr.json, and the size and checksum

@@ -20,6 +20,9 @@ from featcache.preprocess import Preprocess
 PARAMETERS = ("x0", "y0", "x1", "y1", "flip")
 """Columns of the store's `view` array: the box in px of the decoded image, and 1 when mirrored."""
 
+MAX_PIXELS = 89_478_485
+"""Larger images are refused unread. Pillow's own number: there it warns, and raises only at twice as many."""
+
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -77,13 +80,18 @@ class Views:
 def decode(encoded: bytes) -> Image.Image:
     """Encoded image file → upright RGB image. EXIF orientation applied, 16-bit scaled to 8, alpha dropped.
 
+    Of an animation, the first frame.
+
     Raises:
-        Exception: whatever Pillow raises on bytes that are no image, truncated, or decompression bombs.
+        DecompressionBombError: more than `MAX_PIXELS`, by the header; no pixel has been decoded.
+        Exception: whatever Pillow raises on bytes that are no image, or are truncated.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:  # Pillow's message holds a memory address, other in every run
         raise UnidentifiedImageError(f"not an image that Pillow knows ({len(encoded)} bytes)") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} × {image.height} px: more than {MAX_PIXELS:,} px in all")
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":

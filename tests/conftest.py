@@ -1,3 +1,5 @@
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,15 @@ settings.load_profile("seeded")
 def one_thread() -> None:
     """Models this small only wait for each other on more threads; on a busy machine for long."""
     torch.set_num_threads(1)
+
+
+os.environ["FEATCACHE_HOME"] = tempfile.mkdtemp(prefix="featcache-tests-")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds another's rows."""
+    monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture(scope="session")

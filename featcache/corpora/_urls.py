@@ -25,6 +25,21 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def read_url(url: str) -> bytes:
-    """The whole file at `url`."""
-    filesystem, path = open_filesystem(url)
-    return filesystem.cat_file(path)
+    """The whole file at `url`; raises as `read_file` does."""
+    return read_file(*open_filesystem(url))
+
+
+def read_file(filesystem: Any, path: str) -> bytes:
+    """The whole file at `path` of an fsspec file system.
+
+    Raises:
+        FileNotFoundError: this file is not there.
+        ConnectionError: anything else, whatever the service calls it: the network, the service or the credentials
+            have gone, which says nothing about this one image.
+    """
+    try:
+        return filesystem.cat_file(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ConnectionError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error

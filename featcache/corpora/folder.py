@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.corpora._labels import from_folders
-from featcache.corpora._urls import is_url, open_filesystem
+from featcache.corpora._urls import is_url, open_filesystem, read_file
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -32,7 +32,7 @@ class Folder:
     def read(self, i: int) -> bytes:
         if self._remote:
             filesystem, root = self._remote
-            return filesystem.cat_file(f"{root.rstrip('/')}/{self.ids[i]}" if root else self.ids[i])
+            return read_file(filesystem, f"{root.rstrip('/')}/{self.ids[i]}" if root else self.ids[i])
         return Path(self.spec, self.ids[i]).read_bytes()
 
     def label(self, i: int) -> int:

@@ -1,6 +1,6 @@
 """Hugging Face data sets: on the hub, saved to disk, or a folder of parquet or arrow files."""
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,53 +52,58 @@ class HuggingFace:
 
 def _open(rest: str) -> tuple[Any, str]:
     """The table of one split, and the split's name."""
+    place, _, split = (rest, "", "") if Path(rest).is_dir() else rest.rpartition(":")
+    if place and Path(place).is_dir():
+        tables = _open_folder(place)
+        if not split and len(tables) == 1:
+            split = next(iter(tables))
+        _refuse_unknown_split(place, split, tables)
+        return tables[split], split
+    name, _, config = place.partition(":")
+    if not name or name[0] in "./~":
+        raise ValueError(
+            f"hf:{rest}: no such folder; give hf:FOLDER[:SPLIT] with parquet or arrow files, or hf:NAME:SPLIT of the hub"
+        )
+    return _open_hub(rest, name, config or None, split), split
+
+
+def _open_hub(rest: str, name: str, config: str | None, split: str) -> Any:
     import datasets
 
-    path, _, split = (rest, "", "") if Path(rest).exists() else rest.rpartition(":")
     try:
-        if Path(path).is_dir() and path:
-            found, place = _open_folder(path), f"hf:{path}"
-        else:
-            name, _, config = path.partition(":")
-            if not name or not split or name[0] in "./~" or Path(rest).exists():
-                raise ValueError(
-                    f"hf:{rest}: no such folder; give hf:FOLDER[:SPLIT] with parquet or arrow files, or hf:NAME:SPLIT of the hub"
-                )
-            splits = datasets.get_dataset_split_names(name, config or None)
-            found, place = dict.fromkeys(splits), f"hf:{path}"
-            if split in found:
-                return datasets.load_dataset(name, config or None, split=split), split
+        splits = datasets.get_dataset_split_names(name, config)
+        _refuse_unknown_split(f"{name}:{config}" if config else name, split, splits)
+        return datasets.load_dataset(name, config, split=split)
     except OSError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"hf:{rest}: cannot be had ({reason}); check the name and the network, or give a local folder"
         ) from None
-    if not isinstance(found, dict):
-        if split and split != str(found.split):
-            raise ValueError(f"hf:{rest}: this folder holds one split, {found.split}; give {place}")
-        return found, str(found.split or "all")
-    if not split and len(found) == 1:
-        split = next(iter(found))
-    if split not in found:
-        known = ", ".join(f"{place}:{name}" for name in found)
-        raise ValueError(f"hf:{rest}: {f'no split {split!r}' if split else 'several splits'}; give one of {known}")
-    return found[split], split
 
 
-def _open_folder(path: str) -> Any:
+def _open_folder(path: str) -> dict[str, Any]:
+    """The splits of a local folder."""
     import datasets
 
-    if (Path(path) / "dataset_dict.json").exists() or (Path(path) / "state.json").exists():
-        return datasets.load_from_disk(path)
-    kinds = {file.suffix for file in Path(path).rglob("*") if file.suffix in (".parquet", ".arrow")}
-    if len(kinds) != 1:
-        found = "both parquet and arrow files" if kinds else "neither parquet nor arrow files"
-        raise ValueError(f"hf:{path}: this folder holds {found}; give a folder with one kind, or one of save_to_disk")
     try:
-        return datasets.load_dataset(path)
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        if (Path(path) / "dataset_dict.json").exists() or (Path(path) / "state.json").exists():
+            found = datasets.load_from_disk(path)
+        else:
+            kinds = {file.suffix for file in Path(path).rglob("*") if file.suffix in (".parquet", ".arrow")}
+            if len(kinds) != 1:
+                what = "both parquet and arrow files" if kinds else "no parquet or arrow files"
+                raise ValueError(f"{what} in this folder; give one kind, or a folder of save_to_disk")
+            found = datasets.load_dataset(kinds.pop()[1:], data_dir=path)
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"hf:{path}: these files cannot be read ({reason}); copy or write them again") from None
+        raise ValueError(f"hf:{path}: {reason}; correct the folder, or write it again") from None
+    return found if isinstance(found, dict) else {str(found.split or "all"): found}
+
+
+def _refuse_unknown_split(place: str, split: str, splits: Iterable[str]) -> None:
+    if split not in splits:
+        known = ", ".join(f"hf:{place}:{name}" for name in splits)
+        raise ValueError(f"hf:{place}: {f'no split {split!r}' if split else 'several splits'}; give one of {known}")
 
 
 def _image_column(spec: str, kinds: dict[str, Any]) -> str:
@@ -122,9 +127,7 @@ def _labels(spec: str, table: Any, name: str) -> tuple[list[int], list[str] | No
         return from_numbers(values, spec)
     if all(value is None or isinstance(value, str) for value in values):
         return from_names(values)
-    raise ValueError(
-        f"{spec}: column {name} holds {json.dumps(str(kind))}, no labels; make it a ClassLabel or rename it"
-    )
+    raise ValueError(f"{spec}: column {name} holds {kind}, no labels; make it a ClassLabel or rename it")
 
 
 open_corpus = HuggingFace

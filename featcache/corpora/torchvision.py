@@ -4,7 +4,6 @@ import inspect
 import io
 import os
 import pickletools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,9 @@ from featcache.plugins import suggest
 
 PATHS = ("samples", "imgs", "_samples", "_image_files", "_images")
 """Where torchvision's file-based data sets keep their paths, some as (path, label) pairs."""
+CIFAR_KEYS = frozenset({"batch_label", "labels", "fine_labels", "coarse_labels", "data", "filenames"}) | frozenset(
+    {"num_cases_per_batch", "num_vis", "label_names", "fine_label_names", "coarse_label_names"}
+)
 
 
 class TorchVision:
@@ -30,18 +32,19 @@ class TorchVision:
         name, _, more = rest.partition(":")
         split, _, root = more.partition(":")
         self.spec = f"torchvision:{rest}"
+        self.class_names: list[str] | None
         self._root = root or os.environ.get("TORCHVISION_ROOT") or "data"
         if name in ("CIFAR10", "CIFAR100"):
-            pixels, self._labels, self.class_names = _cifar(self.spec, name, split, self._root)
-            self._source, self._paths, count = pixels, None, len(pixels)
+            self._source, self._labels, self.class_names = _cifar(self.spec, name, split, self._root)
+            self._paths = None
         else:
             self._source = _open(self.spec, name, split, self._root)
-            self._paths, count = _paths(self._source), len(self._source)
+            self._paths = _paths(self._source)
             self._labels, self.class_names = _labels(self.spec, self._source)
         if self._paths:
             self.ids = [_below(path, self._root) for path in self._paths]
         else:
-            self.ids = [f"{split or 'all'}/{row:08d}" for row in range(count)]
+            self.ids = [f"{split or 'all'}/{row:08d}" for row in range(len(self._labels))]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,7 +110,7 @@ def _paths(source: Any) -> list[str] | None:
 
 
 def _labels(spec: str, source: Any) -> tuple[list[int], list[str] | None]:
-    pairs = next((getattr(source, a) for a in PATHS if hasattr(source, a)), [])
+    pairs: Any = next((getattr(source, a) for a in PATHS if hasattr(source, a)), [])
     found = [pair[1] for pair in pairs if isinstance(pair, tuple)]
     for attribute in ("targets", "labels", "_labels", "y"):
         if len(found) != len(source):
@@ -147,31 +150,28 @@ def _cifar(spec: str, name: str, split: str, root: str) -> tuple[np.ndarray, lis
     label_key = "labels" if name == "CIFAR10" else "fine_labels"
     batches = [contents(file, md5) for file, md5 in (kind.train_list if split == "train" else kind.test_list)]
     labels = [label for batch in batches for label in batch[label_key]]
-    raw = b"".join(max(batch["data"], key=len).encode("latin1") for batch in batches)
+    raw = b"".join(max(_strings(batch["data"]), key=len).encode("latin1") for batch in batches)
     pixels = np.frombuffer(raw, np.uint8).reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
     names = contents(kind.meta["filename"], kind.meta["md5"])[kind.meta["key"]]
-    return np.ascontiguousarray(pixels), labels, names
+    return np.ascontiguousarray(pixels), labels, _strings(names)
 
 
 def _scan(pickled: bytes) -> dict[str, list[Any]]:
-    """The strings and the integers that follow each key of a pickled dictionary; nothing is unpickled."""
-    keys = {"data", "labels", "fine_labels", "coarse_labels", "filenames", "batch_label", "label_names"}
-    keys |= {"fine_label_names", "coarse_label_names", "num_cases_per_batch", "num_vis"}
+    """The strings and the integers that stand after each of CIFAR's keys in a pickled dictionary."""
     found: dict[str, list[Any]] = {}
     here: list[Any] = []
     for code, argument, _ in pickletools.genops(pickled):
-        if "BIN" not in code.name or code.name in ("BINPUT", "BINGET", "LONG_BINPUT", "LONG_BINGET"):
+        if code.name not in ("SHORT_BINSTRING", "BINSTRING", "BININT", "BININT1", "BININT2"):
             continue
-        if isinstance(argument, str) and argument in keys:
+        if argument in CIFAR_KEYS:
             here = found.setdefault(argument, [])
         else:
             here.append(argument)
-    return {
-        key: values
-        if key == "label_names" or key.endswith("_names") or not key.endswith("labels")
-        else [value for value in values if isinstance(value, int)]
-        for key, values in found.items()
-    }
+    return found
+
+
+def _strings(values: list[Any]) -> list[str]:
+    return [value for value in values if isinstance(value, str)]
 
 
 open_corpus = TorchVision

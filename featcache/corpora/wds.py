@@ -1,5 +1,6 @@
 """Images in tar files, as webdataset writes them; random access through an index made once."""
 
+import errno
 import glob
 import gzip
 import hashlib
@@ -42,7 +43,8 @@ class WebDataset:
     once; that takes the disk space of its contents.
 
     Raises:
-        ValueError: a shard is missing, damaged, not local, or has changed since it was opened.
+        ValueError: on opening, a shard is missing, damaged or not local.
+        OSError: on reading, a shard has changed since it was opened.
     """
 
     def __init__(self, pattern: str):
@@ -72,7 +74,7 @@ class WebDataset:
         shard, row = self._shards[number], i - int(self._starts[number])
         with open(shard.tar, "rb", buffering=0) as file:
             if _state(os.fstat(file.fileno())) != shard.tar_state:
-                raise ValueError(f"{shard.tar} has changed since it was opened; open {self.spec} again")
+                raise OSError(errno.ESTALE, f"{shard.tar} has changed since it was opened; open {self.spec} again")
             file.seek(shard.offsets[row])
             return file.read(shard.sizes[row])
 
@@ -140,7 +142,12 @@ def _index(path: str) -> _Index:
         for stale in kept.parent.glob(f"{glob.escape(stem)}-*"):
             stale.unlink(missing_ok=True)
         tar = shard if shard.suffix == ".tar" else _unpack(shard, kept.with_suffix(".tar"))
-        index = _Index(str(tar), _state(tar.stat()), *_members(tar, path))
+        try:
+            index = _Index(str(tar), _state(tar.stat()), *_members(tar, path))
+        except ValueError:
+            if tar != shard:
+                tar.unlink()
+            raise
         if _state(shard.stat()) != state:
             raise ValueError(f"{path}: changed while it was read; wait until it is complete")
         _write_atomically(kept, lambda file: file.write(json.dumps(asdict(index)).encode()))
@@ -172,7 +179,7 @@ def _members(tar: Path, path: str) -> tuple[list[str], list[int], list[int], lis
                 if os.path.splitext(base)[1].lower() in EXTENSIONS:
                     images.setdefault(key, []).append((extension.lower(), member.offset_data, member.size))
                 elif extension.lower() == "cls":
-                    numbers[key] = _number(archive.extractfile(member), f"{path}: {name}")  # type: ignore[arg-type]
+                    numbers[key] = _number(archive.extractfile(member).read(64), f"{path}: {name}")  # type: ignore[union-attr]
             end = archive.offset
         with open(tar, "rb") as file:
             file.seek(end)
@@ -196,8 +203,7 @@ def _the_image(path: str, key: str, members: list[tuple[str, int, int]]) -> tupl
     return plain[0]
 
 
-def _number(file: BinaryIO, where: str) -> int:
-    text = file.read(64)
+def _number(text: bytes, where: str) -> int:
     try:
         return int(text)
     except ValueError:

@@ -1,5 +1,6 @@
 """What every registered corpus must be."""
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,46 @@ def digits(root: Path) -> str:
     return "digits:test"
 
 
-SPECS: dict[str, Callable[[Path], str]] = {"digits": digits, "folder": folder}
+def manifest(root: Path) -> str:
+    folder(root)
+    (root / "m.csv").write_text("path,label\nb/2.png,b\nb/1.JPG,b\na/deep/er/0.png,a\nloose.webp,\n")
+    return str(root / "m.csv")
+
+
+def wds(root: Path) -> str:
+    folder(root / "photos")
+    for shard, names in enumerate([["b/2.png", "b/1.JPG"], ["a/deep/er/0.png", "a/notes.txt", "loose.webp"]]):
+        with tarfile.open(root / f"s-{shard:02d}.tar", "w") as tar:
+            for name in names:
+                tar.add(root / "photos" / name, name)
+    return f"wds:{root}/s-{{00..01}}.tar"
+
+
+def hf(root: Path) -> str:
+    datasets = pytest.importorskip("datasets", reason="needs featcache[hf]")
+    folder(root / "photos")
+    images = [{"bytes": (root / "photos" / name).read_bytes(), "path": None} for name in ("b/2.png", "loose.webp")]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["ant", "bee"]))
+    datasets.Dataset.from_dict({"image": images, "label": [1, 0]}, features=features).save_to_disk(root / "saved")
+    return f"hf:{root / 'saved'}"
+
+
+def torchvision(root: Path) -> str:
+    for i, name in enumerate(["River/1.jpg", "Forest/0.jpg", "River/0.jpg"]):
+        path = root / "eurosat" / "2750" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(path)
+    return f"torchvision:EuroSAT::{root}"
+
+
+SPECS: dict[str, Callable[[Path], str]] = {
+    "digits": digits,
+    "folder": folder,
+    "hf": hf,
+    "manifest": manifest,
+    "torchvision": torchvision,
+    "wds": wds,
+}
 """How to make a small corpus of each kind in an empty folder. A new kind adds a line here."""
 
 NAMES = plugin_names("featcache.corpora")
@@ -41,7 +81,8 @@ def test_every_registered_corpus_is_under_this_contract():
 
 
 @pytest.fixture(params=NAMES)
-def spec(request, tmp_path):
+def spec(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / ".featcache"))
     return SPECS[request.param](tmp_path)
 
 

@@ -43,7 +43,7 @@ def weights_of(encoder):
 def test_an_unfaithful_precision_is_not_used_and_said(unfaithful, pixels, caplog):
     before, expected = weights_of(unfaithful), unfaithful.encode(pixels)["embedding"]
     with caplog.at_level(logging.WARNING, "featcache"):
-        record = choose_precision(unfaithful, pixels, "bf16", "cpu")
+        record, _ = choose_precision(unfaithful, pixels, "bf16", "cpu")
     assert record == {"precision": "fp32", "cosine": 1.0}
     assert unfaithful.precision == FP32
     assert [message.split(" (")[0] for message in caplog.messages] == [
@@ -58,7 +58,7 @@ def test_an_unfaithful_precision_is_not_used_and_said(unfaithful, pixels, caplog
 @pytest.mark.parametrize("requested", ["auto", "fp32", "bf16", "fp16"])
 def test_the_record_holds_the_cosine_to_fp32(pixels, requested):
     encoder, reference = tiny_encoder(), tiny_encoder()
-    record = choose_precision(encoder, pixels, requested, "cpu")
+    record, _ = choose_precision(encoder, pixels, requested, "cpu")
     assert requested == "auto" or record["precision"].startswith(requested)
     assert CANDIDATES[record["precision"]] == encoder.precision
     a, b = encoder.encode(pixels)["embedding"].numpy(), reference.encode(pixels)["embedding"].numpy()
@@ -95,5 +95,5 @@ def test_a_recorded_precision_is_replayed_whatever_the_clock_says(pixels, monkey
     monkeypatch.setattr(featcache.precision, "_seconds", seconds)
     for name in CANDIDATES:
         encoder = tiny_encoder()
-        assert choose_precision(encoder, pixels, name, "cpu", recorded=True)["precision"] == name
+        assert choose_precision(encoder, pixels, name, "cpu", recorded=True)[0]["precision"] == name
         assert encoder.precision == CANDIDATES[name]
