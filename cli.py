@@ -41,7 +41,7 @@ class Device(StrEnum):
 
 
 class Augment(StrEnum):
-    none, flip, rrc = "none", "flip", "rrc"
+    none, flip, rotate4, rrc = "none", "flip", "rotate4", "rrc"
 
 
 class EncoderPrecision(StrEnum):
@@ -82,7 +82,7 @@ def extract(
     ] = None,
     views: Annotated[int, typer.Option(min=1, help="Views a sample; view 0 is always the plain one.")] = 1,
     augment: Annotated[
-        Augment, typer.Option(help="What views 1, 2, … are: mirrored, or random resized crops.")
+        Augment, typer.Option(help="What views 1, 2, … are: mirrored, turned by 90°, or random resized crops.")
     ] = Augment.none,
     fields: Annotated[str, typer.Option(help="Comma list of embedding, logits.")] = "embedding",
     batch_size: Annotated[

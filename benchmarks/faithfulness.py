@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default="proteus,tintem")
+    parser.add_argument(
+        "--augment", default="none", choices=["none", "flip"], help="flip: train on each image and its mirror image"
+    )
     options = parser.parse_args()
     work = options.work
     images = {
@@ -45,19 +48,23 @@ def main() -> None:
         }
 
     teacher = stores("teacher", TEACHER)
+    views = {"augment": options.augment, "views": 1 if options.augment == "none" else 2}
+    targets = featcache.extract(
+        str(images["train"]), TEACHER, work / "stores" / f"targets-{options.augment}.zarr", **views
+    )
     table = {"teacher": [measure(teacher, teacher)]}
     for method in options.methods.split(","):
         for seed in range(options.seeds):
-            name = f"{method}-{options.epochs}-{seed}"
+            name = f"{method}-{options.augment}-{options.epochs}-{seed}"
             out = work / "runs" / name
             distill.fit(
-                teacher["train"], str(images["train"]), out=out, student="tiny", method=method,
+                targets, str(images["train"]), out=out, student="tiny", method=method,
                 epochs=options.epochs, seed=seed, resume=True,
             )  # fmt: skip
             table.setdefault(method, []).append(measure(stores(name, f"run:{out}"), teacher))
             print(f"{name}: " + "  ".join(f"{k} {v:.3f}" for k, v in table[method][-1].items()), flush=True)
 
-    print("\n| encoder | " + " | ".join(METRICS) + " |\n|---" * (len(METRICS) + 1) + "|")
+    print("\n| encoder | " + " | ".join(METRICS) + " |\n|" + "---|" * (len(METRICS) + 1))
     for name, runs in table.items():
         cells = [[run[metric] for run in runs] for metric in METRICS]
         print(f"| {name} | " + " | ".join(mean_sd(values) for values in cells) + " |")

@@ -92,12 +92,14 @@ def normalise(pixels: UInt8[Tensor, "batch size size 3"], preprocess: Preprocess
 
 
 def load_encoder(spec: str) -> Encoder:
-    """Load a frozen encoder by its spec: `SOURCE/NAME…`, or `run:PATH` for a trained student.
+    """Load a frozen encoder by its spec: `SOURCE/NAME…`, `run:PATH` for a trained student, or `MODULE:CALLABLE`.
 
     Raises:
         ValueError: no such source, model or weights; the message suggests near names or the remedy.
     """
     match = re.match(r"(\w+)[/:](.+)", spec)
+    if re.fullmatch(r"[\w.]+:\w+", spec) and spec.partition(":")[0] not in plugin_names("featcache.encoders"):
+        return load_plugin("featcache.encoders", "python").load_encoder(spec)
     if not match:
         sources = ", ".join(plugin_names("featcache.encoders"))
         raise ValueError(

@@ -175,6 +175,10 @@ def extract(
         batch = kept.get("batch_size") or batch_size or (256 if device == "cuda" else 16)
         probe = _probe(corpus, recipe, encoder)
         chosen, speed = choose_precision(encoder, probe, kept.get("precision", precision), device, recorded=bool(kept))
+        if torch.allclose(encoder.encode(probe)["embedding"].norm(dim=1), torch.ones(len(probe)).to(device), atol=1e-3):
+            log.warning(
+                "%s: its embeddings are L2-normalised already: lengths, which some methods use, are lost", encoder.name
+            )
         if store is None:
             manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
             _refuse_small_disk(path, manifest)
@@ -386,7 +390,7 @@ def _refuse_changed_images(store: FeatureStore, corpus: Corpus, pool: ThreadPool
     def changed(row: int) -> bool:
         try:
             return content_hash(corpus.read(row)) != store.content[row].tobytes()
-        except OSError:
+        except Exception:  # gone, or without an image: that is no change when the row had failed for it
             return bool(store.content[row].any())
 
     done = np.flatnonzero(store.state != PENDING).tolist()

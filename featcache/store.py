@@ -266,7 +266,7 @@ class FeatureStore:
     def _map(self, name: str, chunk: int) -> np.memmap:
         tail, dtype = {
             "content": ((16,), np.uint8),
-            "view": ((self.views, len(PARAMETERS)), np.float32),
+            "view": ((self.views, len(self.manifest["views"].get("parameters", PARAMETERS))), np.float32),
         }.get(name) or ((self.views, int(self.manifest["fields"][name])), np.float16)
         shape = (int(self.manifest["chunk_rows"]), *tail)
         return np.memmap(self._chunk_path(name, chunk), dtype, mode="r", shape=shape)

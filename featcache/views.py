@@ -17,8 +17,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from featcache.preprocess import Preprocess
 
-PARAMETERS = ("x0", "y0", "x1", "y1", "flip")
-"""Columns of the store's `view` array: the box in px of the decoded image, and 1 when mirrored."""
+PARAMETERS = ("x0", "y0", "x1", "y1", "flip", "turns")
+"""Columns of the store's `view` array: the box in px of the decoded image, 1 when mirrored, quarter turns after that."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What Pillow may decode. Not all that it can: EPS, for one, would start Ghostscript on a stranger's file."""
+
+AUGMENTS = ("none", "flip", "rotate4", "rrc")
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused unread. Pillow's own number: there it warns, and raises only at twice as many."""
@@ -33,15 +38,21 @@ _RESAMPLING = {
 
 @dataclass(frozen=True)
 class View:
-    """One drawn view: a box in px of the decoded image, whether it is mirrored, and whether it is view 0."""
+    """One drawn view: a box in px of the decoded image, what is done to it, and whether it is the plain view's box.
+
+    Attributes:
+        flip: mirrored left to right.
+        turns: quarter turns, counter-clockwise, after the mirroring.
+    """
 
     box: tuple[float, float, float, float]
     flip: bool = False
+    turns: int = 0
     plain: bool = True
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        return (*self.box, float(self.flip))
+        return (*self.box, float(self.flip), float(self.turns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +62,29 @@ class Views:
     Attributes:
         count: views a sample. View 0 is always the encoder's plain evaluation view.
         augment: what views 1, 2, … are. "none": nothing, `count` must be 1. "flip": odd views mirror the
-            plain view. "rrc": random resized crop (area 0.35…1 of the image, aspect 3/4…4/3), mirrored with
+            plain view. "rotate4": view v turns the plain view by (v mod 4) × 90° counter-clockwise. "rrc": random resized crop (area 0.35…1 of the image, aspect 3/4…4/3), mirrored with
             probability 1/2.
         seed: changes every drawn view.
     """
 
     count: int = 1
-    augment: Literal["none", "flip", "rrc"] = "none"
+    augment: Literal["none", "flip", "rotate4", "rrc"] = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.augment not in ("none", "flip", "rrc"):
-            raise ValueError(f"unknown augment {self.augment!r}; known: none, flip, rrc")
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"unknown augment {self.augment!r}; known: {', '.join(AUGMENTS)}")
         if self.count < 1 or (self.augment == "none") != (self.count == 1):
             raise ValueError(
                 f"{self.count} views with augment {self.augment!r}: give --views 2 or more together with "
-                "--augment flip or rrc, or --views 1 alone"
+                "--augment flip, rotate4 or rrc, or --views 1 alone"
             )
 
     def draw(self, size: tuple[int, int], preprocess: Preprocess, sample_id: str, view: int) -> View:
         """The view numbered `view` of an image of `size` (width, height) px."""
-        if view == 0 or self.augment == "flip":
-            return View(_plain_box(size, preprocess), flip=view % 2 == 1, plain=True)
+        if view == 0 or self.augment in ("flip", "rotate4"):
+            box, flip, turns = _plain_box(size, preprocess), self.augment == "flip" and view % 2 == 1, view % 4
+            return View(box, flip=flip, turns=turns if self.augment == "rotate4" else 0)
         digest = hashlib.blake2b(f"{self.seed}\0{sample_id}\0{view}".encode(), digest_size=16).digest()
         return _random_resized_crop(size, random.Random(int.from_bytes(digest, "little")))
 
@@ -87,7 +99,7 @@ def decode(encoded: bytes) -> Image.Image:
         Exception: whatever Pillow raises on bytes that are no image, or are truncated.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except UnidentifiedImageError:  # Pillow's message holds a memory address, other in every run
         raise UnidentifiedImageError(f"not an image that Pillow knows ({len(encoded)} bytes)") from None
     if image.width * image.height > MAX_PIXELS:
@@ -114,7 +126,8 @@ def render(image: Image.Image, view: View, preprocess: Preprocess) -> UInt8[np.n
         image = image.resize((width, height), resample).crop((left, top, left + size, top + size))
     else:
         image = image.resize((size, size), resample, box=view.box)
-    return np.asarray(ImageOps.mirror(image) if view.flip else image)
+    pixels = np.asarray(ImageOps.mirror(image) if view.flip else image)
+    return np.ascontiguousarray(np.rot90(pixels, view.turns)) if view.turns else pixels
 
 
 def _resized(size: tuple[int, int], preprocess: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:

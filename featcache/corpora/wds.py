@@ -38,7 +38,7 @@ class WebDataset:
     sample id is SHARD/KEY, where SHARD is the file's name without `.tar`, with the folders that a pattern
     chose among.
 
-    Each shard is indexed once, under $FEATCACHE_HOME/indexes, by path, size and time of change: a changed
+    Each shard is indexed once, under $FEATCACHE_HOME/shards, by path, size and time of change: a changed
     shard is indexed again. A compressed shard cannot be read from the middle, so it is also unpacked there,
     once; that takes the disk space of its contents.
 
@@ -133,7 +133,7 @@ def _index(path: str) -> _Index:
     shard = Path(path).resolve()
     state = _state(shard.stat())
     stem = f"{shard.name}-{_short(str(shard))}"
-    kept = cache_home() / "indexes" / f"{stem}-{_short(json.dumps([INDEX_VERSION, *state]))}.json"
+    kept = cache_home() / "shards" / f"{stem}-{_short(json.dumps([INDEX_VERSION, *state]))}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(kept.parent / f"{stem}.lock"):  # of several processes, one makes it and the others wait
         index = _kept_index(kept)

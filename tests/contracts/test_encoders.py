@@ -25,7 +25,9 @@ def test_it_loads_one_encoder_from_the_rest_of_a_spec(source):
 
 @pytest.mark.parametrize("rest", ["nosuchmodel_9000", "nosuchmodel_9000:nosuchtag"])
 def test_an_unknown_name_is_refused_with_a_way_on(source, rest):
-    with pytest.raises(ValueError, match=r"nosuchmodel_9000.*(did you mean|known: |make one with)"):
+    with pytest.raises(
+        ValueError, match=r"nosuchmodel_9000.*(did you mean|known: |make one with|give MODULE:CALLABLE)"
+    ):
         load_encoder(f"{source}:{rest}" if source == "run" else f"{source}/{rest}")
 
 

@@ -134,9 +134,9 @@ def test_a_missing_image_and_a_lost_connection_are_told_apart(memory, monkeypatc
         corpus.read(2)
 
 
-def test_a_server_that_goes_away_is_a_lost_connection(folder, s3, monkeypatch):
+def test_a_server_that_goes_away_is_a_lost_connection(folder, s3):
     corpus = open_corpus(s3)
-    filesystem, root = corpus._remote
+    _, root = corpus._remote
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -19,7 +19,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "indexes"
+    return tmp_path / "home" / "shards"
 
 
 @pytest.fixture

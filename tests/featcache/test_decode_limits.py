@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from featcache.views import MAX_PIXELS, decode
 
@@ -44,3 +44,10 @@ def test_of_an_animation_the_first_frame(kind):
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=50, **lossless)
     assert Image.open(io.BytesIO(buffer.getvalue())).n_frames == 3
     np.testing.assert_array_equal(np.asarray(decode(buffer.getvalue())), np.asarray(frames[0]))
+
+
+def test_a_file_that_would_start_another_program_is_not_an_image():
+    encapsulated = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(encapsulated, "EPS")
+    with pytest.raises(UnidentifiedImageError):
+        decode(encapsulated.getvalue())

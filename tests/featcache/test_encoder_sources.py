@@ -21,6 +21,7 @@ from tiny import tiny_encoder
 from torch import nn
 from torchvision import transforms
 
+from featcache import extract
 from featcache.backbones import build_backbone
 from featcache.encoder import load_encoder, normalise, read_weights
 from featcache.preprocess import Preprocess
@@ -162,7 +163,7 @@ def test_weights_of_another_model_are_refused(small, tmp_path):
         ("timm/resnet50.nosuchtag", r"no such pretrained weights; did you mean .*resnet50\..*timm/resnet50:WEIGHTS"),
         ("timm/resnet18:none.safetensors", "none.safetensors: no such weights file"),
         ("tim/resnet18", "unknown featcache.encoders 'tim'; did you mean timm"),
-        ("resnet18", "is not SOURCE/NAME; sources: builtin, open_clip, run, timm"),
+        ("resnet18", "is not SOURCE/NAME; sources: builtin, open_clip, python, run, timm"),
     ],
 )
 def test_unknown_names_are_refused_with_a_suggestion(spec, message):
@@ -334,3 +335,33 @@ def test_a_fingerprint_survives_reloading_and_the_kind_of_file(small, tmp_path):
 def test_an_encoder_is_frozen(encoder):
     assert not encoder.module.training
     assert not any(weight.requires_grad for weight in encoder.module.parameters())
+
+
+def test_an_encoder_of_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom featcache import Encoder, Preprocess\n"
+        "class Mean(torch.nn.Module):\n    def forward(self, images):\n        return {'embedding': images.mean((2, 3))}\n"
+        "def make():\n    return Encoder(name='mine', module=Mean(), preprocess=Preprocess(resize=8, crop=8, size=8), fields={'embedding': 3}, output='mean')\n"
+        "def other():\n    return 3\n"
+    )
+    encoder = load_encoder("mine:make")
+    pixels = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
+    torch.testing.assert_close(encoder.encode(pixels)["embedding"], torch.ones(1, 3))
+    for wrong in ("mine:nothing", "nowhere_at_all:make", "mine:other"):
+        with pytest.raises(ValueError, match="Encoder"):
+            load_encoder(wrong)
+
+
+def test_embeddings_that_are_normalised_already_are_pointed_out(tmp_path, caplog, make_images):
+    class Normalised(torch.nn.Module):
+        def forward(self, images):
+            return {"embedding": torch.nn.functional.normalize(images.mean((2, 3)), dim=1)}
+
+    encoder = tiny_encoder()
+    encoder.module, encoder.fields = Normalised(), {"embedding": 3}
+    extract(make_images(3), encoder, tmp_path / "s.zarr", device="cpu", precision="fp32")
+    assert "normalised already" in caplog.text
+    caplog.clear()
+    extract(str(tmp_path / "images"), tiny_encoder(), tmp_path / "t.zarr", device="cpu", precision="fp32")
+    assert "normalised already" not in caplog.text

@@ -105,8 +105,8 @@ def test_stored_view_parameters_replay_the_pixels_that_were_encoded(make_images,
     assert parameters.shape == (5, 3, len(PARAMETERS))
     for row in range(5):
         for number in range(3):
-            *box, flip = parameters[row, number].tolist()
-            view = View(tuple(box), bool(flip), plain=number == 0)
+            *box, flip, turns = parameters[row, number].tolist()
+            view = View(tuple(box), bool(flip), int(turns), plain=number == 0)
             pixels = torch.from_numpy(render(decode(corpus.read(row)), view, oracle.preprocess).copy())
             expected = oracle.module(normalise(pixels[None], oracle.preprocess))["embedding"][0].detach().numpy()
             np.testing.assert_allclose(store.gather([row], view=number)[0], expected, rtol=2**-10, atol=1e-4)

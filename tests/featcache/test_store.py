@@ -22,6 +22,7 @@ from featcache.store import (
     open_store,
     write_store,
 )
+from featcache.views import PARAMETERS
 
 ROWS, VIEWS, WIDTH, PER_CHUNK = 11, 3, 5, 4  # the last chunk is short
 
@@ -80,7 +81,7 @@ def test_any_zarr_reader_opens_it(path):
     np.testing.assert_array_equal(group["label"][:], np.arange(ROWS) % 2)
     assert list(group["sample_id"][:]) == [f"ü/{i}.jpg" for i in range(ROWS)]
     assert group["content"].shape == (ROWS, 16)
-    assert group["view"].shape == (ROWS, VIEWS, 5)
+    assert group["view"].shape == (ROWS, VIEWS, len(PARAMETERS))
     assert group["state"][:].tolist() == [OK] * 9 + [FAILED, OK]
 
 
@@ -331,7 +332,7 @@ def test_sealing_sweeps_partial_files_away(tmp_path):
             "label": np.zeros(2, np.int64),
             "sample_id": np.array(["a", "b"], object),
             "content": np.zeros((2, 16), np.uint8),
-            "view": np.zeros((2, 1, 5), np.float32),
+            "view": np.zeros((2, 1, len(PARAMETERS)), np.float32),
             "reason": np.array(["", ""], object),
             "state": np.ones(2, np.uint8),
         },

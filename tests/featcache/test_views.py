@@ -90,7 +90,7 @@ def test_random_crops_lie_inside_within_their_ranges(width, height, view, sample
     assert 0 <= x0 < x1 <= width
     assert 0 <= y0 < y1 <= height
     assert all(side == int(side) for side in drawn.box)
-    assert drawn.parameters == (x0, y0, x1, y1, drawn.flip)
+    assert drawn.parameters == (x0, y0, x1, y1, drawn.flip, 0)
     w, h = x1 - x0, y1 - y0
     if max(width, height) <= 1.3 * min(width, height):  # long images may fall back to the centred square
         rounding = 1 / w + 1 / h
@@ -126,8 +126,8 @@ def test_drawn_views_stay_what_they_always_were():
     """Stores already made are replayed with these; a change here makes every one of them wrong."""
     recipe = Views(count=3, augment="rrc", seed=7)
     assert [recipe.draw((300, 200), SQUARE, "n01/é.jpg", view).parameters for view in (1, 2)] == [
-        (61, 19, 271, 178, 1),
-        (29, 17, 177, 165, 0),
+        (61, 19, 271, 178, 1, 0),
+        (29, 17, 177, 165, 0, 0),
     ]
 
 
@@ -204,8 +204,8 @@ def test_view_0_of_any_recipe_is_the_plain_view():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"augment": "mixup", "count": 2}, "unknown augment 'mixup'; known: none, flip, rrc"),
-        ({"count": 2}, "2 views with augment 'none'.*--augment flip or rrc"),
+        ({"augment": "mixup", "count": 2}, "unknown augment 'mixup'; known: none, flip, rotate4, rrc"),
+        ({"count": 2}, "2 views with augment 'none'.*--augment flip, rotate4 or rrc"),
         ({"augment": "rrc"}, "1 views with augment 'rrc': give --views 2 or more"),
         ({"count": 0}, "0 views"),
     ],
@@ -323,3 +323,14 @@ def test_a_truncated_jpeg_raises(photographs):
 def test_bytes_that_are_no_image_raise(encoded):
     with pytest.raises(Exception, match=r"."):
         decode(encoded)
+
+
+def test_rotate4_turns_the_plain_view_counter_clockwise_by_quarters():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    preprocess = Preprocess(resize=24, crop=20, size=20)
+    recipe = Views(count=8, augment="rotate4")
+    views = [recipe.draw(image.size, preprocess, "x", number) for number in range(8)]
+    plain = Image.fromarray(render(image, views[0], preprocess))
+    for number, view in enumerate(views):
+        assert view.parameters[-1] == number % 4
+        np.testing.assert_array_equal(render(image, view, preprocess), np.asarray(plain.rotate(90 * number)))

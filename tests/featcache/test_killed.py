@@ -1,0 +1,13 @@
+"""A real `kill -9`, at random instants of real runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_a_store_killed_at_any_instant_ends_byte_identical():
+    soak = Path(__file__).parents[2] / "benchmarks" / "kill_soak.py"
+    ran = subprocess.run([sys.executable, soak, "--kills", "25"], capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    kills = int(ran.stdout.split()[0])
+    assert kills >= 25
