@@ -48,6 +48,10 @@ class EncoderPrecision(StrEnum):
     auto, fp32, bf16, fp16 = "auto", "fp32", "bf16", "fp16"
 
 
+class ExportFormat(StrEnum):
+    npy, parquet, safetensors, clip_retrieval = "npy", "parquet", "safetensors", "clip-retrieval"
+
+
 class TrainingPrecision(StrEnum):
     auto, fp32, bf16 = "auto", "fp32", "bf16"
 
@@ -217,6 +221,61 @@ def verify(store: StorePath, to_json: Json = None) -> None:
     if problems:
         raise typer.Exit(1)
     screen.print(f"[green]whole[/] {store}: {_rows(opened)}")
+
+
+@featcache_app.command()
+def export(
+    store: StorePath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write; must not exist.")],
+    format: Annotated[ExportFormat, typer.Option(help="One file, or for npy and clip-retrieval a folder.")],
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="clip-retrieval: keep the embeddings' lengths instead of making them 1.")
+    ] = False,
+    to_json: Json = None,
+) -> None:
+    """Write a store as files that other programs read. `featcache import` brings it back, bit for bit.
+
+    [dim]featcache export teacher.zarr teacher.parquet --format parquet[/dim]
+    """
+    from featcache.interchange import export_store
+
+    with bar("export", "rows") as update:
+        exported = export_store(store, out, format.value, as_is=as_is, progress=update)
+    left_out = f"; [yellow]left out: {', '.join(exported.left_out)}[/]" if exported.left_out else ""
+    screen.print(f"[green]exported[/] {out}: {exported.rows:,} rows as {format.value}{left_out}")
+    summary = {"store": str(store), "out": str(out), "format": format.value, "rows": exported.rows}
+    _write_json({"command": "export", **summary, "left_out": exported.left_out}, to_json)
+
+
+@featcache_app.command("import")
+def import_(
+    src: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="An export, a .npy, .parquet or .safetensors, or a clip-retrieval folder."),
+    ],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="The store to make; must not exist.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The model that made them. Stores compare only when theirs is the same.",
+            show_default="an export says it itself",
+        ),
+    ] = None,
+    to_json: Json = None,
+) -> None:
+    """Make a store from an export, or from embeddings that another program made.
+
+    [dim]featcache import embeddings.npy bank.zarr --encoder open_clip/ViT-B-32:laion2b_s34b_b79k[/dim]
+    """
+    from featcache.interchange import import_store
+
+    with bar("import", "rows") as update:
+        made = import_store(src, store, encoder_name=encoder, progress=update)
+    screen.print(f"[green]sealed[/] {store}: {_rows(made)} × {made.embedding_dim}-d of {made.encoder_name}")
+    if made.encoder_name == "imported":
+        screen.print("its encoder has no name: it compares with no other store; import both under one --encoder NAME")
+    _write_json({"command": "import", "source": str(src), "store": str(store), **_store_summary(made)}, to_json)
 
 
 @featcache_app.command()

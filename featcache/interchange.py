@@ -390,7 +390,7 @@ def _write_clip_retrieval(
     other = [name for name in store.manifest["fields"] if name != "embedding"]
     lost = {
         f"{len(store.failed):,} failed rows": len(store.failed),
-        f"views 1–{store.views - 1}": store.views > 1,
+        "all views but the first": store.views > 1,
         ", ".join(other): other,
         "the lengths of the embeddings": not as_is,
     }

@@ -211,6 +211,29 @@ def test_config_file_flags_and_set_win_in_that_order(with_stores, command):
     )
 
 
+def test_export_and_import_bring_a_store_back(with_stores, command):
+    for kind in ("npy", "safetensors"):
+        assert command(f"featcache export t.zarr out.{kind} --format {kind}")[0] == 0
+        assert command(f"featcache import out.{kind} back-{kind}.zarr")[0] == 0
+        back, store = open_store(f"back-{kind}.zarr"), open_store("t.zarr")
+        np.testing.assert_array_equal(back.gather(range(24)), store.gather(range(24)))
+        assert back.fingerprint == store.fingerprint
+    np.save("theirs.npy", np.ones((3, 4), np.float32))
+    assert command("featcache import theirs.npy theirs.zarr --encoder theirs")[0] == 0
+    assert command("featcache import theirs.npy theirs.zarr --encoder theirs")[0] == 2
+
+
+def test_ls_and_rm(with_stores, command):
+    _, out, _ = command("featcache ls --json -")
+    assert str(with_stores / "t.zarr") in [item["store"] for item in json.loads(out)["stores"]]
+    assert command("featcache rm photos")[0] == 2
+    assert (with_stores / "photos/cat/0.png").exists()
+    assert command("featcache rm t.zarr")[0] == 0
+    assert not (with_stores / "t.zarr").exists()
+    _, out, _ = command("featcache ls --json -")
+    assert json.loads(out)["stores"] == []
+
+
 def test_methods_are_listed(command):
     _, out, _ = command("distill methods --json -")
     assert set(json.loads(out)["methods"]) >= {"tintem", "proteus"}

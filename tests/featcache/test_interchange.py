@@ -114,7 +114,7 @@ def test_clip_retrieval_names_what_it_leaves_out(tmp_path):
     store = make_store(tmp_path / "s.zarr")
     exported = export_store(store, tmp_path / "out", "clip-retrieval")
     assert exported.rows == ROWS - 2
-    assert exported.left_out == ["2 failed rows", "views 1–1", "logits", "the lengths of the embeddings"]
+    assert exported.left_out == ["2 failed rows", "all views but the first", "logits", "the lengths of the embeddings"]
     back = import_store(tmp_path / "out", tmp_path / "b.zarr")
     ok = store.ok
     wide = gathered(store)[ok, 0].astype(np.float64)
