@@ -3,6 +3,9 @@
 Both sides in one run, in turn, on the same images, batch and precision: (A) `featcache.extract`, from JPEG files to a
 sealed store; (B) a loop of forward passes over tensors already in memory. Prints the ratio A/B of images/s, pair by pair.
 
+Where reading and encoding share the same cores, A cannot reach B. The limit is cores ÷ core-seconds an image, reading
+(decode + resize + hash) and encoding each measured alone; A's share of it is printed too.
+
     python benchmarks/throughput.py --rounds 3
 """
 
@@ -20,6 +23,8 @@ from featcache.allocator import keep_freed_memory
 from featcache.encoder import normalise
 from featcache.extract import Progress
 from featcache.precision import CANDIDATES
+from featcache.samples import read_sample
+from featcache.views import Views
 
 
 def main() -> None:
@@ -31,18 +36,34 @@ def main() -> None:
     os.environ["FEATCACHE_HOME"] = str(options.work / "throughput-home")  # forgotten between rounds: nothing is reused
     for name in ("cifar10-test-half", "imagenet-samples-250"):
         corpus = Some(featcache.open_corpus(str(unpacked(name, options.data, options.work))), options.images)
-        ratios = []
+        ratios, shares = [], []
         for _ in range(options.rounds):
             speed, at, precision, batch = extracted(corpus, options.teacher, options.work / "throughput.zarr")
             bare = forward_only(options.teacher, precision, batch, seconds=at.encode)
             ratios.append(speed / bare)
+            cores = len(os.sched_getaffinity(0))
+            limit = (
+                cores / (cores / bare + read_seconds(corpus, options.teacher))
+                if not torch.cuda.is_available()
+                else bare
+            )
+            shares.append(speed / limit)
             spent = at.wait + at.encode + at.write
             print(
-                f"{name}: extract {speed:.1f} images/s, bare forward {bare:.1f} ({precision}, batch {batch}), ratio {ratios[-1]:.3f}; "
+                f"{name}: extract {speed:.1f} images/s, bare forward {bare:.1f} ({precision}, batch {batch}), ratio {ratios[-1]:.3f}, of the limit {shares[-1]:.3f}; "
                 f"of extract's time: waiting for pixels {at.wait / spent:.1%}, encoder {at.encode / spent:.1%}, writing {at.write / spent:.1%}",
                 flush=True,
             )
-        print(f"{name}: median ratio {statistics.median(ratios):.3f}")
+        print(f"{name}: median ratio {statistics.median(ratios):.3f}, of the limit {statistics.median(shares):.3f}")
+
+
+def read_seconds(corpus: "Some", teacher: str) -> float:
+    """Core-seconds that reading one image takes, alone and on one thread."""
+    preprocess = featcache.load_encoder(teacher).preprocess
+    began = time.process_time()
+    for row in range(len(corpus)):
+        read_sample(corpus, row, Views(), preprocess)
+    return (time.process_time() - began) / len(corpus)
 
 
 class Some:

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float16, Int64, UInt8
 
 from featcache.corpus import Corpus
-from featcache.extract import content_hash, prefetch
 from featcache.preprocess import Preprocess
+from featcache.samples import content_hash, prefetch
 from featcache.store import FeatureStore
 from featcache.views import Views, decode, render
 

@@ -8,13 +8,12 @@ import os
 import platform
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import filelock
 import numpy as np
@@ -25,14 +24,12 @@ from featcache.cache import KnownRows, default_store_path, register
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.precision import choose_precision
+from featcache.samples import Sample, content_hash, prefetch, read_sample
 from featcache.store import FAILED, OK, PENDING, STATE, FeatureStore, chunk_rows, create_store
-from featcache.views import PARAMETERS, Views, decode, render
+from featcache.views import PARAMETERS, Views
 
 PROBE_IMAGES = 8
-_MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.ENETDOWN}
 log = logging.getLogger("featcache")
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass
@@ -41,6 +38,7 @@ class Progress:
 
     Attributes:
         rows: samples in the corpus.
+        views: of each sample.
         done: samples finished, those of an earlier, interrupted run included.
         resumed: the part of `done` that an earlier run had finished.
         reused: samples found in another store by the content of their image, in this run.
@@ -50,6 +48,7 @@ class Progress:
     """
 
     rows: int
+    views: int
     done: int
     resumed: int
     reused: int = 0
@@ -60,7 +59,8 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        return (self.done - self.resumed) / max(self.wait + self.encode + self.write, 1e-9)
+        """Views of new samples, over the whole time."""
+        return self.views * (self.done - self.resumed - self.reused) / max(self.wait + self.encode + self.write, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,6 @@ class Plan:
     def seconds(self) -> float:
         """Expected, if the encoder is what limits."""
         return (len(self.store) - self.done) / self.samples_per_second
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample, read: its content hash and view parameters, and its pixels, or its known features, or neither."""
-
-    content: bytes
-    parameters: np.ndarray  # (V, P) float32
-    pixels: np.ndarray | None = None  # (V, S, S, 3) uint8
-    known: dict[str, np.ndarray] | None = None  # field → (V, D) float16
-    reason: str = ""  # why neither
 
 
 def extract(
@@ -187,10 +176,10 @@ def extract(
 
         pending = store.pending_chunks()
         todo = [row for chunk in pending for row in store.rows_of(chunk)]
-        at = Progress(rows=len(store), done=len(store) - len(todo), resumed=len(store) - len(todo))
+        at = Progress(rows=len(store), views=store.views, done=len(store) - len(todo), resumed=len(store) - len(todo))
 
         def read(row: int) -> Sample:
-            return _read_sample(corpus, row, recipe, encoder, known)
+            return read_sample(corpus, row, recipe, encoder.preprocess, known)
 
         if announce:
             announce(Plan(store, at.done, speed / recipe.count))
@@ -228,44 +217,6 @@ def extract(
         if progress:
             progress(at)
     return store
-
-
-def prefetch(function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int) -> Iterator[R]:
-    """`map(function, items)` on `pool`, in order, with at most `ahead` results waiting to be taken."""
-    waiting: deque[Future[R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def content_hash(encoded: bytes) -> bytes:
-    """128-bit BLAKE2b of an encoded image: what a row is known by, wherever its file moves."""
-    return hashlib.blake2b(encoded, digest_size=16).digest()
-
-
-def _read_sample(corpus: Corpus, row: int, recipe: Views, encoder: Encoder, known: KnownRows | None = None) -> Sample:
-    """Read, decode and render one sample. What is wrong with one image is data; what is wrong with the machine is not.
-
-    Raises:
-        MemoryError, OSError: out of memory or files, or the place where the images live is gone.
-    """
-    content, nothing = bytes(16), np.zeros((recipe.count, len(PARAMETERS)), np.float32)
-    try:
-        encoded = corpus.read(row)
-        content = content_hash(encoded)
-        if known and (found := known.find(content, corpus.ids[row])):
-            return Sample(content, found[1], known=found[0])
-        image = decode(encoded)
-        views = [recipe.draw(image.size, encoder.preprocess, corpus.ids[row], number) for number in range(recipe.count)]
-        pixels = np.stack([render(image, view, encoder.preprocess) for view in views])
-    except Exception as error:
-        if isinstance(error, (MemoryError, ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _MACHINE:
-            raise
-        return Sample(content, nothing, reason=f"{type(error).__name__}: {error}")
-    return Sample(content, np.array([view.parameters for view in views], np.float32), pixels)
 
 
 def _empty_arrays(store: FeatureStore, corpus: Corpus, rows: range) -> dict[str, np.ndarray]:
@@ -316,13 +267,13 @@ def _probe(corpus: Corpus, recipe: Views, encoder: Encoder) -> torch.Tensor:
     """Pixels of the first readable images, to choose the precision on."""
     found: list[np.ndarray] = []
     for row in range(min(len(corpus), 16 * PROBE_IMAGES)):
-        sample = _read_sample(corpus, row, recipe, encoder)
+        sample = read_sample(corpus, row, recipe, encoder.preprocess)
         if sample.pixels is not None:
             found.append(sample.pixels[0])
         if len(found) == PROBE_IMAGES:
             break
     if not found:
-        reason = _read_sample(corpus, 0, recipe, encoder).reason
+        reason = read_sample(corpus, 0, recipe, encoder.preprocess).reason
         raise ValueError(
             f"{corpus.spec}: none of the first {min(len(corpus), 16 * PROBE_IMAGES)} images could be read ({reason})"
         )

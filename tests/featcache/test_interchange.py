@@ -15,13 +15,15 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
-import featcache.interchange
+import featcache.interchange._foreign
+import featcache.interchange.safetensors
 from featcache.interchange import export_store, import_store
 from featcache.store import FAILED, OK, FeatureStore, create_store, open_store, write_store
 from featcache.views import PARAMETERS
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
+clip_retrieval = pytest.importorskip("featcache.interchange.clip_retrieval")
 
 ROWS, WIDTH, CLASSES, PER_CHUNK = 11, 5, 3, 4  # the last chunk is short
 WHOLE = ("npy", "parquet", "safetensors")
@@ -197,7 +199,7 @@ def test_safetensors_reads_safetensors(tmp_path, views):
 @pytest.mark.parametrize("as_is", [False, True])
 def test_embedding_reader_reads_clip_retrieval(tmp_path, monkeypatch, as_is):
     """Its rule: files of each folder in text order, and row i of one belongs to row i of the other."""
-    monkeypatch.setattr(featcache.interchange, "PART_ROWS", PER_CHUNK)
+    monkeypatch.setattr(clip_retrieval, "PART_ROWS", PER_CHUNK)
     (tmp_path / "photos").mkdir()
     store = write_store(
         tmp_path / "s.zarr", np.arange(1, 99).reshape(49, 2), per_chunk=4, failed=dict.fromkeys(range(4, 9), "x")
@@ -261,7 +263,7 @@ def test_a_folder_of_npy_with_labels_and_names(tmp_path):
 @pytest.mark.parametrize("kind", ["list", "large_list", "fixed"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_a_parquet_of_lists(tmp_path, kind, dtype, monkeypatch):
-    monkeypatch.setattr(featcache.interchange, "chunk_rows", lambda row_bytes, rows: PER_CHUNK)
+    monkeypatch.setattr(featcache.interchange._foreign, "chunk_rows", lambda row_bytes, rows: PER_CHUNK)
     inner = pa.from_numpy_dtype(np.dtype(dtype))
     outer = {"list": pa.list_(inner), "large_list": pa.large_list(inner), "fixed": pa.list_(inner, WIDTH)}[kind]
     table = pa.table(
@@ -304,7 +306,7 @@ def test_safetensors_of_numpy_and_of_torch_in_bfloat16(tmp_path):
 def test_a_folder_that_clip_retrieval_wrote(tmp_path, monkeypatch, dtype):
     """12 parts, zero-padded to two digits as it does, image paths and captions, pandas' index in the metadata."""
     pd = pytest.importorskip("pandas")
-    monkeypatch.setattr(featcache.interchange, "chunk_rows", lambda row_bytes, rows: PER_CHUNK)
+    monkeypatch.setattr(featcache.interchange._foreign, "chunk_rows", lambda row_bytes, rows: PER_CHUNK)
     parts = [floats(dtype, rows=1 + i % 3, seed=i) for i in range(12)]
     for folder in ("img_emb", "metadata", "text_emb"):
         (tmp_path / "x" / folder).mkdir(parents=True)
@@ -481,7 +483,7 @@ def test_clip_retrieval_of_nothing_is_refused(tmp_path):
 
 
 def test_a_header_too_long_for_safetensors_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(featcache.interchange, "SAFETENSORS_HEADER", 1000)
+    monkeypatch.setattr(featcache.interchange.safetensors, "SAFETENSORS_HEADER", 1000)
     with pytest.raises(ValueError, match=r"sample ids take more than the 1,000 bytes .* use --format parquet or npy"):
         export_store(make_store(tmp_path / "s.zarr"), tmp_path / "out", "safetensors")
     assert names(tmp_path) == ["s.zarr"]
@@ -499,6 +501,8 @@ def test_without_pyarrow_the_remedy_is_named(tmp_path, monkeypatch, format):
     store = make_store(tmp_path / "s.zarr")
     export_store(store, tmp_path / "out", format)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("_arrow", "parquet", "clip_retrieval"):
+        monkeypatch.delitem(sys.modules, f"featcache.interchange.{name}", raising=False)
     for call in (
         lambda: export_store(store, tmp_path / "more", format),
         lambda: import_store(tmp_path / "out", tmp_path / "b.zarr"),

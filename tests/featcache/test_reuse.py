@@ -10,7 +10,7 @@ from tiny import tiny_encoder
 import featcache.store
 from featcache import extract, open_corpus, open_store
 from featcache.cache import forget, known_stores
-from featcache.extract import content_hash
+from featcache.samples import content_hash
 
 EXACT = {"device": "cpu", "precision": "fp32", "workers": 2, "batch_size": 4}
 

@@ -1,0 +1,209 @@
+"""Import and export: a store as the files that other programs read, and their files as a store.
+
+What an export looks like, N rows, V views, D-d embeddings; with one view the V axis is left out:
+
+    npy             a folder: embedding.npy (N, V, D), logits.npy …, label.npy, content.npy, view.npy, state.npy;
+                    sample_id.txt and reason.txt, a line a row (\\\\ \\n \\r stand for backslash and line breaks)
+    parquet         one file, a row a sample: embedding (view 0), embedding_1 (view 1) …, label, class_name,
+                    sample_id, content, view, state, reason
+    safetensors     one file: the same tensors; the strings are JSON in its metadata
+    clip-retrieval  a folder: img_emb/img_emb_0000.npy …, metadata/metadata_0000.parquet … (image_path, sample_id,
+                    label, class_name, content, view), in text order, as clip-retrieval and embedding-reader have it
+
+All of them carry the store's manifest with a checksum of every array, so that coming back is exact: the store
+imported from npy, parquet or safetensors has the same bytes as the store exported. clip-retrieval's layout holds one
+embedding a row and nothing of failed rows, and promises unit vectors; what it cannot hold is left out and named.
+
+Features stream; ids, labels and reasons are held in memory, as a `FeatureStore` does.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, get_args
+
+import numpy as np
+
+from featcache.interchange._arrays import STRINGS, Arrays, Checksums
+from featcache.interchange._foreign import foreign_unit
+from featcache.interchange._own import own_unit
+from featcache.store import FeatureStore, _sync_directory, _sync_tree, create_store, open_store
+
+Format = Literal["npy", "parquet", "safetensors", "clip-retrieval"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        path: where it is.
+        rows: samples in it, failed ones included where the format holds them.
+        left_out: what the format could not hold, in words; empty when coming back is exact.
+    """
+
+    path: Path
+    rows: int
+    left_out: list[str]
+
+
+def export_store(
+    store: FeatureStore | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    format: str,
+    *,
+    as_is: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Exported:
+    """Write a sealed store as `format`; it appears at `out` whole, or not at all.
+
+    Args:
+        format: one of `FORMATS`; the module says what each holds.
+        as_is: keep the embeddings as they are in a clip-retrieval folder too, where the default is unit length,
+            for programs that search by inner product. The other formats always keep them.
+        progress: called with rows done and rows in all, as each chunk is read.
+
+    Raises:
+        ValueError: `out` exists, the store is not sealed, or the format cannot hold it.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"--format {format}: unknown; known: {', '.join(FORMATS)}")
+    store = store if isinstance(store, FeatureStore) else open_store(store)
+    if not store.sealed:
+        store = open_store(store.path)  # raises, and says how to finish it
+    units = _units(store, progress)
+    with _appearing(Path(out), folder=format in ("npy", "clip-retrieval")) as building:
+        module = _module(format, Path(out))
+        if format == "clip-retrieval":
+            left_out = module.write(store, units, building, as_is)
+            return Exported(Path(out), len(store.ok), left_out)
+        module.write(store, units, building)
+    return Exported(Path(out), len(store), [])
+
+
+def import_store(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    encoder_name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureStore:
+    """Make a sealed store from an export, or from embeddings that another program made.
+
+    `src` is known by its contents: a folder or file that `export_store` wrote; a .npy of (N, D); a folder with
+    embedding.npy and, if there, label.npy and sample_id.txt; a .parquet with a column `embedding` (lists of
+    floats) and, if there, `label` (numbers, or names) or `class_name`, and `sample_id` or `image_path`; a
+    .safetensors with a tensor `embedding` and, if there, `label`; a folder that clip-retrieval wrote. Other columns,
+    captions among them, have no place in a store. Rows without an id are numbered.
+
+    Fingerprint: stores compare only when theirs are equal. An export keeps the one of its store. Anything else gets
+    one of `encoder_name` and D, so that two imports under one name compare: give a bank and its queries the name of
+    the model that made both. Without a name it is that of the embeddings themselves, and compares with no others.
+
+    Raises:
+        ValueError: `out` exists, or `src` is none of these, is damaged, pickled, of the wrong shape or dtype, holds
+            NaN or infinity or a value beyond float16; nothing is left at `out`.
+    """
+    path = Path(src)
+    with _appearing(Path(out), folder=True) as building:
+        source = _module(_format_of(path), path).read(path)
+        manifest, said = source.manifest, source.manifest["corpus"]["rows"]
+        export = manifest.pop("export", None)
+        if export and encoder_name is not None:
+            name = manifest["encoder"]["name"]
+            raise ValueError(f"{src}: it says itself which encoder made it ({name}); leave --encoder out")
+        if source.rows != said:
+            raise ValueError(f"{src}: {source.rows} rows, {said} when it was exported; export again")
+        store, sums, embeddings = create_store(building, manifest), Checksums(), hashlib.blake2b(digest_size=16)
+        for chunk, block in enumerate(source.blocks(manifest["chunk_rows"])):
+            rows = store.rows_of(chunk)
+            unit = own_unit(block, rows, manifest, path) if export else foreign_unit(block, rows, path)
+            sums.update(unit)
+            embeddings.update(unit["embedding"].tobytes())
+            store.write_chunk(chunk, unit)
+            if progress:
+                progress(rows.stop, len(store))
+        crc32c = export["crc32c"] if export else {}
+        changed = sorted(name for name, crc in crc32c.items() if sums.to_dict().get(name) != crc)
+        if changed:
+            raise ValueError(
+                f"{src}: {', '.join(changed)} changed since the export; export again, or take the manifest away "
+                "and import it under an --encoder name of its own"
+            )
+        if not export:
+            named = hashlib.blake2b(f"{encoder_name}\0{store.embedding_dim}".encode(), digest_size=16)
+            identity = embeddings if encoder_name is None else named
+            fingerprint = f"imported:{identity.hexdigest()}"
+            store.manifest["encoder"] |= {"name": encoder_name or "imported", "fingerprint": fingerprint}
+        store.seal()
+    return open_store(out)
+
+
+def _units(store: FeatureStore, progress: Callable[[int, int], None] | None) -> Iterator[Arrays]:
+    """Every array of each chunk in turn, read with its checksum verified."""
+    for chunk in range(store.chunks):
+        rows = store.rows_of(chunk)
+        unit = {name: np.asarray(store._array(name)[rows.start : rows.stop]) for name in store._arrays()}
+        if progress:
+            progress(rows.stop, len(store))
+        yield {name: array.astype(object) if name in STRINGS else array for name, array in unit.items()}
+
+
+def _format_of(path: Path) -> str:
+    """The format of what is at `path`, known by its contents."""
+    known = "an export, a .npy of (N, D), a .parquet or .safetensors with `embedding`, or a clip-retrieval folder"
+    if path.is_dir():
+        if (path / "img_emb").is_dir():
+            return "clip-retrieval"
+        if (path / "embedding.npy").is_file():
+            return "npy"
+        if (path / "zarr.json").is_file():
+            raise ValueError(f"{path}: already a Zarr group; open a store as it is")
+        raise ValueError(f"{path}: holds neither embedding.npy nor img_emb/; give {known}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file or folder; give {known}")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head.startswith(b"\x93NUMPY"):
+        return "npy"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head[8:] == b"{":
+        return "safetensors"
+    if head.startswith((b"\x80", b"PK")):
+        raise ValueError(f"{path}: a pickle or an archive, which is never opened; save its array with numpy.save")
+    raise ValueError(f"{path}: not a file that can be imported; give {known}")
+
+
+def _module(format: str, path: Path) -> ModuleType:
+    """The format's file, imported when it is asked for: pyarrow is slow to import, and an extra."""
+    try:
+        return importlib.import_module(f"{__name__}.{format.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("pyarrow"):
+            raise
+        raise ValueError(f"{path}: parquet needs pyarrow: pip install 'featcache[parquet]'") from None
+
+
+@contextlib.contextmanager
+def _appearing(out: Path, *, folder: bool) -> Iterator[Path]:
+    """A path to write to; what is there at the end appears as `out` in one step, on disk, or nothing does."""
+    if out.exists() and not (folder and out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out}: already exists; choose another path, or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    around = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield around / out.name
+        _sync_tree(around)
+        os.replace(around / out.name, out)
+        _sync_directory(out.parent)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)

@@ -1,0 +1,49 @@
+"""The arrays of a store, or of a few of its rows, by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from featcache.store import STATE, FeatureStore
+from featcache.views import PARAMETERS
+
+STRINGS = ("sample_id", "reason")
+Arrays = dict[str, np.ndarray]
+
+
+def layout(
+    manifest: Mapping[str, Any], parameters: int = len(PARAMETERS)
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape of a row and dtype of every array but the strings; widest items first, so that each is aligned."""
+    views = manifest["views"]["count"]
+    return {
+        "label": ((), np.dtype(np.int64)),
+        "view": ((views, parameters), np.dtype(np.float32)),
+        **{name: ((views, width), np.dtype(np.float16)) for name, width in manifest["fields"].items()},
+        "content": ((16,), np.dtype(np.uint8)),
+        STATE: ((), np.dtype(np.uint8)),
+    }
+
+
+def stored(store: FeatureStore) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every array in a file: a single view has no axis, but in `view` itself."""
+    tails = layout(store.manifest, parameters=store._array("view").shape[2])
+    squeezed = store.manifest["fields"] if store.views == 1 else {}
+    return {name: ((len(store), *tail[name in squeezed :]), dtype) for name, (tail, dtype) in tails.items()}
+
+
+class Checksums:
+    """crc32c of each array's bytes, whatever blocks they come in."""
+
+    def __init__(self) -> None:
+        self._crc: dict[str, int] = {}
+
+    def update(self, unit: Mapping[str, np.ndarray]) -> None:
+        for name, array in unit.items():
+            data = "".join(f"{text}\0" for text in array).encode() if name in STRINGS else array.tobytes()
+            self._crc[name] = google_crc32c.extend(self._crc.get(name, 0), data)
+
+    def to_dict(self) -> dict[str, str]:
+        return {name: f"{crc:08x}" for name, crc in sorted(self._crc.items())}

@@ -1,0 +1,103 @@
+"""Units as pyarrow tables, and tables as units."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from featcache.interchange._arrays import STRINGS, Arrays, layout
+from featcache.store import STATE
+
+DESCRIBING = ("sample_id", "image_path", "label", "class_name")
+"""Columns that `describe` knows."""
+
+
+def to_table(unit: Arrays, fields: Sequence[str], class_names: Sequence[str] | None) -> Any:
+    """A unit, or part of one, as a pyarrow table; view v > 0 of NAME is the column NAME_v."""
+    columns: dict[str, Any] = {}
+    for name in (*fields, "view"):
+        for view in range(unit["view"].shape[1]):
+            flat = pa.array(np.ascontiguousarray(unit[name][:, view]).reshape(-1))
+            columns[name if view == 0 else f"{name}_{view}"] = pa.FixedSizeListArray.from_arrays(
+                flat, unit[name].shape[-1]
+            )
+    for name in STRINGS:
+        if name in unit:
+            columns[name] = pa.array(unit[name].tolist(), pa.string())
+    if STATE in unit:
+        columns[STATE] = pa.array(unit[STATE])
+    names = list(class_names or [])
+    described = [names[label] if 0 <= label < len(names) else None for label in unit["label"].tolist()]
+    columns |= {"label": pa.array(unit["label"]), "class_name": pa.array(described, pa.string())}
+    columns["content"] = pa.array([row.tobytes() for row in unit["content"]], pa.binary(16))
+    first = [name for name in ("sample_id", "label", "class_name", STATE, "reason", "content") if name in columns]
+    return pa.table({name: columns[name] for name in dict.fromkeys([*first, *columns])})
+
+
+@contextlib.contextmanager
+def whole(path: Path, remedy: str = "write it again") -> Iterator[None]:
+    """What pyarrow cannot read is refused as the file that it is of."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); {remedy}") from None
+
+
+def from_table(table: Any, manifest: Mapping[str, Any], path: Path) -> Arrays:
+    """What `to_table` made a table of; only the columns there are."""
+    arrays: Arrays = {}
+    for name, (tail, _) in layout(manifest).items():
+        columns = [name if view == 0 else f"{name}_{view}" for view in range(tail[0] if len(tail) == 2 else 1)]
+        if not set(columns) <= set(table.column_names):
+            continue
+        if name == "content":
+            stored = table[name].to_pylist()
+            arrays[name] = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, 16).copy()
+        elif len(tail) == 2:
+            arrays[name] = np.stack([list_values(table[column], tail[1], path) for column in columns], axis=1)
+        else:
+            arrays[name] = table[name].to_numpy()
+    return arrays | {name: _texts(table[name]) for name in STRINGS if name in table.column_names}
+
+
+def list_values(column: Any, width: int, path: Path) -> np.ndarray:
+    """A column of lists, all of `width` numbers, as (n, width)."""
+    chunks = []
+    for chunk in column.chunks:
+        values = chunk.flatten()
+        if chunk.null_count or values.null_count:
+            raise ValueError(f"{path}: an embedding is null; leave such rows out")
+        lengths = (
+            np.asarray(chunk.value_lengths()) if not pa.types.is_fixed_size_list(chunk.type) else np.array([width])
+        )
+        if (lengths != width).any() or len(values) != len(chunk) * width:
+            raise ValueError(f"{path}: embeddings of different lengths ({width} and others); give every row the same")
+        chunks.append(values.to_numpy(zero_copy_only=False).reshape(len(chunk), width))
+    return np.concatenate(chunks)
+
+
+def _texts(column: Any) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype=object)
+
+
+def describe(table: Any) -> Arrays:
+    """The columns that say what rows of another program are: `label` and `sample_id`, whichever there are."""
+    arrays: Arrays = {}
+    label = next((name for name in ("label", "class_name") if name in table.column_names), None)
+    if label:
+        numeric = pa.types.is_integer(table[label].type) or pa.types.is_floating(table[label].type)
+        arrays["label"] = table[label].to_numpy() if numeric else _texts(table[label])
+    sample_id = next((name for name in ("sample_id", "image_path") if name in table.column_names), None)
+    if sample_id:
+        ids = [None if text is None else str(text) for text in table[sample_id].to_pylist()]
+        if sample_id == "image_path":  # keys of webdataset shards, which may come back in another shard
+            seen: Counter[str | None] = Counter()
+            for row, text in enumerate(ids):
+                seen[text] += 1
+                ids[row] = text if seen[text] == 1 else f"{text}#{seen[text]}"
+        arrays["sample_id"] = np.array(ids, dtype=object)
+    return arrays
