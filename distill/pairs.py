@@ -9,7 +9,7 @@ from jaxtyping import Float16, Int64, UInt8
 
 from featcache.corpus import Corpus
 from featcache.preprocess import Preprocess
-from featcache.samples import content_hash, prefetch
+from featcache.samples import content_hash, cores, prefetch
 from featcache.store import FeatureStore
 from featcache.views import Views, decode, render
 
@@ -50,10 +50,9 @@ class Pairs:
         recipe = {key: store.manifest["views"][key] for key in ("count", "augment", "seed")}
         self._recipe = Views(**recipe)
         shape = (len(self.rows), store.views, preprocess.size, preprocess.size, 3)
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-        self._memory = np.empty(shape, np.uint8) if np.prod(shape) < MEMORY_SHARE * free else None
+        self._memory = np.empty(shape, np.uint8) if np.prod(shape) < MEMORY_SHARE * _free_bytes() else None
         self._held = np.zeros(shape[:2], bool)
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = workers or cores()
 
     def __len__(self) -> int:
         """Samples with features; each is seen once an epoch, in one of its views."""
@@ -104,6 +103,14 @@ class Pairs:
         return render(
             image, self._recipe.draw(image.size, self._teacher, self.corpus.ids[sample], view), self.preprocess
         )
+
+
+def _free_bytes() -> int:
+    """Memory that is free; 4 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except ValueError:
+        return 4 * 2**30
 
 
 def teacher_preprocess(store: FeatureStore) -> Preprocess:

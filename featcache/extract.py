@@ -24,7 +24,7 @@ from featcache.cache import KnownRows, default_store_path, register
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.precision import choose_precision
-from featcache.samples import Sample, content_hash, prefetch, read_sample
+from featcache.samples import Sample, content_hash, cores, prefetch, read_sample
 from featcache.store import FAILED, OK, PENDING, STATE, FeatureStore, chunk_rows, create_store
 from featcache.views import PARAMETERS, Views
 
@@ -146,7 +146,7 @@ def extract(
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        pool = held.enter_context(ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))))
+        pool = held.enter_context(ThreadPoolExecutor(workers or cores()))
         store = _existing(path, manifest, overwrite)
         if store is None or not store.sealed or store.verify():
             held.enter_context(_only_writer(path))
