@@ -1,6 +1,7 @@
 """The demo, as a newcomer runs it, with fewer epochs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ def test_the_demo_runs_twice_and_the_second_time_computes_no_teacher_feature(tmp
     command = [sys.executable, "-c", "import cli; cli.run_featcache()", "demo", "--epochs", "2"]
 
     def demo() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        wide = {**os.environ, "COLUMNS": "160"}  # no heading is broken
+        return subprocess.run(command, cwd=tmp_path, env=wide, capture_output=True, text=True, timeout=900)
 
     first = demo()
     assert first.returncode == 0, first.stderr
