@@ -9,9 +9,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Tell glibc to serve large blocks from its heap and never trim it. Elsewhere: nothing.
 
-    A forward pass on a CPU allocates and frees every activation. By default glibc maps blocks over 32 MiB anew
-    each time, and the kernel zeroes every page of them: a third of the time of EfficientNet-Lite0 at batch 16.
-    Holds for the whole process; the peak stays what it was, but is kept. `benchmarks/throughput.py` measures it.
+    A forward pass on a CPU allocates and frees every activation. By default glibc maps large blocks anew
+    each time, and the kernel zeroes every page of them. Holds for the whole process; the peak stays what it was, but
+    is kept. `benchmarks/allocator.py` measures what it brings.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
