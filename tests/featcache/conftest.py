@@ -1,9 +1,11 @@
 """A tiny encoder, small image folders and a few real photographs, shared by the tests of stage one."""
 
+import itertools
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import jaxtyping
 import numpy as np
 import pytest
@@ -46,6 +48,38 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server on loopback that speaks the real protocol; all tests of a run share it."""
+    pytest.importorskip("s3fs", reason="needs featcache[s3]")
+    server = pytest.importorskip("moto.server", reason="needs moto").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+_bucket_numbers = itertools.count()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of an empty bucket of this test's own; the environment alone leads to its server, as for users."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    kind = fsspec.get_filesystem_class("s3")
+    kind.clear_instance_cache()  # one made under another environment would be taken for this one
+    name = f"bucket-{next(_bucket_numbers)}"
+    fsspec.filesystem("s3").mkdir(name)
+    yield f"s3://{name}"
+    kind.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

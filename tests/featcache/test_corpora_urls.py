@@ -1,7 +1,6 @@
 """A folder at a URL is the same corpus as the same folder on disk; S3 is spoken with a real server on loopback."""
 
 import importlib
-import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,36 +31,10 @@ def memory(folder):
     return "memory://urls-test/photos"
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    pytest.importorskip("s3fs", reason="needs featcache[s3]")
-    server = pytest.importorskip("moto.server", reason="needs moto").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def s3(folder, s3_server, monkeypatch):
-    """A bucket that the environment alone leads to, as for users."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = fsspec.filesystem("s3", skip_instance_cache=True)
-    if not client.exists("bucket"):
-        client.mkdir("bucket")
-    for directory, _, files in os.walk(folder):
-        for name in files:
-            path = os.path.join(directory, name)
-            client.pipe(f"bucket/photos/{os.path.relpath(path, folder)}", open_bytes(path))
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield "s3://bucket/photos"
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+def s3(folder, s3_bucket):
+    fsspec.filesystem("s3").put(f"{folder}/", f"{s3_bucket}/photos/", recursive=True)
+    return f"{s3_bucket}/photos"
 
 
 def open_bytes(path):

@@ -1,15 +1,22 @@
 """Tar shards against tarfile, read member by member from the start."""
 
 import gzip
+import http.server
 import io
 import os
+import re
 import shutil
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
 
-from featcache.corpora import wds
+from featcache.corpora import _shards, wds
 from featcache.corpus import open_corpus
 from featcache.views import decode
 
@@ -122,8 +129,8 @@ def test_the_index_is_made_once_and_never_used_for_another_file(tmp_path, monkey
     path = write(tmp_path / f"s{ending}", [("a.jpg", b"first")])
     old = open_corpus(f"wds:{path}")
     made = []
-    members = wds._members
-    monkeypatch.setattr(wds, "_members", lambda *given: made.append(given) or members(*given))
+    members = _shards._members
+    monkeypatch.setattr(_shards, "_members", lambda *given: made.append(given) or members(*given))
     assert open_corpus(f"wds:{path}").read(0) == b"first"
     assert not made
     write(path, [("b.jpg", b"second"), ("c.jpg", b"third")])
@@ -196,7 +203,250 @@ def test_what_is_wrong_with_a_pattern_is_named(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             open_corpus(f"wds:{tmp_path}/{pattern}")
-    with pytest.raises(ValueError, match="copy the shards there first"):
-        open_corpus("wds:s3://bucket/s-0.tar")
     with pytest.raises(ValueError, match=r"open it as wds:.*s-0\.tar"):
         open_corpus(str(tmp_path / "s-0.tar"))
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """A web server's answers: whole files only, unless `ranges`."""
+
+    ranges = False
+
+    def do_GET(self):
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not self.ranges or not asked or not path.is_file():
+            return super().do_GET()
+        first, last = int(asked[1]), int(asked[2])
+        data = path.read_bytes()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(len(data[first : last + 1])))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+
+    def log_message(self, *given):
+        pass
+
+
+class FilesAndRanges(Files):
+    ranges = True
+
+
+@pytest.fixture
+def web(tmp_path):
+    """`web(handler)`: the address of a server of `tmp_path`."""
+    pytest.importorskip("aiohttp", reason="needs aiohttp, which comes with featcache[s3]")
+    servers = []
+
+    def serve(handler):
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path))))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(params=["memory", "s3", "web", "web without ranges", "file"])
+def upload(request, tmp_path):
+    """`upload(path)`: the URL of a copy of a file under `tmp_path`, which has the same name; one made of each kind."""
+    kind = request.param
+    if kind.startswith("web"):
+        root = request.getfixturevalue("web")(FilesAndRanges if kind == "web" else Files)
+        return lambda path: f"{root}/{path.relative_to(tmp_path)}"
+    if kind == "file":
+        return lambda path: f"file://{path}"
+    root = request.getfixturevalue("s3_bucket") if kind == "s3" else f"memory://{tmp_path.name}"
+    return lambda path: put(path.read_bytes(), f"{root}/{path.relative_to(tmp_path)}")
+
+
+def put(data, url):
+    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem.pipe(path, data)
+    return url
+
+
+@pytest.fixture
+def transferred(monkeypatch):
+    """(path, number of bytes) of every read that memory:// answers."""
+    kind, reads = fsspec.get_filesystem_class("memory"), []
+    cat_file = kind.cat_file
+
+    def count(self, path, **given):
+        data = cat_file(self, path, **given)
+        reads.append((path, len(data)))
+        return data
+
+    monkeypatch.setattr(kind, "cat_file", count)
+    return reads
+
+
+def real_like(shard, count=3, size=3000):
+    """Members of every sort that a shard may have, with long names, labels and bytes that differ by shard."""
+    rng = np.random.default_rng(shard)
+    for i in range(count):
+        stem = f"{'ab'[i % 2]}/{'n' * 120}{shard}-{i}"
+        yield f"{stem}.jpg", rng.bytes(size + i)
+        yield f"{stem}.cls", str((shard + i) % 5).encode()
+        yield f"{stem}.json", b"{}"
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_shards_at_urls_are_the_same_corpus_as_on_disk(tmp_path, upload, ending):
+    urls = [upload(write(tmp_path / "in" / f"s-{shard:02d}{ending}", real_like(shard))) for shard in range(8, 11)]
+    local = open_corpus(f"wds:{tmp_path}/in/s-{{08..10}}{ending}")
+    spec = f"wds:{urls[0].replace('08', '{08..10}')}"
+    remote = open_corpus(spec)
+    assert remote.spec == spec
+    assert remote.ids == local.ids
+    assert remote.class_names == local.class_names == ["0", "1", "2", "3", "4"]
+    assert contents(remote) == contents(local)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(remote.read, [*range(9)] * 4)) == [local.read(i) for i in range(9)] * 4
+    kept = open_corpus(spec)
+    assert contents(kept) == contents(local)
+    assert open_corpus(f"wds:{urls[1]}").ids == open_corpus(f"wds:{tmp_path}/in/s-09{ending}").ids
+
+
+@pytest.mark.parametrize("place", ["memory", "s3"])
+def test_a_glob_of_urls_is_the_glob_on_disk(tmp_path, place, request):
+    root = request.getfixturevalue("s3_bucket") if place == "s3" else f"memory://{tmp_path.name}"
+    for i, name in enumerate(["a/0.tar", "b/0.tar", "b/1.tar", "b/1.txt"]):
+        put(write(tmp_path / name, [(f"{i}.jpg", b"image")]).read_bytes(), f"{root}/{name}")
+    for pattern in ("*/0.tar", "b/*.tar", "{a,b}/?.tar", "b/[1].tar"):
+        assert open_corpus(f"wds:{root}/{pattern}").ids == open_corpus(f"wds:{tmp_path}/{pattern}").ids
+    put(write(tmp_path / "c/0.tar", [("9.jpg", b"later")]).read_bytes(), f"{root}/c/0.tar")
+    assert open_corpus(f"wds:{root}/*/0.tar").ids == ["a/0/0", "b/0/1", "c/0/9"]
+
+
+def test_of_large_members_only_the_headers_are_transferred(tmp_path, transferred):
+    path = write(tmp_path / "s.tar", [(f"{i}.jpg", bytes([i]) * (2 << 20)) for i in range(4)])
+    url = put(path.read_bytes(), f"memory://{tmp_path.name}/s.tar")
+    corpus = open_corpus(f"wds:{url}")
+    assert sum(size for _, size in transferred) < 64 << 10 < path.stat().st_size // 100
+    transferred.clear()
+    assert corpus.read(2) == bytes([2]) * (2 << 20)
+    assert [size for _, size in transferred] == [(2 << 20) + 512]
+    transferred.clear()
+    assert open_corpus(f"wds:{url}").ids == corpus.ids
+    assert not transferred
+
+
+def test_small_members_are_read_through_in_few_requests(tmp_path, transferred):
+    path = write(tmp_path / "s.tar", [(f"{i:04d}.jpg", bytes(3000)) for i in range(2000)])
+    corpus = open_corpus(f"wds:{put(path.read_bytes(), f'memory://{tmp_path.name}/s.tar')}")
+    assert len(corpus) == 2000
+    assert len(transferred) <= 5
+    assert sum(size for _, size in transferred) < path.stat().st_size + (16 << 10)
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_a_changed_shard_at_a_url_is_indexed_again(tmp_path, upload, cache, ending):
+    url = upload(write(tmp_path / f"s{ending}", [("a.jpg", b"first")]))
+    old = open_corpus(f"wds:{url}")
+    assert old.read(0) == b"first"
+    path = write(tmp_path / f"s{ending}", [("b.jpg", b"2"), ("c.jpg", bytes(9))])
+    os.utime(path, (1, 1))
+    assert upload(path) == url
+    if not url.startswith("http") and ending == ".tar":
+        with pytest.raises(OSError, match=r"s\.tar has changed since it was opened; open the corpus again") as changed:
+            old.read(0)
+        assert not isinstance(changed.value, (ConnectionError, FileNotFoundError))
+    assert contents(open_corpus(f"wds:{url}")) == {"s/b": (b"2", -1), "s/c": (bytes(9), -1)}
+    assert len(list(cache.glob("*.json"))) == 1
+    assert not list(cache.glob("*.download")) + list(cache.glob(".*.partial"))
+
+
+def test_a_shard_that_has_gone_is_not_one_bad_image(tmp_path):
+    path = write(tmp_path / "s.tar", [("a.jpg", b"a")])
+    url = put(path.read_bytes(), f"memory://{tmp_path.name}/s.tar")
+    for corpus, remove in [
+        (open_corpus(f"wds:{path}"), path.unlink),
+        (open_corpus(f"wds:{url}"), lambda: fsspec.filesystem("memory").rm(f"/{tmp_path.name}/s.tar")),
+    ]:
+        remove()
+        with pytest.raises(OSError, match="has changed since it was opened") as gone:
+            corpus.read(0)
+        assert not isinstance(gone.value, FileNotFoundError)
+
+
+def test_what_is_wrong_at_a_url_is_one_clear_line(tmp_path, upload, cache):
+    url = upload(write(tmp_path / "s-0.tar", [("a.jpg", bytes(700))]))
+    upload(write(tmp_path / "t.tar", [("a.txt", b"")]))
+    whole = (tmp_path / "s-0.tar").read_bytes()
+    upload_bytes(upload, tmp_path / "cut.tar", whole[:1000])
+    upload_bytes(upload, tmp_path / "cut.tar.gz", gzip.compress(whole)[:-9])
+    upload_bytes(upload, tmp_path / "empty.tar", b"")
+    root = url.rsplit("/", 1)[0]
+    for pattern, message in [
+        ("s-{0..4}.tar", r"no such file: .*/s-1\.tar, .*/s-2\.tar, .*/s-3\.tar and 1 more; correct the pattern"),
+        ("s-{0,0}.tar", "more than one shard is called s-0"),
+        ("t.tar", r"no images in .*/t\.tar \(looked for"),
+        ("cut.tar", r"cut\.tar: damaged or cut short .*copy or write this shard again"),
+        ("cut.tar.gz", r"cut\.tar\.gz: damaged or cut short .*copy or write this shard again"),
+        ("empty.tar", r"empty\.tar: damaged or cut short"),
+    ]:
+        with pytest.raises(ValueError, match=message) as refusal:
+            open_corpus(f"wds:{root}/{pattern}")
+        assert "\n" not in str(refusal.value)
+    assert not list(cache.glob("cut*.tar")) + list(cache.glob("*.download")) + list(cache.glob(".*.partial"))
+
+
+def upload_bytes(upload, path, data):
+    path.write_bytes(data)
+    upload(path)
+
+
+def test_no_room_for_the_copy_of_a_remote_shard_is_one_clear_line(tmp_path, monkeypatch):
+    path = write(tmp_path / "s.tar.gz", [("0.jpg", os.urandom(9000))])
+    url = put(path.read_bytes(), f"memory://{tmp_path.name}/s.tar.gz")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: type("U", (), {"free": 5000}))
+    with pytest.raises(
+        ValueError, match=r"s\.tar\.gz: 0\.00 GB free; unpacking it .* free some, or set FEATCACHE_HOME"
+    ):
+        open_corpus(f"wds:{url}")
+
+
+@pytest.mark.parametrize("refused", ["info", "cat_file"])
+def test_access_that_is_denied_is_one_clear_line(tmp_path, monkeypatch, refused):
+    url = put(write(tmp_path / "s.tar", [("a.jpg", b"a")]).read_bytes(), f"memory://{tmp_path.name}/s.tar")
+
+    def deny(*given, **named):
+        raise PermissionError("Access\nDenied")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), refused, deny)
+    with pytest.raises(
+        ValueError, match=r"s\.tar: PermissionError: Access Denied; check the address, the network and cr"
+    ):
+        open_corpus(f"wds:{url}")
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_line(s3_bucket):
+    for pattern in ("s.tar", "*.tar"):
+        with pytest.raises(
+            ValueError, match=r"wds:s3://nobucket/.*tar: (no such file|.*; check the address)"
+        ) as refusal:
+            open_corpus(f"wds:s3://nobucket/{pattern}")
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_server_lost_in_the_middle_is_a_lost_connection(tmp_path, s3_bucket, monkeypatch):
+    server = pytest.importorskip("moto.server", reason="needs moto").ThreadedMotoServer(port=0, verbose=False)
+    server.start()  # another door to the same buckets
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
+    path = write(tmp_path / "s.tar", [("a.jpg", b"a"), ("b.jpg", b"b")])
+    try:
+        corpus = open_corpus(f"wds:{put(path.read_bytes(), f'{s3_bucket}/s.tar')}")
+        assert corpus.read(0) == b"a"
+    finally:
+        server.stop()
+    with pytest.raises(ConnectionError, match=r"s\.tar: "):
+        corpus.read(1)
+    with pytest.raises(ValueError, match=r"wds:s3://.*s\.tar: .*; check the address, the network and credentials"):
+        open_corpus(corpus.spec)
