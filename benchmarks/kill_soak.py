@@ -21,15 +21,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+import featcache.job
 import featcache.store
 from featcache import Encoder, Preprocess, extract
+from featcache.pixels import KeptPixels
 
 
 class Mean(torch.nn.Module):
-    """The mean colour of each quarter of the image: 12 numbers."""
+    """The mean colour of each quarter of the image: 12 numbers; and of its sixteenths, 3 numbers each."""
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"embedding": torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)}
+        quarters, sixteenths = (torch.nn.functional.adaptive_avg_pool2d(images, side) for side in (2, 4))
+        return {"embedding": quarters.flatten(1), "tokens": sixteenths.flatten(2).mT}
 
 
 def main() -> int:
@@ -39,6 +42,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    featcache.job.SAVE_SECONDS = 0.0  # a unit in progress is saved after every batch
     featcache.store.CHUNK_BYTES = 4 * 12 * 2 * 2  # four rows of two views a chunk
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +82,7 @@ def run(work: Path, out: Path, kill_after: float | None) -> bool:
                 name="mean",
                 module=Mean(),
                 preprocess=Preprocess(resize=18, crop=16, size=16),
-                fields={"embedding": 12},
+                fields={"embedding": (12,), "tokens": (16, 3)},
                 output="mean",
             )
             extract(
@@ -87,6 +91,8 @@ def run(work: Path, out: Path, kill_after: float | None) -> bool:
                 out,
                 views=2,
                 augment="rrc",
+                fields=["embedding", "tokens"],
+                pixels=KeptPixels(size=16),
                 batch_size=4,
                 workers=2,
                 device="cpu",

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,28 +22,36 @@ class Encoder:
 
     Attributes:
         name: the spec it was loaded from.
-        module: eval-mode module; takes normalised images (B, 3, S, S) and returns a dict of (B, D) tensors,
-            "embedding" always among them.
+        module: eval-mode module; takes normalised images (B, 3, S, S) and returns a dict of tensors (B, …), more of
+            them than `fields` if it likes.
         preprocess: how an image becomes its pixels.
-        fields: width D of each feature it returns.
+        fields: shape of one image's features, by name: "embedding" (D,) always, and where the model gives them
+            "logits" (C,), "tokens" (T, D), the patch tokens in row-major order of the patch grid, and
+            "prefix_tokens" (P, D), the class token and the registers; further names and shapes as you like.
+            A plain int is the length of a vector.
         output: which layer and pooling each field is, in words; part of the fingerprint.
+        files: local files that the weights were loaded from, where known.
     """
 
     name: str
     module: nn.Module
     preprocess: Preprocess
-    fields: dict[str, int]
+    fields: dict[str, Any]
     output: str
+    files: tuple[str, ...] = ()
     device: torch.device = field(default=torch.device("cpu"), init=False)
     _fp32: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     precision: Precision = field(default=FP32, init=False)
 
     def __post_init__(self) -> None:
         self.module.eval().requires_grad_(False)
+        self.fields = {name: (shape,) if isinstance(shape, int) else tuple(shape) for name, shape in self.fields.items()}
+        if len(self.fields.get("embedding", ())) != 1:
+            raise ValueError(f'{self.name}: its fields {self.fields} need an "embedding" that is a vector')
 
     @property
     def embedding_dim(self) -> int:
-        return self.fields["embedding"]
+        return self.fields["embedding"][0]
 
     @property
     def parameters(self) -> int:
@@ -75,13 +84,30 @@ class Encoder:
         return self
 
     @torch.inference_mode()
-    def encode(self, pixels: UInt8[Tensor, "batch size size 3"]) -> dict[str, Float[Tensor, "batch width"]]:
-        """RGB pixels at `preprocess.size` px → features, float32, on the encoder's device."""
+    def encode(
+        self, pixels: UInt8[Tensor, "batch size size 3"], fields: Sequence[str] | None = None
+    ) -> dict[str, Float[Tensor, "batch ..."]]:
+        """RGB pixels at `preprocess.size` px → features, float32, on the encoder's device.
+
+        Args:
+            pixels: uint8; in pinned memory they are copied to a GPU while it works.
+            fields: which features to return, of `self.fields`; all of them by default.
+
+        Raises:
+            ValueError: the module returns a field in another shape than `self.fields` says.
+        """
         images = normalise(pixels.to(self.device, non_blocking=True), self.preprocess)
         images = images.to(self.precision.weights, memory_format=self.precision.memory_format)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.autocast):
             features = self.module(images)
-        return {name: features[name].float() for name in self.fields}
+        wanted = self.fields if fields is None else fields
+        for name in wanted:
+            if name not in features or tuple(features[name].shape[1:]) != self.fields[name]:
+                found = f"{tuple(features[name].shape[1:])}" if name in features else "nothing"
+                raise ValueError(
+                    f"{self.name}: its module gives {found} as {name!r}, not {self.fields[name]}; correct `fields`"
+                )
+        return {name: features[name].float() for name in wanted}
 
 
 def normalise(pixels: UInt8[Tensor, "batch size size 3"], preprocess: Preprocess) -> Float[Tensor, "batch 3 size size"]:

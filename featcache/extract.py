@@ -4,13 +4,15 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,12 @@ from featcache.allocator import keep_freed_memory
 from featcache.cache import KnownRows, default_store_path, register
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
+from featcache.job import Job
+from featcache.pixels import KeptPixels
 from featcache.precision import choose_precision
-from featcache.samples import Sample, content_hash, cores, prefetch, read_sample
-from featcache.store import FAILED, OK, PENDING, STATE, FeatureStore, chunk_rows, create_store
+from featcache.preprocess import Preprocess
+from featcache.samples import Sample, Wanted, content_hash, cores, prefetch, read_sample
+from featcache.store import EMBEDDING, PENDING, FeatureStore, chunk_rows, create_store
 from featcache.views import PARAMETERS, Views
 
 PROBE_IMAGES = 8
@@ -68,38 +73,58 @@ class Plan:
     """What an extraction is about to do.
 
     Attributes:
-        store: created, or opened to be resumed.
-        done: samples that an earlier run finished.
-        samples_per_second: of the encoder alone, measured on the probe batch.
+        stores: those that are not finished: created, or opened to be resumed.
+        rows: samples in the corpus.
+        done: samples that need no more work.
+        samples_per_second: of the encoders alone, measured on the probe batch.
+        bytes_to_write: of all stores; kept images are guessed.
     """
 
-    store: FeatureStore
+    stores: list[FeatureStore]
+    rows: int
     done: int
     samples_per_second: float
-
-    @property
-    def bytes_to_write(self) -> int:
-        return _store_bytes(self.store.manifest) * (len(self.store) - self.done) // len(self.store)
+    bytes_to_write: int
 
     @property
     def bytes_free(self) -> int:
-        return shutil.disk_usage(self.store.path).free
+        return shutil.disk_usage(self.stores[0].path).free
 
     @property
     def seconds(self) -> float:
-        """Expected, if the encoder is what limits."""
-        return (len(self.store) - self.done) / self.samples_per_second
+        """Expected, if the encoders are what limits."""
+        return (self.rows - self.done) / self.samples_per_second
 
 
 def extract(
     corpus: Corpus | str,
     teacher: Encoder | str,
     out: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> FeatureStore:
+    """Run `teacher` over every view of every sample of `corpus` and return the sealed store.
+
+    Args:
+        corpus, settings: as in `extract_all`.
+        teacher: an encoder or its spec.
+        out: the store's path; under $FEATCACHE_HOME, named by content, when left out.
+
+    Raises:
+        As `extract_all`.
+    """
+    return extract_all(corpus, [teacher], None if out is None else [out], **settings)[0]
+
+
+def extract_all(
+    corpus: Corpus | str,
+    teachers: Sequence[Encoder | str],
+    outs: Sequence[str | os.PathLike[str]] | None = None,
     *,
     views: int = 1,
     augment: str = "none",
     seed: int = 0,
-    fields: Iterable[str] = ("embedding",),
+    fields: Iterable[str] = (EMBEDDING,),
+    pixels: KeptPixels | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -108,19 +133,20 @@ def extract(
     overwrite: bool = False,
     announce: Callable[[Plan], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> FeatureStore:
-    """Run `teacher` over every view of every sample of `corpus` and return the sealed store.
+) -> list[FeatureStore]:
+    """Run several teachers in one pass over the images; one sealed store each, in their order.
 
-    An interrupted run is resumed chunk by chunk, a damaged store is repaired chunk by chunk, a finished one is
-    returned at once. An image that any store already holds for the same encoder, views and fields is found by its
-    content and not encoded again. A sample whose image cannot be read becomes a failed row with its reason.
+    Every image is read and decoded once. An interrupted run is resumed, a damaged store is repaired chunk by chunk, a
+    finished one is returned at once. An image that any store already holds for the same encoder, views and fields is
+    found by its content and not encoded again. A sample whose image cannot be read becomes a failed row with its reason.
 
     Args:
         corpus: a corpus or its spec.
-        teacher: an encoder or its spec.
-        out: the store's path; under $FEATCACHE_HOME, named by content, when left out.
+        teachers: encoders or their specs.
+        outs: the stores' paths; under $FEATCACHE_HOME, named by content, when left out.
         views, augment, seed: the recipe of `featcache.views.Views`.
-        fields: features to keep, of `teacher.fields`.
+        fields: features to keep, of each teacher's `fields`; the embedding always is.
+        pixels: keep the decoded and resized images too.
         batch_size: images a forward pass; by default 16 on a CPU, 256 on a GPU.
         workers: threads that read, decode and resize; by default one a core.
         device: "auto" (a GPU when there is one), "cpu" or "cuda".
@@ -128,7 +154,7 @@ def extract(
         max_failures: stop as soon as more images than this could not be read.
         overwrite: replace a store at `out` that was made from something else.
         announce: called once, before the first batch, unless there is nothing to do.
-        progress: called after every batch.
+        progress: called after every batch of images.
 
     Raises:
         ValueError: the arguments, or a store at `out` that holds something else; nothing has been written.
@@ -136,160 +162,161 @@ def extract(
         RuntimeError: more than `max_failures`; likewise.
     """
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
-    encoder = load_encoder(teacher) if isinstance(teacher, str) else teacher
+    encoders = [load_encoder(teacher) if isinstance(teacher, str) else teacher for teacher in teachers]
     recipe = Views(count=views, augment=augment, seed=seed)  # type: ignore[arg-type]
     device = resolve_device(device)
     if device == "cpu":
         keep_freed_memory()
-    manifest = _manifest(corpus, encoder, recipe, list(fields))
-    path = Path(out) if out is not None else default_store_path(manifest)
+    manifests = [_manifest(corpus, encoder, recipe, fields, pixels) for encoder in encoders]
+    paths = [Path(out) for out in outs] if outs else [default_store_path(manifest) for manifest in manifests]
+    if len(paths) != len(encoders) or len({path.resolve() for path in paths}) != len(paths):
+        raise ValueError(f"{len(encoders)} teachers, {len(set(paths))} stores: give one store of its own for each")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         pool = held.enter_context(ThreadPoolExecutor(workers or cores()))
-        store = _existing(path, manifest, overwrite)
-        if store is None or not store.sealed or store.verify():
-            held.enter_context(_only_writer(path))
-            store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
-            for damage in store.mend() if store is not None else ():
-                log.warning("%s: %s; made again", path, damage)
-        if store is not None:
-            _refuse_changed_images(store, corpus, pool)
-            if store.sealed:
+        claimed = [_claim(path, manifest, overwrite, held) for path, manifest in zip(paths, manifests, strict=True)]
+        _refuse_changed_images([store for store in claimed if store], corpus, pool)
+        probe_of = cache(lambda preprocess: _probe(corpus, recipe, preprocess))
+        stores, jobs, wanted, seconds = [], [], [], 0.0
+        for path, manifest, encoder, store in zip(paths, manifests, encoders, claimed, strict=True):
+            if store is None or not store.sealed:
+                store, speed = _prepare(
+                    path,
+                    manifest,
+                    encoder,
+                    store,
+                    probe_of(encoder.preprocess),
+                    batch_size,
+                    device,
+                    precision,
+                    overwrite,
+                )
+                batch = store.manifest["extraction"]["batch_size"]
+                jobs.append(Job(encoder, store, corpus, max(1, batch // recipe.count)))
+                wanted.append(Wanted(encoder.preprocess, KnownRows(manifest, besides=path)))
+                seconds += recipe.count / speed
+            stores.append(store)
+        if not jobs:
+            for store in stores:
                 register(store)
-                return store
+            return stores
 
-        # The precision and batch size of an interrupted run are kept: its finished chunks were made with them.
-        kept = store.manifest["extraction"] if store is not None else {}
-        batch = kept.get("batch_size") or batch_size or (256 if device == "cuda" else 16)
-        probe = _probe(corpus, recipe, encoder)
-        chosen, speed = choose_precision(encoder, probe, kept.get("precision", precision), device, recorded=bool(kept))
-        if torch.allclose(encoder.encode(probe)["embedding"].norm(dim=1), torch.ones(len(probe)).to(device), atol=1e-3):
-            log.warning(
-                "%s: its embeddings are L2-normalised already: lengths, which some methods use, are lost", encoder.name
-            )
-        if store is None:
-            manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
-            _refuse_small_disk(path, manifest)
-            store = create_store(path, manifest, overwrite=overwrite)
-        known = KnownRows(manifest, besides=path)
+        def todo() -> Iterator[int]:
+            return (row for row in range(len(corpus)) if any(job.wants(row) for job in jobs))
 
-        pending = store.pending_chunks()
-        todo = [row for chunk in pending for row in store.rows_of(chunk)]
-        at = Progress(rows=len(store), views=store.views, done=len(store) - len(todo), resumed=len(store) - len(todo))
+        done = len(corpus) - sum(1 for _ in todo())
+        at = Progress(rows=len(corpus), views=recipe.count, done=done, resumed=done)
+        if announce:
+            unfinished = [job.store for job in jobs]
+            bytes_to_write = sum(_store_bytes(s.manifest) * len(s.pending_chunks()) // s.chunks for s in unfinished)
+            announce(Plan(unfinished, at.rows, at.done, 1 / seconds, bytes_to_write))
 
         def read(row: int) -> Sample:
-            return read_sample(corpus, row, recipe, encoder.preprocess, known)
+            wants = [want if job.wants(row) else None for want, job in zip(wanted, jobs, strict=True)]
+            return read_sample(corpus, row, recipe, wants, pixels)
 
-        if announce:
-            announce(Plan(store, at.done, speed / recipe.count))
-        samples = prefetch(read, todo, pool, ahead=4 * batch)
-        per_batch = max(1, batch // recipe.count)
-        for chunk in pending:
-            rows = store.rows_of(chunk)
-            arrays = _empty_arrays(store, corpus, rows)
-            for start in range(0, len(rows), per_batch):
-                here = range(start, min(start + per_batch, len(rows)))
-                clock = time.perf_counter()
-                read_samples = [next(samples) for _ in here]
-                at.wait += -clock + (clock := time.perf_counter())
-                _encode_into(arrays, here, read_samples, encoder)
-                at.encode += -clock + time.perf_counter()
-                at.done += len(here)
-                at.reused += sum(sample.known is not None for sample in read_samples)
-                at.failed += sum(bool(sample.reason) for sample in read_samples)
-                if max_failures is not None and at.failed > max_failures:
-                    raise RuntimeError(
-                        f"{corpus.spec}: {at.failed} images could not be read, more than --max-failures {max_failures} "
-                        f"(last: {next(s.reason for s in reversed(read_samples) if s.reason)}); finished chunks are kept"
-                    )
+        ahead = max(64, 4 * (batch_size or 16) // recipe.count)
+        samples = prefetch(read, todo(), pool, ahead)
+        for row in todo():
+            clock = time.perf_counter()
+            sample = next(samples)
+            at.wait += time.perf_counter() - clock
+            at.failed += bool(sample.reason)
+            if max_failures is not None and at.failed > max_failures:
+                raise RuntimeError(
+                    f"{corpus.spec}: {at.failed} images could not be read, more than --max-failures {max_failures} "
+                    f"(last: {sample.reason}); finished chunks are kept"
+                )
+            at.reused += not sample.reason and all(seen is None or bool(seen.known) for seen in sample.seen)
+            at.done += 1
+            taken = [job.take(row, sample, seen) for job, seen in zip(jobs, sample.seen, strict=True) if job.wants(row)]
+            if any(taken):
+                at.encode = sum(job.encode_seconds for job in jobs)
+                at.write = sum(job.write_seconds for job in jobs)
                 if progress:
                     progress(at)
-            clock = time.perf_counter()
-            store.write_chunk(chunk, arrays)
-            at.write += time.perf_counter() - clock
-        if not len(store.ok):
-            raise ValueError(
-                f"{corpus.spec}: not one image could be read ({next(iter(store.reasons.values()))}); nothing was sealed"
-            )
-        store.seal()
-        register(store)
+        for job in jobs:
+            if not len(job.store.ok):
+                reason = next(iter(job.store.reasons.values()))
+                raise ValueError(f"{corpus.spec}: not one image could be read ({reason}); nothing was sealed")
+            job.store.seal()
+            register(job.store)
         if progress:
             progress(at)
+    return stores
+
+
+def _claim(path: Path, manifest: dict[str, Any], overwrite: bool, held: contextlib.ExitStack) -> FeatureStore | None:
+    """The store at `path`, if there is one of `manifest`: whole and sealed, or unfinished, mended and locked in `held`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store = _existing(path, manifest, overwrite)
+    if store is not None and store.sealed and not store.verify():
+        return store
+    held.enter_context(_only_writer(path))
+    store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
+    for damage in store.mend() if store is not None else ():
+        log.warning("%s: %s; made again", path, damage)
     return store
 
 
-def _empty_arrays(store: FeatureStore, corpus: Corpus, rows: range) -> dict[str, np.ndarray]:
-    """One unit's arrays: labels and ids filled in, the rest zero."""
-    count, views = len(rows), store.views
-    return {
-        **{name: np.zeros((count, views, width), np.float16) for name, width in store.manifest["fields"].items()},
-        "label": np.array([corpus.label(row) for row in rows], np.int64),
-        "sample_id": np.array([corpus.ids[row] for row in rows], dtype=object),
-        "content": np.zeros((count, 16), np.uint8),
-        "view": np.zeros((count, views, len(PARAMETERS)), np.float32),
-        "reason": np.full(count, "", dtype=object),
-        STATE: np.full(count, FAILED, np.uint8),
-    }
+def _prepare(
+    path: Path,
+    manifest: dict[str, Any],
+    encoder: Encoder,
+    store: FeatureStore | None,
+    probe: torch.Tensor,
+    batch_size: int | None,
+    device: str,
+    precision: str,
+    overwrite: bool,
+) -> tuple[FeatureStore, float]:
+    """Choose the precision and create the store if there is none; returns it and how many images/s the encoder does.
+
+    The precision and batch size of an interrupted run are kept: its finished chunks were made with them.
+    """
+    kept = store.manifest["extraction"] if store is not None else {}
+    chosen, speed = choose_precision(encoder, probe, kept.get("precision", precision), device, recorded=bool(kept))
+    lengths = encoder.encode(probe, fields=(EMBEDDING,))[EMBEDDING].norm(dim=1).cpu()
+    if torch.allclose(lengths, torch.ones(len(probe)), atol=1e-3):
+        log.warning(
+            "%s: its embeddings are L2-normalised already: lengths, which some methods use, are lost", encoder.name
+        )
+    if store is None:
+        batch = batch_size or (256 if device == "cuda" else 16)
+        manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
+        _refuse_small_disk(path, manifest)
+        store = create_store(path, manifest, overwrite=overwrite)
+    return store, speed
 
 
-def _encode_into(arrays: dict[str, np.ndarray], here: range, samples: list[Sample], encoder: Encoder) -> None:
-    """Encode one batch of samples and put everything known of them at positions `here` of the unit's arrays."""
-    for position, sample in zip(here, samples, strict=True):
-        arrays["content"][position] = np.frombuffer(sample.content, np.uint8)
-        arrays["view"][position] = sample.parameters
-        arrays["reason"][position] = sample.reason
-        if sample.known:
-            arrays[STATE][position] = OK
-            for name, known in sample.known.items():
-                arrays[name][position] = known
-    readable = [
-        (position, sample.pixels) for position, sample in zip(here, samples, strict=True) if sample.pixels is not None
-    ]
-    if not readable:
-        return
-    positions = [position for position, _ in readable]
-    pixels = np.concatenate([pixels for _, pixels in readable])
-    encoded = encoder.encode(torch.from_numpy(pixels))
-    fields = [name for name in encoded if name in arrays]
-    for name in fields:
-        features = encoded[name].half()
-        arrays[name][positions] = features.cpu().numpy().reshape(len(positions), -1, features.shape[1])
-    arrays[STATE][positions] = OK
-    for position in positions:
-        if not all(np.isfinite(arrays[name][position]).all() for name in fields):
-            arrays[STATE][position], arrays["reason"][position] = FAILED, "features are not finite in float16"
-            for name in fields:
-                arrays[name][position] = 0
-
-
-def _probe(corpus: Corpus, recipe: Views, encoder: Encoder) -> torch.Tensor:
+def _probe(corpus: Corpus, recipe: Views, preprocess: Preprocess) -> torch.Tensor:
     """Pixels of the first readable images, to choose the precision on."""
     found: list[np.ndarray] = []
+    reason = ""
     for row in range(min(len(corpus), 16 * PROBE_IMAGES)):
-        sample = read_sample(corpus, row, recipe, encoder.preprocess)
-        if sample.pixels is not None:
-            found.append(sample.pixels[0])
+        sample = read_sample(corpus, row, recipe, [Wanted(preprocess)])
+        if (seen := sample.seen[0]) and seen.pixels is not None:
+            found.append(seen.pixels[0])
+        reason = reason or sample.reason
         if len(found) == PROBE_IMAGES:
             break
     if not found:
-        reason = read_sample(corpus, 0, recipe, encoder.preprocess).reason
         raise ValueError(
             f"{corpus.spec}: none of the first {min(len(corpus), 16 * PROBE_IMAGES)} images could be read ({reason})"
         )
     return torch.from_numpy(np.stack(found))
 
 
-def _manifest(corpus: Corpus, encoder: Encoder, recipe: Views, fields: list[str]) -> dict[str, Any]:
+def _manifest(
+    corpus: Corpus, encoder: Encoder, recipe: Views, fields: Iterable[str], pixels: KeptPixels | None
+) -> dict[str, Any]:
+    fields = [EMBEDDING, *sorted(set(fields) - {EMBEDDING})]
     missing = [name for name in fields if name not in encoder.fields]
-    if missing or "embedding" not in fields:
-        raise ValueError(
-            f"--fields {','.join(fields)}: {encoder.name} gives {', '.join(encoder.fields)}, and embedding is always needed"
-        )
+    if missing:
+        raise ValueError(f"--fields {','.join(missing)}: {encoder.name} gives {', '.join(encoder.fields)}")
     rows = hashlib.blake2b(digest_size=16)
     for i, sample_id in enumerate(corpus.ids):
         rows.update(f"{sample_id}\0{corpus.label(i)}\0".encode())
-    row_bytes = recipe.count * max(encoder.fields[name] for name in fields) * np.dtype(np.float16).itemsize
     return {
         "encoder": {
             "name": encoder.name,
@@ -305,8 +332,9 @@ def _manifest(corpus: Corpus, encoder: Encoder, recipe: Views, fields: list[str]
             "class_names": list(corpus.class_names) if corpus.class_names else None,
         },
         "views": {**asdict(recipe), "parameters": list(PARAMETERS)},
-        "fields": {name: encoder.fields[name] for name in fields},
-        "chunk_rows": chunk_rows(row_bytes, len(corpus)),
+        "fields": {name: list(encoder.fields[name]) for name in fields},
+        "pixels": asdict(pixels) if pixels else None,
+        "chunk_rows": chunk_rows(2 * recipe.count * encoder.embedding_dim, len(corpus)),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "timm", "zarr", "pillow", "numpy")},
@@ -323,9 +351,15 @@ def _existing(path: Path, manifest: dict[str, Any], overwrite: bool) -> FeatureS
     if not path.exists() or overwrite:
         return None
     store = FeatureStore(path)
-    for section, key in (("encoder", "fingerprint"), ("corpus", "digest"), ("views", None), ("fields", None)):
-        was, now = store.manifest[section], manifest[section]
-        was, now = (was.get(key), now[key]) if key else (was, now)
+    for section, key in (
+        ("encoder", "fingerprint"),
+        ("corpus", "digest"),
+        ("views", None),
+        ("fields", None),
+        ("pixels", None),
+    ):
+        was, now = store.manifest.get(section), manifest[section]
+        was, now = (was.get(key), now[key]) if key and was else (was, now)
         if was != now:
             made = {
                 "encoder": f"by another encoder ({store.encoder_name}, fingerprint {str(was)[:8]}, not {str(now)[:8]})",
@@ -335,29 +369,37 @@ def _existing(path: Path, manifest: dict[str, Any], overwrite: bool) -> FeatureS
     return store
 
 
-def _refuse_changed_images(store: FeatureStore, corpus: Corpus, pool: ThreadPoolExecutor) -> None:
+def _refuse_changed_images(stores: list[FeatureStore], corpus: Corpus, pool: ThreadPoolExecutor) -> None:
     """Finished rows are reused only for the same image bytes."""
 
-    def changed(row: int) -> bool:
+    def content(row: int) -> bytes | None:
         try:
-            return content_hash(corpus.read(row)) != store.content[row].tobytes()
+            return content_hash(corpus.read(row))
         except Exception:  # gone, or without an image: that is no change when the row had failed for it
-            return bool(store.content[row].any())
+            return None
 
-    done = np.flatnonzero(store.state != PENDING).tolist()
-    rows = [row for row, differs in zip(done, prefetch(changed, done, pool, ahead=256), strict=True) if differs]
-    if rows:
-        raise ValueError(
-            f"{store.path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "
-            "choose another --out, or replace it with --overwrite"
-        )
+    done = np.flatnonzero(sum(store.state != PENDING for store in stores)).tolist() if stores else []
+    changed: dict[Path, list[int]] = {store.path: [] for store in stores}
+    for row, now in zip(done, prefetch(content, done, pool, ahead=256), strict=True):
+        for store in stores:
+            was = store.content[row].tobytes()
+            if store.state[row] != PENDING and was != (now or bytes(16)):
+                changed[store.path].append(row)
+    for path, rows in changed.items():
+        if rows:
+            raise ValueError(
+                f"{path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "
+                "choose another --out, or replace it with --overwrite"
+            )
 
 
 def _store_bytes(manifest: dict[str, Any]) -> int:
-    """Size of a store, but for its ids, reasons and metadata."""
-    chunks = -(-manifest["corpus"]["rows"] // manifest["chunk_rows"])
-    per_view = 2 * sum(manifest["fields"].values()) + 4 * len(PARAMETERS)
-    return chunks * manifest["chunk_rows"] * (manifest["views"]["count"] * per_view + 8 + 16 + 1)
+    """Size of a store, but for its ids, reasons and metadata; kept images are guessed."""
+    unit = manifest["chunk_rows"]
+    rows = -(-manifest["corpus"]["rows"] // unit) * unit
+    per_view = 2 * sum(math.prod(shape) for shape in manifest["fields"].values()) + 4 * len(PARAMETERS)
+    kept = KeptPixels(**manifest["pixels"]).typical_bytes if manifest.get("pixels") else 0
+    return rows * (manifest["views"]["count"] * per_view + kept + 8 + 16 + 1)
 
 
 def _refuse_small_disk(path: Path, manifest: dict[str, Any]) -> None:

@@ -1,10 +1,10 @@
-"""Samples: one image read, decoded and rendered, many at a time."""
+"""Samples: one image read, decoded and rendered for every teacher, many at a time."""
 
 import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,8 +13,9 @@ import numpy as np
 
 from featcache.cache import KnownRows
 from featcache.corpus import Corpus
+from featcache.pixels import KeptPixels
 from featcache.preprocess import Preprocess
-from featcache.views import PARAMETERS, Views, decode, render
+from featcache.views import Views, decode, render
 
 _MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.ENETDOWN}
 T = TypeVar("T")
@@ -22,38 +23,74 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One sample, read: its content hash and view parameters, and its pixels, or its known features, or neither."""
+class Wanted:
+    """What one teacher wants of a sample: pixels by its preprocessing, unless its features are known already."""
 
-    content: bytes
+    preprocess: Preprocess
+    known: KnownRows | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one teacher gets of a sample: view parameters, and either pixels or known features."""
+
     parameters: np.ndarray  # (V, P) float32
     pixels: np.ndarray | None = None  # (V, S, S, 3) uint8
-    known: dict[str, np.ndarray] | None = None  # field → (V, D) float16
-    reason: str = ""  # why neither
+    known: dict[str, np.ndarray] | None = None  # field → (V, …) float16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, read.
+
+    Attributes:
+        content: hash of the encoded image; zeros when it could not be read.
+        seen: one for each teacher that wanted it, None for the others, or where the image could not be decoded.
+        reason: why it could not; "" otherwise.
+        size: (width, height) in px of the decoded image; (0, 0) when it was not decoded.
+        kept: the image as the store keeps it; b"" when it does not.
+    """
+
+    content: bytes
+    seen: tuple[Seen | None, ...]
+    reason: str = ""
+    size: tuple[int, int] = (0, 0)
+    kept: bytes = b""
 
 
 def read_sample(
-    corpus: Corpus, row: int, recipe: Views, preprocess: Preprocess, known: KnownRows | None = None
+    corpus: Corpus, row: int, recipe: Views, wanted: Sequence[Wanted | None], keep: KeptPixels | None = None
 ) -> Sample:
     """Read, decode and render one sample. What is wrong with one image is data; what is wrong with the machine is not.
 
     Raises:
         MemoryError, OSError: out of memory or files, or the place where the images live is gone.
     """
-    content, nothing = bytes(16), np.zeros((recipe.count, len(PARAMETERS)), np.float32)
+    content, size, kept = bytes(16), (0, 0), b""
     try:
         encoded = corpus.read(row)
-        content = content_hash(encoded)
-        if known and (found := known.find(content, corpus.ids[row])):
-            return Sample(content, found[1], known=found[0])
-        image = decode(encoded)
-        views = [recipe.draw(image.size, preprocess, corpus.ids[row], number) for number in range(recipe.count)]
-        pixels = np.stack([render(image, view, preprocess) for view in views])
+        content, sample_id = content_hash(encoded), corpus.ids[row]
+        found = [want.known.find(content, sample_id) if want and want.known else None for want in wanted]
+        seen = [Seen(known[1], known=known[0]) if known else None for known in found]
+        if keep or any(want and not known for want, known in zip(wanted, found, strict=True)):
+            image = decode(encoded)
+            size, kept = image.size, keep.encode(image) if keep else b""
+            rendered: dict[Preprocess, Seen] = {}  # teachers of one preprocessing share the pixels
+            for i, want in enumerate(wanted):
+                if want is None or seen[i]:
+                    continue
+                if want.preprocess not in rendered:
+                    views = [recipe.draw(size, want.preprocess, sample_id, number) for number in range(recipe.count)]
+                    rendered[want.preprocess] = Seen(
+                        np.array([view.parameters for view in views], np.float32),
+                        np.stack([render(image, view, want.preprocess) for view in views]),
+                    )
+                seen[i] = rendered[want.preprocess]
     except Exception as error:
         if isinstance(error, (MemoryError, ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _MACHINE:
             raise
-        return Sample(content, nothing, reason=f"{type(error).__name__}: {error}")
-    return Sample(content, np.array([view.parameters for view in views], np.float32), pixels)
+        return Sample(content, (None,) * len(wanted), reason=f"{type(error).__name__}: {error}")
+    return Sample(content, tuple(seen), size=size, kept=kept)
 
 
 def content_hash(encoded: bytes) -> bytes:

@@ -1,46 +1,52 @@
 """FeatureStore: what an encoder saw of a corpus, as a Zarr v3 group of row-aligned arrays.
 
-On disk every array is cut into chunks of the same rows, so one chunk number names one unit of work:
-
     STORE.zarr/
       zarr.json                 the group; attribute `featcache` is the manifest
       embedding/c/0/0/0 …       (N, V, D) float16: raw rows, then 4 bytes of crc32c
+      tokens/c/0/0/0/0 …        (N, V, T, D) float16, likewise
       label, sample_id, content, view, reason …
       state/c/0 …               0 pending · 1 ok · 2 failed
 
-A unit's `state` chunk is written last, after every other byte of the unit is on disk: its presence *is* the
-mark that the unit is done. Sealing adds row counts and a digest to the manifest; readers refuse anything else.
+The unit of work is `chunk_rows` rows: one chunk of every array but the wide ones, whose chunks are smaller, a whole
+number of them in a unit. A unit's `state` chunk is written last, after every other byte of the unit is on disk: its
+presence *is* the mark that the unit is done. Sealing adds row counts and a digest to the manifest; readers refuse
+anything else.
 """
 
 import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 import zarr
 from jaxtyping import Int64, Shaped
 from zarr.codecs import Crc32cCodec
+from zarr.errors import UnstableSpecificationWarning
 
+from featcache.pixels import KeptPixels
 from featcache.views import PARAMETERS
 
-FORMAT = 1
+FORMAT = 2
 PENDING, OK, FAILED = 0, 1, 2
 CHUNK_BYTES = 16 * 2**20
-"""No feature chunk is larger; the row count is the largest power of two that fits, so none is under half of it."""
+"""No feature chunk is larger; its rows are the largest power of two that fits, so none is under half of it."""
+EMBEDDING, PIXELS = "embedding", "pixels"
 STATE = "state"
 UNSEALED = "0" * 32
 
 
 def chunk_rows(row_bytes: int, rows: int) -> int:
-    """Rows a chunk, so that the widest array's chunks are 8–16 MiB (all of them when there are fewer rows)."""
+    """Rows a chunk, so that it is 8–16 MiB (all of them when there are fewer rows)."""
     fitting = max(1, CHUNK_BYTES // row_bytes)
     return min(rows, 1 << (fitting.bit_length() - 1))
 
@@ -78,7 +84,7 @@ def create_store(
             f"{path}: already exists{'' if _is_store(path) else ' and is not a store'}; choose another --out"
         )
     building = path.with_name(f"{path.name}.partial")
-    _write_skeleton(building, manifest)
+    _write_skeleton(building, {"wide_chunk_rows": _wide_chunk_rows(manifest), **manifest})
     if path.exists():
         shutil.rmtree(path)
     os.replace(building, path)
@@ -86,26 +92,58 @@ def create_store(
     return FeatureStore(path)
 
 
+class ArrayLayout(NamedTuple):
+    """Of one array: the shape of a row, the dtype, and how many rows a chunk holds."""
+
+    tail: tuple[int, ...]
+    dtype: str
+    chunk_rows: int
+
+
+def array_layout(manifest: Mapping[str, Any]) -> dict[str, ArrayLayout]:
+    """Every array of the store that `manifest` describes; `STATE` is the last."""
+    unit, views = int(manifest["chunk_rows"]), int(manifest["views"]["count"])
+    parameters = len(manifest["views"].get("parameters", PARAMETERS))
+    narrow = {
+        "label": ((), "int64"),
+        "sample_id": ((), "string"),
+        "content": ((16,), "uint8"),
+        "view": ((views, parameters), "float32"),
+        "reason": ((), "string"),
+        STATE: ((), "uint8"),
+    }
+    wide = manifest["wide_chunk_rows"]
+    arrays = {name: ArrayLayout((views, *shape), "float16", wide[name]) for name, shape in manifest["fields"].items()}
+    if manifest.get("pixels"):
+        arrays |= {PIXELS: ArrayLayout((), "variable_length_bytes", wide[PIXELS])}
+        arrays |= {"image_size": ArrayLayout((2,), "int32", unit)}
+    return arrays | {name: ArrayLayout(tail, dtype, unit) for name, (tail, dtype) in narrow.items()}
+
+
+def wide_arrays(manifest: Mapping[str, Any]) -> list[str]:
+    """The arrays that may have smaller chunks than the unit: features, and images that are kept."""
+    return [*manifest["fields"], *([PIXELS] if manifest.get("pixels") else [])]
+
+
+def _wide_chunk_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Rows in a chunk of each wide array: those of the unit, or fewer, so that no chunk is over 16 MiB."""
+    unit, views, rows = manifest["chunk_rows"], manifest["views"]["count"], manifest["corpus"]["rows"]
+    row_bytes = {name: 2 * views * math.prod(shape) for name, shape in manifest["fields"].items()}
+    if manifest.get("pixels"):
+        row_bytes[PIXELS] = KeptPixels(**manifest["pixels"]).typical_bytes
+    return {name: min(unit, chunk_rows(width, rows)) for name, width in row_bytes.items()}
+
+
 def _write_skeleton(path: Path, manifest: Mapping[str, Any]) -> None:
     """The group and every array's metadata, no chunk yet; whatever a killed run left at `path` goes."""
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.create_group(path, attributes={"featcache": {"format": FORMAT, **manifest, "sealed": None}})
-    rows, views, per_chunk = manifest["corpus"]["rows"], manifest["views"]["count"], manifest["chunk_rows"]
-    layout: dict[str, tuple[tuple[int, ...], str]] = {
-        **{field: ((views, width), "float16") for field, width in manifest["fields"].items()},
-        "label": ((), "int64"),
-        "sample_id": ((), "string"),
-        "content": ((16,), "uint8"),
-        "view": ((views, len(PARAMETERS)), "float32"),
-        "reason": ((), "string"),
-        STATE: ((), "uint8"),
-    }
-    for name, (tail, dtype) in layout.items():
-        chunks = (per_chunk, *tail)
-        group.create_array(
-            name, shape=(rows, *tail), chunks=chunks, dtype=dtype, compressors=[Crc32cCodec()], filters=None
-        )
+    rows = manifest["corpus"]["rows"]
+    for name, (tail, dtype, per_chunk) in array_layout(manifest).items():
+        shape, chunks = (rows, *tail), (per_chunk, *tail)
+        with _unstable_names_allowed():
+            group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=[Crc32cCodec()], filters=None)
     _sync_tree(path)
 
 
@@ -130,23 +168,16 @@ class FeatureStore:
             self._group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
             self.manifest: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
             """encoder, corpus, views, fields, extraction, chunk_rows, versions, sealed: plain JSON values."""
-            _ = (
-                len(self),
-                self.views,
-                self.chunks,
-                self.sealed,
-                self.embedding_dim,
-                self.fingerprint,
-                self.encoder_name,
-            )
+            found = self.manifest.get("format")
+            if found == FORMAT:
+                _ = len(self), self.chunks, self.sealed, self.embedding_dim, self.layout
+                _ = self.fingerprint, self.encoder_name
         except Exception as error:
             raise ValueError(
                 f"{path}: its zarr.json is damaged ({type(error).__name__}: {error}); restore it, or extract again with --overwrite"
             ) from None
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(
-                f"{path}: store format {self.manifest.get('format')}, this featcache reads {FORMAT}; extract it again"
-            )
+        if found != FORMAT:
+            raise ValueError(f"{path}: store format {found}, this featcache reads {FORMAT}; extract it again")
 
     # -- what it holds ------------------------------------------------------------------------------------
 
@@ -169,7 +200,7 @@ class FeatureStore:
 
     @property
     def embedding_dim(self) -> int:
-        return int(self.manifest["fields"]["embedding"])
+        return int(self.manifest["fields"][EMBEDDING][0])
 
     @property
     def views(self) -> int:
@@ -229,7 +260,7 @@ class FeatureStore:
             view: one view number for all rows, or (B,), one for each.
 
         Returns:
-            (B, D), in the stored dtype (float16).
+            (B, D), or (B, T, D) for tokens, in the stored dtype (float16).
 
         Raises:
             ValueError: no such field. IndexError: a row or view out of range.
@@ -245,12 +276,12 @@ class FeatureStore:
         ):
             raise IndexError(f"{self.path}: row or view out of range ({len(self)} rows, {self.views} views)")
         order = np.argsort(rows, kind="stable")
-        chunk, offset = np.divmod(rows[order], self.manifest["chunk_rows"])
+        chunk, offset = np.divmod(rows[order], self.layout[field].chunk_rows)
         offset = offset * self.views + view[order]
         starts = np.flatnonzero(np.r_[True, chunk[1:] != chunk[:-1]]) if rows.size else np.empty(0, np.int64)
-        gathered = np.empty((len(rows), int(self.manifest["fields"][field])), np.float16)
+        gathered = np.empty((len(rows), *self.manifest["fields"][field]), np.float16)
         for start, stop in itertools.pairwise([*starts.tolist(), len(order)]):
-            every_view = self._mapped(field, int(chunk[start])).reshape(-1, gathered.shape[1])
+            every_view = self._mapped(field, int(chunk[start])).reshape(-1, *gathered.shape[1:])
             gathered[order[start:stop]] = every_view.take(offset[start:stop], axis=0)
         return gathered
 
@@ -260,22 +291,47 @@ class FeatureStore:
 
     def row(self, name: str, row: int) -> np.ndarray:
         """One row of any array of fixed width: "content" (16,), "view" (V, P), or a feature (V, D)."""
-        chunk, offset = divmod(row, int(self.manifest["chunk_rows"]))
+        chunk, offset = divmod(row, self.layout[name].chunk_rows)
         return np.asarray(self._mapped(name, chunk)[offset])
 
+    def pixels(self, row: int) -> bytes:
+        """The kept image of one row, an encoded file; b"" where the image could not be read.
+
+        Raises:
+            ValueError: the store keeps no images.
+        """
+        if not self.manifest.get("pixels"):
+            raise ValueError(f"{self.path}: keeps no images; extract with --pixels SIZE")
+        chunk, item = divmod(row, self.layout[PIXELS].chunk_rows)
+        packed, starts = self._packed(chunk)
+        return packed[starts[item] + 4 : starts[item + 1]].tobytes()
+
+    def _unpack(self, chunk: int) -> tuple[np.ndarray, list[int]]:
+        """A chunk of variable-length bytes, mapped, and where each item's length stands: a count, then (length, bytes)…"""
+        packed = np.asarray(np.memmap(self._chunk_path(PIXELS, chunk), np.uint8, mode="r"))
+        starts = [4]
+        for _ in range(int(packed[:4].view("<u4")[0])):
+            starts.append(starts[-1] + 4 + int.from_bytes(packed[starts[-1] : starts[-1] + 4].tobytes(), "little"))
+        return packed, starts
+
     def _map(self, name: str, chunk: int) -> np.ndarray:
-        tail, dtype = {
-            "content": ((16,), np.uint8),
-            "view": ((self.views, len(self.manifest["views"].get("parameters", PARAMETERS))), np.float32),
-        }.get(name) or ((self.views, int(self.manifest["fields"][name])), np.float16)
-        shape = (int(self.manifest["chunk_rows"]), *tail)
+        tail, dtype, per_chunk = self.layout[name]
         # As a plain array: every operation on the memmap class itself costs microseconds more.
-        return np.asarray(np.memmap(self._chunk_path(name, chunk), dtype, mode="r", shape=shape))
+        return np.asarray(np.memmap(self._chunk_path(name, chunk), dtype, mode="r", shape=(per_chunk, *tail)))
 
     @cached_property
     def _mapped(self) -> Any:
         """Maps are kept open, least recently used closed first, well under the usual limit of open files."""
         return lru_cache(maxsize=512)(self._map)
+
+    @cached_property
+    def _packed(self) -> Any:
+        return lru_cache(maxsize=512)(self._unpack)
+
+    @property
+    def unfinished(self) -> Path:
+        """Where a unit in progress is saved."""
+        return self.path / "unfinished.npz"
 
     # -- writing units ------------------------------------------------------------------------------------
 
@@ -297,25 +353,32 @@ class FeatureStore:
 
         Args:
             chunk: its number.
-            arrays: every array of the store, with this unit's rows.
+            arrays: every array of the store, with this unit's rows; but for those that `write_rows` has written.
         """
-        rows = self.rows_of(chunk)
-        assert not self.sealed
-        assert set(arrays) == set(self._arrays())
+        first = self.rows_of(chunk).start
         for name in sorted(arrays, key=lambda name: name == STATE):  # state last
-            self._array(name)[rows.start : rows.stop] = arrays[name]
-            _sync_file(self._chunk_path(name, chunk), root=self.path)
+            self.write_rows(name, first, arrays[name])
         self._forget_cached()
 
+    def write_rows(self, name: str, first: int, values: Shaped[np.ndarray, "rows ..."]) -> None:
+        """Write whole chunks of one array, durably, from row `first` on."""
+        assert not self.sealed
+        per_chunk, stop = self.layout[name].chunk_rows, first + len(values)
+        assert first % per_chunk == 0
+        assert stop % per_chunk == 0 or stop == len(self)
+        self._array(name)[first:stop] = values
+        for chunk in range(first // per_chunk, -(-stop // per_chunk)):
+            _sync_file(self._chunk_path(name, chunk), root=self.path)
+
     def _forget_cached(self) -> None:
-        for cached in ("state", "labels", "sample_ids", "content", "_mapped"):
+        for cached in ("state", "labels", "sample_ids", "content", "_mapped", "_packed"):
             self.__dict__.pop(cached, None)
 
     def seal(self) -> None:
         """Close the store to writers: row counts and a digest of every byte go into the manifest."""
         assert not self.pending_chunks()
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+        for leftover in [*self.path.rglob("*.partial"), self.unfinished]:
+            leftover.unlink(missing_ok=True)
         root, partial = self.path / "zarr.json", self.path / "zarr.json.partial"
         self.manifest["sealed"] = {
             "rows": len(self),
@@ -358,7 +421,7 @@ class FeatureStore:
                 where.unlink(missing_ok=True)
         skeleton = self.path.with_name(f"{self.path.name}.partial")
         _write_skeleton(skeleton, self.manifest)
-        for name in self._arrays():
+        for name in self.layout:
             os.replace(skeleton / name / "zarr.json", self.path / name / "zarr.json")
         shutil.rmtree(skeleton)
         _sync_tree(self.path)
@@ -367,27 +430,30 @@ class FeatureStore:
 
     def _damage(self) -> Iterator[tuple[int | Path, str]]:
         """(the unit's number, or the file) and what is wrong with it."""
-        expected, wrong = {self.path / "zarr.json"}, False
+        expected, wrong = {self.path / "zarr.json"} | (set() if self.sealed else {self.unfinished}), False
         pending = set() if self.sealed else set(self.pending_chunks())
-        for name in self._arrays():
+        for name in self.layout:
             metadata = self.path / name / "zarr.json"
             expected.add(metadata)
             if not metadata.exists():
                 wrong = True
                 yield metadata, f"{name}/zarr.json: missing"
-            for chunk in range(self.chunks):
-                path, rows = self._chunk_path(name, chunk), self.rows_of(chunk)
+            per_chunk = self.layout[name].chunk_rows
+            for chunk in range(-(-len(self) // per_chunk)):
+                path, first = self._chunk_path(name, chunk), chunk * per_chunk
+                unit = first // int(self.manifest["chunk_rows"])
                 expected.add(path)
-                where = f"{name} chunk {chunk} (rows {rows.start}–{rows.stop - 1})"
-                if chunk in pending:
+                where = f"{name} chunk {chunk} (rows {first}–{min(first + per_chunk, len(self)) - 1})"
+                if unit in pending:
                     continue
                 if not path.exists():
                     wrong = True
-                    yield chunk, f"{where}: missing"
+                    yield unit, f"{where}: missing"
                 elif not _checksum_holds(path.read_bytes()):
                     wrong = True
-                    yield chunk, f"{where}: checksum does not match its bytes"
-        for path in sorted({p for p in self.path.rglob("*") if p.is_file()} - expected):
+                    yield unit, f"{where}: checksum does not match its bytes"
+        found = {p for p in self.path.rglob("*") if p.is_file() and (self.sealed or p.suffix != ".partial")}
+        for path in sorted(found - expected):
             wrong = True
             yield path, f"{path.relative_to(self.path).as_posix()}: not part of the store"
         if self.sealed and not wrong:
@@ -408,21 +474,19 @@ class FeatureStore:
 
     # -- files --------------------------------------------------------------------------------------------
 
-    def _arrays(self) -> list[str]:
-        return [*self.manifest["fields"], "label", "sample_id", "content", "view", "reason", STATE]
+    @cached_property
+    def layout(self) -> dict[str, ArrayLayout]:
+        return array_layout(self.manifest)
 
     def _array(self, name: str) -> zarr.Array:
-        with zarr.config.set({"array.write_empty_chunks": True}):  # an absent chunk means "not done", never "zeros"
+        # An absent chunk means "not done", never "zeros".
+        with _unstable_names_allowed(), zarr.config.set({"array.write_empty_chunks": True}):
             array = self._group[name]
         assert isinstance(array, zarr.Array)
         return array
 
-    @cached_property
-    def _trailing_dims(self) -> dict[str, int]:
-        return {**dict.fromkeys(self.manifest["fields"], 2), "content": 1, "view": 2}
-
     def _chunk_path(self, name: str, chunk: int) -> Path:
-        return self.path.joinpath(name, "c", str(chunk), *["0"] * self._trailing_dims.get(name, 0))
+        return self.path.joinpath(name, "c", str(chunk), *["0"] * len(self.layout[name].tail))
 
 
 def write_store(
@@ -459,7 +523,7 @@ def write_store(
         "encoder": {"name": encoder_name, "fingerprint": fingerprint, "preprocess": dict(preprocess or {})},
         "corpus": {"spec": None, "rows": rows, "class_names": list(class_names) if class_names is not None else None},
         "views": {"count": views},
-        "fields": {"embedding": width},
+        "fields": {EMBEDDING: [width]},
         "chunk_rows": per_chunk or chunk_rows(views * width * 2, rows),
     }
     store = create_store(path, manifest)
@@ -486,6 +550,15 @@ def iterate_blocks(store: FeatureStore, rows: np.ndarray, block: int = 8192, **g
     """`store.gather` over `rows`, `block` of them at a time."""
     for start in range(0, len(rows), block):
         yield store.gather(rows[start : start + block], **gather)
+
+
+@contextlib.contextmanager
+def _unstable_names_allowed() -> Iterator[None]:
+    """zarr warns that its name for variable-length bytes may yet change; the bytes in the chunks (numcodecs' vlen-bytes
+    since 2018) do not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)
+        yield
 
 
 def _is_store(path: Path) -> bool:

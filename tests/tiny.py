@@ -40,6 +40,6 @@ def tiny_encoder(weights: int = 0, resize: int = 18) -> Encoder:
         name="tiny",
         module=module,
         preprocess=Preprocess(resize=resize, crop=16, size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)),
-        fields={"embedding": 6, "logits": 3},
+        fields={"embedding": (6,), "logits": (3,)},
         output="mean pool",
     )

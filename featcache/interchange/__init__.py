@@ -31,7 +31,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from featcache.interchange._arrays import STRINGS, Arrays, Checksums
+from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
 from featcache.interchange._foreign import foreign_unit
 from featcache.interchange._own import own_unit
 from featcache.store import FeatureStore, _sync_directory, _sync_tree, create_store, open_store
@@ -86,7 +86,7 @@ def export_store(
             left_out = module.write(store, units, building, as_is)
             return Exported(Path(out), len(store.ok), left_out)
         module.write(store, units, building)
-    return Exported(Path(out), len(store), [])
+    return Exported(Path(out), len(store), ["the kept images"] if store.manifest.get("pixels") else [])
 
 
 def import_store(
@@ -149,9 +149,10 @@ def import_store(
 
 def _units(store: FeatureStore, progress: Callable[[int, int], None] | None) -> Iterator[Arrays]:
     """Every array of each chunk in turn, read with its checksum verified."""
+    names = [*layout(store.manifest), *STRINGS]
     for chunk in range(store.chunks):
         rows = store.rows_of(chunk)
-        unit = {name: np.asarray(store._array(name)[rows.start : rows.stop]) for name in store._arrays()}
+        unit = {name: np.asarray(store._array(name)[rows.start : rows.stop]) for name in names}
         if progress:
             progress(rows.stop, len(store))
         yield {name: array.astype(object) if name in STRINGS else array for name, array in unit.items()}

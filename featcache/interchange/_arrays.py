@@ -6,30 +6,22 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from featcache.store import STATE, FeatureStore
-from featcache.views import PARAMETERS
+from featcache.store import STATE, FeatureStore, array_layout
 
 STRINGS = ("sample_id", "reason")
 Arrays = dict[str, np.ndarray]
 
 
-def layout(
-    manifest: Mapping[str, Any], parameters: int = len(PARAMETERS)
-) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape of a row and dtype of every array but the strings; widest items first, so that each is aligned."""
-    views = manifest["views"]["count"]
-    return {
-        "label": ((), np.dtype(np.int64)),
-        "view": ((views, parameters), np.dtype(np.float32)),
-        **{name: ((views, width), np.dtype(np.float16)) for name, width in manifest["fields"].items()},
-        "content": ((16,), np.dtype(np.uint8)),
-        STATE: ((), np.dtype(np.uint8)),
-    }
+def layout(manifest: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape of a row and dtype of every array but strings and kept images; widest items first, so that each is aligned."""
+    every = array_layout({**manifest, "pixels": None})
+    names = ("label", "view", *manifest["fields"], "content", STATE)
+    return {name: (every[name].tail, np.dtype(every[name].dtype)) for name in names}
 
 
 def stored(store: FeatureStore) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of every array in a file: a single view has no axis, but in `view` itself."""
-    tails = layout(store.manifest, parameters=store._array("view").shape[2])
+    tails = layout(store.manifest)
     squeezed = store.manifest["fields"] if store.views == 1 else {}
     return {name: ((len(store), *tail[name in squeezed :]), dtype) for name, (tail, dtype) in tails.items()}
 

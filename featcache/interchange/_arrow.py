@@ -1,6 +1,7 @@
 """Units as pyarrow tables, and tables as units."""
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,13 @@ DESCRIBING = ("sample_id", "image_path", "label", "class_name")
 
 
 def to_table(unit: Arrays, fields: Sequence[str], class_names: Sequence[str] | None) -> Any:
-    """A unit, or part of one, as a pyarrow table; view v > 0 of NAME is the column NAME_v."""
+    """A unit, or part of one, as a pyarrow table; view v > 0 of NAME is the column NAME_v, tokens are flat."""
     columns: dict[str, Any] = {}
     for name in (*fields, "view"):
         for view in range(unit["view"].shape[1]):
             flat = pa.array(np.ascontiguousarray(unit[name][:, view]).reshape(-1))
-            columns[name if view == 0 else f"{name}_{view}"] = pa.FixedSizeListArray.from_arrays(
-                flat, unit[name].shape[-1]
-            )
+            width = math.prod(unit[name].shape[2:])
+            columns[name if view == 0 else f"{name}_{view}"] = pa.FixedSizeListArray.from_arrays(flat, width)
     for name in STRINGS:
         if name in unit:
             columns[name] = pa.array(unit[name].tolist(), pa.string())
@@ -51,14 +51,15 @@ def from_table(table: Any, manifest: Mapping[str, Any], path: Path) -> Arrays:
     """What `to_table` made a table of; only the columns there are."""
     arrays: Arrays = {}
     for name, (tail, _) in layout(manifest).items():
-        columns = [name if view == 0 else f"{name}_{view}" for view in range(tail[0] if len(tail) == 2 else 1)]
+        columns = [name if view == 0 else f"{name}_{view}" for view in range(tail[0] if len(tail) > 1 else 1)]
         if not set(columns) <= set(table.column_names):
             continue
         if name == "content":
             stored = table[name].to_pylist()
             arrays[name] = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, 16).copy()
-        elif len(tail) == 2:
-            arrays[name] = np.stack([list_values(table[column], tail[1], path) for column in columns], axis=1)
+        elif len(tail) > 1:
+            width = math.prod(tail[1:])
+            arrays[name] = np.stack([list_values(table[column], width, path) for column in columns], axis=1)
         else:
             arrays[name] = table[name].to_numpy()
     return arrays | {name: _texts(table[name]) for name in STRINGS if name in table.column_names}

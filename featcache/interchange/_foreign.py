@@ -62,7 +62,7 @@ def foreign_manifest(path: Path, rows: int, width: int, dtype: str, class_names:
         "encoder": {"name": "", "fingerprint": "", "embedding_dim": width, "preprocess": {}},
         "corpus": {"spec": None, "rows": rows, "class_names": class_names},
         "views": {"count": 1},
-        "fields": {"embedding": width},
+        "fields": {"embedding": [width]},
         "chunk_rows": chunk_rows(2 * width, rows),
         "extraction": {"imported": path.name, "dtype": dtype},
     }

@@ -25,11 +25,15 @@ def parse_manifest(text: str, path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
         version, _ = manifest.pop("format"), manifest.pop("sealed")
+        if manifest.get("pixels"):
+            manifest["pixels"] = None  # no export holds them
         sizes = [manifest["corpus"]["rows"], manifest["views"]["count"], manifest["chunk_rows"]]
-        whole = all(type(size) is int and size > 0 for size in [*sizes, *manifest["fields"].values()])
+        sides = [side for shape in manifest["fields"].values() for side in shape]
+        whole = all(type(size) is int and size > 0 for size in [*sizes, *sides, *manifest["wide_chunk_rows"].values()])
         # A field becomes the name of a file.
         whole = whole and all(name.isidentifier() for name in manifest["fields"]) and "embedding" in manifest["fields"]
         whole = whole and not set(manifest["fields"]) & {*layout({**manifest, "fields": {}}), *STRINGS}
+        whole = whole and set(manifest["fields"]) <= set(manifest["wide_chunk_rows"])
         whole = whole and isinstance(manifest["export"]["crc32c"], dict)
         whole = whole and bool(manifest["encoder"]["fingerprint"]) and bool(manifest["encoder"]["name"])
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -59,8 +59,11 @@ def write(store: FeatureStore, units: Iterator[Arrays], out: Path, as_is: bool) 
         **store.manifest,
         "corpus": {**store.manifest["corpus"], "rows": len(store.ok)},
         "views": {**store.manifest["views"], "count": 1},
-        "fields": {"embedding": store.embedding_dim},
+        "fields": {"embedding": [store.embedding_dim]},
+        "wide_chunk_rows": {"embedding": store.manifest["wide_chunk_rows"]["embedding"]},
     }
+    if store.manifest.get("pixels"):
+        manifest["pixels"] = None
     if len(store.failed):
         manifest["corpus"].pop("digest", None)  # it is of all samples
     if not as_is:
@@ -74,6 +77,7 @@ def write(store: FeatureStore, units: Iterator[Arrays], out: Path, as_is: bool) 
         "all views but the first": store.views > 1,
         ", ".join(other): other,
         "the lengths of the embeddings": not as_is,
+        "the kept images": store.manifest.get("pixels"),
     }
     return [what for what, is_lost in lost.items() if is_lost]
 

@@ -33,7 +33,7 @@ IDS = ["a/ü.png", "back\\slash", "line\nbreak", "r\r", "\\n", "日本.jpg", " x
 def make_store(path, *, views=2, logits=True, failed=(2, 9)):
     """A store as extraction leaves it: views with parameters, logits, content hashes, failed rows."""
     rng = np.random.default_rng(0)
-    fields = {"embedding": WIDTH, **({"logits": CLASSES} if logits else {})}
+    fields = {"embedding": [WIDTH], **({"logits": [CLASSES]} if logits else {})}
     store = create_store(
         path,
         {
@@ -52,7 +52,7 @@ def make_store(path, *, views=2, logits=True, failed=(2, 9)):
     ok = ~np.isin(np.arange(ROWS), failed)
     arrays = {
         **{
-            name: rng.normal(size=(ROWS, views, w)).astype(np.float16) * ok[:, None, None] for name, w in fields.items()
+            name: rng.normal(size=(ROWS, views, *w)).astype(np.float16) * ok[:, None, None] for name, w in fields.items()
         },
         "label": np.arange(ROWS) % 3 - 1,
         "sample_id": np.array(IDS, object),
@@ -173,7 +173,7 @@ def test_pyarrow_reads_parquet(tmp_path):
         ("embedding_1", "embedding", 1),
         ("logits_1", "logits", 1),
     ):
-        assert table.schema.field(column).type == pa.list_(pa.float16(), store.manifest["fields"][field])
+        assert table.schema.field(column).type == pa.list_(pa.float16(), *store.manifest["fields"][field])
         np.testing.assert_array_equal(np.array(table[column].to_pylist(), np.float16), gathered(store, field)[:, view])
     assert table["sample_id"].to_pylist() == IDS
     assert table["label"].to_pylist() == store.labels.tolist()
@@ -545,11 +545,11 @@ def test_an_export_that_lost_a_file_or_rows_is_refused(tmp_path):
     [
         (lambda m: "[]", "damaged"),
         (lambda m: "{", "damaged"),
-        (lambda m: json.dumps({**m, "fields": {"embedding": WIDTH, "../../x": 3}}), "damaged"),
-        (lambda m: json.dumps({**m, "fields": {"embedding": WIDTH, "state": 3}}), "damaged"),
+        (lambda m: json.dumps({**m, "fields": {"embedding": [WIDTH], "../../x": [3]}}), "damaged"),
+        (lambda m: json.dumps({**m, "fields": {"embedding": [WIDTH], "state": [3]}}), "damaged"),
         (lambda m: json.dumps({**m, "chunk_rows": 0}), "damaged"),
         (lambda m: json.dumps({**m, "views": {"count": "2"}}), "damaged"),
-        (lambda m: json.dumps({**m, "format": 99}), "store format 99, this featcache reads 1"),
+        (lambda m: json.dumps({**m, "format": 99}), "store format 99, this featcache reads 2"),
         (lambda m: json.dumps({**m, "corpus": {**m["corpus"], "rows": 12}}), "11 rows, 12 when it was exported"),
     ],
 )

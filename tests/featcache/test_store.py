@@ -188,7 +188,7 @@ def manifest(rows=4):
         "encoder": {"name": "e", "fingerprint": "f"},
         "corpus": {"spec": None, "rows": rows, "class_names": None},
         "views": {"count": 1},
-        "fields": {"embedding": 2},
+        "fields": {"embedding": [2]},
         "chunk_rows": 2,
     }
 
@@ -218,7 +218,7 @@ def test_another_format_is_refused(path):
     metadata = json.loads((path / "zarr.json").read_text())
     metadata["attributes"]["featcache"]["format"] = 99
     (path / "zarr.json").write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match="store format 99, this featcache reads 1; extract it again"):
+    with pytest.raises(ValueError, match="store format 99, this featcache reads 2; extract it again"):
         open_store(path)
 
 
