@@ -7,63 +7,72 @@ Where reading and encoding share the same cores, A cannot reach B. The limit is 
 (decode + resize + hash) and encoding each measured alone; A's share of it is printed too.
 
     python benchmarks/throughput.py --rounds 3
+
+Teachers: EfficientNet-Lite0 with its real weights, and ViT-S/16 with random ones, which cost the same to run.
 """
 
+import itertools
 import os
 import shutil
 import statistics
 import time
 from pathlib import Path
 
+import timm
 import torch
 from photographs import arguments, unpacked
 
 import featcache
 from featcache.allocator import keep_freed_memory
-from featcache.encoder import normalise
+from featcache.encoder import Encoder, normalise
+from featcache.encoders.timm import wrap
 from featcache.extract import Progress
 from featcache.precision import CANDIDATES
-from featcache.samples import read_sample
+from featcache.samples import Wanted, read_sample
 from featcache.views import Views
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--teacher", default="builtin/efficientnet_lite0")
+    parser.add_argument("--teachers", default="builtin/efficientnet_lite0,vit_small_patch16_224")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=500)
     options = parser.parse_args()
     os.environ["FEATCACHE_HOME"] = str(options.work / "throughput-home")  # forgotten between rounds: nothing is reused
-    for name in ("cifar10-test-half", "imagenet-samples-250"):
+    names = ("cifar10-test-half", "imagenet-samples-250")
+    for teacher, name in itertools.product(options.teachers.split(","), names):
         corpus = Some(featcache.open_corpus(str(unpacked(name, options.data, options.work))), options.images)
         ratios, shares = [], []
         for _ in range(options.rounds):
-            speed, at, precision, batch = extracted(corpus, options.teacher, options.work / "throughput.zarr")
-            bare = forward_only(options.teacher, precision, batch, seconds=at.encode)
+            speed, at, precision, batch = extracted(corpus, teacher, options.work / "throughput.zarr")
+            bare = forward_only(teacher, precision, batch, seconds=at.encode)
             ratios.append(speed / bare)
             cores = len(os.sched_getaffinity(0))
-            limit = (
-                cores / (cores / bare + read_seconds(corpus, options.teacher))
-                if not torch.cuda.is_available()
-                else bare
-            )
+            limit = cores / (cores / bare + read_seconds(corpus, teacher)) if not torch.cuda.is_available() else bare
             shares.append(speed / limit)
             spent = at.wait + at.encode + at.write
             print(
-                f"{name}: extract {speed:.1f} images/s, bare forward {bare:.1f} ({precision}, batch {batch}), ratio {ratios[-1]:.3f}, of the limit {shares[-1]:.3f}; "
+                f"{teacher}, {name}: extract {speed:.1f} images/s, bare forward {bare:.1f} ({precision}, batch {batch}), ratio {ratios[-1]:.3f}, of the limit {shares[-1]:.3f}; "
                 f"of extract's time: waiting for pixels {at.wait / spent:.1%}, encoder {at.encode / spent:.1%}, writing {at.write / spent:.1%}",
                 flush=True,
             )
-        print(f"{name}: median ratio {statistics.median(ratios):.3f}, of the limit {statistics.median(shares):.3f}")
+        print(
+            f"{teacher}, {name}: median ratio {statistics.median(ratios):.3f}, of the limit {statistics.median(shares):.3f}"
+        )
 
 
 def read_seconds(corpus: "Some", teacher: str) -> float:
     """Core-seconds that reading one image takes, alone and on one thread."""
-    preprocess = featcache.load_encoder(teacher).preprocess
+    preprocess = load(teacher).preprocess
     began = time.process_time()
     for row in range(len(corpus)):
-        read_sample(corpus, row, Views(), preprocess)
+        read_sample(corpus, row, Views(), [Wanted(preprocess)])
     return (time.process_time() - began) / len(corpus)
+
+
+def load(teacher: str) -> Encoder:
+    """An encoder by its spec, or a timm model with random weights by its bare name."""
+    return featcache.load_encoder(teacher) if "/" in teacher else wrap(teacher, timm.create_model(teacher))
 
 
 class Some:
@@ -89,7 +98,7 @@ def extracted(corpus: Some, teacher: str, out: Path) -> tuple[float, Progress, s
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(os.environ["FEATCACHE_HOME"], ignore_errors=True)
     seen: list[Progress] = []
-    store = featcache.extract(corpus, teacher, out, progress=lambda at: seen.append(at))
+    store = featcache.extract(corpus, load(teacher), out, progress=lambda at: seen.append(at))
     extraction = store.manifest["extraction"]
     return seen[-1].images_per_second, seen[-1], extraction["precision"], extraction["batch_size"]
 
@@ -97,7 +106,7 @@ def extracted(corpus: Some, teacher: str, out: Path) -> tuple[float, Progress, s
 @torch.inference_mode()
 def forward_only(teacher: str, precision: str, batch: int, seconds: float) -> float:
     keep_freed_memory()
-    encoder = featcache.load_encoder(teacher)
+    encoder = load(teacher)
     size, mode = encoder.preprocess.size, CANDIDATES[precision]
     encoder.to("cuda" if torch.cuda.is_available() else "cpu", mode)
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=encoder.device)

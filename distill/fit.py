@@ -16,6 +16,7 @@ from distill.pairs import Pairs, teacher_preprocess
 from distill.run import Run
 from distill.students import make_student
 from featcache.allocator import keep_freed_memory
+from featcache.corpora.store import KeptImages
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import normalise
 from featcache.extract import resolve_device
@@ -103,7 +104,7 @@ def load_method(name: str) -> Any:
 
 def fit(
     store: FeatureStore | str | os.PathLike[str],
-    corpus: Corpus | str,
+    corpus: Corpus | str | None = None,
     *,
     out: str | os.PathLike[str],
     device: str = "auto",
@@ -116,7 +117,7 @@ def fit(
 
     Args:
         store: sealed teacher store, or its path.
-        corpus: the images it was extracted from, or their spec.
+        corpus: the images it was extracted from, or their spec; those that the store keeps when left out.
         out: the run folder.
         device: "auto" (a GPU when there is one), "cpu" or "cuda".
         workers: threads that read and render images; by default one a core.
@@ -130,7 +131,7 @@ def fit(
     """
     settings = FitConfig(**config)
     store = store if isinstance(store, FeatureStore) else open_store(store)
-    corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
+    source: Corpus = KeptImages(store) if corpus is None else open_corpus(corpus) if isinstance(corpus, str) else corpus
     device = resolve_device(device)
     if device == "cpu":
         keep_freed_memory()
@@ -144,12 +145,12 @@ def fit(
         image_size=settings.image_size or None,
         pretrained=settings.pretrained,
     )
-    pairs = Pairs(store, corpus, preprocess, workers)
+    pairs = Pairs(store, source, preprocess, workers)
     method = load_method(settings.method)(store.embedding_dim, student.embedding_dim, **settings.method_options)
 
     run = Run(out)
     run.open(
-        {**asdict(settings), "store": str(store.path), "corpus": corpus.spec, "teacher": store.fingerprint},
+        {**asdict(settings), "store": str(store.path), "corpus": source.spec, "teacher": store.fingerprint},
         resume=resume,
     )
     if run.finished:

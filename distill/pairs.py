@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Float16, Int64, UInt8
 
+from featcache.corpora.store import KeptImages
 from featcache.corpus import Corpus
 from featcache.preprocess import Preprocess
 from featcache.samples import content_hash, cores, prefetch
@@ -25,7 +26,7 @@ class Pairs:
 
     Args:
         store: sealed, with its preprocessing recorded.
-        corpus: the one the store was made from.
+        corpus: the one the store was made from, or the images that a store keeps of it.
         preprocess: the student's.
         workers: threads that read and render; by default one a core.
 
@@ -94,15 +95,16 @@ class Pairs:
             ValueError: the image is no longer the one that the teacher saw.
         """
         sample, row = int(self._sample[index]), int(self.rows[index])
-        encoded = self.corpus.read(sample)
-        if self.store.content[row].any() and content_hash(encoded) != self.store.content[row].tobytes():
+        encoded, kept = self.corpus.read(sample), self.corpus if isinstance(self.corpus, KeptImages) else None
+        content = kept.content(sample) if kept else content_hash(encoded)
+        if self.store.content[row].any() and content != self.store.content[row].tobytes():
             raise ValueError(
                 f"{self.corpus.ids[sample]}: has changed since {self.store.path} was extracted; extract it again"
             )
         image = decode(encoded)
-        return render(
-            image, self._recipe.draw(image.size, self._teacher, self.corpus.ids[sample], view), self.preprocess
-        )
+        width, height = kept.original_size(sample) if kept else image.size
+        drawn = self._recipe.draw((width, height), self._teacher, self.corpus.ids[sample], view)
+        return render(image, drawn.scaled(image.width / width, image.height / height), self.preprocess)
 
 
 def _free_bytes() -> int:

@@ -45,7 +45,9 @@ class Encoder:
 
     def __post_init__(self) -> None:
         self.module.eval().requires_grad_(False)
-        self.fields = {name: (shape,) if isinstance(shape, int) else tuple(shape) for name, shape in self.fields.items()}
+        self.fields = {
+            name: (shape,) if isinstance(shape, int) else tuple(shape) for name, shape in self.fields.items()
+        }
         if len(self.fields.get("embedding", ())) != 1:
             raise ValueError(f'{self.name}: its fields {self.fields} need an "embedding" that is a vector')
 

@@ -31,8 +31,9 @@ class KeptPixels:
         """An upright RGB image → the file that is kept."""
         shorter = min(image.size)
         if shorter > self.size:
-            width, height = (max(1, round(side * self.size / shorter)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
+            # Rounded as torchvision's Resize: at the size that a teacher resizes to, these are the teacher's own pixels.
+            width, height = (max(1, int(self.size * side / shorter)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         file = io.BytesIO()
         if self.format == "jpeg":
             image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)

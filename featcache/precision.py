@@ -83,7 +83,7 @@ def choose_precision(
         or (requested in kinds and candidate.name.startswith(requested) and not recorded)
         or (requested == "auto" and (device == "cuda" or candidate.weights != torch.float16))
     ]
-    reference = encoder.to(device).encode(pixels)["embedding"]
+    reference = encoder.to(device).encode(pixels, ["embedding"])["embedding"]
     best, best_seconds, best_cosine = FP32, [math.inf, math.inf], 1.0
     for candidate in admitted:
         encoder.to(device, candidate)
@@ -94,7 +94,9 @@ def choose_precision(
         seconds.append(_seconds(encoder, pixels))
         if seconds[1] >= best_seconds[1]:
             continue
-        cosine = float(torch.nn.functional.cosine_similarity(encoder.encode(pixels)["embedding"], reference).min())
+        cosine = float(
+            torch.nn.functional.cosine_similarity(encoder.encode(pixels, ["embedding"])["embedding"], reference).min()
+        )
         if cosine >= FAITHFUL:
             best, best_seconds, best_cosine = candidate, seconds, cosine
         else:  # NaN included
@@ -116,7 +118,7 @@ def _seconds(encoder: "Encoder", pixels: Tensor) -> float:
     taken = []
     for _ in range(2):
         started = time.perf_counter()
-        encoder.encode(pixels)
+        encoder.encode(pixels, ["embedding"])
         if encoder.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)

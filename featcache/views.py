@@ -8,7 +8,7 @@ import hashlib
 import io
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -49,6 +49,11 @@ class View:
     flip: bool = False
     turns: int = 0
     plain: bool = True
+
+    def scaled(self, x: float, y: float) -> "View":
+        """The same view of the same image, resized by these factors."""
+        left, top, right, bottom = self.box
+        return replace(self, box=(left * x, top * y, right * x, bottom * y))
 
     @property
     def parameters(self) -> tuple[float, ...]:

@@ -22,8 +22,10 @@ class TinyModule(nn.Module):
     def forward(self, images):
         self.calls += 1
         self.seen += [hash_of(image) for image in images]
-        embedding = self.conv(images).relu().mean((2, 3)) + 0.1
-        return {"embedding": embedding, "logits": self.head(embedding)}
+        feature_map = self.conv(images).relu()
+        embedding = feature_map.mean((2, 3)) + 0.1
+        tokens = feature_map.flatten(2).transpose(1, 2)
+        return {"embedding": embedding, "logits": self.head(embedding), "tokens": tokens}
 
 
 def hash_of(image: torch.Tensor) -> str:
@@ -32,7 +34,7 @@ def hash_of(image: torch.Tensor) -> str:
 
 
 def tiny_encoder(weights: int = 0, resize: int = 18) -> Encoder:
-    """16 px, 6-dimensional embedding, 3 logits; `weights` seeds them."""
+    """16 px, 6-dimensional embedding, 3 logits, 16 tokens; `weights` seeds them."""
     with torch.random.fork_rng():
         torch.manual_seed(weights)
         module = TinyModule()
@@ -40,6 +42,6 @@ def tiny_encoder(weights: int = 0, resize: int = 18) -> Encoder:
         name="tiny",
         module=module,
         preprocess=Preprocess(resize=resize, crop=16, size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)),
-        fields={"embedding": (6,), "logits": (3,)},
+        fields={"embedding": (6,), "logits": (3,), "tokens": (16, 6)},
         output="mean pool",
     )

@@ -1,30 +1,91 @@
-"""`open_clip/NAME:PRETRAINED`: the image tower, with a pretrained tag or the path of a local checkpoint."""
+"""`open_clip/NAME:PRETRAINED`: the image tower, with a pretrained tag or the path of a local checkpoint.
+
+Options follow: `open_clip/ViT-B-32:laion2b_s34b_b79k@layer=-2@pool=avg`; see `_options.py`. Tokens are not projected.
+"""
 
 import os
 from typing import Any
 
 import open_clip
-from torch import Tensor, nn
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
 
 from featcache.encoder import Encoder
+from featcache.encoders._options import split_options
+from featcache.encoders._tower import Tokens, Tower, flat
+from featcache.encoders.timm import TimmModule
 from featcache.plugins import suggest
 from featcache.preprocess import Preprocess
 
+OWN = "encode_image, not normalised"
 
-class ImageTower(nn.Module):
-    """The visual tower alone; its output is the projected image embedding, not normalised."""
+
+class ImageTower(Tower):
+    """open_clip's own ViT or ResNet; of any other kind only the projected embedding."""
+
+    own = OWN
 
     def __init__(self, visual: Any):
         super().__init__()
         self.visual = visual
+        if isinstance(visual, VisionTransformer):
+            self.layers, self.kind, self.has_class_token = len(visual.transformer.resblocks), "block", True
+            self.has_norm = visual.attn_pool is None and not visual.final_ln_after_pool
+        elif isinstance(visual, ModifiedResNet):
+            self.layers = 5
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        embedding = self.visual(images)
-        return {"embedding": embedding[0] if isinstance(embedding, tuple) else embedding}
+    def last(self, images: Tensor) -> tuple[Tensor, Tokens]:
+        if not self.layers:
+            found = self.visual(images)
+            return found[0] if isinstance(found, tuple) else found, (None, None)
+        found = self._run(images, self.layers - 1, self.has_norm)
+        return found["image_features"], _tokens(found)
+
+    def head(self, features: Tensor) -> dict[str, Tensor]:
+        return {"embedding": features}
+
+    def tap(self, images: Tensor, layer: int, norm: bool) -> Tokens:
+        return _tokens(self._run(images, layer, norm, intermediates_only=True, stop_early=True))
+
+    def _run(self, images: Tensor, layer: int, norm: bool, **arguments: bool) -> dict[str, Any]:
+        return self.visual.forward_intermediates(
+            images,
+            indices=[layer],
+            normalize_intermediates=norm,
+            output_fmt="NLC" if self.kind == "block" else "NCHW",
+            output_extra_tokens=True,
+            **arguments,
+        )
+
+
+def _tokens(found: dict[str, Any]) -> Tokens:
+    (tokens,), (prefix,) = found["image_intermediates"], found.get("image_intermediates_prefix", [None])
+    return flat(tokens) if tokens.ndim == 4 else tokens, prefix
+
+
+class TimmImageTower(TimmModule):
+    """A timm model with open_clip's projection (SigLIP, ConvNeXt CLIPs)."""
+
+    own = OWN
+
+    def __init__(self, visual: Any):
+        super(TimmModule, self).__init__()
+        self.visual = visual
+        self._describe()
+
+    @property
+    def trunk(self) -> Any:
+        return self.visual.trunk
+
+    def head(self, features: Tensor) -> dict[str, Tensor]:
+        return {"embedding": self.visual.head(self.trunk.forward_head(features))}
 
 
 def load_encoder(rest: str) -> Encoder:
-    name, _, pretrained = rest.partition(":")
+    model_name, options = split_options("open_clip", rest)
+    name, _, pretrained = model_name.partition(":")
     if name not in open_clip.list_models():
         raise ValueError(f"open_clip/{name}: no such model; {suggest(name, open_clip.list_models())}")
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -46,9 +107,11 @@ def load_encoder(rest: str) -> Encoder:
         raise ValueError(
             f"open_clip/{name}: resize mode {config['resize_mode']!r} is not supported, only shortest and squash"
         )
+    tower = TimmImageTower(model.visual) if isinstance(model.visual, TimmModel) else ImageTower(model.visual)
+    tower.choose(f"open_clip/{rest}", options)
     return Encoder(
         name=f"open_clip/{rest}",
-        module=ImageTower(model.visual),
+        module=tower,
         preprocess=Preprocess(
             resize=size,
             crop=size,
@@ -58,6 +121,7 @@ def load_encoder(rest: str) -> Encoder:
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
         ),
-        fields={"embedding": model.visual.output_dim},
-        output="open_clip encode_image, not normalised",
+        fields=tower.shapes(size),
+        output=f"open_clip: {tower.output}",
+        files=(os.path.abspath(pretrained),) if os.path.exists(pretrained) and pretrained not in tags else (),
     )

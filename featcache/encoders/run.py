@@ -1,6 +1,7 @@
 """`run:PATH`: a student that `distill fit` trained, read from its run folder."""
 
 import json
+import os
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -28,11 +29,13 @@ def load_encoder(rest: str) -> Encoder:
             f"{folder}: holds no finished student (student.json); make one with `distill fit … --out {folder}`"
         ) from None
     backbone = build_backbone(record["architecture"], embedding_dim=record["embedding_dim"])
-    backbone.load_state_dict(read_weights(str(folder / "student.safetensors")))
+    weights = folder / "student.safetensors"
+    backbone.load_state_dict(read_weights(str(weights)))
     return Encoder(
         name=f"run:{rest}",
         module=StudentModule(backbone),
         preprocess=Preprocess.from_dict(record["preprocess"]),
-        fields={"embedding": backbone.embedding_dim},
+        fields={"embedding": (backbone.embedding_dim,)},
         output="student embedding",
+        files=(os.path.abspath(folder / "student.json"), os.path.abspath(weights)),
     )

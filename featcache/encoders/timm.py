@@ -1,5 +1,10 @@
-"""`timm/NAME[.TAG]` with weights from the Hugging Face hub, or `timm/NAME:WEIGHTS` from a local file."""
+"""`timm/NAME[.TAG]` with weights from the Hugging Face hub, or `timm/NAME:WEIGHTS` from a local file.
 
+Options follow: `timm/vit_small_patch14_dinov2.lvd142m@size=224@layer=-2@pool=token+avg`; see `_options.py`.
+"""
+
+import inspect
+import os
 from typing import Any
 
 import timm
@@ -7,28 +12,68 @@ import timm.data
 from torch import Tensor, nn
 
 from featcache.encoder import Encoder, read_weights
+from featcache.encoders._options import PLAIN, Options, split_options
+from featcache.encoders._tower import Tokens, Tower, flat
 from featcache.plugins import suggest
 from featcache.preprocess import Preprocess
 
 
-class TimmModule(nn.Module):
-    """A timm classifier that returns its pooled features ("embedding") and, where it has a head, its "logits"."""
+class TimmModule(Tower):
+    """A timm model: its pooled features before the classifier, its logits where it has one, and its tokens."""
+
+    own = "pooled by the model's own head (timm forward_head before the classifier)"
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
+        self._describe()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        embedding = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        if not self.model.num_classes:
+    @property
+    def trunk(self) -> Any:
+        return self.model
+
+    def _describe(self) -> None:
+        """What timm says of its model. Only a plain transformer has one norm for the tokens of all its blocks."""
+        trunk = self.trunk
+        self.layers = len(trunk.feature_info) if hasattr(trunk, "forward_intermediates") else 0
+        if hasattr(trunk, "num_prefix_tokens") and self.layers and len(getattr(trunk, "blocks", ())) == self.layers:
+            self.kind = "block"
+            self.has_norm = not isinstance(getattr(trunk, "norm", nn.Identity()), nn.Identity)
+        self.has_class_token = getattr(trunk, "cls_token", None) is not None
+
+    def last(self, images: Tensor) -> tuple[Tensor, Tokens]:
+        features = self.trunk.forward_features(images)
+        if not isinstance(features, Tensor):  # several resolutions side by side (CoaT, CrossViT)
+            return features, (None, None)
+        if features.ndim == 4:
+            channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            return features, (features.flatten(1, 2) if channels_last else flat(features), None)
+        prefix = getattr(self.trunk, "num_prefix_tokens", None)
+        if features.ndim != 3 or prefix is None:  # tokens in an order that timm does not tell
+            return features, (None, None)
+        return features, (features[:, prefix:], features[:, :prefix])
+
+    def head(self, features: Tensor) -> dict[str, Tensor]:
+        embedding = self.trunk.forward_head(features, pre_logits=True)
+        if not self.trunk.num_classes:
             return {"embedding": embedding}
-        return {"embedding": embedding, "logits": self.model.get_classifier()(embedding)}
+        return {"embedding": embedding, "logits": self.trunk.forward_head(features)}
+
+    def tap(self, images: Tensor, layer: int, norm: bool) -> Tokens:
+        run = self.trunk.forward_intermediates
+        asked: dict[str, Any] = {"norm": norm} if self.has_norm else {}
+        if self.has_class_token and "return_prefix_tokens" in inspect.signature(run).parameters:
+            asked["return_prefix_tokens"] = True
+        (found,) = run(images, indices=[layer], stop_early=True, intermediates_only=True, output_fmt="NCHW", **asked)
+        feature_map, prefix = found if isinstance(found, tuple) else (found, None)
+        return flat(feature_map), prefix
 
 
 def load_encoder(rest: str) -> Encoder:
-    name, _, weights = rest.partition(":")
-    model = create_model(name, weights)
-    return wrap(f"timm/{rest}", model)
+    model_name, options = split_options("timm", rest, known=("layer", "pool", "norm", "size"))
+    name, _, weights = model_name.partition(":")
+    files = (os.path.abspath(weights),) if weights else ()
+    return wrap(f"timm/{rest}", create_model(name, weights), options, files)
 
 
 def create_model(name: str, weights: str = "", **arguments: Any) -> Any:
@@ -63,12 +108,19 @@ def create_model(name: str, weights: str = "", **arguments: Any) -> Any:
         ) from None
 
 
-def wrap(name: str, model: Any) -> Encoder:
-    """The Encoder around a timm model, with timm's own evaluation preprocessing."""
+def wrap(name: str, model: Any, options: Options = PLAIN, files: tuple[str, ...] = ()) -> Encoder:
+    """The Encoder around a timm model, with timm's own evaluation preprocessing.
+
+    Raises:
+        ValueError: the model cannot do what `options` ask for.
+    """
     config = timm.data.resolve_model_data_config(model)
-    size, crop_mode = config["input_size"][-1], config["crop_mode"]
+    crop_mode = config["crop_mode"]
     if crop_mode not in ("center", "squash"):
         raise ValueError(f"{name}: timm crop mode {crop_mode!r} is not supported, only center and squash")
+    size = options.size or config["input_size"][-1]
+    if options.size:
+        _resize(name, model, size)
     preprocess = Preprocess(
         resize=int(size / config["crop_pct"]),
         crop=size,
@@ -78,13 +130,31 @@ def wrap(name: str, model: Any) -> Encoder:
         mean=config["mean"],
         std=config["std"],
     )
-    fields = {"embedding": model.head_hidden_size if hasattr(model, "head_hidden_size") else model.num_features}
-    if model.num_classes:
-        fields["logits"] = model.num_classes
+    module = TimmModule(model)
+    module.choose(name, options)
+    try:
+        fields = module.shapes(size)
+    except (AssertionError, RuntimeError) as error:
+        if not options.size:
+            raise
+        raise ValueError(f"{name}: the model does not take images of {size} px ({_first_line(error)})") from None
     return Encoder(
-        name=name,
-        module=TimmModule(model),
-        preprocess=preprocess,
-        fields=fields,
-        output="timm forward_head(pre_logits=True)",
+        name=name, module=module, preprocess=preprocess, fields=fields, output=f"timm: {module.output}", files=files
     )
+
+
+def _resize(name: str, model: Any, size: int) -> None:
+    """Let `model` take images of `size` px: position embeddings are resampled; a convnet needs nothing."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if patch and size % patch[0]:
+        raise ValueError(f"{name}: {size} px is not a multiple of its patches of {patch[0]} px")
+    if not hasattr(model, "set_input_size"):
+        return
+    try:
+        model.set_input_size(img_size=(size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name}: the model does not take images of {size} px ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

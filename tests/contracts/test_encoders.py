@@ -13,6 +13,16 @@ def source(request):
     return request.param
 
 
+def test_private_files_are_not_sources(source):
+    assert not source.startswith("_")
+
+
+@pytest.mark.parametrize("source", ["builtin", "open_clip", "timm"])
+def test_an_unknown_option_is_refused_with_the_known_ones(source):
+    with pytest.raises(ValueError, match=rf"{source}/some@colour=red: .*no such option; known: layer, norm, pool"):
+        load_encoder(f"{source}/some@colour=red")
+
+
 def test_its_file_says_what_its_specs_are(source):
     assert source in (load_plugin("featcache.encoders", source).__doc__ or "")
 

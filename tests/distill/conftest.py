@@ -29,9 +29,9 @@ class OneConvolution(nn.Module):
 class RecordingEncoder(Encoder):
     """An encoder that keeps every image it is given, in order, in `seen`."""
 
-    def encode(self, pixels: Tensor) -> dict[str, Tensor]:
+    def encode(self, pixels: Tensor, fields: Sequence[str] | None = None) -> dict[str, Tensor]:
         self.__dict__.setdefault("seen", []).extend(pixels.numpy().copy())
-        return super().encode(pixels)
+        return super().encode(pixels, fields)
 
 
 def make_teacher(dim: int = 12) -> RecordingEncoder:

@@ -86,7 +86,8 @@ def test_builtin_equals_timm_with_torchvisions_transforms(lite0, photographs):
     features = features_of(lite0, encoded)
     np.testing.assert_allclose(features["logits"], logits, atol=1e-4)
     np.testing.assert_allclose(features["embedding"], embedding, atol=1e-4)
-    assert lite0.fields == {"embedding": 1280, "logits": 1000}
+    assert lite0.fields == {"embedding": (1280,), "logits": (1000,), "tokens": (49, 1280)}
+    assert lite0.files == (str(weights),)
     assert lite0.parameters == sum(weight.numel() for weight in model.parameters())
 
 
@@ -147,7 +148,8 @@ def test_timm_from_a_file_equals_timms_own_pipeline(small, weights, jpegs):
     features = features_of(encoder, jpegs)
     np.testing.assert_allclose(features["embedding"], embedding, atol=1e-5)
     np.testing.assert_allclose(features["logits"], logits, atol=1e-5)
-    assert encoder.fields == {"embedding": embedding.shape[1], "logits": 1000}
+    assert encoder.fields == {"embedding": (256,), "logits": (1000,), "tokens": (25, 256)}
+    assert encoder.files == (str(weights),)
 
 
 def test_weights_of_another_model_are_refused(small, tmp_path):
@@ -241,7 +243,8 @@ def test_open_clip_equals_its_own_encode_image_and_transform(tiny_clip, jpegs):
     with torch.inference_mode():
         expected = model.encode_image(images_of(jpegs, transform))
     np.testing.assert_allclose(features_of(encoder, jpegs)["embedding"], expected, atol=1e-5)
-    assert encoder.fields == {"embedding": 24}
+    assert encoder.fields == {"embedding": (24,), "tokens": (9, 64), "prefix_tokens": (1, 64)}
+    assert encoder.files == (str(checkpoint),)
     assert encoder.preprocess.size == 48
 
 
@@ -273,6 +276,7 @@ def test_a_run_folder_gives_its_student(tmp_path, rng):
     torch.testing.assert_close(encoder.encode(pixels)["embedding"], expected, atol=1e-5, rtol=1e-5)
     assert encoder.preprocess == preprocess
     assert encoder.embedding_dim == 12
+    assert encoder.files == (str(tmp_path / "student.json"), str(tmp_path / "student.safetensors"))
 
 
 def test_a_folder_without_a_student_is_refused(tmp_path):
@@ -348,6 +352,8 @@ def test_an_encoder_of_the_users_own(tmp_path, monkeypatch):
     encoder = load_encoder("mine:make")
     pixels = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
     torch.testing.assert_close(encoder.encode(pixels)["embedding"], torch.ones(1, 3))
+    assert encoder.fields == {"embedding": (3,)}
+    assert encoder.files == ()
     for wrong in ("mine:nothing", "nowhere_at_all:make", "mine:other"):
         with pytest.raises(ValueError, match="Encoder"):
             load_encoder(wrong)
@@ -359,7 +365,7 @@ def test_embeddings_that_are_normalised_already_are_pointed_out(tmp_path, caplog
             return {"embedding": torch.nn.functional.normalize(images.mean((2, 3)), dim=1)}
 
     encoder = tiny_encoder()
-    encoder.module, encoder.fields = Normalised(), {"embedding": 3}
+    encoder.module, encoder.fields = Normalised(), {"embedding": (3,)}
     extract(make_images(3), encoder, tmp_path / "s.zarr", device="cpu", precision="fp32")
     assert "normalised already" in caplog.text
     caplog.clear()

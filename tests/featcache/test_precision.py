@@ -32,7 +32,7 @@ def pixels(rng):
 def unfaithful():
     encoder = tiny_encoder()
     encoder.module = Cancelling(encoder.module)
-    encoder.fields = {"embedding": 6}
+    encoder.fields = {"embedding": (6,)}
     return encoder
 
 
