@@ -44,6 +44,10 @@ class Augment(StrEnum):
     none, flip, rotate4, rrc = "none", "flip", "rotate4", "rrc"
 
 
+class PixelsFormat(StrEnum):
+    jpeg, raw = "jpeg", "raw"
+
+
 class EncoderPrecision(StrEnum):
     auto, fp32, bf16, fp16 = "auto", "fp32", "bf16", "fp16"
 
@@ -73,22 +77,45 @@ def extract(
     corpus: Annotated[
         str,
         typer.Argument(
-            metavar="CORPUS", help="A folder of images (class sub-folders give labels), or digits:train|test."
+            metavar="CORPUS",
+            help="A folder of images (class sub-folders give labels) or its URL, wds:SHARDS.tar, hf:NAME:SPLIT, "
+            "torchvision:NAME:SPLIT, a .csv or .parquet of paths, or digits:train|test.",
         ),
     ],
     teacher: Annotated[
         str,
-        typer.Option(metavar="SPEC", help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, or run:PATH."),
+        typer.Option(
+            metavar="SPEC[,SPEC]",
+            help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH, or MODULE:CALLABLE. "
+            "Several, with commas, make one pass over the images.",
+        ),
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="STORE", help="Where to.", show_default="under $FEATCACHE_HOME, named by content"),
+        str | None,
+        typer.Option(
+            metavar="STORE[,STORE]",
+            help="Where to: a path or URL for each teacher.",
+            show_default="under $FEATCACHE_HOME, named by content",
+        ),
     ] = None,
     views: Annotated[int, typer.Option(min=1, help="Views a sample; view 0 is always the plain one.")] = 1,
     augment: Annotated[
         Augment, typer.Option(help="What views 1, 2, … are: mirrored, turned by 90°, or random resized crops.")
     ] = Augment.none,
-    fields: Annotated[str, typer.Option(help="Comma list of embedding, logits.")] = "embedding",
+    fields: Annotated[
+        str, typer.Option(help="Comma list of embedding, tokens (of patches), prefix_tokens (class token …), logits.")
+    ] = "embedding",
+    pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="SIZE",
+            help="Keep the images in the store too, shorter side at most SIZE px, for `distill fit` without --corpus.",
+        ),
+    ] = None,
+    pixels_format: Annotated[
+        PixelsFormat, typer.Option(help="How --pixels keeps them: JPEG of quality 95, or exact.")
+    ] = PixelsFormat.jpeg,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images a forward pass.", show_default="16 on a CPU, 256 on a GPU")
     ] = None,
@@ -106,62 +133,75 @@ def extract(
     """Embed a corpus. Run it again to resume after an interruption; a finished store is reused.
 
     [dim]featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out teacher.zarr[/dim]
+    [dim]featcache extract photos/ --teacher timm/vit_small_patch16_224@pool=avg --fields embedding,tokens --pixels 256[/dim]
     """
+    from featcache import receipts
+
+    teachers, outs = teacher.split(","), out.split(",") if out else None
+    request = {
+        "corpus": corpus, "teachers": teachers, "outs": outs, "views": views, "augment": augment.value,
+        "fields": fields, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
+    }  # fmt: skip
+    known = None if overwrite else receipts.recall(request)
+    if known is not None:
+        _say_extracted(known, None, to_json)
+        return
+    watched = receipts.watch(request)
+
     import featcache
 
-    encoder, images = featcache.load_encoder(teacher), featcache.open_corpus(corpus)
-    screen.print(
-        f"{encoder.name}: {encoder.parameters / 1e6:.1f} M parameters, {encoder.embedding_dim}-d · {len(images):,} images × {views} views"
-    )
+    encoders, images = [featcache.load_encoder(spec) for spec in teachers], featcache.open_corpus(corpus)
+    described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
+    screen.print(f"{', '.join(described)} · {len(images):,} images × {views} views", highlight=False)
     last: list[Any] = []
     with bar("extract", "images") as update:
 
         def show(at: Any) -> None:
             last[:] = [at]
-            update(
-                at.done,
-                at.rows,
-                f"{at.images_per_second:,.0f} images/s" + (f" · {at.failed} failed" if at.failed else ""),
-            )
+            failed = f" · {at.failed} failed" if at.failed else ""
+            update(at.done, at.rows, f"{at.images_per_second:,.0f} images/s{failed}")
 
-        store = featcache.extract(
-            images, encoder, out, views=views, augment=augment.value, fields=fields.split(","), batch_size=batch_size,
-            workers=workers, device=device.value, precision=precision.value, max_failures=max_failures,
-            overwrite=overwrite, announce=_announce, progress=show,
+        stores = featcache.extract_all(
+            images, encoders, outs, views=views, augment=augment.value, fields=fields.split(","),
+            pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
+            batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
+            max_failures=max_failures, overwrite=overwrite, announce=_announce, progress=show,
         )  # fmt: skip
-    summary: dict[str, Any] = {
-        "command": "extract",
-        "store": str(store.path),
-        "reused": not last,
-        **_store_summary(store),
-    }
-    if last:
-        at = last[0]
-        spent = at.wait + at.encode + at.write
+    summaries = [{"store": str(store.path), "reused": not last, **_store_summary(store)} for store in stores]
+    receipts.remember(watched, summaries)
+    _say_extracted(summaries, last[0] if last else None, to_json)
+
+
+def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, to_json: str | None) -> None:
+    """What became of each store, and where the time went if there was anything `at` all to do."""
+    summary: dict[str, Any] = {"command": "extract"} | (summaries[0] if len(summaries) == 1 else {"stores": summaries})
+    for made in summaries:
+        done, rest = ("reused", ", nothing to compute") if at is None else ("sealed", "")
+        rows = _counted(made["rows"], made["failed"])
+        screen.print(f"[green]{done}[/] {made['store']}: {rows}{rest} · {made['extraction']['precision']}")
+    if at is not None:
+        spent = max(at.wait + at.encode + at.write, 1e-9)  # zero where only left-over files had to go
         shares = {name: getattr(at, name) / spent for name in ("wait", "encode", "write")}
+        where = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        screen.print(f"{at.images_per_second:,.0f} images/s ({where})")
         summary |= {
             "resumed_rows": at.resumed,
             "reused_rows": at.reused,
             "images_per_second": at.images_per_second,
             "time_shares": shares,
         }
-        where = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        screen.print(
-            f"[green]sealed[/] {store.path}: {_rows(store)} · {at.images_per_second:,.0f} images/s ({where}) · {summary['extraction']['precision']}"
-        )
         if at.resumed:
             screen.print(f"resumed: {at.resumed:,} rows were already done")
         if at.reused:
             screen.print(f"reused: {at.reused:,} rows whose images other stores had already seen")
-    else:
-        screen.print(f"[green]reused[/] {store.path}: {_rows(store)}, nothing to compute")
     _write_json(summary, to_json)
 
 
 def _announce(plan: Any) -> None:
     """The preflight: what will be written, where, and how long it may take."""
+    where = ", ".join(str(store.path) for store in plan.stores)
     screen.print(
-        f"{len(plan.store) - plan.done:,} of {len(plan.store):,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {plan.store.path} "
+        f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {where} "
         f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {plan.samples_per_second:,.0f} rows/s",
         highlight=False,
     )
@@ -194,7 +234,9 @@ def info(store: StorePath, to_json: Json = None) -> None:
             ("rows", _rows(opened)),
             ("classes", str(len(opened.class_names or []))),
             ("views", " ".join(f"{k}={v}" for k, v in manifest["views"].items() if k != "parameters")),
-            ("fields", ", ".join(f"{k} ({v})" for k, v in manifest["fields"].items())),
+            ("output", str(manifest["encoder"].get("output", ""))),
+            ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))})" for k, v in manifest["fields"].items())),
+            ("pixels", "{size} px, {format}".format(**manifest["pixels"]) if manifest.get("pixels") else "not kept"),
             ("preprocess", " ".join(f"{k}={v}" for k, v in manifest["encoder"]["preprocess"].items())),
             ("extraction", " ".join(f"{k}={v}" for k, v in manifest.get("extraction", {}).items())),
             ("size", f"{sum(p.stat().st_size for p in store.rglob('*') if p.is_file()) / 1e6:,.1f} MB"),
@@ -209,10 +251,17 @@ def info(store: StorePath, to_json: Json = None) -> None:
 @featcache_app.command()
 def verify(store: StorePath, to_json: Json = None) -> None:
     """Read every byte of a store and name whatever is damaged, missing or left over."""
+    from featcache.receipts import void
     from featcache.store import FeatureStore
 
-    opened = FeatureStore(store)
+    try:
+        opened = FeatureStore(store)
+    except ValueError:
+        void(store)
+        raise
     problems = opened.verify()
+    if problems:
+        void(store)
     if not opened.sealed:
         problems.append("extraction has not finished; run the same `featcache extract` command again")
     _write_json({"command": "verify", "store": str(store), "problems": problems}, to_json)
@@ -305,9 +354,11 @@ def rm(store: StorePath) -> None:
     import shutil
 
     from featcache.cache import forget
+    from featcache.receipts import void
     from featcache.store import FeatureStore
 
     forget(FeatureStore(store))
+    void(store)
     shutil.rmtree(store)
     Path(f"{store}.lock").unlink(missing_ok=True)
     screen.print(f"removed {store}")
@@ -405,7 +456,12 @@ def _images_per_second(encoder: Any) -> float:
 @distill_app.command()
 def fit(
     store: Annotated[Path | None, typer.Option(metavar="STORE", help="The teacher's features.")] = None,
-    corpus: Annotated[str | None, typer.Option(metavar="CORPUS", help="The images they were extracted from.")] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS", help="The images they were extracted from.", show_default="those that STORE keeps"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
     student: Annotated[str | None, typer.Option(metavar="SPEC", help="tiny, timm/NAME, or timm/NAME:WEIGHTS.")] = None,
     method: Annotated[str | None, typer.Option(help="See `distill methods`.", show_default="tintem")] = None,
@@ -441,7 +497,7 @@ def fit(
     given |= {key: value for key, value in flags.items() if value is not None}
     for setting in settings or []:
         _set(given, setting)
-    missing = [f"--{name}" for name in ("store", "corpus", "out", "student") if name not in given]
+    missing = [f"--{name}" for name in ("store", "out", "student") if name not in given]
     if missing:
         raise typer.BadParameter(f"give {', '.join(missing)}")
     with bar("fit", "steps") as update:
@@ -456,7 +512,7 @@ def fit(
 
         run = distill.fit(
             given.pop("store"),
-            given.pop("corpus"),
+            given.pop("corpus", None),
             device=device.value,
             workers=workers,
             resume=resume,
@@ -679,8 +735,11 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _rows(store: Any) -> str:
-    failed = f", [yellow]{len(store.failed):,} failed[/] (`featcache info` lists them)" if len(store.failed) else ""
-    return f"{len(store):,} rows{failed}"
+    return _counted(len(store), len(store.failed))
+
+
+def _counted(rows: int, failed: int) -> str:
+    return f"{rows:,} rows" + (f", [yellow]{failed:,} failed[/] (`featcache info` lists them)" if failed else "")
 
 
 def _store_summary(store: Any) -> dict[str, Any]:

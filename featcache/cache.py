@@ -9,12 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from featcache.home import cache_home
 from featcache.store import FeatureStore
-
-
-def cache_home() -> Path:
-    """$FEATCACHE_HOME, by default ~/.cache/featcache."""
-    return Path(os.environ.get("FEATCACHE_HOME") or Path.home() / ".cache" / "featcache")
 
 
 def default_store_path(manifest: Mapping[str, Any]) -> Path:

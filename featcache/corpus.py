@@ -37,7 +37,12 @@ def open_corpus(spec: str) -> Corpus:
     Raises:
         ValueError: no such source or place, or no images in it; the message names the remedy.
     """
+    source, rest = source_of(spec)
+    return load_plugin("featcache.corpora", source).open_corpus(rest)
+
+
+def source_of(spec: str) -> tuple[str, str]:
+    """The source from `featcache/corpora/` that a spec names, and what that source is to open."""
     match = re.match(r"([a-z][a-z0-9_]+):(?!//)(.+)", str(spec))
     is_manifest = str(spec).lower().endswith((".csv", ".parquet")) and not os.path.isdir(spec)
-    source, rest = (match[1], match[2]) if match else ("manifest" if is_manifest else "folder", str(spec))
-    return load_plugin("featcache.corpora", source).open_corpus(rest)
+    return (match[1], match[2]) if match else ("manifest" if is_manifest else "folder", str(spec))

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import filelock
 
-from featcache.cache import cache_home
 from featcache.corpora._urls import asking_service, file_state, read_file, reads_ranges
 from featcache.corpora.folder import EXTENSIONS
+from featcache.home import cache_home
 
 INDEX_VERSION = 2
 SUFFIX = re.compile(r"\.(tar|tar\.gz|tgz)$")
