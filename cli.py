@@ -7,6 +7,7 @@ commands, so that `--help` answers at once.
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -67,7 +69,8 @@ DeviceOption = Annotated[Device, typer.Option(help="'auto' takes a GPU when ther
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads that read, decode and resize.", show_default="one a core")
 ]
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A feature store (…​.zarr).")]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A feature store (…​.zarr), or its URL.")]
+"""Paths that may be URLs are strings: pathlib would make s3:/bucket of s3://bucket."""
 
 # -- featcache --------------------------------------------------------------------------------------------
 
@@ -239,7 +242,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
             ("pixels", "{size} px, {format}".format(**manifest["pixels"]) if manifest.get("pixels") else "not kept"),
             ("preprocess", " ".join(f"{k}={v}" for k, v in manifest["encoder"]["preprocess"].items())),
             ("extraction", " ".join(f"{k}={v}" for k, v in manifest.get("extraction", {}).items())),
-            ("size", f"{sum(p.stat().st_size for p in store.rglob('*') if p.is_file()) / 1e6:,.1f} MB"),
+            ("size", f"{opened.size_bytes / 1e6:,.1f} MB"),
         ):
             table.add_row(name, value)
         results.print(table)
@@ -275,7 +278,7 @@ def verify(store: StorePath, to_json: Json = None) -> None:
 @featcache_app.command()
 def export(
     store: StorePath,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write; must not exist.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The file or folder to write; must not exist.")],
     format: Annotated[ExportFormat, typer.Option(help="One file, or for npy and clip-retrieval a folder.")],
     as_is: Annotated[
         bool, typer.Option("--as-is", help="clip-retrieval: keep the embeddings' lengths instead of making them 1.")
@@ -299,10 +302,10 @@ def export(
 @featcache_app.command("import")
 def import_(
     src: Annotated[
-        Path,
+        str,
         typer.Argument(metavar="SRC", help="An export, a .npy, .parquet or .safetensors, or a clip-retrieval folder."),
     ],
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="The store to make; must not exist.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="The store to make; must not exist.")],
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -337,12 +340,14 @@ def ls(to_json: Json = None) -> None:
     for path in known_stores():
         try:
             listed.append({"store": str(path), "sealed": (store := FeatureStore(path)).sealed, **_store_summary(store)})
-        except ValueError as error:
-            listed.append({"store": str(path), "error": str(error)})
+        except ConnectionError as error:
+            listed.append({"store": str(path), "error": str(error), "state": "unreachable"})
+        except (ValueError, OSError) as error:
+            listed.append({"store": str(path), "error": str(error), "state": "damaged"})
     if to_json != "-":
         table = _table("", "store", "encoder", "corpus", "rows", "state")
         for item in listed:
-            state = "damaged" if "error" in item else "sealed" if item["sealed"] else "unfinished"
+            state = item.get("state") or ("sealed" if item["sealed"] else "unfinished")
             table.add_row(item["store"], item.get("encoder"), item.get("corpus"), f"{item.get('rows', 0):,}", state)
         results.print(table)
     _write_json({"command": "ls", "stores": listed}, to_json)
@@ -351,16 +356,15 @@ def ls(to_json: Json = None) -> None:
 @featcache_app.command()
 def rm(store: StorePath) -> None:
     """Delete a store, and nothing that is not one."""
-    import shutil
-
     from featcache.cache import forget
     from featcache.receipts import void
     from featcache.store import FeatureStore
 
-    forget(FeatureStore(store))
+    opened = FeatureStore(store)
+    forget(opened)
     void(store)
-    shutil.rmtree(store)
-    Path(f"{store}.lock").unlink(missing_ok=True)
+    opened.remove()
+    Path(f"{opened.path}.lock").unlink(missing_ok=True)
     screen.print(f"removed {store}")
 
 
@@ -455,7 +459,7 @@ def _images_per_second(encoder: Any) -> float:
 
 @distill_app.command()
 def fit(
-    store: Annotated[Path | None, typer.Option(metavar="STORE", help="The teacher's features.")] = None,
+    store: Annotated[str | None, typer.Option(metavar="STORE", help="The teacher's features.")] = None,
     corpus: Annotated[
         str | None,
         typer.Option(
@@ -587,8 +591,8 @@ def _set(given: dict[str, Any], setting: str) -> None:
 
 @evalsuite_app.command()
 def knn(
-    bank: Annotated[Path, typer.Option(metavar="STORE", help="Labelled rows that vote.")],
-    query: Annotated[Path, typer.Option(metavar="STORE", help="Rows to classify.")],
+    bank: Annotated[str, typer.Option(metavar="STORE", help="Labelled rows that vote.")],
+    query: Annotated[str, typer.Option(metavar="STORE", help="Rows to classify.")],
     k: Annotated[str, typer.Option(help="Comma list of neighbours.")] = "10,20,100,200",
     temperature: Annotated[float, typer.Option(help="Of the softmax over cosines that weighs the votes.")] = 0.07,
     to_json: Json = None,
@@ -603,8 +607,8 @@ def knn(
 
 @evalsuite_app.command()
 def ood(
-    id_train: Annotated[Path, typer.Option(metavar="STORE", help="ID rows that detectors are fitted on.")],
-    id_test: Annotated[Path, typer.Option(metavar="STORE", help="ID rows held out.")],
+    id_train: Annotated[str, typer.Option(metavar="STORE", help="ID rows that detectors are fitted on.")],
+    id_test: Annotated[str, typer.Option(metavar="STORE", help="ID rows held out.")],
     near: Annotated[
         list[str] | None, typer.Option(metavar="NAME=STORE", help="A near-OOD set; repeat for more.")
     ] = None,
@@ -631,8 +635,8 @@ def ood(
 
 @evalsuite_app.command()
 def fidelity(
-    teacher: Annotated[Path, typer.Option(metavar="STORE", help="The teacher's rows.")],
-    student: Annotated[Path, typer.Option(metavar="STORE", help="The student's rows of the same samples.")],
+    teacher: Annotated[str, typer.Option(metavar="STORE", help="The teacher's rows.")],
+    student: Annotated[str, typer.Option(metavar="STORE", help="The student's rows of the same samples.")],
     to_json: Json = None,
 ) -> None:
     """How faithfully a student keeps the teacher's angles between images."""
@@ -643,13 +647,13 @@ def fidelity(
     _show(result, to_json)
 
 
-def _named_stores(given: list[str], flag: str) -> dict[str, Path]:
+def _named_stores(given: list[str], flag: str) -> dict[str, str]:
     named = {}
     for item in given:
         name, equals, path = item.partition("=")
         if not (name and equals and path) or name in named:
             raise typer.BadParameter(f"{flag} {item}: give NAME=STORE, each NAME once")
-        named[name] = Path(path)
+        named[name] = path
     return named
 
 
@@ -784,7 +788,8 @@ def _run(app: typer.Typer) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FEATCACHE_DEBUG"):
             raise
-        screen.print(f"[red]error:[/] {' '.join(str(error).split())}", highlight=False)
+        said = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
+        screen.print(f"[red]error:[/] {escape(said)}", highlight=False)
         sys.exit(2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         screen.print(

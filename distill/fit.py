@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from distill.pairs import Pairs, teacher_preprocess
 from distill.run import Run
+from distill.source import Source
 from distill.students import make_student
 from featcache.allocator import keep_freed_memory
 from featcache.corpora.store import KeptImages
@@ -137,10 +138,10 @@ def fit(
         keep_freed_memory()
 
     torch.manual_seed(settings.seed)
-    teacher = teacher_preprocess(store)
+    seen_by_teacher = teacher_preprocess(store)
     student, preprocess, record = make_student(
         settings.student,
-        teacher,
+        seen_by_teacher,
         embedding_dim=settings.embedding_dim or None,
         image_size=settings.image_size or None,
         pretrained=settings.pretrained,
@@ -162,7 +163,7 @@ def fit(
         report = checkpoint["report"]
     else:
         on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
-        report = method.prepare(store, seed=settings.seed, progress=on_mapping)
+        report = method.prepare(Source([store]), seed=settings.seed, progress=on_mapping)
     run.save_tensors("mapping.safetensors", dict(method.named_buffers()))
 
     student.to(device).to(memory_format=torch.channels_last).train()
@@ -193,8 +194,8 @@ def fit(
                 images = normalise(torch.from_numpy(pixels).to(device), preprocess)
                 with torch.autocast(device, torch.bfloat16, enabled=bf16):
                     output = student(images)
-                target = method.target(torch.from_numpy(embedding).to(device).float())
-                loss = method.loss(output.float(), target)
+                teacher = {"embedding": torch.from_numpy(embedding).to(device).float()}
+                loss = torch.stack(list(method.loss({"embedding": output.float()}, teacher).values())).sum()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

@@ -95,9 +95,11 @@ class Pairs:
             ValueError: the image is no longer the one that the teacher saw.
         """
         sample, row = int(self._sample[index]), int(self.rows[index])
+        seen = self.store.content[row].tobytes()
         encoded, kept = self.corpus.read(sample), self.corpus if isinstance(self.corpus, KeptImages) else None
-        content = kept.content(sample) if kept else content_hash(encoded)
-        if self.store.content[row].any() and content != self.store.content[row].tobytes():
+        if kept and kept.content(sample) != seen:
+            kept = None  # the teacher saw the kept image itself, if anything: its store was extracted from `store:PATH`
+        if not kept and any(seen) and content_hash(encoded) != seen:
             raise ValueError(
                 f"{self.corpus.ids[sample]}: has changed since {self.store.path} was extracted; extract it again"
             )

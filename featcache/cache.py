@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from featcache.corpora._urls import is_url
+from featcache.files import files_at
 from featcache.home import cache_home
 from featcache.store import FeatureStore
 
 
 def default_store_path(manifest: Mapping[str, Any]) -> Path:
-    """A path named by what the store will hold: encoder, corpus, views and fields."""
+    """A path named by what the store will hold: encoder, corpus, views, fields and kept images."""
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in manifest["encoder"]["name"])[:80]
-    return cache_home() / "stores" / f"{name}-{_digest([_recipe(manifest), manifest['corpus']['digest']])}.zarr"
+    kept = [manifest["pixels"]] if manifest.get("pixels") else []
+    return cache_home() / "stores" / f"{name}-{_digest([_recipe(manifest), manifest['corpus']['digest'], *kept])}.zarr"
 
 
 def register(store: FeatureStore) -> None:
@@ -27,7 +30,9 @@ def register(store: FeatureStore) -> None:
     entry = _entry(store)
     entry.parent.mkdir(parents=True, exist_ok=True)
     rows = store.ok
-    keys = _keys(store.content[rows])
+    # Unit by unit: all hashes at once would be the most memory that an extraction ever takes.
+    units = (store.rows_of(chunk) for chunk in range(store.chunks))
+    keys = np.concatenate([_keys(store._read("content", unit.start, unit.stop)) for unit in units])[rows]
     order = np.argsort(keys, kind="stable")
     for name, array in (("keys", keys[order]), ("rows", rows[order])):
         partial = entry.with_suffix(f".{name}.{os.getpid()}.partial")
@@ -35,7 +40,7 @@ def register(store: FeatureStore) -> None:
             np.save(file, array)
         os.replace(partial, entry.with_suffix(f".{name}.npy"))
     partial = entry.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"path": str(store.path.resolve()), "digest": store.manifest["sealed"]["digest"]}))
+    partial.write_text(json.dumps({"path": store.identity, "digest": store.manifest["sealed"]["digest"]}))
     os.replace(partial, entry)
 
 
@@ -46,10 +51,12 @@ def forget(store: FeatureStore) -> None:
         path.unlink(missing_ok=True)
 
 
-def known_stores() -> list[Path]:
-    """Paths of all registered stores that are still there, and of unfinished ones under $FEATCACHE_HOME."""
-    registered = {Path(json.loads(entry.read_text())["path"]) for entry in (cache_home() / "index").glob("*/*.json")}
-    return sorted({path for path in registered if path.exists()} | set((cache_home() / "stores").glob("*.zarr")))
+def known_stores() -> list[str | Path]:
+    """Paths of all registered stores that are still there, and of unfinished ones under $FEATCACHE_HOME; then the URLs
+    of registered ones, whether they are there or not."""
+    registered = {json.loads(entry.read_text())["path"] for entry in (cache_home() / "index").glob("*/*.json")}
+    local = {Path(path) for path in registered if not is_url(path) and Path(path).exists()}
+    return [*sorted(local | set((cache_home() / "stores").glob("*.zarr"))), *sorted(filter(is_url, registered))]
 
 
 class KnownRows:
@@ -60,7 +67,7 @@ class KnownRows:
         besides: a store that is not asked, because it is the one being made.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], besides: Path):
+    def __init__(self, manifest: Mapping[str, Any], besides: str | Path):
         self._fields = list(manifest["fields"])
         self._by_id = manifest["views"]["augment"] == "rrc"  # then a view depends on the sample's id too
         self._stores = list(self._open(_index_folder(manifest), besides))
@@ -76,20 +83,23 @@ class KnownRows:
                 if keys[at] != key:
                     break
                 row = int(rows[at])
-                same = store.row("content", row).tobytes() == content
-                if same and not (self._by_id and str(store.sample_ids[row]) != sample_id):
-                    return {name: store.row(name, row) for name in self._fields}, store.row("view", row)
+                try:
+                    same = store.row("content", row).tobytes() == content
+                    if same and not (self._by_id and str(store.sample_ids[row]) != sample_id):
+                        return {name: store.row(name, row) for name in self._fields}, store.row("view", row)
+                except FileNotFoundError:  # removed since: the image is encoded
+                    break
         return None
 
     @staticmethod
-    def _open(folder: Path, besides: Path) -> Iterator[tuple[FeatureStore, np.ndarray, np.ndarray]]:
+    def _open(folder: Path, besides: str | Path) -> Iterator[tuple[FeatureStore, np.ndarray, np.ndarray]]:
         for entry in sorted(folder.glob("*.json")):
             record = json.loads(entry.read_text())
+            if record["path"] == files_at(besides).identity:
+                continue
             try:
                 store = FeatureStore(record["path"])
-                if store.path.resolve() == besides.resolve() or not store.sealed:
-                    continue
-                if store.manifest["sealed"]["digest"] != record["digest"]:
+                if not store.sealed or store.manifest["sealed"]["digest"] != record["digest"]:
                     continue  # replaced since by another one
                 keys, rows = (np.load(entry.with_suffix(f".{name}.npy"), mmap_mode="r") for name in ("keys", "rows"))
             except (ValueError, OSError):
@@ -106,7 +116,7 @@ def _index_folder(manifest: Mapping[str, Any]) -> Path:
 
 
 def _entry(store: FeatureStore) -> Path:
-    return _index_folder(store.manifest) / f"{_digest(str(store.path.resolve()))}.json"
+    return _index_folder(store.manifest) / f"{_digest(store.identity)}.json"
 
 
 def _keys(content: np.ndarray) -> np.ndarray:

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
 
@@ -25,6 +24,7 @@ from featcache.allocator import keep_freed_memory
 from featcache.cache import KnownRows, default_store_path, register
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
+from featcache.files import Files, files_at
 from featcache.job import Job
 from featcache.pixels import KeptPixels
 from featcache.precision import choose_precision
@@ -88,7 +88,7 @@ class Plan:
 
     @property
     def bytes_free(self) -> int:
-        return shutil.disk_usage(self.stores[0].path).free
+        return self.stores[0].bytes_free
 
     @property
     def seconds(self) -> float:
@@ -107,7 +107,7 @@ def extract(
     Args:
         corpus, settings: as in `extract_all`.
         teacher: an encoder or its spec.
-        out: the store's path; under $FEATCACHE_HOME, named by content, when left out.
+        out: the store's path or URL; under $FEATCACHE_HOME, named by content, when left out.
 
     Raises:
         As `extract_all`.
@@ -143,7 +143,7 @@ def extract_all(
     Args:
         corpus: a corpus or its spec.
         teachers: encoders or their specs.
-        outs: the stores' paths; under $FEATCACHE_HOME, named by content, when left out.
+        outs: the stores' paths or URLs; under $FEATCACHE_HOME, named by content, when left out.
         views, augment, seed: the recipe of `featcache.views.Views`.
         fields: features to keep, of each teacher's `fields`; the embedding always is.
         pixels: keep the decoded and resized images too.
@@ -158,7 +158,7 @@ def extract_all(
 
     Raises:
         ValueError: the arguments, or a store at `out` that holds something else; nothing has been written.
-        OSError: the disk is too small, full or gone; running the same command again resumes.
+        OSError: the disk is too small, full or gone, or the service of a URL is; running the same command again resumes.
         RuntimeError: more than `max_failures`; likewise.
     """
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
@@ -168,13 +168,16 @@ def extract_all(
     if device == "cpu":
         keep_freed_memory()
     manifests = [_manifest(corpus, encoder, recipe, fields, pixels) for encoder in encoders]
-    paths = [Path(out) for out in outs] if outs else [default_store_path(manifest) for manifest in manifests]
-    if len(paths) != len(encoders) or len({path.resolve() for path in paths}) != len(paths):
+    places = [files_at(out) for out in outs or map(default_store_path, manifests)]
+    paths = [place.path for place in places]
+    if len(paths) != len(encoders) or len({place.identity for place in places}) != len(paths):
         raise ValueError(f"{len(encoders)} teachers, {len(set(paths))} stores: give one store of its own for each")
 
     with contextlib.ExitStack() as held:
         pool = held.enter_context(ThreadPoolExecutor(workers or cores()))
         claimed = [_claim(path, manifest, overwrite, held) for path, manifest in zip(paths, manifests, strict=True)]
+        new = [(place, made) for place, made, store in zip(places, manifests, claimed, strict=True) if store is None]
+        _refuse_small_disks(new)
         _refuse_changed_images([store for store in claimed if store], corpus, pool)
         probe_of = cache(lambda preprocess: _probe(corpus, recipe, preprocess))
         stores, jobs, wanted, seconds = [], [], [], 0.0
@@ -192,13 +195,17 @@ def extract_all(
                     overwrite,
                 )
                 batch = store.manifest["extraction"]["batch_size"]
-                jobs.append(Job(encoder, store, corpus, max(1, batch // recipe.count)))
+                job = Job(encoder, store, corpus, max(1, batch // recipe.count))
+                saved = job.saved_content
+                if list(saved.values()) != list(prefetch(partial(_content, corpus), saved, pool, ahead=256)):
+                    job.discard_saved()
+                jobs.append(job)
                 wanted.append(Wanted(encoder.preprocess, KnownRows(manifest, besides=path)))
                 seconds += recipe.count / speed
             stores.append(store)
         if not jobs:
             for store in stores:
-                register(store)
+                _register(store)
             return stores
 
         def todo() -> Iterator[int]:
@@ -229,8 +236,12 @@ def extract_all(
                 )
             at.reused += not sample.reason and all(seen is None or bool(seen.known) for seen in sample.seen)
             at.done += 1
-            taken = [job.take(row, sample, seen) for job, seen in zip(jobs, sample.seen, strict=True) if job.wants(row)]
-            if any(taken):
+            taken = False
+            for job, seen in zip(jobs, sample.seen, strict=True):
+                if job.wants(row):
+                    with _writing(job.store.path):
+                        taken |= job.take(row, sample, seen)
+            if taken:
                 at.encode = sum(job.encode_seconds for job in jobs)
                 at.write = sum(job.write_seconds for job in jobs)
                 if progress:
@@ -239,28 +250,68 @@ def extract_all(
             if not len(job.store.ok):
                 reason = next(iter(job.store.reasons.values()))
                 raise ValueError(f"{corpus.spec}: not one image could be read ({reason}); nothing was sealed")
-            job.store.seal()
-            register(job.store)
+            with _writing(job.store.path):
+                job.store.seal()
+            _register(job.store)
         if progress:
             progress(at)
     return stores
 
 
-def _claim(path: Path, manifest: dict[str, Any], overwrite: bool, held: contextlib.ExitStack) -> FeatureStore | None:
+def _claim(
+    path: str | Path, manifest: dict[str, Any], overwrite: bool, held: contextlib.ExitStack
+) -> FeatureStore | None:
     """The store at `path`, if there is one of `manifest`: whole and sealed, or unfinished, mended and locked in `held`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    store = _existing(path, manifest, overwrite)
-    if store is not None and store.sealed and not store.verify():
+    with _writing(path):
+        files = files_at(path)
+        files.root.parent.mkdir(parents=True, exist_ok=True)
+        store = _existing(path, manifest, overwrite)
+        if store is not None and store.sealed and not store.verify():
+            return store
+        held.enter_context(files.only_writer())
+        store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
+        for damage in store.mend() if store is not None else ():
+            log.warning("%s: %s; made again", path, damage)
         return store
-    held.enter_context(_only_writer(path))
-    store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
-    for damage in store.mend() if store is not None else ():
-        log.warning("%s: %s; made again", path, damage)
-    return store
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """Whatever the disk refuses is told as a user needs it: which store, what happened, what to do.
+
+    Raises:
+        OSError: of the same number as the system's own.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # of a service, not a disk: told already
+            raise
+        again = "run the same command again: it resumes"
+        said = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"{path}: its disk is full ({said}); make room, then {again}"
+        elif error.errno == errno.EFBIG:
+            message = (
+                f"{path}: its files may not be that large here ({said}); raise the limit (`ulimit -f`), then {again}"
+            )
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            message = f"{path}: cannot be written ({said}); choose another --out, or make it writable and {again}"
+        else:
+            message = f"{path}: cannot be read or written ({said}); check the path and its disk, then {again}"
+        raise OSError(error.errno, message) from error
+
+
+def _register(store: FeatureStore) -> None:
+    """The store is finished whether or not its rows can be put in the index."""
+    try:
+        register(store)
+    except OSError as error:
+        log.warning("%s: other stores will not find its rows, because $FEATCACHE_HOME refuses: %s", store.path, error)
 
 
 def _prepare(
-    path: Path,
+    path: str | Path,
     manifest: dict[str, Any],
     encoder: Encoder,
     store: FeatureStore | None,
@@ -284,8 +335,8 @@ def _prepare(
     if store is None:
         batch = batch_size or (256 if device == "cuda" else 16)
         manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
-        _refuse_small_disk(path, manifest)
-        store = create_store(path, manifest, overwrite=overwrite)
+        with _writing(path):
+            store = create_store(path, manifest, overwrite=overwrite)
     return store, speed
 
 
@@ -342,13 +393,13 @@ def _manifest(
     }
 
 
-def _existing(path: Path, manifest: dict[str, Any], overwrite: bool) -> FeatureStore | None:
+def _existing(path: str | Path, manifest: dict[str, Any], overwrite: bool) -> FeatureStore | None:
     """The store at `path` if it is the one that `manifest` describes, finished or not.
 
     Raises:
         ValueError: another store is there, and `overwrite` is not set.
     """
-    if not path.exists() or overwrite:
+    if overwrite or not files_at(path).exists():
         return None
     store = FeatureStore(path)
     for section, key in (
@@ -371,19 +422,12 @@ def _existing(path: Path, manifest: dict[str, Any], overwrite: bool) -> FeatureS
 
 def _refuse_changed_images(stores: list[FeatureStore], corpus: Corpus, pool: ThreadPoolExecutor) -> None:
     """Finished rows are reused only for the same image bytes."""
-
-    def content(row: int) -> bytes | None:
-        try:
-            return content_hash(corpus.read(row))
-        except Exception:  # gone, or without an image: that is no change when the row had failed for it
-            return None
-
     done = np.flatnonzero(sum(store.state != PENDING for store in stores)).tolist() if stores else []
-    changed: dict[Path, list[int]] = {store.path: [] for store in stores}
-    for row, now in zip(done, prefetch(content, done, pool, ahead=256), strict=True):
+    changed: dict[str | Path, list[int]] = {store.path: [] for store in stores}
+    for row, now in zip(done, prefetch(partial(_content, corpus), done, pool, ahead=256), strict=True):
         for store in stores:
             was = store.content[row].tobytes()
-            if store.state[row] != PENDING and was != (now or bytes(16)):
+            if store.state[row] != PENDING and was != now:
                 changed[store.path].append(row)
     for path, rows in changed.items():
         if rows:
@@ -391,6 +435,14 @@ def _refuse_changed_images(stores: list[FeatureStore], corpus: Corpus, pool: Thr
                 f"{path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "
                 "choose another --out, or replace it with --overwrite"
             )
+
+
+def _content(corpus: Corpus, row: int) -> bytes:
+    """Hash of an image as it is now."""
+    try:
+        return content_hash(corpus.read(row))
+    except Exception:  # gone, or without an image: that is no change when the row had failed for it
+        return bytes(16)
 
 
 def _store_bytes(manifest: dict[str, Any]) -> int:
@@ -402,28 +454,18 @@ def _store_bytes(manifest: dict[str, Any]) -> int:
     return rows * (manifest["views"]["count"] * per_view + kept + 8 + 16 + 1)
 
 
-def _refuse_small_disk(path: Path, manifest: dict[str, Any]) -> None:
-    need, free = _store_bytes(manifest), shutil.disk_usage(path.parent).free
-    if need > free:
-        message = f"{path}: needs {need / 1e9:,.1f} GB, its disk has {free / 1e9:,.1f} GB free; make room or choose another --out"
-        raise OSError(errno.ENOSPC, message)
-
-
-class _only_writer(filelock.FileLock):
-    """Held while a store is written; the operating system lets go of it when the process dies."""
-
-    def __init__(self, path: Path):
-        super().__init__(f"{path}.lock", blocking=False)
-        self._store = path
-
-    def __enter__(self) -> "_only_writer":
-        try:
-            self.acquire()
-        except filelock.Timeout:
-            raise ValueError(
-                f"{self._store}: another process is writing this store; wait for it, or choose another --out"
-            ) from None
-        return self
+def _refuse_small_disks(new: Sequence[tuple[Files, dict[str, Any]]]) -> None:
+    """Stores that are not there yet must fit; those of one disk together."""
+    disks: dict[int, list[tuple[Files, int]]] = {}
+    for files, manifest in new:
+        disks.setdefault(files.root.parent.stat().st_dev, []).append((files, _store_bytes(manifest)))
+    for stores in disks.values():
+        folder = stores[0][0].root.parent
+        need, free = sum(size for _, size in stores), shutil.disk_usage(folder).free
+        if need > free:
+            names = ", ".join(str(files.path) for files, _ in stores)
+            message = f"{names}: {need / 1e6:,.1f} MB to write, the disk of {folder} has {free / 1e6:,.1f} MB free; make room or choose another --out"
+            raise OSError(errno.ENOSPC, message)
 
 
 def resolve_device(device: str) -> str:

@@ -1,7 +1,6 @@
 """Job: one teacher's part of a pass over the images, unit by unit into its store."""
 
 import json
-import os
 import time
 import zipfile
 from typing import Any
@@ -40,21 +39,30 @@ class Job:
         self._pending = np.zeros(store.chunks, bool)
         self._pending[store.pending_chunks()] = True
         self._waiting: list[tuple[int, Sample, Seen | None]] = []
-        self._unit = _Unit.load(store)
-        if self._unit and not self._pending[self._unit.number]:
-            self._unit = None
-        self._first = self._unit.start + self._unit.done if self._unit else 0
-        self._resumed = self._unit.number if self._unit else -1
+        self._unit: _Unit | None = None
+        self._saved = _Unit.load(store)
+        if self._saved and not self._pending[self._saved.number]:
+            self._saved = None
+        self._saved_rows = range(self._saved.start, self._saved.start + self._saved.done) if self._saved else range(0)
+
+    @property
+    def saved_content(self) -> dict[int, bytes]:
+        """Row → hash of its image, of the rows that an earlier run had saved of a unit in progress."""
+        return {row: self._saved.content(row - self._saved.start) for row in self._saved_rows} if self._saved else {}
+
+    def discard_saved(self) -> None:
+        """Make the whole unit in progress again. Before the first `take`."""
+        self._saved, self._saved_rows = None, range(0)
 
     def wants(self, row: int) -> bool:
-        unit = row // self._unit_rows
-        return bool(self._pending[unit]) and not (unit == self._resumed and row < self._first)
+        return bool(self._pending[row // self._unit_rows]) and row not in self._saved_rows
 
     def take(self, row: int, sample: Sample, seen: Seen | None) -> bool:
         """The next row that this job wants; True when it completed a batch."""
         number = row // self._unit_rows
-        if self._unit is None or self._unit.number != number:
-            self._unit = _Unit(self.store, number)
+        if self._unit is None:
+            saved = self._saved
+            self._unit = saved if saved and saved.number == number else _Unit(self.store, number)
         self._waiting.append((row - self._unit.start, sample, seen))
         finished = row == self._unit.start + self._unit.rows - 1
         if len(self._waiting) < self._batch and not finished:
@@ -142,12 +150,15 @@ class _Unit:
                 self._store.write_rows(name, self.start + position - inside, filling)
         self.done += 1
 
+    def content(self, position: int) -> bytes:
+        return self._narrow["content"][position].tobytes()
+
     def finish(self, corpus: Corpus) -> None:
         rows = self._store.rows_of(self.number)
         labels = np.array([corpus.label(row) for row in rows], np.int64)
         ids = np.array([corpus.ids[row] for row in rows], dtype=object)
         self._store.write_chunk(self.number, {"label": labels, "sample_id": ids, **self._narrow})
-        self._store.unfinished.unlink(missing_ok=True)
+        self._store.discard_unfinished()
 
     def save(self) -> None:
         """Keep what there is of the unit beside the arrays, in one step, for `load` to find after a kill."""
@@ -156,21 +167,16 @@ class _Unit:
         if PIXELS in arrays:
             kept = arrays.pop(PIXELS).tolist()
             arrays |= {"lengths": np.array([len(item) for item in kept]), "bytes": _joined(kept)}
-        path = self._store.unfinished
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, number=self.number, done=self.done, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        whole: dict[str, Any] = {"number": self.number, "done": self.done, **arrays}
+        self._store.save_unfinished(lambda file: np.savez(file, **whole))
         self.saved = time.perf_counter()
 
     @classmethod
     def load(cls, store: FeatureStore) -> "_Unit | None":
         """The unit that a killed run was filling; None when none was saved, or it is damaged."""
         try:
-            with np.load(store.unfinished, allow_pickle=False) as file:
-                saved: dict[str, Any] = dict(file)
+            with store.load_unfinished().open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                saved: dict[str, Any] = dict(arrays)
             unit = cls(store, int(saved["number"]))
             unit.done = int(saved["done"])
             for name, array in unit._narrow.items():
@@ -183,7 +189,7 @@ class _Unit:
                 else:
                     unit._filling[name] = saved[name]
             return unit
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
             return None
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 from PIL import Image
 
 JPEG_QUALITY = 95
+JPEG_SIDE = 65_500
+"""In px: no JPEG may be longer or wider."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,8 @@ class KeptPixels:
 
     Attributes:
         size: shorter side, in px; an image that is smaller stays as it is.
-        format: "jpeg" (quality 95, no chroma subsampling) or "raw" (an uncompressed BMP, exact).
+        format: "jpeg" (quality 95, no chroma subsampling) or "raw" (an uncompressed BMP, exact). An image with a side
+            over 65,500 px, which no JPEG may have, is kept raw.
     """
 
     size: int
@@ -35,8 +38,9 @@ class KeptPixels:
             width, height = (max(1, int(self.size * side / shorter)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         file = io.BytesIO()
-        if self.format == "jpeg":
-            image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        if self.format == "jpeg" and max(image.size) <= JPEG_SIDE:
+            # Pillow would copy the original's comment, and refuse a long one.
+            image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, comment=b"")
         else:
             image.save(file, "BMP")
         return file.getvalue()

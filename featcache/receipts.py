@@ -98,7 +98,7 @@ def remember(watched: Watch | None, summaries: Sequence[Mapping[str, Any]]) -> N
         watched: of the request, from before anything was read.
         summaries: one for each store: "store" its path, "reused" whether it was complete before, and other plain values.
     """
-    if watched is None:
+    if watched is None or any(is_url(summary["store"]) for summary in summaries):
         return
     with contextlib.suppress(OSError):  # the stores are finished, with a receipt or without
         place = _place(watched.request)

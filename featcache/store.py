@@ -21,10 +21,10 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -33,6 +33,8 @@ from jaxtyping import Int64, Shaped
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning
 
+from featcache._mapped import map_chunks
+from featcache.files import files_at
 from featcache.pixels import KeptPixels
 from featcache.views import PARAMETERS
 
@@ -42,6 +44,7 @@ CHUNK_BYTES = 16 * 2**20
 """No feature chunk is larger; its rows are the largest power of two that fits, so none is under half of it."""
 EMBEDDING, PIXELS = "embedding", "pixels"
 STATE = "state"
+METADATA, UNFINISHED = "zarr.json", "unfinished.npz"
 UNSEALED = "0" * 32
 
 
@@ -52,7 +55,7 @@ def chunk_rows(row_bytes: int, rows: int) -> int:
 
 
 def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
-    """Open a sealed store for reading.
+    """Open a sealed store, at a path or a URL, for reading.
 
     Raises:
         ValueError: `path` is no store, or extraction has not finished; the message names the remedy.
@@ -77,18 +80,21 @@ def create_store(
     Raises:
         ValueError: something is already there (and, with `overwrite`, is not a store).
     """
-    path = Path(path)
-    taken = path.exists() and any(path.iterdir() if path.is_dir() else [path])
-    if taken and not (overwrite and _is_store(path)):
-        raise ValueError(
-            f"{path}: already exists{'' if _is_store(path) else ' and is not a store'}; choose another --out"
-        )
-    building = path.with_name(f"{path.name}.partial")
-    _write_skeleton(building, {"wide_chunk_rows": _wide_chunk_rows(manifest), **manifest})
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(building, path)
-    _sync_directory(path.parent)
+    files = files_at(path)
+    if files.taken():
+        with contextlib.suppress(FileNotFoundError):
+            files.open()
+        is_store = _is_store(files.root)
+        if not (overwrite and is_store):
+            raise ValueError(f"{path}: already exists{'' if is_store else ' and is not a store'}; choose another --out")
+    root, manifest = files.root, {"wide_chunk_rows": _wide_chunk_rows(manifest), **manifest}
+    building = root.with_name(f"{root.name}.partial")
+    _write_skeleton(building, manifest)
+    files.remove_all()
+    os.replace(building, root)
+    _sync_directory(root.parent)
+    files.push(*(f"{name}/{METADATA}" for name in array_layout(manifest)))
+    files.push(METADATA)  # last: what has none is no store yet
     return FeatureStore(path)
 
 
@@ -148,24 +154,31 @@ def _write_skeleton(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 class FeatureStore:
-    """One store on disk. `open_store` and `create_store` make these.
+    """One store, on disk or at a URL. `open_store` and `create_store` make these.
+
+    Attributes:
+        path: where it is, a path or a URL.
 
     Raises:
         ValueError: `path` holds no store of this format.
+        ConnectionError: the URL's service cannot be reached; so do all methods that read or write.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        if not self.path.exists():
+        self._files = files_at(path)
+        self.path, self._root = self._files.path, self._files.root
+        try:
+            self._files.open()
+        except FileNotFoundError:
             raise ValueError(
                 f"{path}: no such store; make one with `featcache extract CORPUS --teacher SPEC --out {path}`"
-            )
-        if not _is_store(self.path):
+            ) from None
+        if not _is_store(self._root):
             raise ValueError(
                 f"{path}: not a feature store; make one with `featcache extract CORPUS --teacher SPEC --out STORE`"
             )
         try:
-            self._group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+            self._group = zarr.open_group(self._root, mode="r+", use_consolidated=False)
             self.manifest: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
             """encoder, corpus, views, fields, extraction, chunk_rows, versions, sealed: plain JSON values."""
             found = self.manifest.get("format")
@@ -214,22 +227,22 @@ class FeatureStore:
     @cached_property
     def state(self) -> np.ndarray:
         """(N,) uint8: 0 pending, 1 ok, 2 failed."""
-        return np.asarray(self._array(STATE)[:])
+        return self._read(STATE)
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " n"]:
         """(N,) index into `class_names`, -1 where there is none."""
-        return np.asarray(self._array("label")[:])
+        return self._read("label")
 
     @cached_property
     def sample_ids(self) -> np.ndarray:
         """(N,) strings."""
-        return np.asarray(self._array("sample_id")[:])
+        return self._read("sample_id")
 
     @cached_property
     def content(self) -> np.ndarray:
         """(N, 16) uint8: 128-bit BLAKE2b of each encoded image."""
-        return np.asarray(self._array("content")[:])
+        return self._read("content")
 
     @property
     def ok(self) -> Int64[np.ndarray, " rows"]:
@@ -244,7 +257,7 @@ class FeatureStore:
     @property
     def reasons(self) -> dict[str, str]:
         """Sample id → why it failed."""
-        reason = np.asarray(self._array("reason")[:])
+        reason = self._read("reason")
         return {str(self.sample_ids[row]): str(reason[row]) for row in self.failed}
 
     # -- reading rows -------------------------------------------------------------------------------------
@@ -275,10 +288,13 @@ class FeatureStore:
             rows.min() >= 0 and rows.max() < len(self) and view.min() >= 0 and view.max() < self.views
         ):
             raise IndexError(f"{self.path}: row or view out of range ({len(self)} rows, {self.views} views)")
+        if (whole := self._whole(field)) is not None:
+            return whole.reshape(-1, *whole.shape[2:]).take(rows * self.views + view, axis=0)
         order = np.argsort(rows, kind="stable")
         chunk, offset = np.divmod(rows[order], self.layout[field].chunk_rows)
         offset = offset * self.views + view[order]
         starts = np.flatnonzero(np.r_[True, chunk[1:] != chunk[:-1]]) if rows.size else np.empty(0, np.int64)
+        self._files.fetch_all(self._chunk_name(field, int(chunk[start])) for start in starts)
         gathered = np.empty((len(rows), *self.manifest["fields"][field]), np.float16)
         for start, stop in itertools.pairwise([*starts.tolist(), len(order)]):
             every_view = self._mapped(field, int(chunk[start])).reshape(-1, *gathered.shape[1:])
@@ -287,10 +303,15 @@ class FeatureStore:
 
     def gather_portable(self, rows: Sequence[int] | np.ndarray, field: str = "embedding", view: int = 0) -> np.ndarray:
         """`gather` through zarr's own indexing, checksums verified: the reference that `gather` must equal."""
-        return np.asarray(self._array(field).oindex[np.asarray(rows, np.int64), view])
+        rows = np.asarray(rows, np.int64)
+        chunks = np.unique(rows // self.layout[field].chunk_rows).tolist()
+        self._files.fetch_all(self._chunk_name(field, chunk) for chunk in chunks)
+        return np.asarray(self._array(field).oindex[rows, view])
 
     def row(self, name: str, row: int) -> np.ndarray:
         """One row of any array of fixed width: "content" (16,), "view" (V, P), or a feature (V, D)."""
+        if (whole := self._whole(name)) is not None:
+            return whole[row]
         chunk, offset = divmod(row, self.layout[name].chunk_rows)
         return np.asarray(self._mapped(name, chunk)[offset])
 
@@ -303,16 +324,35 @@ class FeatureStore:
         if not self.manifest.get("pixels"):
             raise ValueError(f"{self.path}: keeps no images; extract with --pixels SIZE")
         chunk, item = divmod(row, self.layout[PIXELS].chunk_rows)
-        packed, starts = self._packed(chunk)
-        return packed[starts[item] + 4 : starts[item + 1]].tobytes()
+        start, stop = self._starts(chunk)[item : item + 2].tolist()
+        return self._packed(chunk)[start + 4 : stop].tobytes()
 
-    def _unpack(self, chunk: int) -> tuple[np.ndarray, list[int]]:
-        """A chunk of variable-length bytes, mapped, and where each item's length stands: a count, then (length, bytes)…"""
-        packed = np.asarray(np.memmap(self._chunk_path(PIXELS, chunk), np.uint8, mode="r"))
-        starts = [4]
+    def _map_packed(self, chunk: int) -> np.ndarray:
+        """A chunk of variable-length bytes: a count, then (length, bytes)…"""
+        return np.asarray(np.memmap(self._chunk_path(PIXELS, chunk), np.uint8, mode="r"))
+
+    def _find_starts(self, chunk: int) -> np.ndarray:
+        """Where each item's length stands in `_map_packed`, and the end of the last item."""
+        packed, starts = self._packed(chunk), [4]
         for _ in range(int(packed[:4].view("<u4")[0])):
             starts.append(starts[-1] + 4 + int.from_bytes(packed[starts[-1] : starts[-1] + 4].tobytes(), "little"))
-        return packed, starts
+        return np.array(starts)
+
+    def _whole(self, name: str) -> np.ndarray | None:
+        """All rows of an array of fixed width as one map; None where only single chunks can be mapped."""
+        if name not in self._wholes and self.sealed:
+            tail, dtype, per_chunk = self.layout[name]
+            paths = [self._root / self._chunk_name(name, chunk) for chunk in range(-(-len(self) // per_chunk))]
+            self._wholes[name] = map_chunks(paths, per_chunk, tail, dtype)
+        return self._wholes.get(name)
+
+    @cached_property
+    def _wholes(self) -> dict[str, np.ndarray | None]:
+        return {}
+
+    def __reduce__(self) -> tuple[type["FeatureStore"], tuple[str | Path]]:
+        """Pickled, for another process, as its path: never the maps."""
+        return FeatureStore, (self.path,)
 
     def _map(self, name: str, chunk: int) -> np.ndarray:
         tail, dtype, per_chunk = self.layout[name]
@@ -326,12 +366,33 @@ class FeatureStore:
 
     @cached_property
     def _packed(self) -> Any:
-        return lru_cache(maxsize=512)(self._unpack)
+        return lru_cache(maxsize=512)(self._map_packed)
+
+    @cached_property
+    def _starts(self) -> Any:
+        """Of every chunk ever read, 8 bytes an image: finding them touches pages all over the chunk."""
+        return lru_cache(maxsize=None)(self._find_starts)
+
+    # -- where it is --------------------------------------------------------------------------------------
 
     @property
-    def unfinished(self) -> Path:
-        """Where a unit in progress is saved."""
-        return self.path / "unfinished.npz"
+    def identity(self) -> str:
+        """The same for every way of naming the same place."""
+        return self._files.identity
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its files."""
+        return sum(self._files.listing().values())
+
+    @property
+    def bytes_free(self) -> int:
+        """On the disk that it, or the mirror of its URL, is written to."""
+        return shutil.disk_usage(self._root).free
+
+    def remove(self) -> None:
+        """Delete it."""
+        self._files.remove_all()
 
     # -- writing units ------------------------------------------------------------------------------------
 
@@ -346,7 +407,8 @@ class FeatureStore:
 
     def pending_chunks(self) -> list[int]:
         """Units that are not done yet."""
-        return [chunk for chunk in range(self.chunks) if not self._chunk_path(STATE, chunk).exists()]
+        done = self._files.listing(f"{STATE}/c")
+        return [chunk for chunk in range(self.chunks) if self._chunk_name(STATE, chunk) not in done]
 
     def write_chunk(self, chunk: int, arrays: Mapping[str, Shaped[np.ndarray, "rows ..."]]) -> None:
         """Write one whole unit, durably; when this returns it survives a power cut.
@@ -356,30 +418,57 @@ class FeatureStore:
             arrays: every array of the store, with this unit's rows; but for those that `write_rows` has written.
         """
         first = self.rows_of(chunk).start
-        for name in sorted(arrays, key=lambda name: name == STATE):  # state last
-            self.write_rows(name, first, arrays[name])
+        self._files.push(*(file for name in arrays if name != STATE for file in self._write(name, first, arrays[name])))
+        self._files.push(*self._write(STATE, first, arrays[STATE]))  # last
         self._forget_cached()
 
     def write_rows(self, name: str, first: int, values: Shaped[np.ndarray, "rows ..."]) -> None:
         """Write whole chunks of one array, durably, from row `first` on."""
+        self._files.push(*self._write(name, first, values))
+
+    def _write(self, name: str, first: int, values: np.ndarray) -> list[str]:
+        """`write_rows` to this machine's disk; returns the files."""
         assert not self.sealed
         per_chunk, stop = self.layout[name].chunk_rows, first + len(values)
         assert first % per_chunk == 0
         assert stop % per_chunk == 0 or stop == len(self)
         self._array(name)[first:stop] = values
-        for chunk in range(first // per_chunk, -(-stop // per_chunk)):
-            _sync_file(self._chunk_path(name, chunk), root=self.path)
+        files = [self._chunk_name(name, chunk) for chunk in range(first // per_chunk, -(-stop // per_chunk))]
+        for file in files:
+            _sync_file(self._root / file, root=self._root)
+        return files
+
+    @property
+    def unfinished(self) -> Path:
+        """Where a unit in progress is saved, on this machine."""
+        return self._root / UNFINISHED
+
+    def save_unfinished(self, write: Callable[[IO[bytes]], None]) -> None:
+        """Keep, in one step, what `write` writes of a unit in progress."""
+        partial = self.unfinished.with_name(f"{UNFINISHED}.partial")
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.unfinished)
+        self._files.push(UNFINISHED)
+
+    def load_unfinished(self) -> Path:
+        """The file that `save_unfinished` left. Raises FileNotFoundError when there is none."""
+        return self._files.fetch(UNFINISHED)
+
+    def discard_unfinished(self) -> None:
+        self._files.remove(UNFINISHED)
 
     def _forget_cached(self) -> None:
-        for cached in ("state", "labels", "sample_ids", "content", "_mapped", "_packed"):
+        for cached in ("state", "labels", "sample_ids", "content", "_mapped", "_packed", "_starts", "_wholes"):
             self.__dict__.pop(cached, None)
 
     def seal(self) -> None:
         """Close the store to writers: row counts and a digest of every byte go into the manifest."""
         assert not self.pending_chunks()
-        for leftover in [*self.path.rglob("*.partial"), self.unfinished]:
-            leftover.unlink(missing_ok=True)
-        root, partial = self.path / "zarr.json", self.path / "zarr.json.partial"
+        self._files.remove(UNFINISHED, *(file for file in self._files.listing() if file.endswith(".partial")))
+        root, partial = self._root / METADATA, self._root / f"{METADATA}.partial"
         self.manifest["sealed"] = {
             "rows": len(self),
             "ok": len(self.ok),
@@ -392,7 +481,8 @@ class FeatureStore:
         self.manifest["sealed"]["digest"] = self._digest(text)
         partial.write_bytes(text.replace(UNSEALED.encode(), self.manifest["sealed"]["digest"].encode()))
         os.replace(partial, root)
-        _sync_file(root, root=self.path)
+        _sync_file(root, root=self._root)
+        self._files.push(METADATA)
 
     # -- checking -----------------------------------------------------------------------------------------
 
@@ -414,62 +504,70 @@ class FeatureStore:
         if self.sealed:
             self.manifest["sealed"] = None
             self._group.attrs["featcache"] = self.manifest
+            self._files.push(METADATA)
         for where, _ in damage:
             if isinstance(where, int):
-                self._chunk_path(STATE, where).unlink(missing_ok=True)
-            elif where.name != "zarr.json":
-                where.unlink(missing_ok=True)
-        skeleton = self.path.with_name(f"{self.path.name}.partial")
+                self._files.remove(self._chunk_name(STATE, where))
+            elif not where.endswith(METADATA):
+                self._files.remove(where)
+        skeleton = self._root.with_name(f"{self._root.name}.partial")
         _write_skeleton(skeleton, self.manifest)
-        for name in self.layout:
-            os.replace(skeleton / name / "zarr.json", self.path / name / "zarr.json")
+        metadata = [f"{name}/{METADATA}" for name in self.layout]
+        for file in metadata:
+            (self._root / file).parent.mkdir(exist_ok=True)
+            os.replace(skeleton / file, self._root / file)
         shutil.rmtree(skeleton)
-        _sync_tree(self.path)
+        _sync_tree(self._root)
+        self._files.push(*metadata)
         self._forget_cached()
         return [what for _, what in damage]
 
-    def _damage(self) -> Iterator[tuple[int | Path, str]]:
+    def _damage(self) -> Iterator[tuple[int | str, str]]:
         """(the unit's number, or the file) and what is wrong with it."""
-        expected, wrong = {self.path / "zarr.json"} | (set() if self.sealed else {self.unfinished}), False
+        found = self._files.listing()
+        expected, wrong = {METADATA} | (set() if self.sealed else {UNFINISHED}), False
         pending = set() if self.sealed else set(self.pending_chunks())
-        for name in self.layout:
-            metadata = self.path / name / "zarr.json"
+        for name, (_, _, per_chunk) in self.layout.items():
+            metadata = f"{name}/{METADATA}"
             expected.add(metadata)
-            if not metadata.exists():
+            if metadata not in found:
                 wrong = True
-                yield metadata, f"{name}/zarr.json: missing"
-            per_chunk = self.layout[name].chunk_rows
-            for chunk in range(-(-len(self) // per_chunk)):
-                path, first = self._chunk_path(name, chunk), chunk * per_chunk
-                unit = first // int(self.manifest["chunk_rows"])
-                expected.add(path)
-                where = f"{name} chunk {chunk} (rows {first}–{min(first + per_chunk, len(self)) - 1})"
-                if unit in pending:
-                    continue
-                if not path.exists():
+                yield metadata, f"{metadata}: missing"
+            files = {self._chunk_name(name, chunk): chunk * per_chunk for chunk in range(-(-len(self) // per_chunk))}
+            expected |= files.keys()
+            units = {file: first // int(self.manifest["chunk_rows"]) for file, first in files.items()}
+            done = [file for file in files if units[file] not in pending]
+            contents = self._files.read_afresh([file for file in [metadata, *done] if file in found])
+            if metadata in found:
+                next(contents)
+            for file in done:
+                first = files[file]
+                where = f"{name} chunk {first // per_chunk} (rows {first}–{min(first + per_chunk, len(self)) - 1})"
+                if file not in found:
                     wrong = True
-                    yield unit, f"{where}: missing"
-                elif not _checksum_holds(path.read_bytes()):
+                    yield units[file], f"{where}: missing"
+                elif not _checksum_holds(next(contents)):
                     wrong = True
-                    yield unit, f"{where}: checksum does not match its bytes"
-        found = {p for p in self.path.rglob("*") if p.is_file() and (self.sealed or p.suffix != ".partial")}
-        for path in sorted(found - expected):
+                    yield units[file], f"{where}: checksum does not match its bytes"
+        leftovers = {file for file in found if self.sealed or not file.endswith(".partial")}
+        for file in sorted(leftovers - expected):
             wrong = True
-            yield path, f"{path.relative_to(self.path).as_posix()}: not part of the store"
+            yield file, f"{file}: not part of the store"
         if self.sealed and not wrong:
             digest = str(self.manifest["sealed"].get("digest") or "none")
-            root = (self.path / "zarr.json").read_bytes().replace(digest.encode(), UNSEALED.encode())
+            root = (self._root / METADATA).read_bytes().replace(digest.encode(), UNSEALED.encode())
             if self._digest(root) != digest:
-                what = "zarr.json, of the group or of an array: changed since the store was sealed"
-                yield self.path / "zarr.json", what
+                yield METADATA, "zarr.json, of the group or of an array: changed since the store was sealed"
 
     def _digest(self, root: bytes) -> str:
         """Over the group's zarr.json (with `UNSEALED` for the digest), the arrays' zarr.json, and the size and checksum
         trailer of every chunk: as good as over all bytes, without reading them."""
         digest = hashlib.blake2b(root, digest_size=16)
-        for path in sorted(p for p in self.path.rglob("*") if p.is_file() and p != self.path / "zarr.json"):
-            digest.update(f"\0{path.relative_to(self.path).as_posix()}\0{path.stat().st_size}\0".encode())
-            digest.update(path.read_bytes() if path.name == "zarr.json" else _trailer(path))
+        sizes = {file: size for file, size in self._files.listing().items() if file != METADATA}
+        tails = self._files.tails({file: size for file, size in sizes.items() if not file.endswith(METADATA)})
+        for file in sorted(sizes, key=lambda file: file.split("/")):
+            digest.update(f"\0{file}\0{sizes[file]}\0".encode())
+            digest.update(tails[file] if file in tails else self._files.fetch(file).read_bytes())
         return digest.hexdigest()
 
     # -- files --------------------------------------------------------------------------------------------
@@ -479,14 +577,30 @@ class FeatureStore:
         return array_layout(self.manifest)
 
     def _array(self, name: str) -> zarr.Array:
+        self._files.fetch(f"{name}/{METADATA}")
         # An absent chunk means "not done", never "zeros".
         with _unstable_names_allowed(), zarr.config.set({"array.write_empty_chunks": True}):
             array = self._group[name]
         assert isinstance(array, zarr.Array)
         return array
 
+    def _read(self, name: str, first: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows of any array, checksums verified; zeros or "" where the unit is not done."""
+        per_chunk, stop = self.layout[name].chunk_rows, len(self) if stop is None else stop
+        files = [self._chunk_name(name, chunk) for chunk in range(first // per_chunk, -(-stop // per_chunk))]
+        if not self.sealed:
+            found = self._files.listing(f"{name}/c")
+            files = [file for file in files if file in found]
+        self._files.fetch_all(files)
+        return np.asarray(self._array(name)[first:stop])
+
+    def _chunk_name(self, name: str, chunk: int) -> str:
+        """The file that holds a chunk, relative to the store."""
+        return "/".join([name, "c", str(chunk), *["0"] * len(self.layout[name].tail)])
+
     def _chunk_path(self, name: str, chunk: int) -> Path:
-        return self.path.joinpath(name, "c", str(chunk), *["0"] * len(self.layout[name].tail))
+        """The same on this machine, fetched if it is elsewhere."""
+        return self._files.fetch(self._chunk_name(name, chunk))
 
 
 def write_store(
@@ -570,12 +684,6 @@ def _is_store(path: Path) -> bool:
 
 def _checksum_holds(chunk: bytes) -> bool:
     return len(chunk) > 4 and int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])
-
-
-def _trailer(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-4, os.SEEK_END)
-        return file.read()
 
 
 def _sync_file(path: Path, *, root: Path) -> None:

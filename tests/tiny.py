@@ -45,3 +45,32 @@ def tiny_encoder(weights: int = 0, resize: int = 18) -> Encoder:
         fields={"embedding": (6,), "logits": (3,), "tokens": (16, 6)},
         output="mean pool",
     )
+
+
+class PatchModule(nn.Module):
+    """One number for each patch of 8 px and channel; remembers a hash of each image it saw."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 8, 8)
+        self.seen: list[str] = []
+
+    def forward(self, images):
+        self.seen += [hash_of(image) for image in images]
+        tokens = self.conv(images).flatten(2).transpose(1, 2)
+        embedding = tokens.mean(1) + 0.1
+        return {"embedding": embedding, "tokens": tokens, "prefix_tokens": torch.stack([embedding, -embedding], 1)}
+
+
+def patch_encoder(width: int = 6, size: int = 16, weights: int = 0) -> Encoder:
+    """`size` px, embedding and tokens of `width`, a token for each 8 px square, 2 prefix tokens."""
+    with torch.random.fork_rng():
+        torch.manual_seed(weights)
+        module = PatchModule(width)
+    return Encoder(
+        name=f"patches{width}",
+        module=module,
+        preprocess=Preprocess(resize=size + 2, crop=size, size=size),
+        fields={"embedding": (width,), "tokens": ((size // 8) ** 2, width), "prefix_tokens": (2, width)},
+        output="mean of the patches",
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.mappings.spectral import Spectral, unit_rows
 from distill.objectives import TEMPERATURES, cosines, relation_kl
+from distill.source import Source
 from featcache.store import FeatureStore
 
 
@@ -43,7 +44,7 @@ class Sne:
         self.dim, self.temperatures, self.steps = dim, tuple(temperatures), steps
         self.batch_size, self.lr, self.seed = batch_size, lr, seed
 
-    def fit(self, store: FeatureStore, progress: Callable[[int, int], None] | None = None) -> "Sne":
+    def fit(self, store: Source | FeatureStore, progress: Callable[[int, int], None] | None = None) -> "Sne":
         """Memory O(D² + batch²), however many rows the store has.
 
         Args:
@@ -52,16 +53,17 @@ class Sne:
         Raises:
             ValueError: fewer than two ok rows, or `dim` larger than the teacher's.
         """
-        if len(store.ok) < 2:
-            raise ValueError(f"{store.path}: {len(store.ok)} rows with features; a mapping needs two or more")
-        weight = torch.from_numpy(Spectral(self.dim).fit(store).weight_).requires_grad_()
+        source = Source.of(store)
+        if len(source) < 2:
+            raise ValueError(f"{source.path}: {len(source)} rows with features; a mapping needs two or more")
+        weight = torch.from_numpy(Spectral(self.dim).fit(source).weight_).requires_grad_()
         optimizer = torch.optim.Adam([weight])
-        held = self._batch(store, step=-1)
+        held = self._batch(source, step=-1)
         loss_at_start = self._loss(weight, held).item()
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
             optimizer.zero_grad()
-            self._loss(weight, self._batch(store, step)).backward()
+            self._loss(weight, self._batch(source, step)).backward()
             optimizer.step()
             if progress:
                 progress(step + 1, self.steps)
@@ -80,11 +82,11 @@ class Sne:
         mapped = unit @ weight.T
         return relation_kl(cosines(unit, unit), cosines(mapped, mapped), temperatures=self.temperatures)
 
-    def _batch(self, store: FeatureStore, step: int) -> Tensor:
+    def _batch(self, source: Source, step: int) -> Tensor:
         """Unit embeddings of distinct rows, each in a random view; a pure function of (seed, step)."""
         rng = np.random.default_rng([self.seed, step + 1])
-        rows = rng.choice(store.ok, min(self.batch_size, len(store.ok)), replace=False)
-        return torch.from_numpy(unit_rows(store.gather(rows, view=rng.integers(store.views, size=len(rows)))))
+        rows = rng.choice(len(source), min(self.batch_size, len(source)), replace=False)
+        return torch.from_numpy(unit_rows(source.gather(rows, view=rng.integers(source.view_counts[rows]))))
 
 
 def orthogonality(weight: Float[np.ndarray, "dim teacher_dim"]) -> dict[str, float]:

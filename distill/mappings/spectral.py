@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
-from featcache.store import FeatureStore, iterate_blocks
+from distill.source import Source
+from featcache.store import FeatureStore
 
 
 class Spectral:
@@ -19,20 +20,21 @@ class Spectral:
     def __init__(self, dim: int):
         self.dim = dim
 
-    def fit(self, store: FeatureStore) -> "Spectral":
+    def fit(self, store: Source | FeatureStore) -> "Spectral":
         """Streams once over every view of every ok row; memory O(block · D + D²).
 
         Raises:
             ValueError: `dim` is larger than the teacher's.
         """
-        width = store.embedding_dim
+        source = Source.of(store)
+        width = source.embedding_dim
         if self.dim > width:
             raise ValueError(
-                f"{store.path}: its embeddings have {width} dimensions, a mapping cannot make {self.dim} of them"
+                f"{source.path}: its embeddings have {width} dimensions, a mapping cannot make {self.dim} of them"
             )
         second_moment = np.zeros((width, width))
-        for view in range(store.views):
-            for block in iterate_blocks(store, store.ok, view=view):
+        for view in range(source.view_counts.max()):
+            for block in source.blocks(view=view):
                 unit = unit_rows(block)
                 second_moment += (unit.T @ unit).astype(np.float64)
         _, vectors = np.linalg.eigh(second_moment)

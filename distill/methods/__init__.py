@@ -3,28 +3,35 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from jaxtyping import Float
 from torch import Tensor
 
-from featcache.store import FeatureStore
+from distill.source import Source
+
+Features = dict[str, Tensor]
+"""What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D)."""
 
 
 class DistillationMethod(Protocol):
     """What `distill.fit` needs of a method; every `Method` is also an `nn.Module` that holds its heads.
 
     Built as `Method(teacher_dim, student_dim, **options)`. Weights that train with the student require a
-    gradient; a mapping on the teacher's side is a buffer, set by `prepare`.
+    gradient; a mapping that is fitted before training is a buffer, set by `prepare`.
+
+    Attributes:
+        fields: features of the teacher that `loss` reads.
+        student_fields: features of the student that `loss` reads.
     """
 
+    fields: tuple[str, ...]
+    student_fields: tuple[str, ...]
+
     def prepare(
-        self, store: FeatureStore, *, seed: int, progress: Callable[[int, int], None] | None
+        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:
         """Fit what is fitted before training; returns what to report of it."""
 
-    def target(self, embedding: Float[Tensor, "batch teacher_dim"]) -> Float[Tensor, "batch target_dim"]:
-        """The teacher's stored embeddings → what the loss compares with."""
+    def target(self, teacher: Features) -> Tensor | None:
+        """(B, d): where the student's embedding should point, in the student's own space; None when a method has none."""
 
-    def loss(
-        self, output: Float[Tensor, "batch student_dim"], target: Float[Tensor, "batch target_dim"]
-    ) -> Float[Tensor, ""]:
-        """Of the student's output for the same (sample, view) pairs."""
+    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """Weighted terms by name, of the same (sample, view) pairs; their sum is minimised."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from distill.methods import Features
 from distill.objectives import match
-from featcache.store import FeatureStore
+from distill.source import Source
 
 
 class Method(nn.Module):
@@ -15,19 +15,19 @@ class Method(nn.Module):
     Head: student side, fed by match(mse), trained with the student and left behind after training.
     """
 
+    fields = student_fields = ("embedding",)
+
     def __init__(self, teacher_dim: int, student_dim: int):
         super().__init__()
         self.head = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
 
     def prepare(
-        self, store: FeatureStore, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:
         return {}
 
-    def target(self, embedding: Float[Tensor, "batch teacher_dim"]) -> Float[Tensor, "batch teacher_dim"]:
-        return embedding
+    def target(self, teacher: Features) -> None:
+        return None
 
-    def loss(
-        self, output: Float[Tensor, "batch student_dim"], target: Float[Tensor, "batch teacher_dim"]
-    ) -> Float[Tensor, ""]:
-        return match(self.head(output), target, "mse")
+    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        return {"mse": match(self.head(student["embedding"]), teacher["embedding"], "mse")}

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.mappings.sne import Sne
+from distill.methods import Features
 from distill.objectives import TEMPERATURES, match
-from featcache.store import FeatureStore
+from distill.source import Source
 
 
 class Method(nn.Module):
@@ -21,6 +21,8 @@ class Method(nn.Module):
     Options:
         temperatures, mapping_steps, mapping_batch_size, mapping_lr: of the `sne` mapping.
     """
+
+    fields = student_fields = ("embedding",)
 
     def __init__(
         self,
@@ -43,16 +45,14 @@ class Method(nn.Module):
         self.register_buffer("weight", torch.zeros(student_dim, teacher_dim))
 
     def prepare(
-        self, store: FeatureStore, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:
-        mapping = Sne(len(self.weight), seed=seed, **self._options).fit(store, progress)  # type: ignore[arg-type]
+        mapping = Sne(len(self.weight), seed=seed, **self._options).fit(source, progress)  # type: ignore[arg-type]
         self.weight.copy_(torch.from_numpy(mapping.weight_))
         return mapping.report_
 
-    def target(self, embedding: Float[Tensor, "batch teacher_dim"]) -> Float[Tensor, "batch student_dim"]:
-        return embedding @ self.weight.T
+    def target(self, teacher: Features) -> Tensor:
+        return teacher["embedding"] @ self.weight.T
 
-    def loss(
-        self, output: Float[Tensor, "batch student_dim"], target: Float[Tensor, "batch student_dim"]
-    ) -> Float[Tensor, ""]:
-        return match(output, target, "cosine")
+    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        return {"cosine": match(student["embedding"], self.target(teacher), "cosine")}

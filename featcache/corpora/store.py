@@ -1,6 +1,7 @@
 """`store:PATH`: the images that a store keeps (`featcache extract … --pixels SIZE`), without the corpus they came from."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from featcache.store import FeatureStore, open_store
 
@@ -26,7 +27,7 @@ class KeptImages:
     def read(self, i: int) -> bytes:
         encoded = self._store.pixels(i)
         if not encoded:
-            raise ValueError(self._store.reasons.get(self.ids[i], "not kept"))
+            raise ValueError(f"{self.ids[i]}: its image is not kept ({self._reasons.get(self.ids[i], 'unknown')})")
         return encoded
 
     def label(self, i: int) -> int:
@@ -40,6 +41,10 @@ class KeptImages:
         """(width, height) in px of the image before it was resized."""
         width, height = self._store.row("image_size", i).tolist()
         return width, height
+
+    @cached_property
+    def _reasons(self) -> dict[str, str]:
+        return self._store.reasons
 
 
 open_corpus = KeptImages

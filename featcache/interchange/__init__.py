@@ -29,8 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
-import numpy as np
-
+from featcache.corpora._urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
 from featcache.interchange._foreign import foreign_unit
 from featcache.interchange._own import own_unit
@@ -66,6 +65,8 @@ def export_store(
     """Write a sealed store as `format`; it appears at `out` whole, or not at all.
 
     Args:
+        store: sealed, or its path or URL.
+        out: a local path.
         format: one of `FORMATS`; the module says what each holds.
         as_is: keep the embeddings as they are in a clip-retrieval folder too, where the default is unit length,
             for programs that search by inner product. The other formats always keep them.
@@ -80,7 +81,7 @@ def export_store(
     if not store.sealed:
         store = open_store(store.path)  # raises, and says how to finish it
     units = _units(store, progress)
-    with _appearing(Path(out), folder=format in ("npy", "clip-retrieval")) as building:
+    with _appearing(_local(out), folder=format in ("npy", "clip-retrieval")) as building:
         module = _module(format, Path(out))
         if format == "clip-retrieval":
             left_out = module.write(store, units, building, as_is)
@@ -112,8 +113,8 @@ def import_store(
         ValueError: `out` exists, or `src` is none of these, is damaged, pickled, of the wrong shape or dtype, holds
             NaN or infinity or a value beyond float16; nothing is left at `out`.
     """
-    path = Path(src)
-    with _appearing(Path(out), folder=True) as building:
+    path = _local(src)
+    with _appearing(_local(out), folder=True) as building:
         source = _module(_format_of(path), path).read(path)
         manifest, said = source.manifest, source.manifest["corpus"]["rows"]
         export = manifest.pop("export", None)
@@ -147,12 +148,20 @@ def import_store(
     return open_store(out)
 
 
+def _local(path: str | os.PathLike[str]) -> Path:
+    if is_url(str(path)):
+        raise ValueError(
+            f"{path}: files are imported and exported here; give a local path, and copy what it is or gets"
+        )
+    return Path(path)
+
+
 def _units(store: FeatureStore, progress: Callable[[int, int], None] | None) -> Iterator[Arrays]:
     """Every array of each chunk in turn, read with its checksum verified."""
     names = [*layout(store.manifest), *STRINGS]
     for chunk in range(store.chunks):
         rows = store.rows_of(chunk)
-        unit = {name: np.asarray(store._array(name)[rows.start : rows.stop]) for name in names}
+        unit = {name: store._read(name, rows.start, rows.stop) for name in names}
         if progress:
             progress(rows.stop, len(store))
         yield {name: array.astype(object) if name in STRINGS else array for name, array in unit.items()}

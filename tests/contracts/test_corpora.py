@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_encoder
 
+from featcache import KeptPixels, extract
 from featcache.corpus import Corpus, open_corpus
 from featcache.plugins import plugin_names
 from featcache.views import decode
@@ -55,6 +57,12 @@ def hf(root: Path) -> str:
     return f"hf:{root / 'saved'}"
 
 
+def store(root: Path) -> str:
+    out = root / "kept.zarr"
+    extract(folder(root), tiny_encoder(), out, pixels=KeptPixels(size=6), device="cpu", precision="fp32")
+    return f"store:{out}"
+
+
 def torchvision(root: Path) -> str:
     for i, name in enumerate(["River/1.jpg", "Forest/0.jpg", "River/0.jpg"]):
         path = root / "eurosat" / "2750" / name
@@ -68,6 +76,7 @@ SPECS: dict[str, Callable[[Path], str]] = {
     "folder": folder,
     "hf": hf,
     "manifest": manifest,
+    "store": store,
     "torchvision": torchvision,
     "wds": wds,
 }

@@ -1,0 +1,80 @@
+"""Source: the usable rows of one or several stores of the same teacher, numbered through."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float16, Int64
+
+from featcache.store import EMBEDDING, FeatureStore
+
+
+class Source:
+    """Rows with features, 0…n−1, store after store; failed rows have no number.
+
+    Args:
+        stores: sealed, of one encoder.
+
+    Attributes:
+        view_counts: (n,) views of each row.
+        labels: (n,), −1 where there is none, or where the stores' classes differ.
+
+    Raises:
+        ValueError: the stores are of different encoders, or hold not one row with features.
+    """
+
+    def __init__(self, stores: Sequence[FeatureStore]):
+        first = stores[0]
+        for store in stores[1:]:
+            if (store.fingerprint, store.embedding_dim) != (first.fingerprint, first.embedding_dim):
+                raise ValueError(
+                    f"{store.path} was made by encoder {store.encoder_name} ({store.fingerprint[:12]}), {first.path} by "
+                    f"{first.encoder_name} ({first.fingerprint[:12]}); students learn from one teacher at a time"
+                )
+        self.stores, self.embedding_dim = list(stores), first.embedding_dim
+        self.path = ", ".join(str(store.path) for store in stores)
+        rows = [store.ok for store in stores]
+        self._row = np.concatenate(rows)
+        self._store = np.repeat(np.arange(len(stores)), [len(ok) for ok in rows])
+        if not len(self._row):
+            raise ValueError(f"{self.path}: not one row has features; `featcache info` says why")
+        self.view_counts = np.array([store.views for store in stores])[self._store]
+        one_naming = all(store.class_names == first.class_names for store in stores)
+        labels = [
+            store.labels[ok] if one_naming else np.full(len(ok), -1) for store, ok in zip(stores, rows, strict=True)
+        ]
+        self.labels: Int64[np.ndarray, " n"] = np.concatenate(labels)
+
+    @classmethod
+    def of(cls, given: "Source | FeatureStore") -> "Source":
+        return given if isinstance(given, Source) else cls([given])
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Which store, and which of its rows."""
+        return int(self._store[index]), int(self._row[index])
+
+    def gather(
+        self, index: Sequence[int] | np.ndarray, field: str = EMBEDDING, view: int | np.ndarray = 0
+    ) -> Float16[np.ndarray, "b ..."]:
+        """Features of these rows, in this order; `view` is one number for all, or one for each.
+
+        Raises:
+            ValueError: a store lacks the field.
+        """
+        index = np.asarray(index, np.int64)
+        view = np.broadcast_to(np.asarray(view, np.int64), index.shape)
+        shape = self.stores[0].manifest["fields"].get(field, [self.embedding_dim])
+        gathered = np.empty((len(index), *shape), np.float16)
+        for number, store in enumerate(self.stores):
+            here = np.flatnonzero(self._store[index] == number)
+            if len(here) or number == 0:
+                gathered[here] = store.gather(self._row[index[here]], field, view[here])
+        return gathered
+
+    def blocks(self, field: str = EMBEDDING, view: int = 0, size: int = 8192) -> Iterator[np.ndarray]:
+        """Features of all rows that have this view, in order, `size` at a time."""
+        rows = np.flatnonzero(self.view_counts > view)
+        for start in range(0, len(rows), size):
+            yield self.gather(rows[start : start + size], field, view)
