@@ -99,8 +99,12 @@ class Progress:
 
 
 def load_method(name: str) -> Any:
-    """The class `Method` of `distill/methods/NAME.py`. Raises ValueError, with near names, when there is none."""
-    return load_plugin("distill.methods", name).Method
+    """The class `Method` of `distill/methods/NAME.py`; a "-" in the name is a "_" there.
+
+    Raises:
+        ValueError: no such method; the message suggests near names.
+    """
+    return load_plugin("distill.methods", name.replace("-", "_")).Method
 
 
 def fit(
@@ -157,13 +161,12 @@ def fit(
     if run.finished:
         return run
     checkpoint = run.load_checkpoint()
+    on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
+    report = method.prepare(Source([store]), seed=settings.seed, progress=on_mapping)
     if checkpoint:
         student.load_state_dict(checkpoint["student"])
         method.load_state_dict(checkpoint["method"])
         report = checkpoint["report"]
-    else:
-        on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
-        report = method.prepare(Source([store]), seed=settings.seed, progress=on_mapping)
     run.save_tensors("mapping.safetensors", dict(method.named_buffers()))
 
     student.to(device).to(memory_format=torch.channels_last).train()

@@ -1,11 +1,14 @@
 """The primitives that every method is made of."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int64
+from torch import Tensor, distributed
+from torch.autograd import Function
 
 TEMPERATURES = tuple(t / 100 for t in range(1, 11))
 """0.01, 0.02, … 0.10: the paper's."""
@@ -14,17 +17,76 @@ MASKED = -1e8
 """Similarity given to masked pairs; their probability is exactly 0 in float32."""
 
 
-def cosines(rows: Float[Tensor, "n d"], columns: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+def gathered(rows: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
+    """Rows of all processes, in the order of their ranks; `rows` itself where there is one process.
+
+    A loss that every process takes of the same gathered rows has, once DistributedDataParallel has averaged over
+    the processes, the gradient that one process would have with the whole batch. Every process has as many rows.
+    """
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return rows
+    return _Gather.apply(rows)
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [
+            torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(distributed.get_world_size())
+        ]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Of what all processes make of this process's rows, together."""
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(gradient)
+        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
+
+
+def cosines(rows: Float[Tensor, "*b n d"], columns: Float[Tensor, "*b m d"]) -> Float[Tensor, "*b n m"]:
     """Cosine of every row with every column, -1…1."""
-    return F.normalize(rows, dim=-1) @ F.normalize(columns, dim=-1).T
+    return F.normalize(rows, dim=-1) @ F.normalize(columns, dim=-1).mT
 
 
-def match(output: Float[Tensor, "n d"], target: Float[Tensor, "n d"], kind: str = "cosine") -> Float[Tensor, ""]:
+def ce(logits: Float[Tensor, "n c"], target: Int64[Tensor, " n"] | Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy with classes or with class probabilities, in nats; at least the target's entropy."""
+    return F.cross_entropy(logits, target)
+
+
+def kl(
+    target: Float[Tensor, "n c"],
+    output: Float[Tensor, "n c"],
+    *,
+    temperature: float = 1.0,
+    direction: str = "forward",
+) -> Float[Tensor, ""]:
+    """KL between softmax(target / τ) and softmax(output / τ), mean over rows, in nats; 0 when they agree.
+
+    Args:
+        target, output: logits.
+        temperature: τ > 0. The gradient shrinks with τ²; where a paper multiplies by τ², so must the method.
+        direction: "forward", KL(target ‖ output); "reverse", KL(output ‖ target).
+
+    Raises:
+        ValueError: another direction.
+    """
+    log_p, log_q = (logits.div(temperature).log_softmax(dim=-1) for logits in (target, output))
+    if direction == "forward":
+        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    if direction == "reverse":
+        return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+    raise ValueError(f"unknown direction {direction!r}; known: forward, reverse")
+
+
+def match(output: Float[Tensor, "*n d"], target: Float[Tensor, "*n d"], kind: str = "cosine") -> Float[Tensor, ""]:
     """Mean distance of each output from its own target.
 
     Args:
         kind: "cosine", 1 − cos (0…2, TinTeM's student loss); "l2", Euclidean distance; "mse", mean squared
-            difference over rows and dimensions (Proteus).
+            difference over rows and dimensions (Proteus); "huber", the same with x²/2 up to 1 and |x| − ½ beyond
+            (RKD, of relations).
 
     Raises:
         ValueError: another kind.
@@ -35,12 +97,22 @@ def match(output: Float[Tensor, "n d"], target: Float[Tensor, "n d"], kind: str 
         return torch.linalg.vector_norm(output - target, dim=-1).mean()
     if kind == "mse":
         return F.mse_loss(output, target)
-    raise ValueError(f"unknown match {kind!r}; known: cosine, l2, mse")
+    if kind == "huber":
+        return F.smooth_l1_loss(output, target)
+    raise ValueError(f"unknown match {kind!r}; known: cosine, huber, l2, mse")
+
+
+def relation_fro(target: Float[Tensor, "n m"], output: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
+    """‖target − output‖ of two matrices of similarities, Frobenius; neither squared nor divided, so it grows with n.
+
+    As in EGA (arXiv 2211.13264).
+    """
+    return torch.linalg.matrix_norm(target - output)
 
 
 def relation_kl(
-    target: Float[Tensor, "n m"],
-    output: Float[Tensor, "n m"],
+    target: Float[Tensor, "*b n m"],
+    output: Float[Tensor, "*b n m"],
     *,
     temperatures: Sequence[float] = TEMPERATURES,
     symmetric: bool = True,
@@ -53,7 +125,7 @@ def relation_kl(
     the vMF-SNE loss of TinTeM / CosPress (arXiv 2411.15239). Without it, the KL is averaged over rows.
 
     Args:
-        target, output: similarities s (cosines), rows × columns.
+        target, output: similarities s (cosines), rows × columns; of several matrices, the mean.
         temperatures: each τ > 0.
         symmetric: needs rows and columns to be the same samples.
         mask_diagonal: leave s_ii out, likewise.
@@ -61,18 +133,19 @@ def relation_kl(
     Raises:
         ValueError: not square where it must be.
     """
-    if (symmetric or mask_diagonal) and target.shape[0] != target.shape[1]:
+    rows, columns = target.shape[-2:]
+    if (symmetric or mask_diagonal) and rows != columns:
         raise ValueError(
             f"symmetric or masked relations need rows and columns to be the same samples, got {tuple(target.shape)}"
         )
-    diagonal = torch.eye(*target.shape, dtype=torch.bool, device=target.device) if mask_diagonal else None
+    diagonal = torch.eye(rows, columns, dtype=torch.bool, device=target.device) if mask_diagonal else None
     losses = []
     for temperature in temperatures:
         log_p, log_q = (_log_neighbours(s / temperature, diagonal, symmetric) for s in (target, output))
         p = log_p.exp()
         # Masked pairs have p = 0 and log_p = log_q = -∞ in effect: their term is 0, not NaN.
         terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))
-        losses.append(terms.sum() if symmetric else terms.sum() / len(target))
+        losses.append(terms.sum((-2, -1)).mean() / (1 if symmetric else rows))
     return torch.stack(losses).mean()
 
 
@@ -82,5 +155,5 @@ def _log_neighbours(logits: Tensor, diagonal: Tensor | None, symmetric: bool) ->
     log_p = logits.log_softmax(dim=-1)
     if symmetric:
         # Every row sums to one, so Σ over (p_{j|i} + p_{i|j}) is exactly 2n.
-        log_p = torch.logaddexp(log_p, log_p.T) - torch.tensor(2 * len(logits), dtype=logits.dtype).log()
+        log_p = torch.logaddexp(log_p, log_p.mT) - math.log(2 * logits.shape[-1])
     return log_p

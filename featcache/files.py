@@ -1,5 +1,6 @@
 """The files of a store, wherever it lies: on this machine as they are, at a URL through a mirror. Same methods for both."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,10 +55,11 @@ class LocalFiles:
     def listing(self, under: str = "") -> dict[str, int]:
         """Size in bytes of every file, or of those in the folder `under`, by path."""
         found = {}
-        for directory, _, names in os.walk(self.root / under):
+        for directory, _, names in os.walk(self.root / under, onerror=_raise_unless_absent):
             for name in names:
                 path = Path(directory, name)
-                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
     def tails(self, sizes: Mapping[str, int], count: int = 4) -> dict[str, bytes]:
@@ -82,6 +84,11 @@ class LocalFiles:
             ValueError: another process is writing it.
         """
         return _OnlyWriter(self.path)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 class _OnlyWriter(filelock.FileLock):

@@ -124,15 +124,15 @@ class Mirror:
     def read_afresh(self, relatives: Iterable[str]) -> Iterator[bytes]:
         """The bytes of each file, as they are at `url` now; they replace the local copies."""
 
-        def read(relative: str) -> bytes:
+        def replace(relative: str) -> Path:
             local = self.root / relative
             self._receive(local, lambda partial: self._download(relative, partial))
-            return local.read_bytes()
+            return local
 
         relatives = list(relatives)
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            for start in range(0, len(relatives), TRANSFERS):  # so that no more than these are held in memory
-                yield from pool.map(read, relatives[start : start + TRANSFERS])
+            for local in pool.map(replace, relatives):
+                yield local.read_bytes()
 
     def _download(self, relative: str, partial: Path) -> None:
         # A file's size is not known beforehand; no chunk is larger than 16 MiB.

@@ -660,12 +660,6 @@ def write_store(
     return store
 
 
-def iterate_blocks(store: FeatureStore, rows: np.ndarray, block: int = 8192, **gather: Any) -> Iterator[np.ndarray]:
-    """`store.gather` over `rows`, `block` of them at a time."""
-    for start in range(0, len(rows), block):
-        yield store.gather(rows[start : start + block], **gather)
-
-
 @contextlib.contextmanager
 def _unstable_names_allowed() -> Iterator[None]:
     """zarr warns that its name for variable-length bytes may yet change; the bytes in the chunks (numcodecs' vlen-bytes

@@ -1,102 +1,106 @@
 """The paper's mapping, fitted from the store alone: spectral start, then symmetric vMF-SNE."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import nn
 
-from distill.mappings.spectral import Spectral, unit_rows
-from distill.objectives import TEMPERATURES, cosines, relation_kl
+from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
+from distill.mappings._moments import Rows, leading_directions, second_moment, unit_rows
+from distill.mappings._report import orthogonality
+from distill.mappings._training import minimise_sne
+from distill.objectives import TEMPERATURES
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
-class Sne:
-    """Linear map that keeps who is near whom, at ten scales at once (TinTeM / CosPress, arXiv 2411.15239).
+class Sne(Mapping):
+    """Linear map that keeps who is near whom, at ten scales at once (TinTeM / CosPress, arXiv 2411.15239, section 3).
 
-    Minimises `relation_kl(teacher cosines, mapped cosines)` over random batches, starting from `Spectral`.
+    Minimises `relation_kl(teacher cosines, mapped cosines)` over random batches. Nothing holds W orthogonal.
 
     Args:
         dim: of the student's space.
+        layer_norm: the paper's head, LayerNorm (learned scale and shift) + Linear with bias, instead of a matrix
+            on rows of length one.
+        start: "spectral", the map of `Spectral` (with `layer_norm`, of the normalised rows); "random", as torch
+            draws a Linear and as in the paper's code.
         temperatures: of the neighbour distributions.
         steps, batch_size, lr: Adam, cosine decay to 0.
-        seed: of the batches.
+        seed: of the batches and of a random start.
 
     Learned state:
-        weight_: (dim, teacher_dim) float32.
-        report_: what to say of it; see `orthogonality`. `sne_start`, `sne`: loss on one held-aside batch order
-            before and after.
+        weight_: (dim, teacher_dim) float32. With `layer_norm`, the learned scale is multiplied into it.
+        bias_: (dim,) float32, only with `layer_norm`; the learned shift is in it.
+        report_: `orthogonality` of weight_; `sne_start`, `sne`: loss on one held-aside batch before and after.
     """
 
     def __init__(
         self,
         dim: int,
         *,
+        layer_norm: bool = False,
+        start: str = "spectral",
         temperatures: Sequence[float] = TEMPERATURES,
         steps: int = 300,
         batch_size: int = 512,
         lr: float = 1e-3,
         seed: int = 0,
     ):
-        self.dim, self.temperatures, self.steps = dim, tuple(temperatures), steps
-        self.batch_size, self.lr, self.seed = batch_size, lr, seed
+        self.dim, self.layer_norm, self.start, self.temperatures = dim, layer_norm, start, temperatures
+        self.steps, self.batch_size, self.lr, self.seed = steps, batch_size, lr, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Callable[[int, int], None] | None = None) -> "Sne":
-        """Memory O(D² + batch²), however many rows the store has.
+    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Sne":
+        """Memory O(block · D + D² + batch²).
 
         Args:
             progress: called with (steps done, steps).
 
         Raises:
-            ValueError: fewer than two ok rows, or `dim` larger than the teacher's.
+            ValueError: fewer than two ok rows, `dim` larger than the teacher's, or another `start`.
         """
-        source = Source.of(store)
-        if len(source) < 2:
-            raise ValueError(f"{source.path}: {len(source)} rows with features; a mapping needs two or more")
-        weight = torch.from_numpy(Spectral(self.dim).fit(source).weight_).requires_grad_()
-        optimizer = torch.optim.Adam([weight])
-        held = self._batch(source, step=-1)
-        loss_at_start = self._loss(weight, held).item()
-        for step in range(self.steps):
-            optimizer.param_groups[0]["lr"] = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
-            optimizer.zero_grad()
-            self._loss(weight, self._batch(source, step)).backward()
-            optimizer.step()
-            if progress:
-                progress(step + 1, self.steps)
-        self.weight_ = weight.detach().numpy()
-        self.report_ = {
-            "sne_start": loss_at_start,
-            "sne": self._loss(weight, held).item(),
-            **orthogonality(self.weight_),
-        }
+        source = checked_source(store, self.dim, least_rows=2)
+        linear = nn.utils.skip_init(nn.Linear, source.embedding_dim, self.dim, bias=self.layer_norm)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(self._start(source)))
+            if self.layer_norm:
+                linear.bias.zero_()
+        head = nn.Sequential(nn.LayerNorm(source.embedding_dim), linear) if self.layer_norm else linear
+        losses = minimise_sne(
+            head,
+            source,
+            temperatures=self.temperatures,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            seed=self.seed,
+            progress=progress,
+        )
+        weight = linear.weight.detach()
+        if self.layer_norm:
+            scale, shift = (parameter.detach() for parameter in head[0].parameters())
+            self.bias_ = (weight @ shift + linear.bias.detach()).numpy()
+            weight = weight * scale
+        self.weight_ = weight.numpy()
+        self.report_ = {**losses, **orthogonality(self.weight_)}
         return self
 
-    def transform(self, embedding: Float[np.ndarray, "n teacher_dim"]) -> Float[np.ndarray, "n dim"]:
-        return unit_rows(embedding) @ self.weight_.T
+    def module(self) -> Frozen:
+        if self.layer_norm:
+            return Frozen(self.weight_, normalised="layer", bias=self.bias_)
+        return Frozen(self.weight_)
 
-    def _loss(self, weight: Tensor, unit: Tensor) -> Tensor:
-        mapped = unit @ weight.T
-        return relation_kl(cosines(unit, unit), cosines(mapped, mapped), temperatures=self.temperatures)
+    def _start(self, source: Source) -> np.ndarray:
+        if self.start == "spectral":
+            normalised = _layer_normalised if self.layer_norm else unit_rows
+            return leading_directions(second_moment(source, normalised), self.dim)[1].astype(np.float32)
+        if self.start == "random":
+            bound = source.embedding_dim**-0.5
+            drawn = np.random.default_rng(self.seed).uniform(-bound, bound, (self.dim, source.embedding_dim))
+            return drawn.astype(np.float32)
+        raise ValueError(f"unknown start {self.start!r} of the sne mapping; known: spectral, random")
 
-    def _batch(self, source: Source, step: int) -> Tensor:
-        """Unit embeddings of distinct rows, each in a random view; a pure function of (seed, step)."""
-        rng = np.random.default_rng([self.seed, step + 1])
-        rows = rng.choice(len(source), min(self.batch_size, len(source)), replace=False)
-        return torch.from_numpy(unit_rows(source.gather(rows, view=rng.integers(source.view_counts[rows]))))
 
-
-def orthogonality(weight: Float[np.ndarray, "dim teacher_dim"]) -> dict[str, float]:
-    """How far a map is from an orthogonal projection, up to one scale c.
-
-    Returns:
-        singular_min, singular_max: of W. deviation: ‖WWᵀ/c − I‖_F / √dim with c = tr(WWᵀ)/dim; 0 is orthogonal.
-    """
-    gram = weight.astype(np.float64) @ weight.T.astype(np.float64)
-    singular = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
-    scale = np.trace(gram) / len(gram)
-    deviation = np.linalg.norm(gram / scale - np.eye(len(gram))) / math.sqrt(len(gram))
-    return {"singular_min": float(singular[0]), "singular_max": float(singular[-1]), "deviation": float(deviation)}
+def _layer_normalised(embedding: Rows) -> Rows:
+    return torch.nn.functional.layer_norm(torch.from_numpy(embedding).float(), embedding.shape[1:]).numpy()

@@ -1,17 +1,18 @@
 """The best linear compression of the teacher's cosine Gram matrix, in closed form."""
 
 import numpy as np
-from jaxtyping import Float
 
+from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
+from distill.mappings._moments import leading_directions, second_moment, unit_rows
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
-class Spectral:
+class Spectral(Mapping):
     """Top right singular vectors of the L2-normalised embeddings.
 
-    By Eckart–Young no linear map to `dim` dimensions leaves a Gram matrix closer, in Frobenius norm, to the
-    teacher's. Not centred: cosines are angles at the origin.
+    By Eckart–Young (1936) no linear map to `dim` dimensions leaves a Gram matrix closer, in Frobenius norm, to the
+    teacher's. Not centred: cosines are angles at the origin. Rows are mapped at length one.
 
     Learned state:
         weight_: (dim, teacher_dim) float32, orthonormal rows, strongest direction first.
@@ -20,35 +21,19 @@ class Spectral:
     def __init__(self, dim: int):
         self.dim = dim
 
-    def fit(self, store: Source | FeatureStore) -> "Spectral":
+    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Spectral":
         """Streams once over every view of every ok row; memory O(block · D + D²).
+
+        Args:
+            progress: called with (rows done, rows), views counted.
 
         Raises:
             ValueError: `dim` is larger than the teacher's.
         """
-        source = Source.of(store)
-        width = source.embedding_dim
-        if self.dim > width:
-            raise ValueError(
-                f"{source.path}: its embeddings have {width} dimensions, a mapping cannot make {self.dim} of them"
-            )
-        second_moment = np.zeros((width, width))
-        for view in range(source.view_counts.max()):
-            for block in source.blocks(view=view):
-                unit = unit_rows(block)
-                second_moment += (unit.T @ unit).astype(np.float64)
-        _, vectors = np.linalg.eigh(second_moment)
-        directions = vectors[:, ::-1][:, : self.dim].T
-        signs = np.sign(directions[np.arange(self.dim), np.abs(directions).argmax(1)])
-        self.weight_ = (directions * signs[:, None]).astype(np.float32)
+        source = checked_source(store, self.dim)
+        _, directions = leading_directions(second_moment(source, unit_rows, progress), self.dim)
+        self.weight_ = directions.astype(np.float32)
         return self
 
-    def transform(self, embedding: Float[np.ndarray, "n teacher_dim"]) -> Float[np.ndarray, "n dim"]:
-        return unit_rows(embedding) @ self.weight_.T
-
-
-def unit_rows(embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """float32 rows of length one; a row of zeros stays zero."""
-    embedding = embedding.astype(np.float32)
-    length = np.linalg.norm(embedding, axis=1, keepdims=True)
-    return embedding / np.where(length > 0, length, 1)
+    def module(self) -> Frozen:
+        return Frozen(self.weight_)

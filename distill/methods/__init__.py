@@ -15,10 +15,14 @@ class DistillationMethod(Protocol):
     """What `distill.fit` needs of a method; every `Method` is also an `nn.Module` that holds its heads.
 
     Built as `Method(teacher_dim, student_dim, **options)`. Weights that train with the student require a
-    gradient; a mapping that is fitted before training is a buffer, set by `prepare`.
+    gradient; a mapping that is fitted before training is of buffers, made by `prepare`. So `prepare` comes before
+    anything else, `load_state_dict` of a checkpoint included.
+
+    Where there are several processes, each gets its share of the batch, and DistributedDataParallel averages the
+    gradients: a term that compares samples takes them from `distill.objectives.gathered`.
 
     Attributes:
-        fields: features of the teacher that `loss` reads.
+        fields: features of the teacher that `loss` reads; `prepare` may add some that the store has.
         student_fields: features of the student that `loss` reads.
     """
 
@@ -28,7 +32,7 @@ class DistillationMethod(Protocol):
     def prepare(
         self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:
-        """Fit what is fitted before training; returns what to report of it."""
+        """Fit what is fitted before training, as a function of (source, seed); returns what to report of it."""
 
     def target(self, teacher: Features) -> Tensor | None:
         """(B, d): where the student's embedding should point, in the student's own space; None when a method has none."""

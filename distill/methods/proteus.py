@@ -1,33 +1,46 @@
-"""Proteus (Zhang et al. 2025, arXiv 2407.10366), on the pooled embedding: the usual student-side head."""
+"""Proteus (Zhang et al. 2025, arXiv 2407.10366), without its masked-patch term: the usual student-side head."""
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from distill.methods import Features
+from distill.methods._heads import make_head
+from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import match
 from distill.source import Source
 
 
 class Method(nn.Module):
-    """Mean squared error to the teacher, through LayerNorm + Linear on the student's side.
+    """Mean squared error to the teacher through a student-side LayerNorm + Linear (Proteus, arXiv 2407.10366).
 
-    Head: student side, fed by match(mse), trained with the student and left behind after training.
+    Heads: student side, fed by match(mse), trained with the student and left behind after training.
+
+    Options:
+        tokens: add the paper's feature term, the same error over class token and patch tokens together through a
+            head of its own. The teacher's token grid is resampled to the student's.
     """
 
-    fields = student_fields = ("embedding",)
-
-    def __init__(self, teacher_dim: int, student_dim: int):
+    def __init__(self, teacher_dim: int, student_dim: int, *, tokens: bool = False):
         super().__init__()
-        self.head = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
+        self.head = make_head("layernorm_linear", student_dim, teacher_dim)
+        self.fields = self.student_fields = ("embedding", "tokens") if tokens else ("embedding",)
+        self.tokens_head = make_head("layernorm_linear", student_dim, teacher_dim) if tokens else None
 
     def prepare(
         self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:
+        if self.tokens_head:
+            check_tokens(source)
         return {}
 
     def target(self, teacher: Features) -> None:
         return None
 
     def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        return {"mse": match(self.head(student["embedding"]), teacher["embedding"], "mse")}
+        terms = {"mse": match(self.head(student["embedding"]), teacher["embedding"], "mse")}
+        if self.tokens_head:
+            output = self.tokens_head(class_and_patches(student["embedding"], student["tokens"]))
+            patches = resize_tokens(teacher["tokens"], student["tokens"].shape[1])
+            terms["tokens"] = match(output, class_and_patches(teacher["embedding"], patches), "mse")
+        return terms

@@ -1,58 +1,133 @@
-"""TinTeM (arXiv 2411.15239; later CosPress), on the pooled embedding."""
+"""TinTeM (arXiv 2411.15239; later CosPress): the teacher is brought into the student's space, not the other way round."""
 
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.mappings.sne import Sne
+from distill.mappings import load_mapping
+from distill.mappings._report import orthogonality
 from distill.methods import Features
-from distill.objectives import TEMPERATURES, match
+from distill.methods._heads import make_head
+from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
+from distill.objectives import TEMPERATURES, cosines, gathered, match, relation_kl
 from distill.source import Source
+from featcache.store import EMBEDDING
 
 
 class Method(nn.Module):
-    """Cosine to the mapped teacher: 1 − cos(student, W · teacher).
+    """Cosine to the teacher, mapped into the student's space by vMF-SNE (TinTeM / CosPress, arXiv 2411.15239).
 
-    Head: the mapping W, teacher side, fed by relation_kl alone, fitted from the store before training and
-    frozen. The student has no head; it is used as it is trained. The paper trains W beside the student from
-    the same loss; since no student term reaches W, fitting it first is the same objective.
+    Head: the mapping, teacher side, fed by relation_kl alone. The student has no head; it is used as it is trained, and
+    fed by match(cosine) alone. So the mapping may as well be fitted from the store before training, and frozen.
+
+    Terms: "cosine", 1 − cos(student, mapped teacher), of the class token. "tokens", the same of class token and patch
+    tokens as one vector an image. "sne", relation_kl between the teacher's cosines within the batch and the mapped
+    ones; "sne_tokens", within each image's tokens, mean over images. "relation", see below. The paper's full loss is
+    the first four, that is `joint` and `tokens`; of the student's tokens, the class token is its embedding.
 
     Options:
-        temperatures, mapping_steps, mapping_batch_size, mapping_lr: of the `sne` mapping.
+        mapping: a name from `distill/mappings/`, fitted to the pooled embeddings and used for tokens too.
+        mapping_steps, mapping_batch_size, mapping_lr: of a mapping that has them; its own where left out.
+        temperatures: of the neighbour distributions of "sne" and "sne_tokens", and of such a mapping.
+        joint: as in the paper, LayerNorm + Linear trains beside the student instead of the mapping.
+        tokens: with patch tokens. The teacher's class token is its first prefix token, where the store has some, else
+            its embedding. The grid of mapped tokens is resampled to the student's.
+        relation: weight of relation_kl between the cosines of the teacher itself within the batch and the student's,
+            so that the student also hears of what the mapping lost; 0.3 is a good start. Not in the paper.
+        relation_temperatures: of that term.
     """
 
-    fields = student_fields = ("embedding",)
+    fields: tuple[str, ...]
+    student_fields: tuple[str, ...]
 
     def __init__(
         self,
         teacher_dim: int,
         student_dim: int,
         *,
+        mapping: str = "sne",
+        mapping_steps: int | None = None,
+        mapping_batch_size: int | None = None,
+        mapping_lr: float | None = None,
         temperatures: Sequence[float] = TEMPERATURES,
-        mapping_steps: int = 300,
-        mapping_batch_size: int = 512,
-        mapping_lr: float = 1e-3,
+        joint: bool = False,
+        tokens: bool = False,
+        relation: float = 0.0,
+        relation_temperatures: Sequence[float] = (0.05, 0.1),
     ):
         super().__init__()
-        self._options = {
-            "temperatures": temperatures,
-            "steps": mapping_steps,
-            "batch_size": mapping_batch_size,
-            "lr": mapping_lr,
-        }
-        self.weight: Tensor
-        self.register_buffer("weight", torch.zeros(student_dim, teacher_dim))
+        given = {"steps": mapping_steps, "batch_size": mapping_batch_size, "lr": mapping_lr}
+        self._options = {name: value for name, value in given.items() if value is not None}
+        self._mapping_class: Any = load_mapping(mapping)
+        self._student_dim = student_dim
+        unknown = [f"mapping_{name}" for name in self._options if name not in self._known]
+        if unknown:
+            raise ValueError(f"mapping {mapping} has no {', '.join(unknown)}; leave it out")
+        if joint and (mapping != "sne" or self._options):
+            raise ValueError("with joint the head trains beside the student; leave out mapping and its options")
+        self._temperatures, self._joint, self._tokens = tuple(temperatures), joint, tokens
+        self._relation, self._relation_temperatures = relation, tuple(relation_temperatures)
+        self.fields = self.student_fields = (EMBEDDING, "tokens") if tokens else (EMBEDDING,)
+        self.mapping = make_head("layernorm_linear", teacher_dim, student_dim) if joint else None
+
+    @property
+    def _known(self) -> set[str]:
+        return set(inspect.signature(self._mapping_class).parameters)
 
     def prepare(
         self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:
-        mapping = Sne(len(self.weight), seed=seed, **self._options).fit(source, progress)  # type: ignore[arg-type]
-        self.weight.copy_(torch.from_numpy(mapping.weight_))
-        return mapping.report_
+        """Fit the mapping; with `joint` there is nothing to fit.
+
+        Raises:
+            ValueError: the store lacks tokens of the embedding's width, or does not suit the mapping.
+        """
+        if self._tokens:
+            check_tokens(source)
+            prefix = all("prefix_tokens" in store.manifest["fields"] for store in source.stores)
+            self.fields = (EMBEDDING, "tokens", "prefix_tokens") if prefix else (EMBEDDING, "tokens")
+        if self._joint:
+            return {}
+        options = {"temperatures": self._temperatures, "seed": seed}
+        options = {name: value for name, value in options.items() if name in self._known}
+        mapping = self._mapping_class(self._student_dim, **options, **self._options).fit(source, progress)
+        self.mapping = mapping.module()
+        return {**orthogonality(mapping.weight_), **getattr(mapping, "report_", {})}
 
     def target(self, teacher: Features) -> Tensor:
-        return teacher["embedding"] @ self.weight.T
+        with torch.no_grad():
+            return self._map(self._class_token(teacher))
 
     def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        return {"cosine": match(student["embedding"], self.target(teacher), "cosine")}
+        class_token = self._class_token(teacher)
+        mapped = self._map(class_token)
+        terms = {"cosine": match(student[EMBEDDING], mapped.detach(), "cosine")}
+        if self._joint:
+            terms["sne"] = self._sne(gathered(class_token), gathered(mapped))
+        if self._tokens:
+            patches = self._map(teacher["tokens"])
+            goal = class_and_patches(mapped, resize_tokens(patches, student["tokens"].shape[1])).detach()
+            output = class_and_patches(student[EMBEDDING], student["tokens"])
+            terms["tokens"] = match(output.flatten(1), goal.flatten(1), "cosine")
+            if self._joint:
+                seen = class_and_patches(class_token, teacher["tokens"])
+                terms["sne_tokens"] = self._sne(seen, class_and_patches(mapped, patches))
+        if self._relation:
+            target, output = gathered(teacher[EMBEDDING]), gathered(student[EMBEDDING])
+            terms["relation"] = self._relation * relation_kl(
+                cosines(target, target), cosines(output, output), temperatures=self._relation_temperatures
+            )
+        return terms
+
+    def _class_token(self, teacher: Features) -> Tensor:
+        return teacher["prefix_tokens"][:, 0] if "prefix_tokens" in self.fields else teacher[EMBEDDING]
+
+    def _map(self, features: Tensor) -> Tensor:
+        assert self.mapping is not None, "prepare comes before loss and target"
+        return self.mapping(features)
+
+    def _sne(self, seen: Tensor, mapped: Tensor) -> Tensor:
+        return relation_kl(cosines(seen, seen), cosines(mapped, mapped), temperatures=self._temperatures)

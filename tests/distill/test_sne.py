@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from distill.mappings.sne import Sne, orthogonality
+from distill.mappings.sne import Sne
 from distill.mappings.spectral import Spectral
 from distill.objectives import TEMPERATURES
 
@@ -56,14 +56,6 @@ def test_report_says_how_far_from_orthogonal(make_store, rng):
     assert set(sne.report_) == {"sne_start", "sne", "singular_min", "singular_max", "deviation"}
 
 
-def test_orthogonality_golden_values():
-    """Singular values 1 and 3: c = 5, WWᵀ/c = diag(1/5, 9/5), ‖·‖_F / √2 = 4/5."""
-    weight = np.array([[1.0, 0, 0], [0, 0, 3.0]], np.float32)
-    assert orthogonality(weight) == pytest.approx({"singular_min": 1, "singular_max": 3, "deviation": 0.8})
-    scaled = np.array([[0, 2.0, 0], [0, 0, -2.0]], np.float32)
-    assert orthogonality(scaled) == pytest.approx({"singular_min": 2, "singular_max": 2, "deviation": 0})
-
-
 def test_same_seed_same_weights(make_store, rng):
     store = make_store("s", rng.normal(size=(80, 2, 12)))
 
@@ -77,6 +69,56 @@ def test_same_seed_same_weights(make_store, rng):
 def test_no_steps_is_the_spectral_mapping(make_store, rng):
     store = make_store("s", draw(rng, 30))
     np.testing.assert_array_equal(Sne(4, steps=0).fit(store).weight_, Spectral(4).fit(store).weight_)
+
+
+def test_a_random_start_is_worse_and_its_seed_counts(make_store, rng, sne_loss):
+    store, held = make_store("s", draw(rng, 200)), draw(rng, 40)
+
+    def start(seed: int) -> Sne:
+        return Sne(4, start="random", steps=0, seed=seed).fit(store)
+
+    np.testing.assert_array_equal(start(1).weight_, start(1).weight_)
+    assert np.abs(start(1).weight_ - start(2).weight_).max() > 1e-3
+    assert np.abs(start(1).weight_).max() <= 12**-0.5
+    assert sne_loss(start(1), held) > 1.2 * sne_loss(Spectral(4).fit(store), held)
+    trained = Sne(4, start="random", steps=40, batch_size=64, lr=1e-2).fit(store)
+    assert sne_loss(trained, held) < sne_loss(start(0), held)
+
+
+def test_another_start_is_refused(make_store, rng):
+    with pytest.raises(ValueError, match="unknown start 'pca' of the sne mapping; known: spectral, random"):
+        Sne(4, start="pca").fit(make_store("s", draw(rng, 5)))
+
+
+def layer_normalised(rows: np.ndarray) -> np.ndarray:
+    """LayerNorm without learned parameters, of what a store holds of the rows."""
+    rows = rows.astype(np.float16).astype(np.float64)
+    return (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+
+
+def test_layer_norm_starts_from_the_spectrum_of_normalised_rows(make_store, rng):
+    rows = draw(rng, 100)
+    sne = Sne(3, layer_norm=True, steps=0).fit(make_store("s", rows))
+    vectors = np.linalg.svd(layer_normalised(rows), full_matrices=False)[2][:3]
+    np.testing.assert_allclose(np.abs(sne.weight_ @ vectors.T), np.eye(3), atol=1e-4)
+    np.testing.assert_array_equal(sne.bias_, np.zeros(3))
+    np.testing.assert_allclose(
+        sne.transform(rows.astype(np.float16)), layer_normalised(rows) @ sne.weight_.T, atol=1e-4
+    )
+
+
+def test_layer_norm_learns_a_bias_and_a_scale(make_store, rng, sne_loss):
+    store, held = make_store("s", draw(rng, 200)), draw(rng, 40)
+    start = Sne(4, layer_norm=True, steps=0).fit(store)
+    trained = Sne(4, layer_norm=True, steps=40, batch_size=64, lr=1e-2).fit(store)
+    assert sne_loss(trained, held) < 0.9 * sne_loss(start, held)
+    assert np.abs(trained.bias_).max() > 1e-3
+    expected = layer_normalised(held) @ trained.weight_.T + trained.bias_
+    np.testing.assert_allclose(trained.transform(held.astype(np.float16)), expected, atol=1e-4)
+    # In a store smaller than the batch, the reported loss is of every row: the folded map is the trained head.
+    few = draw(rng, 30)
+    trained = Sne(4, layer_norm=True, steps=10, lr=1e-2).fit(make_store("few", few))
+    assert trained.report_["sne"] == pytest.approx(sne_loss(trained, few), rel=1e-3)
 
 
 def test_progress_counts_the_steps(make_store, rng):

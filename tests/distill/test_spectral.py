@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from distill.mappings.spectral import Spectral, unit_rows
+from distill.mappings._moments import unit_rows
+from distill.mappings.spectral import Spectral
 
 
 @pytest.fixture
@@ -80,3 +81,10 @@ def test_unit_rows_of_float16(rng):
     unit = unit_rows(rows)
     assert unit.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), [1, 1, 0, 1, 1], rtol=1e-6)
+
+
+def test_progress_counts_the_rows_of_every_view(make_store, rng):
+    seen = []
+    store = make_store("s", rng.normal(size=(9000, 2, 4)), failed={0: "truncated"})
+    Spectral(2).fit(store, lambda done, total: seen.append((done, total)))
+    assert seen == [(8192, 17998), (8999, 17998), (17191, 17998), (17998, 17998)]

@@ -188,8 +188,7 @@ def test_a_writer_on_another_machine_is_believed_for_ten_minutes(url, monkeypatc
             raise AssertionError
 
 
-def test_of_many_that_start_at_once_one_writes(url, monkeypatch):
-    monkeypatch.setattr(featcache.remote, "SETTLE", 0.05)
+def test_of_many_threads_that_start_at_once_one_writes(url):
     begin, end, outcomes = threading.Barrier(6), threading.Barrier(6), []
 
     def write(_):
@@ -204,8 +203,32 @@ def test_of_many_that_start_at_once_one_writes(url, monkeypatch):
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(write, range(6)))
-    if url.startswith("s3"):  # a plain folder cannot promise it
-        assert sorted(outcomes) == ["refused"] * 5 + ["wrote"]
+    assert sorted(outcomes) == ["refused"] * 5 + ["wrote"]
+
+
+def test_of_two_that_saw_no_lock_the_first_to_create_it_writes(url, other_writer, monkeypatch):
+    look, looks = featcache.remote._Lock.holder, []
+
+    def see_nothing_at_first(lock):
+        looks.append(lock)
+        return look(lock) if len(looks) > 1 else None
+
+    monkeypatch.setattr(featcache.remote._Lock, "holder", see_nothing_at_first)
+    before = read_remotely(url, ".lock")
+    with pytest.raises(ValueError, match=rf"pid {other_writer.pid}\) is writing"), Mirror(url).only_writer():
+        raise AssertionError
+    assert read_remotely(url, ".lock") == before
+
+
+def test_of_two_that_succeed_a_dead_writer_the_last_to_say_so_writes(url, monkeypatch):
+    dead = {"id": "dead", "host": "elsewhere", "numbers": "", "pid": 1, "alive": 0.0}
+    lock, other = {"t.zarr.lock": json.dumps(dead).encode()}, dead | {"id": "other", "alive": 1e12}
+    put(url.rpartition("/")[0], lock)
+    say = {"t.zarr.lock": json.dumps(other).encode()}
+    monkeypatch.setattr(featcache.remote.time, "sleep", lambda seconds: put(url.rpartition("/")[0], say))
+    with pytest.raises(ValueError, match=r"another process \(elsewhere, pid 1\) is writing"), Mirror(url).only_writer():
+        raise AssertionError
+    assert json.loads(read_remotely(url, ".lock")) == other
 
 
 def test_the_holder_shows_signs_of_life_and_notices_when_it_was_succeeded(url, monkeypatch):
@@ -235,7 +258,7 @@ ACTIONS = {
     "fetch": lambda mirror: mirror.fetch("y"),
     "push": lambda mirror: mirror.push("x"),
     "listing": lambda mirror: mirror.listing(),
-    "tails": lambda mirror: mirror.tails({"x": 9}),
+    "tails": lambda mirror: mirror.tails({"y": 9}),
     "remove": lambda mirror: mirror.remove("x"),
     "write": lambda mirror: mirror.only_writer().__enter__(),
 }

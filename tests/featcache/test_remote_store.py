@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import selectors
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from tiny import tiny_encoder
 
+import distill
 import featcache.remote
 import featcache.store
 from featcache import extract, open_corpus, open_store, write_store
@@ -111,6 +113,16 @@ def test_a_finished_store_is_found_finished_and_its_rows_are_reused(make_images,
     assert set(known_stores()) == {tmp_path / "again.zarr", url}
 
 
+def test_rows_whose_objects_have_gone_are_encoded_again(make_images, url, tmp_path):
+    folder = make_images(9)
+    local = extract(folder, tiny_encoder(), tmp_path / "t.zarr", **EXACT)
+    shutil.rmtree(os.environ["FEATCACHE_HOME"])
+    extract(folder, tiny_encoder(), url, **EXACT)
+    Mirror(url).remove(*(path for path in objects(url) if path != "zarr.json"))
+    again = extract(folder, tiny_encoder(), tmp_path / "again.zarr", **EXACT)
+    assert files(again.path) == files(local.path)
+
+
 def test_a_store_from_arrays_may_lie_in_a_bucket(url, tmp_path, rng):
     embedding = rng.normal(size=(21, 2, 6)).astype(np.float16)
     local, remote = (
@@ -173,6 +185,24 @@ def test_kept_images_are_read_from_a_bucket(make_images, url, another_home, tmp_
     another_home("c")
     corpus = open_corpus(f"store:{url}")
     assert [corpus.read(i) for i in range(9)] == [local.pixels(i) for i in range(9)]
+
+
+def test_a_student_is_trained_from_a_bucket(make_images, url, tmp_path, another_home):
+    folder, given = (
+        make_images(12),
+        {"student": "tiny", "method": "proteus", "epochs": 1, "batch_size": 4, "workers": 1},
+    )
+    local = extract(folder, tiny_encoder(), tmp_path / "t.zarr", **EXACT)
+    another_home("b")
+    extract(folder, tiny_encoder(), url, **EXACT)
+    another_home("c")
+    runs = {
+        store: distill.fit(store, folder, out=tmp_path / name, **given)
+        for name, store in (("a", str(local.path)), ("b", url))
+    }
+    weights = [Path(run.path, "student.safetensors").read_bytes() for run in runs.values()]
+    assert weights[0] == weights[1]
+    assert [run.config["store"] for run in runs.values()] == list(runs)
 
 
 # -- what is refused ------------------------------------------------------------------------------------

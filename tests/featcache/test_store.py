@@ -18,7 +18,6 @@ from featcache.store import (
     FeatureStore,
     chunk_rows,
     create_store,
-    iterate_blocks,
     open_store,
     write_store,
 )
@@ -154,13 +153,6 @@ def test_both_ways_of_reading_equal_the_array(data, rows, views, per_chunk):
         np.testing.assert_array_equal(gathered, source[np.array(wanted, int), view])
         np.testing.assert_array_equal(gathered, store.gather_portable(wanted, view=view))
         np.testing.assert_array_equal(store.gather(wanted, view=per_row), source[np.array(wanted, int), per_row])
-
-
-def test_blocks_joined_are_the_rows(path):
-    store, rows = open_store(path), np.array([7, 1, 10, 3, 3])
-    blocks = list(iterate_blocks(store, rows, block=2, view=1))
-    assert [len(block) for block in blocks] == [2, 2, 1]
-    np.testing.assert_array_equal(np.concatenate(blocks), halves()[rows, 1])
 
 
 def test_float32_is_rounded_to_nearest_half(tmp_path):

@@ -1,0 +1,119 @@
+"""What decides a run's result: one record, mirrored by `config.toml`."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill.augment import AUGMENTS
+from featcache.plugins import load_plugin, suggest
+
+VIEWS = ("all", "plain", "student")
+OPTIMIZERS = ("adamw", "lars")
+EVALUATED_SHARE = 0.05
+"""Held out when evaluations are asked for and `holdout` is not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything that decides a run's result; `config.toml` mirrors it.
+
+    Attributes:
+        student: "tiny", "timm/NAME" or "timm/NAME:WEIGHTS".
+        method: a name from `distill/methods/`.
+        epochs: passes over the samples, each in one view.
+        batch_size: samples a step, over all processes and all parts of an accumulated step.
+        views: "all": each sample in one of its stored views, drawn anew every epoch, pixels replayed. "plain": view 0
+            only. "student": view 0's features against an augmentation of the student's own.
+        student_augment: with views "student": "photometric" (brightness, contrast, saturation, grey, blur) or "crops".
+        optimizer: "adamw" or "lars".
+        lr: its peak; linear warm-up, then half a cosine down to `min_lr`.
+        warmup_epochs: may be a fraction; a tenth of `epochs` when None.
+        min_lr: at the last step.
+        weight_decay: of weights with two dimensions or more; biases and norms are not decayed.
+        clip_norm: largest norm of all gradients together; 0 does not clip.
+        accumulate: parts that a step's batch is computed in, to need less memory. Losses that compare samples of a
+            batch see one part at a time.
+        ema: decay of the moving average of the weights that is saved instead of them; 0 for none. Early steps use
+            (1 + step) / (10 + step) where that is less.
+        seed: of initial weights, order, views and mapping.
+        embedding_dim: width of the student's embedding; the model's own when 0.
+        image_size: px of the student's input; the model's own when 0.
+        pretrained: start from the model's pretrained weights.
+        precision: "fp32" or "bf16" (autocast); "auto" is bf16 on a GPU, else fp32.
+        compile: run the student through torch.compile.
+        eval_every: epochs between evaluations on the held-out rows; 0 evaluates at the end only.
+        holdout: share of the samples kept out of training for that, at most 1,000 of them; 0.05 when `eval_every` is
+            set and this is 0. None held out, nothing evaluated.
+        method_options: keyword arguments of the method.
+    """
+
+    student: str
+    method: str = "tintem"
+    epochs: int = 100
+    batch_size: int = 256
+    views: str = "all"
+    student_augment: str = "photometric"
+    optimizer: str = "adamw"
+    lr: float = 3e-3
+    warmup_epochs: float | None = None
+    min_lr: float = 0.0
+    weight_decay: float = 0.05
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+    seed: int = 0
+    embedding_dim: int = 0
+    image_size: int = 0
+    pretrained: bool = False
+    precision: str = "auto"
+    compile: bool = False
+    eval_every: int = 0
+    holdout: float = 0.0
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs is None:
+            object.__setattr__(self, "warmup_epochs", self.epochs / 10)
+        if self.eval_every and not self.holdout:
+            object.__setattr__(self, "holdout", EVALUATED_SHARE)
+        for name in ("epochs", "batch_size", "lr", "accumulate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
+        for name in (
+            *("weight_decay", "embedding_dim", "image_size", "warmup_epochs", "min_lr", "clip_norm", "eval_every"),
+            *("ema", "holdout"),
+        ):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("ema", "holdout"):
+            if not getattr(self, name) < 1:
+                raise ValueError(f"{name} must be less than 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} cannot be accumulated in {self.accumulate} equal parts")
+        for name, known in (
+            ("precision", ("auto", "fp32", "bf16")),
+            ("views", VIEWS),
+            ("student_augment", AUGMENTS),
+            ("optimizer", OPTIMIZERS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        options = method_options(self.method)
+        for name in self.method_options:
+            if name not in options:
+                raise ValueError(
+                    f"method {self.method} has no option {name!r}; "
+                    f"{suggest(name, options) if options else 'it has none'}"
+                )
+
+
+def load_method(name: str) -> Any:
+    """The class `Method` of `distill/methods/NAME.py`; "-" may stand for "_". Raises ValueError, with near names, when there is none."""
+    return load_plugin("distill.methods", name.replace("-", "_")).Method
+
+
+def method_options(name: str) -> list[str]:
+    """Keyword arguments of that method."""
+    parameters = inspect.signature(load_method(name)).parameters
+    return [option for option in parameters if option not in ("teacher_dim", "student_dim")]

@@ -1,0 +1,104 @@
+"""What every mapping is: an estimator in the manner of scikit-learn, and the frozen module it leaves."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill.source import Source
+from featcache.store import FeatureStore
+
+Progress = Callable[[int, int], None]
+
+
+class Mapping(ABC):
+    """From `teacher_dim` to `dim` dimensions. `__init__(dim, *, …)` only stores; `fit` learns from a store alone.
+
+    Learned state:
+        weight_: (dim, teacher_dim) float32, the matrix of the linear part.
+        report_: numbers about the fit, where there are any.
+    """
+
+    dim: int
+    weight_: Float[np.ndarray, "dim teacher_dim"]
+
+    @abstractmethod
+    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> Self:
+        """Reads the store in blocks of a fixed number of rows: memory does not grow with the rows' features.
+
+        Args:
+            progress: called with (done, of how many).
+
+        Raises:
+            ValueError: `dim` or another option does not suit the store.
+        """
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """(…, teacher_dim) → (…, dim) float32: what `transform` does, as a module of buffers that never trains."""
+
+    def transform(self, embedding: Float[np.ndarray, "n teacher_dim"]) -> Float[np.ndarray, "n dim"]:
+        """The teacher's embeddings, as they are stored, in the student's space; float32."""
+        with torch.inference_mode():
+            mapped: np.ndarray = self.module()(torch.tensor(np.asarray(embedding, np.float32))).numpy()
+        return mapped
+
+
+class Frozen(nn.Module):
+    """weight · normalised(features − mean) + bias, over the last dimension.
+
+    Args:
+        weight: (dim, teacher_dim).
+        mean: (teacher_dim,), subtracted first.
+        normalised: "unit", to length one (a row of zeros stays zero); "layer", to mean 0 and variance 1 over the
+            row's own dimensions; "none".
+        bias: (dim,).
+    """
+
+    weight: Tensor
+    mean: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Float[np.ndarray, "dim teacher_dim"],
+        *,
+        mean: Float[np.ndarray, " teacher_dim"] | None = None,
+        normalised: Literal["unit", "layer", "none"] = "unit",
+        bias: Float[np.ndarray, " dim"] | None = None,
+    ):
+        super().__init__()
+        self.normalised = normalised
+        for name, value in {"weight": weight, "mean": mean, "bias": bias}.items():
+            self.register_buffer(name, None if value is None else torch.tensor(value, dtype=torch.float32))
+
+    def forward(self, features: Float[Tensor, "*batch teacher_dim"]) -> Float[Tensor, "*batch dim"]:
+        features = features.float()
+        if self.mean is not None:
+            features = features - self.mean
+        if self.normalised == "unit":
+            features = F.normalize(features, dim=-1)
+        elif self.normalised == "layer":
+            features = F.layer_norm(features, features.shape[-1:])
+        return F.linear(features, self.weight, self.bias)
+
+
+def checked_source(store: Source | FeatureStore, dim: int, least_rows: int = 1) -> Source:
+    """The rows to fit a mapping to `dim` dimensions from.
+
+    Raises:
+        ValueError: `dim` is larger than the teacher's, or there are too few rows.
+    """
+    source = Source.of(store)
+    if not 1 <= dim <= source.embedding_dim:
+        raise ValueError(
+            f"{source.path}: its embeddings have {source.embedding_dim} dimensions, a mapping cannot make {dim} of them"
+        )
+    if len(source) < least_rows:
+        raise ValueError(f"{source.path}: {len(source)} rows with features; a mapping needs two or more")
+    return source

@@ -1,0 +1,71 @@
+"""Sums over every view of every row of a store, one block at a time."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from distill.mappings._mapping import Progress
+from distill.source import Source
+
+Rows = Float[np.ndarray, "n d"]
+
+
+def unit_rows(embedding: Rows) -> Rows:
+    """float32 rows of length one; a row of zeros stays zero."""
+    embedding = embedding.astype(np.float32)
+    length = np.linalg.norm(embedding, axis=1, keepdims=True)
+    return embedding / np.where(length > 0, length, 1)
+
+
+def second_moment(
+    source: Source, normalised: Callable[[Rows], Rows], progress: Progress | None = None
+) -> Float[np.ndarray, "d d"]:
+    """Σ xxᵀ over the normalised rows, float64. Not centred: cosines are angles at the origin."""
+    total = np.zeros((source.embedding_dim, source.embedding_dim))
+    for block in _every_block(source, progress):
+        x = normalised(block)
+        total += (x.T @ x).astype(np.float64)
+    return total
+
+
+def mean_and_covariance(
+    source: Source, progress: Progress | None = None
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """Of the rows as they are stored, float64; the covariance divides by the count less one.
+
+    Blocks are centred on their own means and merged (Chan, Golub & LeVeque 1983), so that a mean far from the origin
+    costs no digits.
+    """
+    count, mean = 0, np.zeros(source.embedding_dim)
+    scatter = np.zeros((source.embedding_dim, source.embedding_dim))
+    for block in _every_block(source, progress):
+        here = block.mean(axis=0, dtype=np.float64)
+        x = (block - here).astype(np.float32)
+        shift, merged = here - mean, count + len(block)
+        scatter += (x.T @ x).astype(np.float64) + np.outer(shift, shift) * (count * len(block) / merged)
+        mean, count = mean + shift * (len(block) / merged), merged
+    return mean, scatter / max(1, count - 1)
+
+
+def leading_directions(
+    symmetric: Float[np.ndarray, "d d"], dim: int
+) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, "dim d"]]:
+    """The `dim` largest eigenvalues and their eigenvectors as rows, largest first.
+
+    An eigenvector's sign is free; here its entry of largest magnitude is positive.
+    """
+    values, vectors = np.linalg.eigh(symmetric)
+    directions = vectors[:, ::-1][:, :dim].T
+    signs = np.sign(directions[np.arange(dim), np.abs(directions).argmax(1)])
+    return values[::-1][:dim].clip(0), directions * signs[:, None]
+
+
+def _every_block(source: Source, progress: Progress | None) -> Iterator[np.ndarray]:
+    done, total = 0, int(source.view_counts.sum())
+    for view in range(source.view_counts.max()):
+        for block in source.blocks(view=view):
+            yield block
+            done += len(block)
+            if progress:
+                progress(done, total)

@@ -1,0 +1,153 @@
+"""What a mapping kept of the teacher: one table of numbers for any of them."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from distill.mappings._mapping import Mapping
+from distill.mappings._moments import unit_rows
+from distill.objectives import cosines, relation_kl
+from distill.source import Source
+from featcache.store import FeatureStore
+
+_SNE_ROWS = 512  # the loss is of a distribution over pairs, so it depends on the count: always the same one
+_MUTUAL, _VOTERS, _DISTANT = 10, 20, (1, 50)
+_VOTE_TEMPERATURE = 0.07
+_BLOCK = 2048
+
+
+def report(
+    mapping: Mapping,
+    source: Source | FeatureStore,
+    *,
+    id_test: Source | FeatureStore | None = None,
+    ood: Source | FeatureStore | None = None,
+    sample: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much of the teacher's geometry a fitted mapping keeps; all from view 0, cosines throughout.
+
+    Args:
+        source: the rows that the mapping was fitted to; the bank of neighbours.
+        id_test: held-out rows of the same distribution; without them the first three groups below are measured on
+            `source`, and the others are left out.
+        ood: rows of another distribution.
+        sample: rows of each that are looked at, at most; drawn from `seed`.
+
+    Returns:
+        - singular_min, singular_max, deviation: see `orthogonality`.
+        - sne: the paper's loss at its ten temperatures, of at most 512 rows.
+        - gram_pearson: correlation of the off-diagonal cosines before and after. mutual_knn@10: share of a row's
+          ten nearest other rows that stay so.
+        - top1@20: accuracy of a vote of the 20 nearest rows of `source`, each weighing exp(cosine / 0.07); where
+          both have labels. teacher/top1@20: before the mapping.
+        - auroc@1, auroc@50: how well 1 − cosine to the k-th nearest row of `source` tells `ood` from `id_test`.
+          teacher/auroc@1, teacher/auroc@50: before the mapping.
+
+    Memory O(sample² + sample · block), whatever the rows of `source`.
+
+    Raises:
+        ValueError: there are fewer than 12 rows to compare or 50 in the bank, `ood` comes without `id_test`, or
+            classes are not named alike.
+    """
+    bank = Source.of(source)
+    held = bank if id_test is None else Source.of(id_test)
+    if ood is not None and id_test is None:
+        raise ValueError("the OOD numbers compare `ood` with held-out rows; give `id_test` as well")
+    if len(held) < _MUTUAL + 2:
+        raise ValueError(f"{held.path}: {len(held)} rows with features; a report needs {_MUTUAL + 2} or more")
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(held))[:sample]
+    teacher = held.gather(rows)
+    kept = _kept(teacher, mapping.transform(teacher))
+    found = {**orthogonality(mapping.weight_), **kept}
+    if id_test is None:
+        return found
+
+    labelled = (bank.labels >= 0).any() and (held.labels[rows] >= 0).any()
+    if labelled and bank.stores[0].class_names != held.stores[0].class_names:
+        raise ValueError(f"{held.path} and {bank.path} do not name their classes alike; leave out one's labels")
+    if len(bank) < max(_DISTANT):
+        raise ValueError(f"{bank.path}: {len(bank)} rows with features; its neighbours need {max(_DISTANT)} or more")
+    outside = teacher[:0]
+    if ood is not None:
+        strangers = Source.of(ood)
+        outside = strangers.gather(rng.permutation(len(strangers))[:sample])
+    nearest = _nearest(mapping, bank, np.concatenate([teacher, outside]))
+    for prefix, (cosine, neighbour) in zip(("teacher/", ""), nearest, strict=True):
+        if labelled:
+            found[f"{prefix}top1@{_VOTERS}"] = _accuracy(
+                cosine[: len(rows), :_VOTERS], bank.labels[neighbour[: len(rows), :_VOTERS]], held.labels[rows]
+            )
+        if ood is not None:
+            for k in _DISTANT:
+                score = 1 - cosine[:, k - 1]
+                found[f"{prefix}auroc@{k}"] = _auroc(score[: len(rows)], score[len(rows) :])
+    return found
+
+
+def orthogonality(weight: Float[np.ndarray, "dim teacher_dim"]) -> dict[str, float]:
+    """How far a map is from an orthogonal projection, up to one scale c.
+
+    Returns:
+        singular_min, singular_max: of W. deviation: ‖WWᵀ/c − I‖_F / √dim with c = tr(WWᵀ)/dim; 0 is orthogonal.
+    """
+    gram = weight.astype(np.float64) @ weight.T.astype(np.float64)
+    singular = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
+    scale = np.trace(gram) / len(gram)
+    deviation = np.linalg.norm(gram / scale - np.eye(len(gram))) / math.sqrt(len(gram))
+    return {"singular_min": float(singular[0]), "singular_max": float(singular[-1]), "deviation": float(deviation)}
+
+
+def _kept(teacher: Float[np.ndarray, "n d"], mapped: Float[np.ndarray, "n dim"]) -> dict[str, float]:
+    before, after = (unit @ unit.T for unit in (unit_rows(teacher), unit_rows(mapped)))
+    few = torch.from_numpy(unit_rows(teacher)[:_SNE_ROWS]), torch.from_numpy(unit_rows(mapped)[:_SNE_ROWS])
+    apart = ~np.eye(len(before), dtype=bool)
+    neighbours = []
+    for gram in (before, after):
+        masked = np.where(apart, gram, -np.inf)
+        neighbours.append(np.argpartition(-masked, _MUTUAL, axis=1)[:, :_MUTUAL])
+    both = [len(np.intersect1d(*pair)) for pair in zip(*neighbours, strict=True)]
+    return {
+        "sne": relation_kl(*(cosines(unit, unit) for unit in few)).item(),
+        "gram_pearson": float(np.corrcoef(before[apart].astype(np.float64), after[apart])[0, 1]),
+        f"mutual_knn@{_MUTUAL}": float(np.mean(both)) / _MUTUAL,
+    }
+
+
+def _nearest(
+    mapping: Mapping, bank: Source, query: Float[np.ndarray, "q d"]
+) -> list[tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]]:
+    """Cosines and numbers of each query's nearest rows of the bank, nearest first: before the mapping, then after.
+
+    One pass over the bank.
+    """
+    queries = [torch.from_numpy(unit_rows(x)) for x in (query, mapping.transform(query))]
+    best = [(torch.empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64)) for _ in queries]
+    start = 0
+    for block in bank.blocks(size=_BLOCK):
+        for side, rows in enumerate((block, mapping.transform(block))):
+            cosine = torch.cat([best[side][0], queries[side] @ torch.from_numpy(unit_rows(rows)).T], dim=1)
+            number = torch.arange(start, start + len(block)).expand(len(query), -1)
+            top, place = cosine.topk(min(max(_DISTANT), cosine.shape[1]), dim=1)
+            best[side] = top, torch.cat([best[side][1], number], dim=1).gather(1, place)
+        start += len(block)
+    return [(cosine.numpy(), number.numpy()) for cosine, number in best]
+
+
+def _accuracy(cosine: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], truth: Int[np.ndarray, " q"]) -> float:
+    """Of the vote, over the queries that have a label; neighbours without one have no vote."""
+    votes = np.zeros((len(truth), max(label.max(), truth.max()) + 1))
+    weight = np.exp((cosine.astype(np.float64) - cosine[:, :1]) / _VOTE_TEMPERATURE)
+    np.add.at(votes, (np.arange(len(truth))[:, None], label.clip(0)), np.where(label >= 0, weight, 0))
+    has_label = truth >= 0
+    return float((votes.argmax(axis=1) == truth)[has_label].mean())
+
+
+def _auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> float:
+    """Probability that a score from outside is the higher one; ties count one half."""
+    ordered = np.sort(inside)
+    lower = np.searchsorted(ordered, outside, "left") + np.searchsorted(ordered, outside, "right")
+    return float(lower.mean() / 2 / len(inside))
