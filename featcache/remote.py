@@ -26,13 +26,13 @@ from featcache.corpora._urls import open_filesystem
 from featcache.home import cache_home
 
 ROOT = "zarr.json"
-TRANSFERS = 16
+TRANSFERS = 8
 """Files moved at the same time."""
 PATIENCE = 60.0
 """Seconds after which a service that says nothing is given up. s3fs alone waits for 6 minutes when it reads, and for
 ever when it writes: its upload waits for the server to say "100 Continue", and no timeout of botocore's covers that."""
-SLOWEST = 100_000
-"""Bytes a second: files get this much more time than `PATIENCE`."""
+SLOWEST = 50_000
+"""Bytes a second, of each of the files that share a line: they get this much more time than `PATIENCE`."""
 REFRESH = 60.0
 """Seconds between signs of life from the writer of a store."""
 STALE = 600.0
@@ -118,8 +118,9 @@ class Mirror:
     def fetch_all(self, relatives: Iterable[str]) -> None:
         """`fetch`, several at a time."""
         missing = [relative for relative in relatives if not (self.root / relative).exists()]
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            list(pool.map(self.fetch, missing))
+        if missing:
+            with ThreadPoolExecutor(TRANSFERS) as pool:
+                list(pool.map(self.fetch, missing))
 
     def read_afresh(self, relatives: Iterable[str]) -> Iterator[bytes]:
         """The bytes of each file, as they are at `url` now; they replace the local copies."""
@@ -135,8 +136,8 @@ class Mirror:
                 yield local.read_bytes()
 
     def _download(self, relative: str, partial: Path) -> None:
-        # A file's size is not known beforehand; no chunk is larger than 16 MiB.
-        self._ask("get_file", f"{self._there}/{relative}", str(partial), seconds=PATIENCE + 2**24 / SLOWEST)
+        # A file's size is not known beforehand; chunks are of 16 MiB, those of kept images of more when they are large.
+        self._ask("get_file", f"{self._there}/{relative}", str(partial), seconds=PATIENCE + 2**25 / SLOWEST)
 
     def _receive(self, local: Path, write: Callable[[Path], Any]) -> None:
         """Let `write` fill a file that appears at `local` whole, or not at all."""
@@ -192,12 +193,13 @@ class Mirror:
 
     def remove(self, *relatives: str) -> None:
         """Delete files here and at `url`; those that are not there are passed over."""
-        gone = [f"{self._there}/{relative}" for relative in relatives]
-        if gone:
-            with contextlib.suppress(FileNotFoundError):
-                self._ask("rm", gone, seconds=PATIENCE + len(gone))
-        for relative in relatives:
-            (self.root / relative).unlink(missing_ok=True)
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            list(pool.map(self._delete, relatives))
+
+    def _delete(self, relative: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._ask("rm_file", f"{self._there}/{relative}")
+        (self.root / relative).unlink(missing_ok=True)
 
     def remove_all(self) -> None:
         """Delete the whole store here and at `url`, zarr.json last: until then it is still a store, if a damaged one."""

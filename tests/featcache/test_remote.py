@@ -66,7 +66,7 @@ def test_files_go_up_and_come_down_as_they_are(url):
     mirror.fetch_all(["x/c/0", "x/c/10"])
     assert mirrored(mirror) == {"x/c/0", "x/c/10"}
     assert {path: mirror.fetch(path).read_bytes() for path in files} == files
-    mirror.remove("x/c/0", "nowhere")
+    mirror.remove("nowhere", "x/c/0")
     assert set(mirror.listing()) == set(files) - {"x/c/0"} == mirrored(mirror)
     mirror.remove_all()
     assert mirror.listing() == {}

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from tiny import tiny_encoder
 
-import distill
 import featcache.remote
 import featcache.store
 from featcache import extract, open_corpus, open_store, write_store
@@ -188,6 +187,8 @@ def test_kept_images_are_read_from_a_bucket(make_images, url, another_home, tmp_
 
 
 def test_a_student_is_trained_from_a_bucket(make_images, url, tmp_path, another_home):
+    import distill
+
     folder, given = (
         make_images(12),
         {"student": "tiny", "method": "proteus", "epochs": 1, "batch_size": 4, "workers": 1},
