@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import featcache.job
-import featcache.store
+import featcache.layout
 from featcache import Encoder, Preprocess, extract
 from featcache.pixels import KeptPixels
 
@@ -43,7 +43,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     featcache.job.SAVE_SECONDS = 0.0  # a unit in progress is saved after every batch
-    featcache.store.CHUNK_BYTES = 4 * 12 * 2 * 2  # four rows of two views a chunk
+    featcache.layout.CHUNK_BYTES = 4 * 12 * 2 * 2  # four rows of two views a chunk
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,13 @@ class Tiny(nn.Sequential):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The embedding, and as tokens each position of the last map (an eighth of the image a side)."""
-        feature_map = self[:-3](images)
+        *convolutions, pool, flatten, linear = self
+        feature_map = images
+        for layer in convolutions:
+            feature_map = layer(feature_map)
         return {
-            "embedding": self[-3:](feature_map),
-            "tokens": self[-1](feature_map.flatten(2).transpose(1, 2)),
+            "embedding": linear(flatten(pool(feature_map))),
+            "tokens": linear(feature_map.flatten(2).transpose(1, 2)),
         }
 
 
@@ -94,7 +97,9 @@ class Backbone(nn.Module):
         self.body, self.image_size = body, image_size
         self.width = _black_image(body, image_size).shape[-1]
         self.embedding_dim = embedding_dim or self.width
-        self.projection = nn.Identity() if self.embedding_dim == self.width else nn.Linear(self.width, embedding_dim)
+        self.projection = (
+            nn.Identity() if self.embedding_dim == self.width else nn.Linear(self.width, self.embedding_dim)
+        )
 
     def forward(self, images: Tensor, fields: Sequence[str] | None = None) -> Any:
         """The embedding (B, D); or, given `fields`, what `features` gives, so that wrappers (DDP, compile) see it."""
@@ -120,7 +125,7 @@ class Backbone(nn.Module):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one image's features, of all fields there are, seen on a black image."""
-        found = _black_image(lambda images: _features(self.body, images), self.image_size, self)
+        found = _black_image(self, self.image_size, lambda images: _features(self.body, images))
         return {
             name: (*value.shape[1:-1], self.embedding_dim)
             for name, value in found.items()
@@ -191,7 +196,9 @@ def load_backbone(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, A
         record = json.loads((folder / "student.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         unfinished = (folder / "config.toml").exists()
-        remedy = "finish it with `distill fit … --resume`" if unfinished else f"make one with `distill fit … --out {folder}`"
+        remedy = (
+            "finish it with `distill fit … --resume`" if unfinished else f"make one with `distill fit … --out {folder}`"
+        )
         raise ValueError(f"{folder}: holds no finished student (student.json); {remedy}") from None
     backbone = build_backbone(
         record["architecture"],
@@ -208,11 +215,12 @@ def load_backbone(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, A
     return backbone.eval(), record
 
 
-def timm_arguments(name: str, image_size: int | None, patch_size: int | None) -> dict[str, int]:
-    """What `timm.create_model` needs to build `name` for these sizes; nothing where they are its own."""
-    config = timm.get_pretrained_cfg(name.split(".")[0])
+def timm_arguments(name: str, image_size: int | None, patch_size: int | None) -> dict[str, Any]:
+    """What `timm.create_model` needs to build `name`, with or without a tag, for these sizes; nothing where they are
+    its own, or where any size does."""
+    config = timm.get_pretrained_cfg(name)
     own = config.input_size[-1] if config else None
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if image_size and image_size != own and config and config.fixed_input_size:
         arguments["img_size"] = image_size
     if patch_size:
@@ -229,15 +237,15 @@ def _timm(
     drop_path: float,
     pretrained: bool,
 ) -> tuple[nn.Module, int]:
-    regularised = {"drop_path_rate": drop_path} if drop_path else {}
+    regularised: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     architecture = name.split(".")[0]
     try:
         if weights or pretrained:
             model = create_model(name, weights, **regularised)
             model.reset_classifier(0)
-            arguments = timm_arguments(architecture, image_size, patch_size)
+            arguments = timm_arguments(architecture if weights else name, image_size, patch_size)
             if arguments:  # timm resamples position embeddings and patch filters
-                model.set_input_size(**arguments)
+                model.set_input_size(**{key: (side, side) for key, side in arguments.items()})
         elif timm.is_model(architecture):
             arguments = timm_arguments(architecture, image_size, patch_size)
             model = timm.create_model(architecture, num_classes=0, **arguments, **regularised)
@@ -246,8 +254,16 @@ def _timm(
     except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
         given = {"image_size": image_size, "patch_size": patch_size, "drop_path": drop_path}
         settings = ", ".join(f"{key} {value}" for key, value in given.items() if value)
+        if not settings:
+            raise
         raise ValueError(f"{spec}: the model does not take {settings} ({_reason(error)}); leave it out") from None
-    return model, image_size or timm.data.resolve_model_data_config(model)["input_size"][-1]
+    size = image_size or timm.data.resolve_model_data_config(model)["input_size"][-1]
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if patch and size % patch[0]:
+        raise ValueError(
+            f"{spec}: {size} px is not a multiple of its patches of {patch[0]} px; give another image_size"
+        )
+    return model, size
 
 
 def _open_clip(spec: str, name: str, pretrained: str, image_size: int | None) -> tuple[nn.Module, int]:
@@ -286,16 +302,20 @@ def _features(body: nn.Module, images: Tensor) -> dict[str, Tensor]:
     features: Any = body.forward_features(images)  # type: ignore[operator]
     tokens, prefix = split_tokens(body, features)
     found = {"embedding": body.forward_head(features), "tokens": tokens, "prefix_tokens": prefix}  # type: ignore[operator]
-    return {name: value for name, value in found.items() if value is not None and (name != "prefix_tokens" or value.shape[1])}
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None and (name != "prefix_tokens" or value.shape[1])
+    }
 
 
-@torch.inference_mode()
-def _black_image(run: Any, size: int, module: nn.Module | None = None) -> Any:
-    """What `run` makes of one black image, in eval mode; leaves the module as it was."""
-    module = module or run
+@torch.no_grad()
+def _black_image(module: nn.Module, size: int, run: Callable[[Tensor], Any] | None = None) -> Any:
+    """What `module` (or `run`, a way of running it) makes of one black image in eval mode."""
     training = module.training
+    module.eval()
     try:
-        return run(torch.zeros(1, 3, size, size)) if not module.eval() else run(torch.zeros(1, 3, size, size))
+        return (run or module)(torch.zeros(1, 3, size, size))
     finally:
         module.train(training)
 

@@ -26,11 +26,12 @@ from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.files import Files, files_at
 from featcache.job import Job
+from featcache.layout import EMBEDDING, PENDING, chunk_rows
 from featcache.pixels import KeptPixels
 from featcache.precision import choose_precision
 from featcache.preprocess import Preprocess
 from featcache.samples import Sample, Wanted, content_hash, cores, prefetch, read_sample
-from featcache.store import EMBEDDING, PENDING, FeatureStore, chunk_rows, create_store
+from featcache.store import FeatureStore, create_store
 from featcache.views import PARAMETERS, Views
 
 PROBE_IMAGES = 8

@@ -10,8 +10,9 @@ import torch
 
 from featcache.corpus import Corpus
 from featcache.encoder import Encoder
+from featcache.layout import FAILED, OK, PIXELS, STATE, wide_arrays
 from featcache.samples import Sample, Seen
-from featcache.store import FAILED, OK, PIXELS, STATE, FeatureStore, wide_arrays
+from featcache.store import FeatureStore
 
 SAVE_SECONDS = 60.0
 """A unit in progress is saved this often: more than that is never computed again after a kill."""

@@ -17,14 +17,13 @@ import contextlib
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import google_crc32c
 import numpy as np
@@ -34,24 +33,24 @@ from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning
 
 from featcache._mapped import map_chunks
+from featcache._sync import sync_directory, sync_file, sync_tree
 from featcache.files import files_at
-from featcache.pixels import KeptPixels
+from featcache.layout import (
+    EMBEDDING,
+    FAILED,
+    FORMAT,
+    OK,
+    PIXELS,
+    STATE,
+    ArrayLayout,
+    array_layout,
+    chunk_rows,
+    wide_chunk_rows,
+)
 from featcache.views import PARAMETERS
 
-FORMAT = 2
-PENDING, OK, FAILED = 0, 1, 2
-CHUNK_BYTES = 16 * 2**20
-"""No feature chunk is larger; its rows are the largest power of two that fits, so none is under half of it."""
-EMBEDDING, PIXELS = "embedding", "pixels"
-STATE = "state"
 METADATA, UNFINISHED = "zarr.json", "unfinished.npz"
 UNSEALED = "0" * 32
-
-
-def chunk_rows(row_bytes: int, rows: int) -> int:
-    """Rows a chunk, so that it is 8–16 MiB (all of them when there are fewer rows)."""
-    fitting = max(1, CHUNK_BYTES // row_bytes)
-    return min(rows, 1 << (fitting.bit_length() - 1))
 
 
 def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
@@ -87,57 +86,15 @@ def create_store(
         is_store = _is_store(files.root)
         if not (overwrite and is_store):
             raise ValueError(f"{path}: already exists{'' if is_store else ' and is not a store'}; choose another --out")
-    root, manifest = files.root, {"wide_chunk_rows": _wide_chunk_rows(manifest), **manifest}
+    root, manifest = files.root, {"wide_chunk_rows": wide_chunk_rows(manifest), **manifest}
     building = root.with_name(f"{root.name}.partial")
     _write_skeleton(building, manifest)
     files.remove_all()
     os.replace(building, root)
-    _sync_directory(root.parent)
+    sync_directory(root.parent)
     files.push(*(f"{name}/{METADATA}" for name in array_layout(manifest)))
     files.push(METADATA)  # last: what has none is no store yet
     return FeatureStore(path)
-
-
-class ArrayLayout(NamedTuple):
-    """Of one array: the shape of a row, the dtype, and how many rows a chunk holds."""
-
-    tail: tuple[int, ...]
-    dtype: str
-    chunk_rows: int
-
-
-def array_layout(manifest: Mapping[str, Any]) -> dict[str, ArrayLayout]:
-    """Every array of the store that `manifest` describes; `STATE` is the last."""
-    unit, views = int(manifest["chunk_rows"]), int(manifest["views"]["count"])
-    parameters = len(manifest["views"].get("parameters", PARAMETERS))
-    narrow = {
-        "label": ((), "int64"),
-        "sample_id": ((), "string"),
-        "content": ((16,), "uint8"),
-        "view": ((views, parameters), "float32"),
-        "reason": ((), "string"),
-        STATE: ((), "uint8"),
-    }
-    wide = manifest["wide_chunk_rows"]
-    arrays = {name: ArrayLayout((views, *shape), "float16", wide[name]) for name, shape in manifest["fields"].items()}
-    if manifest.get("pixels"):
-        arrays |= {PIXELS: ArrayLayout((), "variable_length_bytes", wide[PIXELS])}
-        arrays |= {"image_size": ArrayLayout((2,), "int32", unit)}
-    return arrays | {name: ArrayLayout(tail, dtype, unit) for name, (tail, dtype) in narrow.items()}
-
-
-def wide_arrays(manifest: Mapping[str, Any]) -> list[str]:
-    """The arrays that may have smaller chunks than the unit: features, and images that are kept."""
-    return [*manifest["fields"], *([PIXELS] if manifest.get("pixels") else [])]
-
-
-def _wide_chunk_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """Rows in a chunk of each wide array: those of the unit, or fewer, so that no chunk is over 16 MiB."""
-    unit, views, rows = manifest["chunk_rows"], manifest["views"]["count"], manifest["corpus"]["rows"]
-    row_bytes = {name: 2 * views * math.prod(shape) for name, shape in manifest["fields"].items()}
-    if manifest.get("pixels"):
-        row_bytes[PIXELS] = KeptPixels(**manifest["pixels"]).typical_bytes
-    return {name: min(unit, chunk_rows(width, rows)) for name, width in row_bytes.items()}
 
 
 def _write_skeleton(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -150,7 +107,7 @@ def _write_skeleton(path: Path, manifest: Mapping[str, Any]) -> None:
         shape, chunks = (rows, *tail), (per_chunk, *tail)
         with _unstable_names_allowed():
             group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=[Crc32cCodec()], filters=None)
-    _sync_tree(path)
+    sync_tree(path)
 
 
 class FeatureStore:
@@ -435,7 +392,7 @@ class FeatureStore:
         self._array(name)[first:stop] = values
         files = [self._chunk_name(name, chunk) for chunk in range(first // per_chunk, -(-stop // per_chunk))]
         for file in files:
-            _sync_file(self._root / file, root=self._root)
+            sync_file(self._root / file, root=self._root)
         return files
 
     @property
@@ -481,7 +438,7 @@ class FeatureStore:
         self.manifest["sealed"]["digest"] = self._digest(text)
         partial.write_bytes(text.replace(UNSEALED.encode(), self.manifest["sealed"]["digest"].encode()))
         os.replace(partial, root)
-        _sync_file(root, root=self._root)
+        sync_file(root, root=self._root)
         self._files.push(METADATA)
 
     # -- checking -----------------------------------------------------------------------------------------
@@ -517,7 +474,7 @@ class FeatureStore:
             (self._root / file).parent.mkdir(exist_ok=True)
             os.replace(skeleton / file, self._root / file)
         shutil.rmtree(skeleton)
-        _sync_tree(self._root)
+        sync_tree(self._root)
         self._files.push(*metadata)
         self._forget_cached()
         return [what for _, what in damage]
@@ -678,28 +635,3 @@ def _is_store(path: Path) -> bool:
 
 def _checksum_holds(chunk: bytes) -> bool:
     return len(chunk) > 4 and int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])
-
-
-def _sync_file(path: Path, *, root: Path) -> None:
-    """fsync a file and the directories between it and `root`: zarr renames atomically but never syncs."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    for directory in path.parents:
-        _sync_directory(directory)
-        if directory == root:
-            break
-
-
-def _sync_tree(root: Path) -> None:
-    for path in root.rglob("*"):
-        if path.is_file():
-            _sync_file(path, root=root)
-
-
-def _sync_directory(path: Path) -> None:
-    with contextlib.suppress(PermissionError):  # some network file systems refuse to open directories
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

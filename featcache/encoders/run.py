@@ -1,41 +1,35 @@
 """`run:PATH`: a student that `distill fit` trained, read from its run folder."""
 
-import json
 import os
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from featcache.backbones import build_backbone
-from featcache.encoder import Encoder, read_weights
+from featcache.backbones import Backbone, load_backbone
+from featcache.encoder import Encoder
 from featcache.preprocess import Preprocess
 
 
 class StudentModule(nn.Module):
-    def __init__(self, backbone: nn.Module):
+    """Every field that the student has; tokens as training with them sees them, after the projection."""
+
+    def __init__(self, backbone: Backbone, fields: tuple[str, ...]):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.fields = backbone, fields
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"embedding": self.backbone(images)}
+        return self.backbone.features(images, self.fields)
 
 
 def load_encoder(rest: str) -> Encoder:
     folder = Path(rest)
-    try:
-        record = json.loads((folder / "student.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(
-            f"{folder}: holds no finished student (student.json); make one with `distill fit … --out {folder}`"
-        ) from None
-    backbone = build_backbone(record["architecture"], embedding_dim=record["embedding_dim"])
-    weights = folder / "student.safetensors"
-    backbone.load_state_dict(read_weights(str(weights)))
+    backbone, record = load_backbone(folder)
+    shapes = backbone.shapes()
     return Encoder(
         name=f"run:{rest}",
-        module=StudentModule(backbone),
+        module=StudentModule(backbone, tuple(shapes)),
         preprocess=Preprocess.from_dict(record["preprocess"]),
-        fields={"embedding": (backbone.embedding_dim,)},
+        fields=shapes,
         output="student embedding",
-        files=(os.path.abspath(folder / "student.json"), os.path.abspath(weights)),
+        files=(os.path.abspath(folder / "student.json"), os.path.abspath(folder / "student.safetensors")),
     )

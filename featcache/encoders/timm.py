@@ -43,15 +43,7 @@ class TimmModule(Tower):
 
     def last(self, images: Tensor) -> tuple[Tensor, Tokens]:
         features = self.trunk.forward_features(images)
-        if not isinstance(features, Tensor):  # several resolutions side by side (CoaT, CrossViT)
-            return features, (None, None)
-        if features.ndim == 4:
-            channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
-            return features, (features.flatten(1, 2) if channels_last else flat(features), None)
-        prefix = getattr(self.trunk, "num_prefix_tokens", None)
-        if features.ndim != 3 or prefix is None:  # tokens in an order that timm does not tell
-            return features, (None, None)
-        return features, (features[:, prefix:], features[:, :prefix])
+        return features, split_tokens(self.trunk, features)
 
     def head(self, features: Tensor) -> dict[str, Tensor]:
         embedding = self.trunk.forward_head(features, pre_logits=True)
@@ -67,6 +59,19 @@ class TimmModule(Tower):
         (found,) = run(images, indices=[layer], stop_early=True, intermediates_only=True, output_fmt="NCHW", **asked)
         feature_map, prefix = found if isinstance(found, tuple) else (found, None)
         return flat(feature_map), prefix
+
+
+def split_tokens(trunk: Any, features: Any) -> Tokens:
+    """Patch and prefix tokens in what a timm model's `forward_features` gives; None for what it does not tell."""
+    if not isinstance(features, Tensor):  # several resolutions side by side (CoaT, CrossViT)
+        return None, None
+    if features.ndim == 4:
+        channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        return features.flatten(1, 2) if channels_last else flat(features), None
+    prefix = getattr(trunk, "num_prefix_tokens", None)
+    if features.ndim != 3 or prefix is None:  # tokens in an order that timm does not tell
+        return None, None
+    return features[:, prefix:], features[:, :prefix]
 
 
 def load_encoder(rest: str) -> Encoder:

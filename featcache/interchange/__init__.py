@@ -29,11 +29,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
+from featcache._sync import sync_directory, sync_tree
 from featcache.corpora._urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
 from featcache.interchange._foreign import foreign_unit
 from featcache.interchange._own import own_unit
-from featcache.store import FeatureStore, _sync_directory, _sync_tree, create_store, open_store
+from featcache.store import FeatureStore, create_store, open_store
 
 Format = Literal["npy", "parquet", "safetensors", "clip-retrieval"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -212,8 +213,8 @@ def _appearing(out: Path, *, folder: bool) -> Iterator[Path]:
     around = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         yield around / out.name
-        _sync_tree(around)
+        sync_tree(around)
         os.replace(around / out.name, out)
-        _sync_directory(out.parent)
+        sync_directory(out.parent)
     finally:
         shutil.rmtree(around, ignore_errors=True)

@@ -6,7 +6,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from featcache.store import STATE, FeatureStore, array_layout
+from featcache.layout import STATE, array_layout
+from featcache.store import FeatureStore
 
 STRINGS = ("sample_id", "reason")
 Arrays = dict[str, np.ndarray]

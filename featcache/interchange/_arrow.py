@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from featcache.interchange._arrays import STRINGS, Arrays, layout
-from featcache.store import STATE
+from featcache.layout import STATE
 
 DESCRIBING = ("sample_id", "image_path", "label", "class_name")
 """Columns that `describe` knows."""

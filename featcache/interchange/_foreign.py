@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from featcache.interchange._arrays import Arrays
-from featcache.store import OK, STATE, chunk_rows
+from featcache.layout import OK, STATE, chunk_rows
 from featcache.views import PARAMETERS
 
 

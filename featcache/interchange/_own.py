@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from featcache.interchange._arrays import STRINGS, Arrays, layout
-from featcache.store import FORMAT, OK, STATE
+from featcache.layout import FORMAT, OK, STATE
 
 
 def manifest_text(manifest: Mapping[str, Any], format: str, crc32c: Mapping[str, str]) -> str:

@@ -17,7 +17,8 @@ from featcache.interchange._foreign import check_embeddings
 from featcache.interchange._own import manifest_text, read_manifest
 from featcache.interchange._source import Source, of_arrays
 from featcache.interchange.npy import load, write_header
-from featcache.store import OK, STATE, FeatureStore
+from featcache.layout import OK, STATE
+from featcache.store import FeatureStore
 
 PART_ROWS = 1_000_000
 """Rows in one .npy of a clip-retrieval folder, as clip-retrieval has by default."""

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import hash_of, tiny_encoder
 from torchvision import transforms
 
+import featcache.layout
 import featcache.store
 from featcache import extract, open_corpus, open_store
 from featcache.encoder import normalise
@@ -27,7 +28,7 @@ EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batc
 @pytest.fixture
 def small_chunks(monkeypatch):
     """8 rows a chunk for one view of the tiny encoder's embedding."""
-    monkeypatch.setattr(featcache.store, "CHUNK_BYTES", 8 * 6 * 2)
+    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * 6 * 2)
 
 
 def files(path):

@@ -52,7 +52,8 @@ def make_store(path, *, views=2, logits=True, failed=(2, 9)):
     ok = ~np.isin(np.arange(ROWS), failed)
     arrays = {
         **{
-            name: rng.normal(size=(ROWS, views, *w)).astype(np.float16) * ok[:, None, None] for name, w in fields.items()
+            name: rng.normal(size=(ROWS, views, *w)).astype(np.float16) * ok[:, None, None]
+            for name, w in fields.items()
         },
         "label": np.arange(ROWS) % 3 - 1,
         "sample_id": np.array(IDS, object),

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode, Resize
 
 import cli
 import featcache.job
-import featcache.store
+import featcache.layout
 from featcache import KeptPixels, extract, open_corpus, open_store
 from featcache.corpora.store import KeptImages
 from featcache.encoder import normalise
@@ -38,7 +38,7 @@ def pixels(request):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """16 rows a unit for 8 views of the tiny encoder's embedding, 4 (raw: 1) in a chunk of kept images."""
-    monkeypatch.setattr(featcache.store, "CHUNK_BYTES", 16 * 8 * 6 * 2 + 700)
+    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 16 * 8 * 6 * 2 + 700)
     return {"views": 8, "augment": "flip"}
 
 

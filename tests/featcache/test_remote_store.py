@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from tiny import tiny_encoder
 
+import featcache.layout
 import featcache.remote
-import featcache.store
 from featcache import extract, open_corpus, open_store, write_store
 from featcache.cache import known_stores
 from featcache.interchange import export_store, import_store
@@ -32,7 +32,7 @@ EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batc
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """8 rows a chunk for one view of the tiny encoder's embedding; and a dead writer is succeeded at once."""
-    monkeypatch.setattr(featcache.store, "CHUNK_BYTES", 8 * 6 * 2)
+    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * 6 * 2)
     monkeypatch.setattr(featcache.remote, "SETTLE", 0.05)
 
 
@@ -418,9 +418,9 @@ def test_a_unit_in_progress_survives_on_another_machine(make_images, url, tmp_pa
 
 WRITE = """
     import sys, time
-    import featcache.store
+    import featcache.layout
     from tiny import tiny_encoder
-    featcache.store.CHUNK_BYTES = 8 * 6 * 2
+    featcache.layout.CHUNK_BYTES = 8 * 6 * 2
     def pause(at):
         if at.done > 16:
             print("paused", flush=True)

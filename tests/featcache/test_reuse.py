@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import tiny_encoder
 
-import featcache.store
+import featcache.layout
 from featcache import extract, open_corpus, open_store
 from featcache.cache import forget, known_stores
 from featcache.samples import content_hash
@@ -107,7 +107,7 @@ def test_known_stores_are_listed_until_they_are_gone(make_images, tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "missing", "leftover", "array metadata", "state"])
 def test_extract_repairs_what_verify_names_and_only_that(make_images, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(featcache.store, "CHUNK_BYTES", 4 * 6 * 2)  # four rows a chunk
+    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 6 * 2)  # four rows a chunk
     folder = make_images(12)
     store = extract(folder, tiny_encoder(), tmp_path / "s.zarr", **EXACT)
     whole = files(store)
@@ -129,7 +129,7 @@ def test_extract_repairs_what_verify_names_and_only_that(make_images, tmp_path, 
 
 
 def test_max_failures_stops_the_run_and_keeps_what_is_done(make_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(featcache.store, "CHUNK_BYTES", 4 * 6 * 2)
+    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 6 * 2)
     folder = Path(make_images(12))
     broken = sorted(p for p in folder.rglob("*.*"))[-3:]
     for path in broken:

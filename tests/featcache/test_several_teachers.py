@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tiny import patch_encoder
 
+import featcache.layout
 import featcache.samples
-import featcache.store
 from featcache import extract, extract_all, open_corpus
 from featcache.extract import PROBE_IMAGES
 from featcache.samples import Wanted, read_sample
@@ -52,7 +52,7 @@ def encoders(names):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(featcache.store, "CHUNK_BYTES", 8 * 6 * 2)
+    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * 6 * 2)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import featcache.store
+from featcache.layout import CHUNK_BYTES
 from featcache.store import (
-    CHUNK_BYTES,
     FAILED,
     OK,
     FeatureStore,
@@ -334,13 +334,13 @@ def test_sealing_sweeps_partial_files_away(tmp_path):
 
 
 def test_the_state_chunk_is_written_last(path, monkeypatch, tmp_path):
-    synced, sync = [], featcache.store._sync_file
+    synced, sync = [], featcache.store.sync_file
 
     def record(file, *, root):
         synced.append(file)
         sync(file, root=root)
 
-    monkeypatch.setattr(featcache.store, "_sync_file", record)
+    monkeypatch.setattr(featcache.store, "sync_file", record)
     write_store(tmp_path / "t.zarr", halves(), per_chunk=PER_CHUNK)
     order = [file.relative_to(tmp_path / "t.zarr").parts[0] for file in synced if file.name.isdecimal()]
     assert [position for position, name in enumerate(order) if name == "state"] == [6, 13, 20]

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import patch_encoder
 from torchvision import transforms
 
+import featcache.layout
 import featcache.store
 from featcache import extract, open_corpus, open_store
 from featcache.extract import PROBE_IMAGES
@@ -30,7 +31,7 @@ def files(path):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """With two views: 8 rows a unit, 2 of tokens a chunk, 4 of prefix tokens."""
-    monkeypatch.setattr(featcache.store, "CHUNK_BYTES", 8 * VIEWS * 6 * 2)
+    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * VIEWS * 6 * 2)
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""Which arrays a store has, and how each is cut into chunks. `docs/store.md` says it in words."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from featcache.pixels import KeptPixels
+from featcache.views import PARAMETERS
+
+FORMAT = 2
+PENDING, OK, FAILED = 0, 1, 2
+CHUNK_BYTES = 16 * 2**20
+"""No feature chunk is larger; its rows are the largest power of two that fits, so none is under half of it."""
+EMBEDDING, PIXELS = "embedding", "pixels"
+STATE = "state"
+
+
+def chunk_rows(row_bytes: int, rows: int) -> int:
+    """Rows a chunk, so that it is 8–16 MiB (all of them when there are fewer rows)."""
+    fitting = max(1, CHUNK_BYTES // row_bytes)
+    return min(rows, 1 << (fitting.bit_length() - 1))
+
+
+class ArrayLayout(NamedTuple):
+    """Of one array: the shape of a row, the dtype, and how many rows a chunk holds."""
+
+    tail: tuple[int, ...]
+    dtype: str
+    chunk_rows: int
+
+
+def array_layout(manifest: Mapping[str, Any]) -> dict[str, ArrayLayout]:
+    """Every array of the store that `manifest` describes; `STATE` is the last."""
+    unit, views = int(manifest["chunk_rows"]), int(manifest["views"]["count"])
+    parameters = len(manifest["views"].get("parameters", PARAMETERS))
+    narrow = {
+        "label": ((), "int64"),
+        "sample_id": ((), "string"),
+        "content": ((16,), "uint8"),
+        "view": ((views, parameters), "float32"),
+        "reason": ((), "string"),
+        STATE: ((), "uint8"),
+    }
+    wide = manifest["wide_chunk_rows"]
+    arrays = {name: ArrayLayout((views, *shape), "float16", wide[name]) for name, shape in manifest["fields"].items()}
+    if manifest.get("pixels"):
+        arrays |= {PIXELS: ArrayLayout((), "variable_length_bytes", wide[PIXELS])}
+        arrays |= {"image_size": ArrayLayout((2,), "int32", unit)}
+    return arrays | {name: ArrayLayout(tail, dtype, unit) for name, (tail, dtype) in narrow.items()}
+
+
+def wide_arrays(manifest: Mapping[str, Any]) -> list[str]:
+    """The arrays that may have smaller chunks than the unit: features, and images that are kept."""
+    return [*manifest["fields"], *([PIXELS] if manifest.get("pixels") else [])]
+
+
+def wide_chunk_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Rows in a chunk of each wide array: those of the unit, or fewer, so that no chunk is over 16 MiB."""
+    unit, views, rows = manifest["chunk_rows"], manifest["views"]["count"], manifest["corpus"]["rows"]
+    row_bytes = {name: 2 * views * math.prod(shape) for name, shape in manifest["fields"].items()}
+    if manifest.get("pixels"):
+        row_bytes[PIXELS] = KeptPixels(**manifest["pixels"]).typical_bytes
+    return {name: min(unit, chunk_rows(width, rows)) for name, width in row_bytes.items()}
