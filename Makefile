@@ -9,7 +9,7 @@ demo: install
 	$(BIN)/featcache demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ def train(folder: Path, name: str) -> int:
     try:
         distill.fit(
             folder / "t.zarr", str(folder / "images"), out=folder / name, device="cpu", workers=1, resume=True,
-            checkpoint_minutes=0, **CONFIG,
+            checkpoint_minutes=0.0, **CONFIG,
         )  # fmt: skip
         os._exit(0)
     except BaseException as error:

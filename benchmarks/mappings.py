@@ -102,10 +102,6 @@ def fitted(case: str, dim: int, store, options):
 
 def streaming(options) -> None:
     """Each mapping in a process of its own, which counts only its own memory."""
-    import numpy as np
-
-    from featcache.store import write_store
-
     folder = Path(tempfile.mkdtemp(dir=options.work))
     shared = ["--dim", str(options.dim), "--steps", str(options.steps), "--batch-size", str(options.batch_size)]
     try:

@@ -1,6 +1,8 @@
 """distill, stage two: small students that keep the teacher's angles."""
 
-from distill.fit import FitConfig, fit, load_method
+from distill.config import FitConfig, load_method
+from distill.export import Exported, export
+from distill.fit import fit
 from distill.run import Run
 
-__all__ = ["FitConfig", "Run", "fit", "load_method"]
+__all__ = ["Exported", "FitConfig", "Run", "export", "fit", "load_method"]

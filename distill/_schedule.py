@@ -51,7 +51,7 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """After the step numbered `step`, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))  # at first the average would be of the initial weights
-        mine, theirs = list(self.module.parameters()), [weight.detach() for weight in module.parameters()]
+        mine, theirs = ([weight.detach() for weight in of.parameters()] for of in (self.module, module))
         torch._foreach_lerp_(mine, theirs, 1 - decay)
         for copied, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
             copied.copy_(buffer)

@@ -19,7 +19,7 @@ class FitConfig:
     """Everything that decides a run's result; `config.toml` mirrors it.
 
     Attributes:
-        student: "tiny", "timm/NAME" or "timm/NAME:WEIGHTS".
+        student: "tiny", "timm/NAME", "timm/NAME:WEIGHTS", "open_clip/NAME[:CHECKPOINT|TAG]" or "MODULE:CALLABLE".
         method: a name from `distill/methods/`.
         epochs: passes over the samples, each in one view.
         batch_size: samples a step, over all processes and all parts of an accumulated step.
@@ -39,6 +39,8 @@ class FitConfig:
         seed: of initial weights, order, views and mapping.
         embedding_dim: width of the student's embedding; the model's own when 0.
         image_size: px of the student's input; the model's own when 0.
+        patch_size: px of a timm transformer's patches; the model's own when 0.
+        drop_path: rate of stochastic depth of a timm student.
         pretrained: start from the model's pretrained weights.
         precision: "fp32" or "bf16" (autocast); "auto" is bf16 on a GPU, else fp32.
         compile: run the student through torch.compile.
@@ -65,6 +67,8 @@ class FitConfig:
     seed: int = 0
     embedding_dim: int = 0
     image_size: int = 0
+    patch_size: int = 0
+    drop_path: float = 0.0
     pretrained: bool = False
     precision: str = "auto"
     compile: bool = False
@@ -82,11 +86,11 @@ class FitConfig:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
         for name in (
             *("weight_decay", "embedding_dim", "image_size", "warmup_epochs", "min_lr", "clip_norm", "eval_every"),
-            *("ema", "holdout"),
+            *("ema", "holdout", "patch_size", "drop_path", "seed"),
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("ema", "holdout"):
+        for name in ("ema", "holdout", "drop_path"):
             if not getattr(self, name) < 1:
                 raise ValueError(f"{name} must be less than 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
@@ -109,7 +113,11 @@ class FitConfig:
 
 
 def load_method(name: str) -> Any:
-    """The class `Method` of `distill/methods/NAME.py`; "-" may stand for "_". Raises ValueError, with near names, when there is none."""
+    """The class `Method` of `distill/methods/NAME.py`; a "-" in the name is a "_" there.
+
+    Raises:
+        ValueError: no such method; the message suggests near names.
+    """
     return load_plugin("distill.methods", name.replace("-", "_")).Method
 
 

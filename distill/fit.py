@@ -1,17 +1,21 @@
 """Stage two: train a student against cached targets."""
 
-import inspect
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from distill._schedule import learning_rate, warmup_steps
+from distill._training import Training, checkpoint_bytes, make_accelerator, on_main
+from distill.config import FitConfig, load_method
+from distill.evaluation import HeldOut, split
 from distill.pairs import Pairs, teacher_preprocess
 from distill.run import Run
 from distill.source import Source
@@ -19,63 +23,41 @@ from distill.students import make_student
 from featcache.allocator import keep_freed_memory
 from featcache.corpora.store import KeptImages
 from featcache.corpus import Corpus, open_corpus
-from featcache.encoder import normalise
 from featcache.extract import resolve_device
-from featcache.plugins import load_plugin, suggest
-from featcache.store import FeatureStore, open_store
+from featcache.store import EMBEDDING, FeatureStore, open_store
+
+__all__ = ["FitConfig", "Plan", "Progress", "fit", "load_method"]
+
+LOG_EVERY = 10
+"""Steps between readings of the loss, which a GPU has to be waited for; checkpoints are written at them."""
+
+Store = FeatureStore | str | os.PathLike[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Everything that decides a run's result; `config.toml` mirrors it.
+@dataclass(frozen=True)
+class Plan:
+    """What a fit is about to do.
 
     Attributes:
-        student: "tiny", "timm/NAME" or "timm/NAME:WEIGHTS".
-        method: a name from `distill/methods/`.
-        epochs: passes over the samples, each in one of its stored views.
-        batch_size: samples a step.
-        lr: peak learning rate of AdamW; linear warm-up over the first tenth of the steps, then cosine to 0.
-        weight_decay: AdamW's.
-        seed: of initial weights, order and mapping.
-        embedding_dim: width of the student's embedding; the model's own when 0.
-        image_size: px of the student's input; the model's own when 0.
-        pretrained: start from the model's pretrained weights.
-        precision: "fp32" or "bf16" (autocast); "auto" is bf16 on a GPU, else fp32.
-        method_options: keyword arguments of the method.
+        samples: trained on; one epoch sees each once.
+        failed: rows of the stores without features, left out.
+        held_out: samples kept for evaluation.
+        views: which views are trained on, in words.
+        student_weights: their number.
+        steps, done: in all, and of an earlier, interrupted run.
+        processes: that share every batch.
+        checkpoint_bytes: of one; at most three lie on the disk at once.
     """
 
-    student: str
-    method: str = "tintem"
-    epochs: int = 100
-    batch_size: int = 256
-    lr: float = 3e-3
-    weight_decay: float = 0.05
-    seed: int = 0
-    embedding_dim: int = 0
-    image_size: int = 0
-    pretrained: bool = False
-    precision: str = "auto"
-    method_options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "embedding_dim", "image_size"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"unknown precision {self.precision!r}; known: auto, fp32, bf16")
-        known = [
-            name
-            for name in inspect.signature(load_method(self.method)).parameters
-            if name not in ("teacher_dim", "student_dim")
-        ]
-        for name in self.method_options:
-            if name not in known:
-                raise ValueError(
-                    f"method {self.method} has no option {name!r}; {suggest(name, known) if known else 'it has none'}"
-                )
+    samples: int
+    failed: int
+    held_out: int
+    views: str
+    student_weights: int
+    steps: int
+    done: int
+    processes: int
+    checkpoint_bytes: int
 
 
 @dataclass
@@ -85,7 +67,8 @@ class Progress:
     Attributes:
         stage: "mapping" or "training".
         done, total: steps of that stage.
-        loss: running mean over the epoch, NaN during "mapping".
+        loss: mean over the epoch when it was last read (every tenth step), NaN before.
+        terms: the same of the method's terms, by name; the loss is their sum.
         images_per_second: over the epoch so far.
         wait: share of the epoch's time spent waiting for batches, 0…1.
     """
@@ -94,163 +77,255 @@ class Progress:
     done: int
     total: int
     loss: float = math.nan
+    terms: dict[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
     wait: float = 0.0
 
 
-def load_method(name: str) -> Any:
-    """The class `Method` of `distill/methods/NAME.py`; a "-" in the name is a "_" there.
-
-    Raises:
-        ValueError: no such method; the message suggests near names.
-    """
-    return load_plugin("distill.methods", name.replace("-", "_")).Method
-
-
 def fit(
-    store: FeatureStore | str | os.PathLike[str],
-    corpus: Corpus | str | None = None,
+    store: Store | Sequence[Store],
+    corpus: Corpus | str | Sequence[Corpus | str | None] | None = None,
     *,
     out: str | os.PathLike[str],
     device: str = "auto",
     workers: int | None = None,
     resume: bool = False,
+    checkpoint_minutes: float = 10.0,
+    trackers: Sequence[Any] = (),
+    announce: Callable[[Plan], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     **config: Any,
 ) -> Run:
     """Train a student so that it behaves like the teacher whose features `store` holds.
 
+    Under `torchrun` or `accelerate launch`, processes share every batch, and the first one alone writes and tells.
+
     Args:
-        store: sealed teacher store, or its path.
-        corpus: the images it was extracted from, or their spec; those that the store keeps when left out.
+        store: sealed teacher store, or its path; or a list of stores of one teacher, which train together.
+        corpus: the images it was extracted from, or their spec; those that the store keeps when left out. One for each
+            store of a list.
         out: the run folder.
         device: "auto" (a GPU when there is one), "cpu" or "cuda".
         workers: threads that read and render images; by default one a core.
         resume: continue an unfinished run in `out`. A finished one is returned as it is.
+        checkpoint_minutes: between checkpoints within an epoch; there is one at the end of each in any case.
+        trackers: besides TensorBoard and `metrics.jsonl`: names that Accelerate knows ("wandb", "mlflow"), or its trackers.
+        announce: called once, before the first step.
         progress: called after every step.
         **config: the fields of `FitConfig`; `student` is needed.
 
     Raises:
-        ValueError: store, corpus, config or folder do not fit; nothing has been trained.
-        RuntimeError: the loss became NaN; the last good checkpoint is kept.
+        ValueError: stores, corpora, config or folder do not fit; nothing has been trained.
+        OSError: the disk is too small for the checkpoints.
+        RuntimeError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
     """
     settings = FitConfig(**config)
-    store = store if isinstance(store, FeatureStore) else open_store(store)
-    source: Corpus = KeptImages(store) if corpus is None else open_corpus(corpus) if isinstance(corpus, str) else corpus
+    stores, corpora = _open(store, corpus)
     device = resolve_device(device)
     if device == "cpu":
         keep_freed_memory()
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
+    accelerator = make_accelerator(device, "bf16" if bf16 else "fp32", list(trackers), str(out))
+    processes, main = accelerator.num_processes, accelerator.is_main_process
 
     torch.manual_seed(settings.seed)
-    seen_by_teacher = teacher_preprocess(store)
+    source = Source(stores)
     student, preprocess, record = make_student(
         settings.student,
-        seen_by_teacher,
+        teacher_preprocess(stores[0]),
         embedding_dim=settings.embedding_dim or None,
         image_size=settings.image_size or None,
+        patch_size=settings.patch_size or None,
+        drop_path=settings.drop_path,
         pretrained=settings.pretrained,
     )
-    pairs = Pairs(store, source, preprocess, workers)
-    method = load_method(settings.method)(store.embedding_dim, student.embedding_dim, **settings.method_options)
+    kept, held = split(len(source), settings.holdout, settings.seed)
+    views: dict[str, Any] = {
+        "views": settings.views,
+        "student_augment": settings.student_augment,
+        "processes": processes,
+    }
+    pairs = Pairs(source.take(kept), corpora, preprocess, workers, **views)
+    pairs.check()
+    _refuse_unequal_parts(settings, len(pairs), processes)
+    method = load_method(settings.method)(source.embedding_dim, student.embedding_dim, **settings.method_options)
+    _refuse_missing_fields(method, student, stores)
 
     run = Run(out)
-    run.open(
-        {**asdict(settings), "store": str(store.path), "corpus": source.spec, "teacher": store.fingerprint},
-        resume=resume,
-    )
-    if run.finished:
+    one = len(stores) == 1
+    config = {
+        **asdict(settings),
+        "store": str(stores[0].path) if one else [str(each.path) for each in stores],
+        "corpus": corpora[0].spec if one else [each.spec for each in corpora],
+        "teacher": stores[0].fingerprint,
+    }
+
+    on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
+
+    def prepare() -> tuple[bool, dict[str, float], Any]:
+        """Claim the folder, fit what is fitted before training: whether the run is finished, the report, the method."""
+        if not run.finished:
+            run.refuse_small_disk(checkpoint_bytes(student, method, settings))
+        new = run.config is None
+        run.open(config, resume=resume)
+        if run.finished:
+            return True, {}, None
+        try:
+            return False, method.prepare(pairs.source, seed=settings.seed, progress=on_mapping), method
+        except ValueError:
+            if new:
+                run.give_up()
+            raise
+
+    finished, report, method = on_main(accelerator, prepare)
+    if finished:
         return run
     checkpoint = run.load_checkpoint()
-    on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
-    report = method.prepare(Source([store]), seed=settings.seed, progress=on_mapping)
-    if checkpoint:
-        student.load_state_dict(checkpoint["student"])
-        method.load_state_dict(checkpoint["method"])
-        report = checkpoint["report"]
-    run.save_tensors("mapping.safetensors", dict(method.named_buffers()))
+    training = Training(accelerator, student, method, preprocess, settings, checkpoint)
+    per_epoch = pairs.batches(settings.batch_size)
+    steps, step = settings.epochs * per_epoch, checkpoint["step"] if checkpoint else 0
+    totals: dict[str, float] = checkpoint["totals"] if checkpoint else {}
+    history = run.metrics[: step // per_epoch]
+    held_out = None
+    if main:
+        run.save_tensors("mapping.safetensors", dict(method.named_buffers()))
+        if settings.holdout:
+            held_out = HeldOut(Pairs(source.take(held), corpora, preprocess, workers), pairs, method, settings.seed)
+    accelerator.init_trackers("distill", config)
+    failed = sum(len(each.failed) for each in stores)
+    weights = sum(weight.numel() for weight in student.parameters())
+    if announce and main:
+        size = checkpoint_bytes(student, method, settings)
+        announce(Plan(len(pairs), failed, len(held), pairs.description, weights, steps, step, processes, size))
 
-    student.to(device).to(memory_format=torch.channels_last).train()
-    method.to(device)
-    weights = [w for w in [*student.parameters(), *method.parameters()] if w.requires_grad]
-    optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
-    if checkpoint:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    start = checkpoint["epoch"] if checkpoint else 0
-    history = run.metrics[:start]
-    per_epoch = max(1, len(pairs) // settings.batch_size)
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
+    def refuse_not_finite(loss: float) -> None:
+        if math.isfinite(loss) and training.finite():
+            return
+        what = f"the loss became {loss}" if not math.isfinite(loss) else "a weight became NaN or infinite"
+        last = (
+            f"the last good checkpoint is {run.checkpoints[-1]}" if run.checkpoints else "no checkpoint was written yet"
+        )
+        raise RuntimeError(f"{run.path}: {what} by step {step} (epoch {epoch + 1}); lower lr and start again; {last}")
 
-    with SummaryWriter(str(run.path), purge_step=start + 1) as board:
-        for epoch in range(start, settings.epochs):
-            torch.manual_seed(
-                settings.seed * 1_000_003 + epoch
-            )  # dropout is the same whether or not the run was resumed
-            total_loss, waited, began = torch.zeros((), device=device), 0.0, time.perf_counter()
-            clock = began
-            for step, (pixels, embedding) in enumerate(
-                pairs.epoch(epoch, batch_size=settings.batch_size, seed=settings.seed)
-            ):
+    def save() -> None:
+        if main:
+            run.save_checkpoint(step, {"step": step, "totals": totals, **training.state()})
+
+    saved = time.monotonic()
+    with SummaryWriter(str(run.path), purge_step=step // per_epoch + 1) if main else nullcontext() as board:
+        for epoch in range(step // per_epoch, settings.epochs):
+            first, unread, at = step, [], Progress("training", step, steps)
+            waited, clock = 0.0, time.perf_counter()
+            began = clock
+            batches = pairs.epoch(
+                epoch,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                fields=method.fields,
+                start=step % per_epoch,
+                process=accelerator.process_index,
+                processes=processes,
+            )
+            for batch in batches:
                 waited += time.perf_counter() - clock
-                optimizer.param_groups[0]["lr"] = learning_rate(
-                    epoch * per_epoch + step, settings.epochs * per_epoch, settings.lr
-                )
-                images = normalise(torch.from_numpy(pixels).to(device), preprocess)
-                with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                    output = student(images)
-                teacher = {"embedding": torch.from_numpy(embedding).to(device).float()}
-                loss = torch.stack(list(method.loss({"embedding": output.float()}, teacher).values())).sum()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total_loss += loss.detach()
-                if progress:
-                    clock = time.perf_counter()
-                    speed = (step + 1) * settings.batch_size / (clock - began)
-                    done, total = epoch * per_epoch + step + 1, settings.epochs * per_epoch
-                    progress(
-                        Progress(
-                            "training", done, total, float(total_loss) / (step + 1), speed, waited / (clock - began)
-                        )
-                    )
+                lr = learning_rate(step, steps, settings.lr, warmup_steps(settings, per_epoch), settings.min_lr)
+                unread.append(training.step(batch, step, lr))
+                step += 1
+                if step % LOG_EVERY == 0 or step % per_epoch == 0:
+                    for name, value in _sums(accelerator, unread).items():
+                        totals[name] = totals.get(name, 0.0) + value
+                    unread.clear()
+                    seen = (step - 1) % per_epoch + 1
+                    at.terms = {name: value / seen for name, value in totals.items()}
+                    at.loss = sum(at.terms.values())
+                    refuse_not_finite(at.loss)
+                    if step % per_epoch and time.monotonic() - saved >= 60 * checkpoint_minutes:
+                        save()
+                        saved = time.monotonic()
+                seconds = time.perf_counter() - began
+                at.done, at.wait = step, waited / seconds
+                at.images_per_second = (step - first) * min(settings.batch_size, len(pairs)) / seconds
+                if progress and main:
+                    progress(replace(at))
                 clock = time.perf_counter()
-            mean_loss, seconds = float(total_loss) / per_epoch, time.perf_counter() - began
-            if not math.isfinite(mean_loss):
-                raise RuntimeError(
-                    f"{run.path}: the loss became {mean_loss} in epoch {epoch + 1}; lower lr and start again (checkpoints up to then are kept)"
-                )
             metrics = {
                 "epoch": epoch + 1,
-                "loss": mean_loss,
-                "lr": optimizer.param_groups[0]["lr"],
-                "images_per_second": per_epoch * min(settings.batch_size, len(pairs)) / seconds,
-                "wait_share": waited / seconds,
+                "loss": at.loss,
+                **{f"loss/{name}": value for name, value in at.terms.items()},
+                "lr": lr,
+                "images_per_second": at.images_per_second,
+                "wait_share": at.wait,
                 **{f"mapping/{name}": value for name, value in report.items()},
             }
-            for name, value in metrics.items():
-                board.add_scalar(name, value, epoch + 1)
-            history.append(metrics)
-            run.log(history)
-            run.save_checkpoint(
-                epoch + 1,
-                {
-                    "epoch": epoch + 1,
-                    "student": _cpu(student.state_dict()),
-                    "method": _cpu(method.state_dict()),
-                    "optimizer": optimizer.state_dict(),
-                    "report": report,
-                },
-            )
-    run.finish(student.state_dict(), {**record, "method": settings.method, "teacher": store.encoder_name})
+            last = epoch + 1 == settings.epochs
+            if held_out and (last or (settings.eval_every and (epoch + 1) % settings.eval_every == 0)):
+                metrics |= held_out.measure(training.embed)
+            totals = {}
+            if board is not None:
+                for name, value in metrics.items():
+                    board.add_scalar(name, value, epoch + 1)
+                accelerator.log(metrics, step=epoch + 1)
+                history.append(metrics)
+                run.log(history)
+            save()
+            saved = time.monotonic()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if main:
+        record |= {
+            "method": settings.method,
+            "teacher": stores[0].encoder_name,
+            "trained_on": {"samples": len(pairs), "failed": failed, "held_out": len(held), "views": pairs.description},
+        }
+        run.save_tensors("mapping.safetensors", method.state_dict())
+        run.finish(training.saved.state_dict(), record)
+    accelerator.wait_for_everyone()
     return run
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first tenth of `steps`, then half a cosine down to 0 at the last."""
-    warmup = max(1, steps // 10)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - 1 - warmup))) / 2
+def _open(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]:
+    """Opened stores and corpora, one corpus for each store."""
+    given = list(store) if isinstance(store, list | tuple) else [store]
+    images = list(corpus) if isinstance(corpus, list | tuple) else [corpus] * (1 if corpus is not None else len(given))
+    if not given or len(images) != len(given):
+        raise ValueError(
+            f"{len(given)} stores, {len(images)} corpora: give each store its corpus, in the same order, or no corpus at all"
+        )
+    stores = [each if isinstance(each, FeatureStore) else open_store(each) for each in given]
+    return stores, [
+        KeptImages(kept) if each is None else open_corpus(each) if isinstance(each, str) else each
+        for kept, each in zip(stores, images, strict=True)
+    ]
 
 
-def _cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu() for key, value in state.items()}
+def _refuse_unequal_parts(settings: FitConfig, samples: int, processes: int) -> None:
+    parts = processes * settings.accumulate
+    how = f"{processes} processes" + (f" × {settings.accumulate} accumulated parts" if settings.accumulate > 1 else "")
+    if settings.batch_size % parts:
+        raise ValueError(
+            f"batch_size {settings.batch_size} cannot be shared equally by {how}; choose a multiple of {parts}"
+        )
+    if parts > 1 and samples < settings.batch_size:
+        raise ValueError(
+            f"batch_size {settings.batch_size}, shared by {how}, is more than the {samples} samples; lower it"
+        )
+
+
+def _refuse_missing_fields(method: Any, student: Any, stores: list[FeatureStore]) -> None:
+    """Before the run folder is made."""
+    for store in stores:
+        for name in method.fields:
+            if name != EMBEDDING and name not in store.manifest["fields"]:
+                raise ValueError(
+                    f"{store.path}: holds no {name}, which this method needs; extract with --fields {name}"
+                )
+    if set(method.student_fields) != {EMBEDDING}:
+        missing = [name for name in method.student_fields if name not in student.shapes()]
+        if missing:
+            raise ValueError(f"this student gives no {', '.join(missing)}, which the method needs; choose another")
+
+
+def _sums(accelerator: Any, steps: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Of each term over these steps; the mean over all processes."""
+    table = torch.stack([torch.stack(list(terms.values())) for terms in steps]).double().sum(0)
+    return dict(zip(steps[0], accelerator.reduce(table, "mean").tolist(), strict=True))

@@ -1,84 +1,168 @@
 """Pairs: the pixels of a (sample, view), joined with what the teacher saw in them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float16, Int64, UInt8
+from jaxtyping import Int64, UInt8
 
+from distill.augment import photometric
+from distill.source import Source
 from featcache.corpora.store import KeptImages
 from featcache.corpus import Corpus
 from featcache.preprocess import Preprocess
 from featcache.samples import content_hash, cores, prefetch
-from featcache.store import FeatureStore
-from featcache.views import Views, decode, render
+from featcache.store import EMBEDDING, FeatureStore
+from featcache.views import View, Views, decode, render
 
 MEMORY_SHARE = 0.25
 """Rendered pixels are kept in memory when they fit in this share of what is free."""
+CHECKED = 16
+"""Images of each corpus that are compared with what the teacher saw, before training starts."""
+
+Batch = tuple[UInt8[np.ndarray, "b s s 3"], dict[str, np.ndarray]]
+"""Pixels, and the teacher's features by field, float16 (b, …)."""
 
 
 class Pairs:
-    """Batches of (pixels, teacher embedding) for the same sample and view.
+    """Batches of (pixels, teacher features) of the same samples.
 
-    The views are replayed from the store's recipe, so the student sees the very box and mirroring that the
-    teacher saw, at the student's own resolution. Failed rows are left out.
+    Stored views are replayed from the store's recipe, so the student sees the very box and mirroring that the teacher
+    saw, at the student's own resolution. Failed rows are left out.
 
     Args:
-        store: sealed, with its preprocessing recorded.
-        corpus: the one the store was made from, or the images that a store keeps of it.
+        source: the rows, of one or several stores with their preprocessing recorded.
+        corpus: the one that the store was made from, or the images that a store keeps of it; one for each store.
         preprocess: the student's.
         workers: threads that read and render; by default one a core.
+        views: "all", "plain" or "student", as in `FitConfig`.
+        student_augment: "photometric" or "crops", with views "student".
+        processes: that share this machine's memory.
 
     Raises:
-        ValueError: the corpus is not the one that the store was made from.
+        ValueError: a corpus is not the one that its store was made from.
     """
 
-    def __init__(self, store: FeatureStore, corpus: Corpus, preprocess: Preprocess, workers: int | None = None):
-        self._teacher = teacher_preprocess(store)
-        sample_of = {sample_id: i for i, sample_id in enumerate(corpus.ids)}
-        missing = [str(store.sample_ids[row]) for row in store.ok if store.sample_ids[row] not in sample_of]
-        if missing:
-            raise ValueError(
-                f"{corpus.spec} does not match {store.path}: it lacks {len(missing)} of the store's {len(store.ok)} samples "
-                f"(first: {missing[0]}); give the corpus that the store was extracted from"
-            )
-        self.store, self.corpus, self.preprocess = store, corpus, preprocess
-        self.rows = store.ok
-        if not len(self.rows):
-            raise ValueError(f"{store.path}: not one row has features; `featcache info` says why")
-        self._sample = np.array([sample_of[sample_id] for sample_id in store.sample_ids[self.rows]])
-        recipe = {key: store.manifest["views"][key] for key in ("count", "augment", "seed")}
-        self._recipe = Views(**recipe)
-        shape = (len(self.rows), store.views, preprocess.size, preprocess.size, 3)
-        self._memory = np.empty(shape, np.uint8) if np.prod(shape) < MEMORY_SHARE * _free_bytes() else None
-        self._held = np.zeros(shape[:2], bool)
+    def __init__(
+        self,
+        source: Source | FeatureStore,
+        corpus: Corpus | Sequence[Corpus],
+        preprocess: Preprocess,
+        workers: int | None = None,
+        *,
+        views: str = "all",
+        student_augment: str = "photometric",
+        processes: int = 1,
+    ):
+        self.source, self.preprocess = Source.of(source), preprocess
+        self.corpora: list[Corpus] = list(corpus) if isinstance(corpus, list | tuple) else [corpus]  # type: ignore[list-item]
+        assert len(self.corpora) == len(self.source.stores)
+        self._recipes = [_Recipe(store) for store in self.source.stores]
+        self._sample = [
+            _join(store, corpus, [self.source.locate(index)[1] for index in self.source.of_store(number).tolist()])
+            for number, (store, corpus) in enumerate(zip(self.source.stores, self.corpora, strict=True))
+        ]
+        self._views, self._augment = views, student_augment if views == "student" else None
+        self.view_counts = self.source.view_counts if views == "all" else np.ones(len(self.source), np.int64)
         self._workers = workers or cores()
+        self._memory = None
+        shape = (len(self.source), int(self.view_counts.max(initial=1)), preprocess.size, preprocess.size, 3)
+        if self._augment != "crops" and np.prod(shape) < MEMORY_SHARE * _free_bytes() / processes:
+            self._memory = np.empty(shape, np.uint8)
+        self._held = np.zeros(shape[:2], bool)
 
     def __len__(self) -> int:
-        """Samples with features; each is seen once an epoch, in one of its views."""
-        return len(self.rows)
+        """Samples with features; each is seen once an epoch, in one view."""
+        return len(self.source)
+
+    @property
+    def description(self) -> str:
+        """Which views are trained on, in words."""
+        if self._views == "student":
+            how = {"photometric": "colours changed, nothing moved", "crops": "random crops and mirroring"}
+            return f"the teacher's plain view against views of the student's own ({how[self._augment or '']})"
+        most = int(self.view_counts.max())
+        return "the plain view only" if most == 1 else f"all {most} stored views, replayed"
+
+    def check(self) -> None:
+        """Compare some images of each corpus with what the teacher saw.
+
+        Raises:
+            ValueError: an image is no longer the one that the teacher saw.
+        """
+        for number in range(len(self.corpora)):
+            mine = self.source.of_store(number)
+            for index in mine[:: max(1, len(mine) // CHECKED)].tolist():
+                self._read(index)
 
     def epoch(
-        self, number: int, *, batch_size: int, seed: int
-    ) -> Iterator[tuple[UInt8[np.ndarray, "b s s 3"], Float16[np.ndarray, "b d"]]]:
+        self,
+        number: int,
+        *,
+        batch_size: int,
+        seed: int,
+        fields: Sequence[str] = (EMBEDDING,),
+        start: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ) -> Iterator[Batch]:
         """Shuffled batches, each sample in one view drawn at random; a pure function of (seed, number).
 
         The last, short batch is left out unless it is the only one. The next batch is prepared meanwhile.
+
+        Args:
+            number: of the epoch.
+            batch_size: samples a batch, of all processes together.
+            fields: of the teacher.
+            start: batches to leave out at the beginning.
+            process, processes: which of how many equal parts of every batch is wanted.
         """
         rng = np.random.default_rng([seed, number])
-        order, views = rng.permutation(len(self)), rng.integers(self.store.views, size=len(self))
-        stop = max(batch_size, len(self) - len(self) % batch_size)
-        batches = [order[start : start + batch_size] for start in range(0, min(stop, len(self)), batch_size)]
+        order, views = rng.permutation(len(self)), rng.integers(self.view_counts)
+        batches = [
+            np.array_split(order[first : first + batch_size], processes)[process]
+            for first in range(start * batch_size, self.batches(batch_size) * batch_size, batch_size)
+        ]
         with ThreadPoolExecutor(self._workers) as readers, ThreadPoolExecutor(1) as ahead:
 
-            def prepare(batch: Int64[np.ndarray, " b"]) -> tuple[np.ndarray, np.ndarray]:
+            def prepare(batch: Int64[np.ndarray, " b"]) -> Batch:
                 view = views[batch]
-                return self._pixels(batch, view, readers), self.store.gather(self.rows[batch], view=view)
+                features = {field: self.source.gather(batch, field, view) for field in fields}
+                return self._pixels(batch, view, readers, seed, number), features
 
             yield from prefetch(prepare, batches, ahead, ahead=2)
 
-    def _pixels(self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
+    def batches(self, batch_size: int) -> int:
+        """In an epoch."""
+        return max(1, len(self) // batch_size)
+
+    def plain(
+        self, index: Sequence[int] | np.ndarray, *, batch_size: int, fields: Sequence[str] = (EMBEDDING,)
+    ) -> Iterator[Batch]:
+        """These samples in order, in the teacher's plain view."""
+        index = np.asarray(index, np.int64)
+        batches = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
+        with ThreadPoolExecutor(self._workers) as readers, ThreadPoolExecutor(1) as ahead:
+
+            def prepare(batch: Int64[np.ndarray, " b"]) -> Batch:
+                pixels = self._rendered(batch, np.zeros(len(batch), np.int64), readers)
+                return pixels, {field: self.source.gather(batch, field) for field in fields}
+
+            yield from prefetch(prepare, batches, ahead, ahead=2)
+
+    def _pixels(
+        self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor, seed: int, epoch: int
+    ) -> np.ndarray:
+        if self._augment == "crops":
+            return np.stack(list(readers.map(lambda index: self._cropped(index, seed, epoch), batch.tolist())))
+        pixels = self._rendered(batch, views, readers)
+        if self._augment == "photometric":
+            ids = [self._id(index) for index in batch.tolist()]
+            pixels = np.stack(list(readers.map(lambda image, name: photometric(image, seed, epoch, name), pixels, ids)))
+        return pixels
+
+    def _rendered(self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
         if self._memory is None:
             return np.stack(list(readers.map(self.render, batch.tolist(), views.tolist())))
         fresh = np.flatnonzero(~self._held[batch, views])
@@ -89,24 +173,67 @@ class Pairs:
         return self._memory[batch, views]
 
     def render(self, index: int, view: int) -> UInt8[np.ndarray, "s s 3"]:
-        """Pixels of the `index`-th sample with features, in the given view.
+        """Pixels of the `index`-th sample with features, in the given stored view.
 
         Raises:
             ValueError: the image is no longer the one that the teacher saw.
         """
-        sample, row = int(self._sample[index]), int(self.rows[index])
-        seen = self.store.content[row].tobytes()
-        encoded, kept = self.corpus.read(sample), self.corpus if isinstance(self.corpus, KeptImages) else None
-        if kept and kept.content(sample) != seen:
-            kept = None  # the teacher saw the kept image itself, if anything: its store was extracted from `store:PATH`
-        if not kept and any(seen) and content_hash(encoded) != seen:
-            raise ValueError(
-                f"{self.corpus.ids[sample]}: has changed since {self.store.path} was extracted; extract it again"
-            )
+        recipe = self._recipes[self.source.locate(index)[0]]
+        return self._drawn(index, recipe.views, view)
+
+    def _cropped(self, index: int, seed: int, epoch: int) -> np.ndarray:
+        """A random crop that no store knows: the same recipe as stored ones, under the run's seed."""
+        return self._drawn(index, Views(count=2, augment="rrc", seed=seed), epoch + 1)
+
+    def _drawn(self, index: int, recipe: Views, view: int) -> np.ndarray:
+        encoded, size = self._read(index)
         image = decode(encoded)
-        width, height = kept.original_size(sample) if kept else image.size
-        drawn = self._recipe.draw((width, height), self._teacher, self.corpus.ids[sample], view)
+        width, height = size or image.size
+        teacher = self._recipes[self.source.locate(index)[0]].preprocess
+        drawn: View = recipe.draw((width, height), teacher, self._id(index), view)
         return render(image, drawn.scaled(image.width / width, image.height / height), self.preprocess)
+
+    def _id(self, index: int) -> str:
+        number, row = self.source.locate(index)
+        return str(self.source.stores[number].sample_ids[row])
+
+    def _read(self, index: int) -> tuple[bytes, tuple[int, int] | None]:
+        """The encoded image, and the size in px of the one that the teacher saw where this is a smaller copy."""
+        number, row = self.source.locate(index)
+        store, corpus, sample = self.source.stores[number], self.corpora[number], int(self._sample[number][row])
+        seen, encoded = store.content[row].tobytes(), corpus.read(sample)
+        if isinstance(corpus, KeptImages) and corpus.content(sample) == seen:
+            return encoded, corpus.original_size(sample)
+        # Of kept images, the teacher saw the kept one itself, if anything: its store was extracted from `store:PATH`.
+        if any(seen) and content_hash(encoded) != seen:
+            raise ValueError(f"{corpus.ids[sample]}: has changed since {store.path} was extracted; extract it again")
+        return encoded, None
+
+
+class _Recipe:
+    """How a store's views were drawn."""
+
+    def __init__(self, store: FeatureStore):
+        self.preprocess = teacher_preprocess(store)
+        self.views = Views(**{key: store.manifest["views"][key] for key in ("count", "augment", "seed")})
+
+
+def _join(store: FeatureStore, corpus: Corpus, rows: list[int]) -> Int64[np.ndarray, " n"]:
+    """Number in `corpus` of each of the store's rows; -1 where it is not among `rows`.
+
+    Raises:
+        ValueError: the corpus lacks some of `rows`.
+    """
+    sample_of = {sample_id: i for i, sample_id in enumerate(corpus.ids)}
+    sample = np.full(len(store), -1, np.int64)
+    sample[rows] = [sample_of.get(str(sample_id), -1) for sample_id in store.sample_ids[rows]]
+    missing = [row for row in rows if sample[row] < 0]
+    if missing:
+        raise ValueError(
+            f"{corpus.spec} does not match {store.path}: it lacks {len(missing)} of the store's {len(rows)} samples "
+            f"(first: {store.sample_ids[missing[0]]}); give the corpus that the store was extracted from"
+        )
+    return sample
 
 
 def _free_bytes() -> int:

@@ -1,7 +1,9 @@
 """The run folder: everything a run leaves behind, each file complete or absent."""
 
+import errno
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 KEEP = 2
-"""Checkpoints kept; older ones go."""
+"""Checkpoints kept; older ones go. The last but one is for a disk that loses the last."""
 
 
 class Run:
@@ -68,22 +70,48 @@ class Run:
                 f"{self.path}: holds this run, unfinished; continue it with --resume, or choose another --out"
             )
 
+    def give_up(self) -> None:
+        """Leave the folder as it was before `open`: nothing has been trained."""
+        (self.path / "checkpoints").rmdir()
+        (self.path / "config.toml").unlink()
+
     def log(self, records: list[dict[str, Any]]) -> None:
         _atomically(
             self.path / "metrics.jsonl", lambda part: part.write_text("".join(json.dumps(r) + "\n" for r in records))
         )
 
-    def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> None:
-        """After `epoch` epochs."""
-        (self.path / "checkpoints").mkdir(exist_ok=True)
-        _atomically(self.path / "checkpoints" / f"epoch-{epoch:05d}.pt", lambda part: torch.save(state, part))
-        for old in self._checkpoints()[:-KEEP]:
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """After `step` steps; older checkpoints but one go, and what a killed process left half-written."""
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        _atomically(folder / f"step-{step:08d}.pt", lambda part: torch.save(state, part))
+        for old in [*self.checkpoints[:-KEEP], *folder.glob("*.partial")]:
             old.unlink()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest, or None."""
-        checkpoints = self._checkpoints()
-        return torch.load(checkpoints[-1], map_location="cpu", weights_only=True) if checkpoints else None
+        return torch.load(self.checkpoints[-1], map_location="cpu", weights_only=True) if self.checkpoints else None
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*.pt"))
+
+    def refuse_small_disk(self, checkpoint_bytes: int) -> None:
+        """Those kept and the one being written must fit.
+
+        Raises:
+            OSError: they do not.
+        """
+        folder = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        need = (KEEP + 1 - len(self.checkpoints)) * checkpoint_bytes
+        free = shutil.disk_usage(folder).free
+        if need > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{self.path}: {need / 1e6:,.1f} MB of checkpoints to write, the disk of {folder} has "
+                f"{free / 1e6:,.1f} MB free; make room or choose another --out",
+            )
 
     def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -92,9 +120,6 @@ class Run:
     def finish(self, student: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
         self.save_tensors("student.safetensors", student)
         _atomically(self.path / "student.json", lambda part: part.write_text(json.dumps(record, indent=2) + "\n"))
-
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("epoch-*.pt"))
 
 
 def _atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -1,5 +1,6 @@
 """Source: the usable rows of one or several stores of the same teacher, numbered through."""
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -51,9 +52,20 @@ class Source:
     def __len__(self) -> int:
         return len(self._row)
 
+    def take(self, index: np.ndarray) -> "Source":
+        """A source of these rows alone, numbered anew in this order."""
+        taken = copy.copy(self)
+        taken._row, taken._store = self._row[index], self._store[index]
+        taken.view_counts, taken.labels = self.view_counts[index], self.labels[index]
+        return taken
+
     def locate(self, index: int) -> tuple[int, int]:
         """Which store, and which of its rows."""
         return int(self._store[index]), int(self._row[index])
+
+    def of_store(self, number: int) -> Int64[np.ndarray, " m"]:
+        """Which rows are of the store of that number."""
+        return np.flatnonzero(self._store == number)
 
     def gather(
         self, index: Sequence[int] | np.ndarray, field: str = EMBEDDING, view: int | np.ndarray = 0

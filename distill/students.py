@@ -5,43 +5,56 @@ from typing import Any
 
 import timm.data
 
-from featcache.backbones import Backbone, Tiny, build_backbone
+from featcache.backbones import Backbone, ClipTower, build_backbone
 from featcache.preprocess import Preprocess
-
-TINY_SIZE = 32
 
 
 def make_student(
-    spec: str, teacher: Preprocess, *, embedding_dim: int | None, image_size: int | None, pretrained: bool
+    spec: str,
+    teacher: Preprocess,
+    *,
+    embedding_dim: int | None,
+    image_size: int | None,
+    patch_size: int | None = None,
+    drop_path: float = 0.0,
+    pretrained: bool,
 ) -> tuple[Backbone, Preprocess, dict[str, Any]]:
-    """A student, its preprocessing, and the record for `student.json`.
+    """A student, its preprocessing, and the record for `student.json`, which `featcache.backbones` rebuilds it from.
 
     It sees the same square of the image as the teacher, rendered at its own size and normalised its own way.
 
     Args:
-        spec: "tiny", "timm/NAME" or "timm/NAME:WEIGHTS".
+        spec: see `featcache.backbones.build_backbone`.
         teacher: preprocessing of the store's encoder.
         embedding_dim: width of its output; its own when None.
-        image_size: px; the model's own when None (32 for tiny).
+        image_size: px; the model's own when None (32 for tiny; the teacher's for MODULE:CALLABLE).
+        patch_size: px; the model's own when None.
+        drop_path: rate of stochastic depth while training.
         pretrained: start from timm's pretrained weights.
 
     Raises:
-        ValueError: unknown spec, or an image size the model cannot take.
+        ValueError: unknown spec, or a setting that the model does not take.
     """
-    backbone = build_backbone(spec, embedding_dim=embedding_dim, pretrained=pretrained)
-    if isinstance(backbone.body, Tiny):
-        preprocess = replace(teacher, size=image_size or TINY_SIZE)
-    else:
+    user_code = "/" not in spec and ":" in spec
+    backbone = build_backbone(
+        spec,
+        embedding_dim=embedding_dim,
+        image_size=image_size or (teacher.size if user_code else None),
+        patch_size=patch_size,
+        drop_path=drop_path,
+        pretrained=pretrained,
+    )
+    preprocess = replace(teacher, size=backbone.image_size)
+    if isinstance(backbone.body, ClipTower):
+        mean, std = backbone.body.visual.image_mean, backbone.body.visual.image_std
+        preprocess = replace(preprocess, mean=tuple(mean), std=tuple(std))
+    elif spec.startswith("timm/"):
         config = timm.data.resolve_model_data_config(backbone.body)
-        native = config["input_size"][-1]
-        if image_size not in (None, native) and getattr(backbone.body, "pretrained_cfg", {}).get("fixed_input_size"):
-            raise ValueError(
-                f"{spec} only takes images of {native} px, not {image_size}; leave image_size out or choose a convnet"
-            )
-        preprocess = replace(teacher, size=image_size or native, mean=config["mean"], std=config["std"])
+        preprocess = replace(preprocess, mean=config["mean"], std=config["std"])
     record = {
-        "architecture": spec.partition(":")[0],
+        "architecture": spec if user_code else spec.partition(":")[0],
         "embedding_dim": backbone.embedding_dim,
         "preprocess": preprocess.to_dict(),
+        **({"patch_size": patch_size} if patch_size else {}),
     }
     return backbone, preprocess, record

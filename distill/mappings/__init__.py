@@ -5,6 +5,7 @@ add mappings through the entry-point group `distill.mappings`, each entry naming
 """
 
 import inspect
+from typing import Any
 
 from distill.mappings._mapping import Mapping
 from distill.mappings._report import report
@@ -16,7 +17,7 @@ __all__ = ["Mapping", "load_mapping", "report"]
 def load_mapping(name: str) -> type[Mapping]:
     """The class of `distill/mappings/NAME.py`. Raises ValueError, with near names, when there is none."""
     module = load_plugin("distill.mappings", name)
-    classes = [
+    classes: list[Any] = [
         c
         for c in vars(module).values()
         if inspect.isclass(c) and c.__module__ == module.__name__ and not c.__name__.startswith("_")

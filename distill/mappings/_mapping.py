@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Mapping(ABC):
     weight_: Float[np.ndarray, "dim teacher_dim"]
 
     @abstractmethod
-    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> Self:
+    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Mapping":
         """Reads the store in blocks of a fixed number of rows: memory does not grow with the rows' features.
 
         Args:

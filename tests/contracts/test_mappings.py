@@ -35,7 +35,7 @@ def case(request):
 def build(case):
     """`build(dim)`, with few steps where there are steps."""
     name, options = case
-    few = {"steps": 3} if "steps" in inspect.signature(load_mapping(name)).parameters else {}
+    few = {"steps": 3, "batch_size": 32} if "steps" in inspect.signature(load_mapping(name)).parameters else {}
     return lambda dim: load_mapping(name)(dim, **few, **options)
 
 
@@ -170,4 +170,4 @@ def test_fit_asks_for_few_rows_at_once_and_in_all(build, tmp_path, dim):
     source.asked = []
     build(dim).fit(source)
     assert max(source.asked, default=0) <= 8192
-    assert sum(source.asked) <= 2 * 30000 + 4 * 512
+    assert sum(source.asked) <= 2 * 30000 + 4 * 32

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill.fit import FitConfig, fit, learning_rate
+from distill._schedule import learning_rate
+from distill.fit import FitConfig, fit
 from distill.pairs import Pairs
 from distill.run import KEEP, Run
 from distill.students import make_student
@@ -89,8 +91,8 @@ def test_the_run_folder_holds_what_the_contract_names(finished):
         "student.json",
         "mapping.safetensors",
         "metrics.jsonl",
-        "checkpoints/epoch-00002.pt",
-        "checkpoints/epoch-00003.pt",
+        "checkpoints/step-00000008.pt",
+        "checkpoints/step-00000012.pt",
     }
     assert KEEP == 2
 
@@ -102,10 +104,23 @@ def test_config_is_fully_resolved(finished, store, images):
         "epochs": EPOCHS,
         "batch_size": BATCH,
         "lr": 3e-3,
+        "views": "all",
+        "student_augment": "photometric",
+        "optimizer": "adamw",
+        "warmup_epochs": 0.3,
+        "min_lr": 0.0,
         "weight_decay": 0.05,
+        "clip_norm": 0.0,
+        "accumulate": 1,
+        "ema": 0.0,
+        "compile": False,
+        "eval_every": 0,
+        "holdout": 0.0,
         "seed": 0,
         "embedding_dim": STUDENT,
         "image_size": 16,
+        "patch_size": 0,
+        "drop_path": 0.0,
         "pretrained": False,
         "precision": "auto",
         "method_options": {"mapping_steps": 3, "mapping_batch_size": 16},
@@ -130,20 +145,21 @@ def test_student_record(finished):
         },
         "method": "tintem",
         "teacher": "test/one_convolution",
+        "trained_on": {"samples": IMAGES, "failed": 0, "held_out": 0, "views": "all 3 stored views, replayed"},
     }
 
 
 def test_saved_weights_are_the_trained_ones(finished):
     saved, trained = load_file(finished.path / "student.safetensors"), finished.student.state_dict()
-    last = torch.load(finished.path / "checkpoints" / "epoch-00003.pt", weights_only=True)
+    last = torch.load(finished.path / "checkpoints" / "step-00000012.pt", weights_only=True)
     assert saved.keys() == trained.keys() == last["student"].keys()
     assert all(torch.equal(saved[key], trained[key]) and torch.equal(saved[key], last["student"][key]) for key in saved)
 
 
 def test_saved_mapping_is_the_one_that_the_metrics_describe(finished):
     mapping = load_file(finished.path / "mapping.safetensors")
-    assert {key: tuple(value.shape) for key, value in mapping.items()} == {"weight": (STUDENT, TEACHER)}
-    singular = np.linalg.svd(mapping["weight"].numpy(), compute_uv=False)
+    assert {key: tuple(value.shape) for key, value in mapping.items()} == {"mapping.weight": (STUDENT, TEACHER)}
+    singular = np.linalg.svd(mapping["mapping.weight"].numpy(), compute_uv=False)
     for record in finished.run.metrics:
         assert record["mapping/singular_max"] == pytest.approx(singular.max(), rel=1e-5)
         assert record["mapping/singular_min"] == pytest.approx(singular.min(), rel=1e-5)
@@ -185,11 +201,13 @@ def test_the_loss_is_of_the_very_pairs_and_the_saved_mapping(train, store, image
     torch.manual_seed(3)
     teacher = Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
     student, preprocess, _ = make_student("tiny", teacher, embedding_dim=STUDENT, image_size=16, pretrained=False)
-    pixels, embedding = next(Pairs(store, open_corpus(str(images)), preprocess).epoch(0, batch_size=IMAGES, seed=3))
+    pairs = Pairs(store, open_corpus(str(images)), preprocess)
+    pixels, features = next(pairs.epoch(0, batch_size=IMAGES, seed=3))
+    embedding = features["embedding"]
     scaled = (pixels / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3]
     with torch.no_grad():
         output = student.train()(torch.from_numpy(scaled.transpose(0, 3, 1, 2)).float()).numpy()
-    target = embedding.astype(np.float64) @ load_file(run.path / "mapping.safetensors")["weight"].numpy().T
+    target = embedding.astype(np.float64) @ load_file(run.path / "mapping.safetensors")["mapping.weight"].numpy().T
     cosine = (output * target).sum(1) / np.linalg.norm(output, axis=1) / np.linalg.norm(target, axis=1)
     assert run.metrics[0]["loss"] == pytest.approx((1 - cosine).mean(), rel=1e-4)
 
@@ -208,8 +226,8 @@ def test_the_seed_decides_everything(finished, train, tmp_path):
     [
         ("mapping", 2, []),
         ("training", 3, []),
-        ("training", 6, ["epoch-00001.pt"]),
-        ("training", 12, ["epoch-00001.pt", "epoch-00002.pt"]),
+        ("training", 6, ["step-00000004.pt"]),
+        ("training", 12, ["step-00000004.pt", "step-00000008.pt"]),
     ],
 )
 def test_an_interrupted_run_ends_as_if_it_had_never_been(finished, train, tmp_path, stage, done, checkpoints):
@@ -256,7 +274,8 @@ def test_another_configuration_is_refused_with_the_difference(finished, train):
     before = files(finished.path)
     for resume in (False, True):
         with pytest.raises(
-            ValueError, match=r"another configuration \(epochs: 3 there, 4 here, lr: 0\.003 there, 0\.1 here\)"
+            ValueError,
+            match=r"another configuration \(epochs: 3 there, 4 here, lr: 0\.003 there, 0\.1 here, warmup_epochs: 0\.3 there, 0\.4 here\)",
         ):
             train(finished.path, epochs=4, lr=0.1, resume=resume)
     assert files(finished.path) == before
@@ -281,34 +300,30 @@ def test_a_finished_run_is_returned_untrained(finished, train):
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     finished, train, tmp_path, monkeypatch
 ):
-    def explode_in_the_second_epoch(step, steps, peak):
-        return learning_rate(step, steps, peak) if step < STEPS // EPOCHS else 1e30
+    def explode_in_the_second_epoch(step, steps, peak, *rest):
+        return learning_rate(step, steps, peak, *rest) if step < STEPS // EPOCHS else 1e30
 
     monkeypatch.setattr(FIT_MODULE, "learning_rate", explode_in_the_second_epoch)
-    with pytest.raises(RuntimeError, match=r"the loss became nan in epoch 2; lower lr"):
+    with pytest.raises(
+        RuntimeError, match=r"the loss became nan by step 8 \(epoch 2\); lower lr .* is .*step-00000004\.pt$"
+    ):
         train(tmp_path / "run")
     run = Run(tmp_path / "run")
     assert not run.finished
     assert [record["epoch"] for record in run.metrics] == [1]
-    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["epoch-00001.pt"]
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-00000004.pt"]
     state = run.load_checkpoint()
-    assert state["epoch"] == 1
+    assert state["step"] == 4
     assert all(weight.isfinite().all() for weight in state["student"].values())
 
 
 def test_too_large_a_learning_rate_leaves_no_student(train, tmp_path):
-    with pytest.raises(RuntimeError, match="the loss became nan in epoch 1"):
+    with pytest.raises(
+        RuntimeError, match=r"the loss became nan by step 4 \(epoch 1\).* no checkpoint was written yet"
+    ):
         train(tmp_path / "run", lr=1e30)
     assert not (tmp_path / "run" / "student.json").exists()
     assert not (tmp_path / "run" / "student.safetensors").exists()
-
-
-def test_learning_rate_golden_values():
-    """21 steps: two of warm-up, then cos 0°, 60°, 90°, 120° and 180° at steps 2, 8, 11, 14 and 20."""
-    at = {step: learning_rate(step, 21, 4.0) for step in range(21)}
-    assert [at[step] for step in (0, 1, 2, 8, 11, 14, 20)] == pytest.approx([2, 4, 4, 3, 2, 1, 0])
-    assert all(at[step] > at[step + 1] for step in range(2, 20))
-    assert learning_rate(0, 1, 4.0) == 4.0
 
 
 def test_the_finished_run_is_an_encoder(finished):
@@ -383,7 +398,7 @@ def test_nothing_is_written_when_store_and_corpus_do_not_fit(store, images, make
     [
         ({"method": "tintm"}, "unknown distill.methods 'tintm'; did you mean tintem"),
         ({"method_options": {"mapping_step": 3}}, "tintem has no option 'mapping_step'; did you mean mapping_steps"),
-        ({"method": "proteus", "method_options": {"lr": 1.0}}, "proteus has no option 'lr'; it has none"),
+        ({"method": "proteus", "method_options": {"lr": 1.0}}, "proteus has no option 'lr'"),
         ({"method_options": {"student_dim": 3}}, "tintem has no option 'student_dim'"),
         ({"epochs": -1}, "epochs must be greater than 0, got -1"),
         ({"epochs": 0}, "epochs must be greater than 0, got 0"),
@@ -402,3 +417,152 @@ def test_wrong_configurations_are_refused_on_creation(given, message):
 def test_the_student_has_to_be_named():
     with pytest.raises(TypeError, match="student"):
         FitConfig()
+
+
+# -- checkpoints within an epoch --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def every_other_step(monkeypatch):
+    monkeypatch.setattr(FIT_MODULE, "LOG_EVERY", 2)
+    return {"checkpoint_minutes": 0.0, "batch_size": 8, "ema": 0.8, "method": "proteus", "epochs": 2}
+
+
+@pytest.mark.parametrize("stop", [3, 7, 8, 12])
+def test_a_run_goes_on_from_the_middle_of_an_epoch(train, tmp_path, every_other_step, stop):
+    """Interrupted in the callback of a step whose checkpoint, if there is one, is written already."""
+    whole = train(tmp_path / "whole", **every_other_step)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", **every_other_step, progress=interrupt_at("training", stop))
+    run = Run(tmp_path / "run")
+    found = [int(path.stem.removeprefix("step-")) for path in run.checkpoints]
+    newest = stop - stop % 2 if stop % 8 else stop - 2
+    assert found[-1] == newest
+    assert len(found) <= KEEP
+    plans, told = [], []
+    train(run.path, resume=True, **every_other_step, announce=plans.append, progress=told.append)
+    assert [at.done for at in told] == list(range(newest + 1, 17))
+    assert (plans[0].done, plans[0].steps) == (newest, 16)
+    assert without_speed(run.metrics) == without_speed(whole.metrics)
+    for name in ("student.safetensors", "mapping.safetensors"):
+        assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+def test_without_minutes_there_is_a_checkpoint_an_epoch(train, tmp_path, every_other_step):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", **{**every_other_step, "checkpoint_minutes": 60.0}, progress=interrupt_at("training", 14))
+    assert [path.stem for path in Run(tmp_path / "run").checkpoints] == ["step-00000008"]
+
+
+def test_what_a_killed_process_left_half_written_goes(train, tmp_path, every_other_step):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", **every_other_step, progress=interrupt_at("training", 5))
+    left = tmp_path / "run" / "checkpoints" / "step-00000006.pt.partial"
+    left.write_bytes(b"half of it")
+    other = tmp_path / "run" / "checkpoints" / "step-00000005.pt.partial"
+    other.write_bytes(b"half of it")
+    assert train(tmp_path / "run", resume=True, **every_other_step).finished
+    assert not left.exists()
+    assert not other.exists()
+
+
+def test_a_weight_that_is_no_number_is_never_saved(train, tmp_path, monkeypatch):
+    """The loss of a step says nothing about the weights that it leaves."""
+    monkeypatch.setattr(FIT_MODULE, "learning_rate", lambda step, *rest: 1e-3 if step < STEPS - 1 else math.inf)
+    with pytest.raises(RuntimeError, match=r"a weight became NaN or infinite by step 12 .* is .*step-00000008\.pt$"):
+        train(tmp_path / "run")
+    assert [path.stem for path in Run(tmp_path / "run").checkpoints] == ["step-00000004", "step-00000008"]
+    assert not Run(tmp_path / "run").finished
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused_at_once(train, tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=5_000_000)
+    monkeypatch.setattr("distill.run.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(
+        OSError, match=r"run: 20\.\d MB of checkpoints to write, .* has 5\.0 MB free; make room or choose"
+    ):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"optimizer": "lars"}, {"method": "proteus"}], ids=str)
+def test_checkpoints_are_as_large_as_announced(train, tmp_path, settings):
+    plans = []
+    run = train(tmp_path / "run", epochs=1, announce=plans.append, **settings)
+    size = run.checkpoints[-1].stat().st_size
+    assert plans[0].checkpoint_bytes == pytest.approx(size, rel=0.02)
+
+
+def test_a_mapping_that_does_not_fit_leaves_no_folder_to_clear(train, tmp_path):
+    with pytest.raises(ValueError, match="a mapping cannot make 13 of them"):
+        train(tmp_path / "run", embedding_dim=13)
+    assert train(tmp_path / "run", epochs=1).finished
+
+
+# -- what the loop tells ----------------------------------------------------------------------------------
+
+
+def test_terms_are_told_by_name_and_add_up(train, tmp_path):
+    told = []
+    options = {"mapping_steps": 3, "mapping_batch_size": 16, "relation": 0.5}
+    run = train(tmp_path / "run", method_options=options, progress=told.append)
+    last = told[-1]
+    assert set(last.terms) == {"cosine", "relation"}
+    assert last.loss == pytest.approx(sum(last.terms.values()))
+    assert run.metrics[-1]["loss/relation"] == pytest.approx(last.terms["relation"])
+
+
+def test_the_plan_is_announced_before_the_first_step(train, tmp_path):
+    said = []
+    train(tmp_path / "run", epochs=2, holdout=0.25, announce=said.append, progress=said.append)
+    plan = next(each for each in said if not hasattr(each, "stage"))
+    assert [each.stage for each in said[: said.index(plan)]] == ["mapping"] * 3
+    assert (plan.samples, plan.held_out, plan.failed, plan.steps, plan.done, plan.processes) == (48, 16, 0, 6, 0, 1)
+
+
+def test_trackers_are_told_what_the_metrics_say(train, tmp_path):
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, tracker = "kept", False, None
+        main_process_only = False
+
+        def __init__(self):
+            super().__init__()
+            self.config, self.logged, self.finished = None, [], False
+
+        def store_init_configuration(self, values):
+            self.config = values
+
+        def log(self, values, step, **kwargs):
+            self.logged.append((step, values))
+
+        def finish(self):
+            self.finished = True
+
+    tracker = Tracker()
+    run = train(tmp_path / "run", trackers=[tracker])
+    assert tracker.config["student"] == "tiny"
+    assert tracker.logged == [(record["epoch"], record) for record in run.metrics]
+    assert tracker.finished
+
+
+def test_clipping_schedule_and_optimizer_reach_the_training(finished, train, tmp_path):
+    """Each changes the weights, and the learning rate that is logged is the schedule's."""
+    changed = {
+        "lars": {"optimizer": "lars"},
+        "clip": {"clip_norm": 1e-3, "optimizer": "lars"},
+        "least": {"min_lr": 1e-3},
+        "ema": {"ema": 0.5},
+        "accumulate": {"accumulate": 2},
+    }
+    runs = {name: train(tmp_path / name, **settings) for name, settings in changed.items()}
+    saved = {(run.path / "student.safetensors").read_bytes() for run in [finished.run, *runs.values()]}
+    assert len(saved) == len(changed) + 1
+    assert runs["least"].metrics[-1]["lr"] == pytest.approx(1e-3)
+
+
+def test_tokens_are_asked_for_before_the_folder_is_claimed(train, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"teacher\.zarr: holds no tokens, which this method needs; extract with --fields"
+    ):
+        train(tmp_path / "run", method_options={"tokens": True})
+    assert not (tmp_path / "run").exists()

@@ -45,13 +45,13 @@ def test_random_orthonormal_prefers_no_direction(make_store, rng):
 
 
 def test_orthogonal_stays_orthonormal_and_learns(make_store, rng):
-    store = make_store("s", draw(rng, 200))
-    mapping = Orthogonal(4, steps=40, batch_size=64, lr=1e-2).fit(store)
+    """Every batch is the whole store, so the loss that is reported is the one that was lowered."""
+    store = make_store("s", draw(rng, 100))
+    mapping = Orthogonal(4, steps=60, batch_size=100, lr=1e-2).fit(store)
     weight = mapping.weight_.astype(np.float64)
     assert np.linalg.norm(weight @ weight.T - np.eye(4)) < 1e-5
     assert mapping.report_["deviation"] < 1e-5
-    assert mapping.report_["sne"] < 0.97 * mapping.report_["sne_start"]
-    assert np.abs(np.linalg.svd(weight @ Spectral(4).fit(store).weight_.T)[1]).min() < 0.999  # it has moved
+    assert mapping.report_["sne"] < 0.95 * mapping.report_["sne_start"]
 
 
 def test_orthogonal_without_steps_is_spectral(make_store, rng):

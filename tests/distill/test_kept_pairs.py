@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cli
-import featcache.store
+import featcache.layout
 from distill.fit import fit
 from distill.pairs import Pairs
 from distill.run import Run
@@ -34,7 +34,7 @@ def folder(tmp_path, make_images):
 @pytest.fixture
 def keep(folder, tmp_path, make_teacher, monkeypatch):
     """`keep(pixels, ...)`: a store of the folder, several chunks of images, and what the teacher was given."""
-    monkeypatch.setattr(featcache.store, "CHUNK_BYTES", 4 * 20_000)
+    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 20_000)
 
     def keep(pixels, name="s.zarr", corpus=None, dim=12, views=VIEWS):
         teacher = make_teacher(dim)
@@ -97,10 +97,10 @@ def test_batches_are_joined_with_the_features_of_their_row_and_view(keep):
     rows = made.store.ok.tolist()
     where = {made.seen[i, v].tobytes(): (rows[i], v) for i in range(SAMPLES - 1) for v in range(VIEWS)}
     pairs = Pairs(made.store, KeptImages(made.store), made.preprocess, 2)
-    for pixels, embedding in pairs.epoch(0, batch_size=5, seed=0):
-        for image, features in zip(pixels, embedding, strict=True):
+    for pixels, features in pairs.epoch(0, batch_size=5, seed=0):
+        for image, embedding in zip(pixels, features["embedding"], strict=True):
             row, view = where[image.tobytes()]
-            np.testing.assert_array_equal(features, made.store.gather_portable([row], view=view)[0])
+            np.testing.assert_array_equal(embedding, made.store.gather_portable([row], view=view)[0])
 
 
 # -- which store's images -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.objectives import TEMPERATURES, cosines, match, relation_kl
+from distill.objectives import TEMPERATURES, ce, cosines, gathered, kl, match, relation_fro, relation_kl
 
 STYLES = [(True, True), (True, False), (False, True), (False, False)]
 
@@ -185,13 +185,14 @@ def test_match_equals_numpy(rng):
         "cosine": np.mean(cosine),
         "l2": np.mean(np.linalg.norm(output - target, axis=1)),
         "mse": np.mean((output - target) ** 2),
+        "huber": np.mean([d * d / 2 if d < 1 else d - 0.5 for d in np.abs(output - target).flat]),
     }
     for kind, value in expected.items():
         assert match(torch.from_numpy(output), torch.from_numpy(target), kind).item() == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("cosine", (0.04 + 2) / 2), ("l2", (math.sqrt(2) + 3) / 2), ("mse", 2.75)]
+    ("kind", "expected"), [("cosine", (0.04 + 2) / 2), ("l2", (math.sqrt(2) + 3) / 2), ("mse", 2.75), ("huber", 0.875)]
 )
 def test_match_golden_values(kind, expected):
     output, target = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[4.0, 3.0], [-2.0, 0.0]])
@@ -204,5 +205,113 @@ def test_match_is_the_cosine_by_default():
 
 
 def test_match_refuses_other_kinds():
-    with pytest.raises(ValueError, match="unknown match 'l1'; known: cosine, l2, mse"):
+    with pytest.raises(ValueError, match="unknown match 'l1'; known: cosine, huber, l2, mse"):
         match(torch.zeros(2, 2), torch.zeros(2, 2), "l1")
+
+
+@pytest.mark.parametrize("kind", ["cosine", "l2", "mse", "huber"])
+def test_match_has_its_minimum_at_the_target(rng, kind):
+    target = torch.from_numpy(rng.normal(size=(5, 4)))
+    output = target.clone().requires_grad_()
+    loss = match(output, target, kind)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert output.grad.abs().max() < 1e-12
+    for _ in range(10):
+        assert match(target + 0.1 * torch.from_numpy(rng.normal(size=(5, 4))), target, kind) > 1e-5
+
+
+def test_relation_kl_of_several_matrices_is_their_mean(rng, slow_relation_kl):
+    target, output = (torch.from_numpy(np.stack([gram(unit(rng, 6, 4)) for _ in range(6)])) for _ in range(2))
+    for symmetric, mask_diagonal in STYLES:
+        style = {"temperatures": (0.1, 0.5), "symmetric": symmetric, "mask_diagonal": mask_diagonal}
+        expected = [slow_relation_kl(t, o, **style) for t, o in zip(target.numpy(), output.numpy(), strict=True)]
+        together = relation_kl(target.unflatten(0, (2, 3)), output.unflatten(0, (2, 3)), **style)
+        assert together.item() == pytest.approx(np.mean(expected), rel=1e-10)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+def test_kl_and_ce_equal_numpy(rng):
+    target, output = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
+    p, q = softmax(target / 0.4), softmax(output / 0.4)
+    t, o = torch.from_numpy(target), torch.from_numpy(output)
+    assert kl(t, o, temperature=0.4).item() == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-12)
+    reverse = kl(t, o, temperature=0.4, direction="reverse")
+    assert reverse.item() == pytest.approx((q * np.log(q / p)).sum(1).mean(), rel=1e-12)
+    q = softmax(output)
+    assert ce(o, torch.from_numpy(p)).item() == pytest.approx(-(p * np.log(q)).sum(1).mean(), rel=1e-12)
+    classes = np.array([0, 3, 1, 1, 2, 0])
+    assert ce(o, torch.from_numpy(classes)).item() == pytest.approx(-np.log(q[range(6), classes]).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "direction", "expected"),
+    [
+        # ¾ ln 3/2 + ¼ ln 1/2
+        (1.0, "forward", 0.130812035941),
+        # 0.9 ln 1.8 + 0.1 ln 0.2
+        (0.5, "forward", 0.368064207168),
+        # ½ ln 2/3 + ½ ln 2
+        (1.0, "reverse", 0.143841036226),
+    ],
+)
+def test_kl_golden_values(temperature, direction, expected):
+    target, output = torch.tensor([[L3, 0.0]] * 2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
+    assert kl(target, output, temperature=temperature, direction=direction).item() == pytest.approx(expected, abs=1e-11)
+
+
+def test_ce_golden_values():
+    logits = torch.tensor([[L3, 0.0]], dtype=torch.float64)
+    assert ce(logits, torch.tensor([0])).item() == pytest.approx(0.287682072452, abs=1e-11)  # ln 4/3
+    half = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    assert ce(logits, half).item() == pytest.approx(0.836988216786, abs=1e-11)  # ½ ln 4/3 + ½ ln 4
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_kl_has_its_minimum_where_they_agree_up_to_a_constant(rng, direction):
+    target = torch.from_numpy(rng.normal(size=(5, 4)))
+    output = (target + 3).requires_grad_()
+    loss = kl(target, output, temperature=0.3, direction=direction)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert output.grad.abs().max() < 1e-12
+    other = target + 0.1 * torch.from_numpy(rng.normal(size=(5, 4)))
+    assert kl(target, other, temperature=0.3, direction=direction) > 1e-4
+
+
+def test_ce_is_least_at_the_logarithm_of_the_target_and_is_its_entropy(rng):
+    p = torch.from_numpy(softmax(rng.normal(size=(5, 4))))
+    logits = p.log().requires_grad_()
+    loss = ce(logits, p)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-12)
+    assert logits.grad.abs().max() < 1e-12
+
+
+def test_kl_refuses_other_directions():
+    with pytest.raises(ValueError, match="unknown direction 'both'; known: forward, reverse"):
+        kl(torch.zeros(2, 2), torch.zeros(2, 2), direction="both")
+
+
+def test_relation_fro(rng):
+    """Not squared, not divided: √(3² + 4²), whatever the size."""
+    target = torch.zeros(3, 4, dtype=torch.float64)
+    output = target.clone()
+    output[0, 1], output[2, 2] = 3, -4
+    assert relation_fro(target, output).item() == pytest.approx(5, abs=1e-12)
+    a, b = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
+    expected = np.sqrt(((a - b) ** 2).sum())
+    assert relation_fro(torch.from_numpy(a), torch.from_numpy(b)).item() == pytest.approx(expected, rel=1e-12)
+    at_minimum = torch.from_numpy(a).requires_grad_()
+    loss = relation_fro(torch.from_numpy(a), at_minimum)
+    loss.backward()
+    assert loss.item() == 0
+    assert at_minimum.grad.abs().max() == 0
+
+
+def test_one_process_gathers_its_own_rows():
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert gathered(rows) is rows

@@ -58,8 +58,8 @@ def seen(folder, tmp_path, make_teacher):
 
 
 def epoch(pairs, number=0, *, batch_size=5, seed=0):
-    pixels, embedding = zip(*pairs.epoch(number, batch_size=batch_size, seed=seed), strict=True)
-    return np.concatenate(pixels), np.concatenate(embedding)
+    pixels, features = zip(*pairs.epoch(number, batch_size=batch_size, seed=seed), strict=True)
+    return np.concatenate(pixels), np.concatenate([each["embedding"] for each in features])
 
 
 @pytest.fixture(params=[0.25, 0.0], ids=["held", "not held"])
@@ -130,7 +130,7 @@ def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(seen, batch_si
 
 def test_an_epoch_is_a_function_of_seed_and_number(seen, memory):
     def batches(pairs, number, seed=0):
-        return [(p.tobytes(), e.tobytes()) for p, e in pairs.epoch(number, batch_size=5, seed=seed)]
+        return [(p.tobytes(), f["embedding"].tobytes()) for p, f in pairs.epoch(number, batch_size=5, seed=seed)]
 
     warm = Pairs(seen.store, seen.corpus, seen.preprocess, 3)
     batches(warm, 0), batches(warm, 1)

@@ -72,7 +72,7 @@ def test_no_steps_is_the_spectral_mapping(make_store, rng):
 
 
 def test_a_random_start_is_worse_and_its_seed_counts(make_store, rng, sne_loss):
-    store, held = make_store("s", draw(rng, 200)), draw(rng, 40)
+    store, held = make_store("s", draw(rng, 200)), draw(rng, 25)
 
     def start(seed: int) -> Sne:
         return Sne(4, start="random", steps=0, seed=seed).fit(store)
@@ -108,7 +108,7 @@ def test_layer_norm_starts_from_the_spectrum_of_normalised_rows(make_store, rng)
 
 
 def test_layer_norm_learns_a_bias_and_a_scale(make_store, rng, sne_loss):
-    store, held = make_store("s", draw(rng, 200)), draw(rng, 40)
+    store, held = make_store("s", draw(rng, 200)), draw(rng, 25)
     start = Sne(4, layer_norm=True, steps=0).fit(store)
     trained = Sne(4, layer_norm=True, steps=40, batch_size=64, lr=1e-2).fit(store)
     assert sne_loss(trained, held) < 0.9 * sne_loss(start, held)

@@ -1,0 +1,113 @@
+""" "Did it work?", answered during the run on samples that are held out of training.
+
+evalsuite measures with more care and with intervals, on stores of the finished student; here, small sets in memory.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.methods import Features
+from distill.pairs import Batch, Pairs
+
+MOST_HELD_OUT = 1_000
+BANK_ROWS = 20_000
+"""Training samples among which neighbours are looked for, at most: drawn once, the same for every evaluation."""
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+EVALUATION_BATCH = 256
+
+
+def split(samples: int, share: float, seed: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
+    """Which samples train and which are held out, both in order: a fixed random `share`, at most 1,000.
+
+    Raises:
+        ValueError: one of the two would be too few.
+    """
+    held = min(MOST_HELD_OUT, round(share * samples))
+    if share and not 4 <= held <= samples - 1:
+        raise ValueError(
+            f"holdout {share} of {samples} samples holds out {held}; at least 4 are needed for an evaluation, "
+            "and some to train on"
+        )
+    order = np.random.default_rng([seed, samples]).permutation(samples)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+class HeldOut:
+    """Measures a student on held-out samples, in the teacher's plain view.
+
+    Args:
+        held: the samples held out.
+        trained: those trained on; neighbours are looked for among them.
+        method: a `DistillationMethod`; says what the student's target is.
+        seed: of the neighbours' draw.
+    """
+
+    def __init__(self, held: Pairs, trained: Pairs, method: Any, seed: int):
+        self._held, self._trained, self._method = held, trained, method
+        bank = np.random.default_rng(seed).permutation(len(trained))[:BANK_ROWS]
+        self._bank = np.sort(bank[trained.source.labels[bank] >= 0])
+        self._labels = torch.from_numpy(held.source.labels)
+        self._teacher_top1: float | None = None
+
+    @torch.no_grad()
+    def measure(self, embed: Callable[[Batch], tuple[Tensor, Features]]) -> dict[str, float]:
+        """`embed` gives a batch's student embeddings and teacher features, float32, on the method's device.
+
+        Returns:
+            "holdout/gram_pearson": correlation of the cosines between samples, student's and teacher's. Where the
+            method has a target, "holdout/cosine": mean cosine to it. Where there are labels, "holdout/top1@20": kNN
+            accuracy, and "holdout/teacher_top1@20" of the teacher's own embeddings.
+        """
+        fields = tuple(dict.fromkeys(("embedding", *self._method.fields)))
+        students, teachers, cosines = [], [], []
+        for batch in self._held.plain(range(len(self._held)), batch_size=EVALUATION_BATCH, fields=fields):
+            student, teacher = embed(batch)
+            target = self._method.target(teacher)
+            if target is not None:
+                cosines.append(F.cosine_similarity(student, target, dim=-1).cpu())
+            students.append(student.cpu())
+            teachers.append(teacher["embedding"].cpu())
+        student, teacher_rows = torch.cat(students), torch.cat(teachers)
+        found = {"holdout/gram_pearson": gram_pearson(student, teacher_rows)}
+        if cosines:
+            found["holdout/cosine"] = float(torch.cat(cosines).mean())
+        known = self._labels >= 0
+        if known.any() and len(self._bank) >= NEIGHBOURS:
+            labels = torch.from_numpy(self._trained.source.labels[self._bank])
+            bank = [embed(batch) for batch in self._trained.plain(self._bank, batch_size=EVALUATION_BATCH)]
+            rows = torch.cat([output.cpu() for output, _ in bank])
+            found["holdout/top1@20"] = knn_top1(rows, labels, student[known], self._labels[known])
+            if self._teacher_top1 is None:
+                of_teacher = torch.cat([features["embedding"].cpu() for _, features in bank])
+                self._teacher_top1 = knn_top1(of_teacher, labels, teacher_rows[known], self._labels[known])
+            found["holdout/teacher_top1@20"] = self._teacher_top1
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def knn_top1(
+    bank: Float[Tensor, "n d"],
+    labels: Int64[Tensor, " n"],
+    query: Float[Tensor, "m d"],
+    truth: Int64[Tensor, " m"],
+) -> float:
+    """Share of `query` rows whose 20 nearest rows by cosine vote for the right class, each with weight exp(cosine / 0.07)."""
+    similarity, nearest = (F.normalize(query) @ F.normalize(bank).T).topk(NEIGHBOURS)
+    votes = torch.zeros(len(query), int(labels.max()) + 1)
+    votes.scatter_add_(1, labels[nearest], ((similarity - 1) / TEMPERATURE).exp())
+    return float((votes.argmax(1) == truth).float().mean())
+
+
+def gram_pearson(left: Float[Tensor, "n d"], right: Float[Tensor, "n e"]) -> float:
+    """Pearson correlation of the off-diagonal entries of the two matrices of cosines, -1…1; NaN where one is constant."""
+    one, other = (
+        (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
+        for unit in (F.normalize(rows.double()) for rows in (left, right))
+    )
+    return float(torch.corrcoef(torch.stack([one, other]))[0, 1])

@@ -1,0 +1,246 @@
+"""Optimizers, moving average, clipping and accumulation, against plain formulas."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distill._schedule import Ema, learning_rate, make_optimizer, warmup_steps
+from distill._training import Training, make_accelerator
+from distill.config import FitConfig
+from distill.lars import Lars
+from featcache.preprocess import Preprocess
+
+PREPROCESS = Preprocess(resize=4, crop=4, size=4)
+
+
+class Student(nn.Module):
+    """Without batch statistics, so that half a batch is to it what a whole one is."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(48, 6), nn.Dropout(0.0)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, images, fields):
+        return {"embedding": self.norm(self.dropout(self.linear(images.flatten(1))))}
+
+
+class Mse(nn.Module):
+    fields = student_fields = ("embedding",)
+
+    def loss(self, student, teacher):
+        difference = student["embedding"] - teacher["embedding"]
+        return {"mse": difference.square().mean(), "l1": 0.5 * difference.abs().mean()}
+
+
+def batch(size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (size, 4, 4, 3), np.uint8), {"embedding": rng.normal(size=(size, 6)).astype(np.float16)}
+
+
+def training(checkpoint=None, **settings):
+    torch.manual_seed(0)
+    student = Student()
+    config = FitConfig(student="tiny", batch_size=8, **settings)
+    accelerator = make_accelerator("cpu", "fp32", [], ".")
+    return Training(accelerator, student, Mse(), PREPROCESS, config, checkpoint)
+
+
+def flat(module):
+    return torch.cat([weight.detach().flatten() for weight in module.parameters()])
+
+
+# -- learning rate ----------------------------------------------------------------------------------------
+
+
+def test_learning_rate_golden_values():
+    """21 steps: two of warm-up, then cos 0°, 60°, 90°, 120° and 180° at steps 2, 8, 11, 14 and 20."""
+    at = {step: learning_rate(step, 21, 4.0) for step in range(21)}
+    assert [at[step] for step in (0, 1, 2, 8, 11, 14, 20)] == pytest.approx([2, 4, 4, 3, 2, 1, 0])
+    assert all(at[step] > at[step + 1] for step in range(2, 20))
+    assert learning_rate(0, 1, 4.0) == 4.0
+
+
+def test_learning_rate_with_another_warm_up_and_end():
+    at = [learning_rate(step, 17, 5.0, 4, 1.0) for step in range(17)]
+    assert at[:5] == pytest.approx([1.25, 2.5, 3.75, 5, 5])
+    assert [at[step] for step in (8, 10, 12, 16)] == pytest.approx([4, 3, 2, 1])
+
+
+@pytest.mark.parametrize(("epochs", "given", "steps"), [(30, None, 300), (3, None, 30), (7, None, 70), (5, 0.5, 50)])
+def test_warm_up_is_a_tenth_or_what_is_given(epochs, given, steps):
+    assert warmup_steps(FitConfig(student="tiny", epochs=epochs, warmup_epochs=given), 100) == steps
+
+
+# -- optimizers -------------------------------------------------------------------------------------------
+
+
+def test_biases_and_norms_are_not_decayed():
+    student = Student()
+    groups = make_optimizer(student.parameters(), FitConfig(student="tiny", weight_decay=0.3)).param_groups
+    decay = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    assert {name: decay[id(weight)] for name, weight in student.named_parameters()} == {
+        "linear.weight": 0.3,
+        "linear.bias": 0.0,
+        "norm.weight": 0.0,
+        "norm.bias": 0.0,
+    }
+
+
+def test_lars_is_the_papers_formula():
+    rng = np.random.default_rng(1)
+    start = {"matrix": rng.normal(size=(4, 3)), "bias": rng.normal(size=3), "zero": np.zeros((2, 2))}
+    weights = {name: nn.Parameter(torch.from_numpy(value.copy())) for name, value in start.items()}
+    optimizer = Lars(list(weights.values()), lr=0.5, momentum=0.8, weight_decay=0.02, trust=0.01)
+    velocity = {name: np.zeros_like(value) for name, value in start.items()}
+    expected = {name: value.copy() for name, value in start.items()}
+    for lr in (0.5, 0.3, 0.1):
+        optimizer.param_groups[0]["lr"] = lr
+        for name, weight in weights.items():
+            gradient = rng.normal(size=weight.shape)
+            weight.grad = torch.from_numpy(gradient)
+            w, trust = expected[name], 1.0
+            size, slope = np.linalg.norm(w), np.linalg.norm(gradient)
+            if w.ndim > 1 and size > 0:
+                trust = 0.01 * size / (slope + 0.02 * size)
+            velocity[name] = 0.8 * velocity[name] + lr * trust * (gradient + 0.02 * w)
+            expected[name] = w - velocity[name]
+        optimizer.step()
+    for name, weight in weights.items():
+        np.testing.assert_allclose(weight.detach().numpy(), expected[name], rtol=1e-12)
+
+
+def test_lars_defaults_are_the_papers():
+    group = Lars([nn.Parameter(torch.ones(2, 2))], lr=1.0).param_groups[0]
+    assert (group["momentum"], group["trust"]) == (0.9, 0.001)
+
+
+# -- a step -----------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_adamw_on_the_mean_loss():
+    run, pixels_and_features = training(weight_decay=0.1, lr=0.01), batch()
+    model = copy.deepcopy(run.student)
+    decayed, other = [model.linear.weight], [model.linear.bias, *model.norm.parameters()]
+    reference = torch.optim.AdamW([{"params": decayed}, {"params": other, "weight_decay": 0.0}], weight_decay=0.1)
+    pixels, features = pixels_and_features
+    scaled = (pixels / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
+    images = torch.from_numpy(scaled.transpose(0, 3, 1, 2)).float()
+    for number, lr in enumerate((0.01, 0.004)):
+        terms = run.step(pixels_and_features, number, lr)
+        difference = model(images, None)["embedding"] - torch.from_numpy(features["embedding"]).float()
+        expected = {"mse": difference.square().mean(), "l1": 0.5 * difference.abs().mean()}
+        assert {name: float(term) for name, term in terms.items()} == pytest.approx(
+            {name: float(term.detach()) for name, term in expected.items()}, rel=1e-5
+        )
+        for group in reference.param_groups:
+            group["lr"] = lr
+        reference.zero_grad()
+        sum(expected.values()).backward()
+        reference.step()
+        torch.testing.assert_close(flat(run.student), flat(model), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_batch(parts):
+    whole, accumulated = training(), training(accumulate=parts)
+    for number in range(3):
+        terms = [run.step(batch(seed=number), number, 0.01) for run in (whole, accumulated)]
+        for name in terms[0]:
+            torch.testing.assert_close(terms[1][name], terms[0][name])
+        torch.testing.assert_close(flat(accumulated.student), flat(whole.student), rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_shortens_all_gradients_together():
+    free, clipped = training(), training(clip_norm=0.25)
+    for run in (free, clipped):
+        run.step(batch(), 0, 0.01)
+    gradients = [[weight.grad for weight in run.student.parameters()] for run in (free, clipped)]
+    norm = np.sqrt(sum(float(gradient.square().sum()) for gradient in gradients[0]))
+    assert norm > 0.25
+    for before, after in zip(*gradients, strict=True):
+        torch.testing.assert_close(after, before * 0.25 / norm, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_leaves_small_gradients_alone():
+    free, clipped = training(), training(clip_norm=1e6)
+    for run in (free, clipped):
+        run.step(batch(), 0, 0.01)
+    assert torch.equal(flat(free.student), flat(clipped.student))
+
+
+def test_the_moving_average_is_of_all_steps():
+    run, decay = training(ema=0.6), 0.6
+    average = flat(run.student).double()
+    for number in range(6):
+        run.step(batch(seed=number), number, 0.05)
+        now = min(decay, (1 + number) / (10 + number))
+        average = now * average + (1 - now) * flat(run.student).double()
+        torch.testing.assert_close(flat(run.saved).double(), average, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(flat(run.saved), flat(run.student))
+
+
+def test_the_moving_average_copies_running_statistics():
+    module = nn.BatchNorm1d(3)
+    ema = Ema(module, 0.9)
+    module(torch.randn(16, 3) + 5)
+    ema.update(module, 100)
+    assert torch.equal(ema.module.running_mean, module.running_mean)
+    assert ema.module.num_batches_tracked == 1
+    assert not ema.module.training
+
+
+def test_without_a_moving_average_the_student_itself_is_saved():
+    run = training()
+    assert run.saved is run.student
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "lars"}, {"ema": 0.9}, {"accumulate": 2, "clip_norm": 0.1}])
+def test_a_state_taken_between_any_two_steps_goes_on_bit_by_bit(settings):
+    whole = training(**settings)
+    for number in range(5):
+        if number == 3:
+            state = copy.deepcopy(whole.state())
+        whole.step(batch(seed=number), number, 0.01)
+    resumed = training(state, **settings)
+    for number in (3, 4):
+        resumed.step(batch(seed=number), number, 0.01)
+    assert torch.equal(flat(resumed.student), flat(whole.student))
+    assert torch.equal(flat(resumed.saved), flat(whole.saved))
+
+
+def test_what_a_step_draws_follows_from_its_number():
+    def dropped(number, seed=0, noise=0):
+        run = training(seed=seed)
+        run.student.dropout.p = 0.5
+        torch.manual_seed(noise)
+        return {name: float(term) for name, term in run.step(batch(), number, 0.01).items()}
+
+    assert dropped(7) == dropped(7, noise=1)
+    assert len({dropped(number, seed)["mse"] for number in (7, 8) for seed in (0, 1)}) == 4
+
+
+def test_weights_that_are_no_numbers_are_noticed():
+    run = training()
+    assert run.finite()
+    with torch.no_grad():
+        run.student.norm.bias[2] = float("inf")
+    assert not run.finite()
+
+
+def test_unknown_and_missing_trackers_are_refused(monkeypatch):
+    monkeypatch.setattr("distill._training.get_available_trackers", lambda: ["mlflow"])
+    with pytest.raises(ValueError, match=r"^unknown tracker 'wandbb'; did you mean wandb"):
+        make_accelerator("cpu", "fp32", ["wandbb"], ".")
+    with pytest.raises(ValueError, match=r"^tracker 'wandb' is not installed; pip install wandb, or leave it out$"):
+        make_accelerator("cpu", "fp32", ["wandb"], ".")
+
+
+def test_the_compiled_student_trains_the_same(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(Student, "compile", lambda self: compiled.append(self))
+    assert flat(training(compile=True).student).equal(flat(training().student))
+    assert len(compiled) == 1

@@ -1,0 +1,251 @@
+"""Sweeps: what a file expands to, the table, and the command from end to end."""
+
+import json
+import shlex
+import shutil
+import statistics
+import sys
+
+import pytest
+
+import cli
+from distill.sweep import Sweep, cells, expand, markdown, read_sweep, tabulate
+
+FEW = {"epochs": 1, "batch_size": 16, "embedding_dim": 6, "image_size": 16}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str):
+        (tmp_path / "sweep.toml").write_text(text)
+        return tmp_path / "sweep.toml"
+
+    return write
+
+
+def names(**given):
+    return [run.name for run in expand(Sweep(store="t.zarr", **given))]
+
+
+# -- expand -----------------------------------------------------------------------------------------------
+
+
+def test_every_combination_once_seeds_innermost():
+    found = expand(
+        Sweep(store="t.zarr", methods=["tintem", "proteus"], students=["tiny"], seeds=[0, 1], dimensions=[64, 128])
+    )
+    assert [run.name for run in found] == [
+        f"{method}-tiny-d{d}-s{s}" for method in ("tintem", "proteus") for d in (64, 128) for s in (0, 1)
+    ]
+    assert found[3].settings == {"method": "tintem", "student": "tiny", "embedding_dim": 128, "seed": 1}
+    assert found[3].group == "tintem-tiny-d128"
+
+
+def test_defaults_are_one_run_of_the_students_own_width():
+    (only,) = expand(Sweep(store="t.zarr"))
+    assert (only.name, only.settings) == ("tintem-tiny-s0", {"method": "tintem", "student": "tiny", "seed": 0})
+
+
+def test_tables_carry_settings_that_win_over_the_common_ones():
+    (run,) = expand(
+        Sweep(
+            store="t.zarr",
+            methods=[{"name": "long", "method": "tintem", "epochs": 200}],
+            students=[{"name": "vit", "student": "timm/vit_tiny_patch16_224", "patch_size": 8}],
+            common={"epochs": 5, "lr": 0.1},
+        )
+    )
+    assert run.name == "long-vit-s0"
+    assert run.settings == {
+        "epochs": 200, "lr": 0.1, "student": "timm/vit_tiny_patch16_224", "patch_size": 8, "method": "tintem", "seed": 0,
+    }  # fmt: skip
+
+
+def test_names_are_fit_for_folders():
+    students = ["timm/resnet18:weights/a.safetensors", "open_clip/ViT-B-32:laion2b", "my.module:make"]
+    assert names(students=students) == ["tintem-resnet18-s0", "tintem-ViT-B-32-s0", "tintem-my.module-make-s0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"methods": ["tintm"]}, "run tintm-tiny-s0: unknown distill.methods 'tintm'; did you mean tintem"),
+        ({"methods": [{"method": "tintem", "epoch": 3}]}, "epoch: no such setting; did you mean epochs"),
+        ({"methods": [{"name": "a"}]}, "methods: .*: give a name, or a table with method = …"),
+        ({"common": {"epochs": 0}}, "epochs must be greater than 0"),
+        ({"methods": ["tintem", "tintem"]}, "two runs are called tintem-tiny-s0; give one of them a name"),
+        ({"seeds": [1, 1]}, "two runs are called tintem-tiny-s1"),
+    ],
+)
+def test_what_could_not_be_trained_is_refused_before_anything_is(given, message):
+    with pytest.raises(ValueError, match=message):
+        names(**given)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("store = ", "not TOML"),
+        ("method = ['tintem']\nstore = 't.zarr'", "method: no such setting; did you mean methods"),
+        ("store = 't.zarr'\n[common]\nepoch = 1", r"\[common\] epoch: no such setting; did you mean epochs"),
+        ("store = 't.zarr'\n[evaluate]\nbanks = 'x'", r"\[evaluate\] banks: no such setting; did you mean bank"),
+        ("store = 't.zarr'\n[evaluate]\nbank = 'x'", r"\[evaluate\] needs query"),
+        (
+            "store = 't.zarr'\n[evaluate]\nbank = 'x'\nquery = 'x'\nnear = {a = 'x'}\nfar = {a = 'x'}",
+            "two sets called a",
+        ),
+        ("out = 'x'", "names no store"),
+        ("store = 't.zarr'\nseeds = 3", "seeds = 3: give a list of at least one"),
+        ("store = 't.zarr'\nseeds = []", "give a list of at least one"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_refused(write, text, message):
+    with pytest.raises(ValueError, match=rf"sweep\.toml: .*{message}"):
+        read_sweep(write(text))
+    with pytest.raises(ValueError, match="no such file"):
+        read_sweep("nowhere.toml")
+
+
+def test_the_example_in_the_module_is_a_sweep(write):
+    import distill.sweep
+
+    example = distill.sweep.__doc__.partition("\n\n")[2].rpartition("\n\nThis module")[0]
+    found = expand(read_sweep(write("\n".join(line.strip() for line in example.splitlines()))))
+    assert len(found) == 2 * 2 * 3 * 2
+
+
+# -- the table --------------------------------------------------------------------------------------------
+
+
+def test_mean_and_sample_standard_deviation_over_the_seeds():
+    values = [0.7, 0.75, 0.65]
+    table = tabulate([*(("a", {"top1": value}) for value in values), ("b", {"top1": 0.5, "auroc": 0.9})])
+    a, b = table["rows"]
+    assert a["metrics"]["top1"] == {
+        "mean": pytest.approx(0.7),
+        "sd": pytest.approx(statistics.stdev(values)),
+        "values": values,
+    }
+    assert b["metrics"]["top1"]["sd"] is None
+    assert cells(table) == [
+        ["run", "seeds", "top1", "auroc"],
+        ["a", "3", "0.700 ± 0.050", ""],
+        ["b", "1", "0.500", "0.900"],
+    ]
+    assert markdown(table).splitlines()[1] == "| --- | ---: | ---: | ---: |"
+
+
+def test_what_is_not_a_number_is_left_out_of_the_mean():
+    (row,) = tabulate([("a", {"x": 1.0}), ("a", {"x": float("nan")})])["rows"]
+    assert row["metrics"]["x"]["values"] == [1.0]
+    assert row["runs"] == 2
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    monkeypatch.setattr(cli.screen, "width", 400)
+    monkeypatch.setattr(cli.results, "width", 400)
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as stopped:
+            cli.run_distill()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def sweep_file(write, store, images, tmp_path, monkeypatch):
+    """Two seeds of one method, and one that fails once it runs."""
+    monkeypatch.chdir(tmp_path)
+    common = "\n".join(f"{key} = {value}" for key, value in FEW.items())
+
+    def sweep_file(rest: str = "", methods: str = "['proteus']"):
+        return write(
+            f"store = '{store.path}'\ncorpus = '{images}'\nout = 'swept'\nmethods = {methods}\nseeds = [0, 1]\n"
+            f"[common]\n{common}\n{rest}"
+        )
+
+    return sweep_file
+
+
+def test_a_sweep_resumes_and_ends_in_one_table(command, sweep_file, tmp_path):
+    file = sweep_file("holdout = 0.25")
+    code, out, _ = command(f"distill sweep {file} --device cpu")
+    assert code == 0
+    assert "proteus-tiny" in out
+    table = json.loads((tmp_path / "swept/table.json").read_text())
+    (row,) = table["rows"]
+    assert (row["name"], row["runs"]) == ("proteus-tiny", 2)
+    for seed in (0, 1):
+        final = json.loads((tmp_path / f"swept/runs/proteus-tiny-s{seed}/metrics.jsonl").read_text().splitlines()[-1])
+        assert row["metrics"]["loss"]["values"][seed] == final["loss"]
+        assert row["metrics"]["holdout/gram_pearson"]["values"][seed] == final["holdout/gram_pearson"]
+    assert (tmp_path / "swept/table.md").read_text().startswith("| run | seeds | loss |")
+
+    kept = tmp_path / "swept/runs/proteus-tiny-s0/student.safetensors"
+    before = kept.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "swept/runs/proteus-tiny-s1")
+    assert command(f"distill sweep {file} --device cpu")[0] == 0
+    assert kept.stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "swept/table.json").read_text()) == table
+
+
+def test_a_failed_run_stops_no_other_and_is_named(command, sweep_file, tmp_path):
+    (tmp_path / "swept/runs/proteus-tiny-s0").mkdir(parents=True)
+    (tmp_path / "swept/runs/proteus-tiny-s0/notes.txt").write_text("somebody's")
+    code, out, err = command(f"distill sweep {sweep_file()} --device cpu --json -")
+    assert code == 1
+    assert "1 of 2 runs failed: proteus-tiny-s0" in err
+    summary = json.loads(out)
+    assert "holds no run" in summary["failed"]["proteus-tiny-s0"]
+    assert [row["runs"] for row in summary["rows"]] == [1]
+
+
+def test_students_are_evaluated_on_the_corpora_of_the_file(command, sweep_file, images, make_images, tmp_path):
+    labelled = tmp_path / "labelled"
+    for i, image in enumerate(sorted(images.iterdir())):
+        (labelled / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, labelled / "ab"[i % 2])
+    far = make_images(tmp_path / "far", 12, seed=3)
+    (tmp_path / "own_teacher.py").write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from torch import nn\nfrom featcache.encoder import Encoder\nfrom featcache.preprocess import Preprocess\n"
+        "class Mean(nn.Module):\n"
+        "    def forward(self, images): return {'embedding': nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)}\n"
+        "def make():\n"
+        "    return Encoder(name='own_teacher:make', module=Mean(), preprocess=Preprocess(resize=18, crop=16, size=16),\n"
+        "        fields={'embedding': (12,)}, output='mean')\n"
+    )
+    file = sweep_file(
+        f"[evaluate]\nbank = '{labelled}'\nquery = '{labelled}'\nfar = {{noise = '{far}'}}\nk = 3\n"
+        "detectors = ['knn:k=3']\nteacher = 'own_teacher:make'"
+    )
+    code, _, err = command(f"distill sweep {file} --device cpu")
+    assert code == 0, err
+    table = json.loads((tmp_path / "swept/table.json").read_text())
+    teacher, student = table["rows"]
+    assert (teacher["name"], teacher["runs"], student["runs"]) == ("teacher", 1, 2)
+    assert teacher["metrics"]["gram_pearson"]["mean"] == pytest.approx(1)
+    assert {"top1@3", "knn:k=3/far/mean/auroc", "gram_pearson"} <= set(student["metrics"])
+    result = json.loads((tmp_path / "swept/results/proteus-tiny-s1-fidelity.json").read_text())
+    assert result["metrics"]["gram_pearson"]["value"] == student["metrics"]["gram_pearson"]["values"][1]
+
+
+def test_export_tells_the_difference_and_refuses_in_one_line(command, sweep_file, tmp_path):
+    command(f"distill sweep {sweep_file()} --device cpu")
+    code, _, err = command("distill export swept/runs/proteus-tiny-s0 student --json made.json")
+    assert code == 0
+    assert "differs from the student by at most" in err
+    assert json.loads((tmp_path / "made.json").read_text())["files"] == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    code, _, err = command("distill export swept/runs/proteus-tiny-s0 student")
+    assert (code, err.strip()) == (2, "error: student: exists; choose another name or remove it")
