@@ -497,6 +497,8 @@ def fit(
     """Train a student so that it behaves like the teacher.
 
     [dim]distill fit --store teacher.zarr --corpus photos/ --student timm/resnet18 --method tintem --out runs/a[/dim]
+
+    On several GPUs: [dim]torchrun --nproc-per-node 8 --no-python distill fit …[/dim]
     """
     import distill
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
@@ -50,8 +51,10 @@ def make_accelerator(device: str, precision: str, trackers: list[str | GeneralTr
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=trackers or None,
         project_dir=folder,
-        # A student may have weights that a method's features do not come from.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(),
+            InitProcessGroupKwargs(timeout=timedelta(hours=4)),  # the others wait while the first fits a mapping
+        ],
     )
 
 
@@ -112,6 +115,8 @@ class Training:
         self._ema = Ema(student, settings.ema) if settings.ema else None
         if self._ema and checkpoint:
             self._ema.module.load_state_dict(checkpoint["ema"])
+        if accelerator.num_processes > 1:
+            accelerator.ddp_handler.find_unused_parameters = self._leaves_weights_unused()
         if settings.compile:
             student.compile()
         self._model = accelerator.prepare(Objective(student, method).train())
@@ -165,6 +170,14 @@ class Training:
         if self._ema:
             held["ema"] = _cpu(self._ema.module.state_dict())
         return {**held, "optimizer": self._optimizer.state_dict()}
+
+    def _leaves_weights_unused(self) -> bool:
+        """Whether the student has weights that the features which the method reads do not come from."""
+        black = torch.zeros(2, 3, self._preprocess.size, self._preprocess.size, device=self._accelerator.device)
+        output = self.student.eval()(black, self._method.student_fields)
+        weights = [weight for weight in self.student.parameters() if weight.requires_grad]
+        total = torch.stack([value.sum() for value in output.values()]).sum()
+        return any(gradient is None for gradient in torch.autograd.grad(total, weights, allow_unused=True))
 
     def _on_device(self, batch: Batch, part: int = 0, parts: int = 1) -> tuple[Tensor, Features]:
         """Normalised images and float32 features of one of equal parts of the batch."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from distill._inputs import open_all, refuse_missing_fields, refuse_unequal_parts
 from distill._schedule import learning_rate, warmup_steps
 from distill._training import Training, checkpoint_bytes, make_accelerator, on_main
 from distill.config import FitConfig, load_method
@@ -21,10 +22,9 @@ from distill.run import Run
 from distill.source import Source
 from distill.students import make_student
 from featcache.allocator import keep_freed_memory
-from featcache.corpora.store import KeptImages
-from featcache.corpus import Corpus, open_corpus
+from featcache.corpus import Corpus
 from featcache.extract import resolve_device
-from featcache.store import EMBEDDING, FeatureStore, open_store
+from featcache.store import FeatureStore
 
 __all__ = ["FitConfig", "Plan", "Progress", "fit", "load_method"]
 
@@ -120,7 +120,7 @@ def fit(
         RuntimeError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
     """
     settings = FitConfig(**config)
-    stores, corpora = _open(store, corpus)
+    stores, corpora = open_all(store, corpus)
     device = resolve_device(device)
     if device == "cpu":
         keep_freed_memory()
@@ -147,9 +147,9 @@ def fit(
     }
     pairs = Pairs(source.take(kept), corpora, preprocess, workers, **views)
     pairs.check()
-    _refuse_unequal_parts(settings, len(pairs), processes)
+    refuse_unequal_parts(settings, len(pairs), processes)
     method = load_method(settings.method)(source.embedding_dim, student.embedding_dim, **settings.method_options)
-    _refuse_missing_fields(method, student, stores)
+    refuse_missing_fields(method, student, stores)
 
     run = Run(out)
     one = len(stores) == 1
@@ -281,48 +281,6 @@ def fit(
         run.finish(training.saved.state_dict(), record)
     accelerator.wait_for_everyone()
     return run
-
-
-def _open(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]:
-    """Opened stores and corpora, one corpus for each store."""
-    given = list(store) if isinstance(store, list | tuple) else [store]
-    images = list(corpus) if isinstance(corpus, list | tuple) else [corpus] * (1 if corpus is not None else len(given))
-    if not given or len(images) != len(given):
-        raise ValueError(
-            f"{len(given)} stores, {len(images)} corpora: give each store its corpus, in the same order, or no corpus at all"
-        )
-    stores = [each if isinstance(each, FeatureStore) else open_store(each) for each in given]
-    return stores, [
-        KeptImages(kept) if each is None else open_corpus(each) if isinstance(each, str) else each
-        for kept, each in zip(stores, images, strict=True)
-    ]
-
-
-def _refuse_unequal_parts(settings: FitConfig, samples: int, processes: int) -> None:
-    parts = processes * settings.accumulate
-    how = f"{processes} processes" + (f" × {settings.accumulate} accumulated parts" if settings.accumulate > 1 else "")
-    if settings.batch_size % parts:
-        raise ValueError(
-            f"batch_size {settings.batch_size} cannot be shared equally by {how}; choose a multiple of {parts}"
-        )
-    if parts > 1 and samples < settings.batch_size:
-        raise ValueError(
-            f"batch_size {settings.batch_size}, shared by {how}, is more than the {samples} samples; lower it"
-        )
-
-
-def _refuse_missing_fields(method: Any, student: Any, stores: list[FeatureStore]) -> None:
-    """Before the run folder is made."""
-    for store in stores:
-        for name in method.fields:
-            if name != EMBEDDING and name not in store.manifest["fields"]:
-                raise ValueError(
-                    f"{store.path}: holds no {name}, which this method needs; extract with --fields {name}"
-                )
-    if set(method.student_fields) != {EMBEDDING}:
-        missing = [name for name in method.student_fields if name not in student.shapes()]
-        if missing:
-            raise ValueError(f"this student gives no {', '.join(missing)}, which the method needs; choose another")
 
 
 def _sums(accelerator: Any, steps: list[dict[str, Tensor]]) -> dict[str, float]:
