@@ -9,7 +9,6 @@ Interrupted, it goes on where it was. A recipe is a method, with options after c
 """
 
 import statistics
-import tomllib
 
 from photographs import arguments, resized, unpacked
 
@@ -59,9 +58,7 @@ def main() -> None:
     table = {"teacher": [measure(teacher, teacher)]}
     for recipe in options.recipes.split(","):
         method, *given = recipe.split(":")
-        settings = {
-            key: tomllib.loads(f"v = {value}")["v"] for key, _, value in (item.partition("=") for item in given)
-        }
+        settings = {key: value_of(value) for key, _, value in (item.partition("=") for item in given)}
         for seed in range(options.seeds):
             name = f"{recipe.replace(':', '-')}-{options.augment}-{options.epochs}-{seed}"
             out = work / "runs" / name
@@ -76,6 +73,14 @@ def main() -> None:
     for name, runs in table.items():
         cells = [[run[metric] for run in runs] for metric in METRICS]
         print(f"| {name} | " + " | ".join(mean_sd(values) for values in cells) + " |")
+
+
+def value_of(text: str) -> float | str:
+    """A number, or a word."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def measure(encoder: dict[str, featcache.FeatureStore], teacher: dict[str, featcache.FeatureStore]) -> dict[str, float]:
