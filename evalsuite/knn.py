@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,12 @@ from evalsuite.neighbors import search
 from evalsuite.result import Metric, Result, versions
 from evalsuite.rows import Rows, Store
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "dinov2": {"k": (10, 20, 100, 200), "temperature": 0.07},
+    "cospress": {"k": (10,), "temperature": 0.07},
+}
+"""Settings of published protocols, by name."""
+
 _QUERY_FLOATS = 2**24  # query embeddings held during one pass over the bank
 _VOTE_FLOATS = 2**22  # (query, class) votes held at once
 
@@ -25,37 +32,51 @@ _VOTE_FLOATS = 2**22  # (query, class) votes held at once
 def knn(
     bank: Store,
     query: Store,
-    k: Sequence[int] = (10, 20, 100, 200),
-    temperature: float = 0.07,
+    k: Sequence[int] | None = None,
+    temperature: float | None = None,
     *,
+    preset: str = "dinov2",
+    shots: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
-    """Classify the query's rows by a vote of their k nearest bank rows (DINOv2's protocol).
+    """Classify the query's rows by a vote of their k nearest bank rows.
 
     Cosine similarity; each neighbour votes for its label with weight softmax(similarity / temperature).
     Reports, for every K in `k`, `top1@K`, `top5@K` and `macro_top1@K` (mean over classes of the accuracy
     within each), in [0, 1] with bootstrap 95 % intervals over the query's rows. A class nobody voted for
     never counts as among the top five, and equal votes go to the lower label. When bank and query are the
-    same store a row is not its own neighbour.
+    same store a row is not its own neighbour. `parameters["chance"]` holds what guessing one of the bank's
+    classes at random would reach.
+
+    `preset` is one of `PRESETS` and stands for a published protocol's `k` and `temperature`, where these are
+    left out: DINOv2's, or the only K of CosPress. `shots` leaves that many bank rows a class, drawn by `seed`;
+    the draw of fewer shots is part of the draw of more.
 
     Labels are matched by class name where both stores have class names, else by number. Failed and unlabelled
     rows are left out and counted; query rows whose class has no bank row are kept (and wrong) and counted as
     `unreachable`.
 
     Raises `ValueError` when the stores come from different encoders, one has no labels, the query has a class
-    the bank does not know, or k exceeds the bank.
+    the bank does not know, a class has fewer bank rows than `shots`, or k exceeds the bank.
 
-    Oquab et al. 2023, arXiv 2304.07193; Wu et al. 2018, arXiv 1805.01978.
+    Oquab et al. 2023, arXiv 2304.07193; Wu et al. 2018, arXiv 1805.01978;
+    CosPress: arXiv 2411.15239.
     """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; use {' or '.join(PRESETS)}")
+    k = PRESETS[preset]["k"] if k is None else k
+    temperature = PRESETS[preset]["temperature"] if temperature is None else temperature
     all_bank, all_query = Rows.of(bank), Rows.of(query)
     all_bank.require_same_encoder(all_query)
     same_store = os.path.realpath(all_bank.name) == os.path.realpath(all_query.name)
-    bank_rows, query_rows = all_bank.labelled(), all_query.labelled()
+    labelled_bank, query_rows = all_bank.labelled(), all_query.labelled()
+    bank_rows = labelled_bank if shots is None else _few_shots(labelled_bank, shots, seed)
+    own = _positions(bank_rows, query_rows) if same_store else None
     ks = _checked_k(k, bank_rows, same_store)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    truth = _aligned_labels(bank_rows, query_rows)
+    truth = aligned_labels(bank_rows, query_rows)
 
     classes, bank_label = np.unique(bank_rows.labels, return_inverse=True)
     true_class = np.searchsorted(classes, truth)
@@ -65,8 +86,10 @@ def knn(
     start = 0
     for block in query_rows.blocks(max(1, _QUERY_FLOATS // query_rows.embedding_dim)):
         part = np.arange(start, start + len(block))
-        similarity, neighbour = search(bank_rows.blocks(), block, max(ks), exclude_self=part if same_store else None)
-        weight = np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)
+        similarity, neighbour = search(
+            bank_rows.blocks(), block, max(ks), exclude_self=None if own is None else own[part]
+        )
+        weight = vote_weights(similarity, temperature)
         for n in ks:
             place[n][part] = _place(
                 weight[:, :n], bank_label[neighbour[:, :n]], true_class[part], reachable[part], len(classes)
@@ -74,7 +97,13 @@ def knn(
         start += len(block)
 
     metrics: dict[str, Metric] = {}
+    chance: dict[str, float] = {}
     for n in ks:
+        chance |= {
+            f"top1@{n}": float(reachable.mean()) / len(classes),
+            f"top5@{n}": float(reachable.mean()) * min(5, len(classes)) / len(classes),
+            f"macro_top1@{n}": macro_accuracy(reachable, truth) / len(classes),
+        }
         top1, top5 = place[n] == 0, (place[n] < 5) & (place[n] < len(classes))
         for name, correct in ((f"top1@{n}", top1), (f"top5@{n}", top5)):
             samples = bootstrap_accuracy(correct, resamples=resamples, seed=seed)
@@ -85,7 +114,7 @@ def knn(
     return Result(
         "knn",
         {
-            "bank": bank_rows.record() | {"unlabelled": len(all_bank) - len(bank_rows)},
+            "bank": bank_rows.record() | {"unlabelled": len(all_bank) - len(labelled_bank)},
             "query": query_rows.record()
             | {
                 "unlabelled": len(all_query) - len(query_rows),
@@ -93,16 +122,44 @@ def knn(
             },
         },
         {
+            "preset": preset,
             "k": list(ks),
             "temperature": temperature,
             "normalisation": "l2",
             "exclude_self": same_store,
+            "shots": shots,
             "resamples": resamples,
             "seed": seed,
+            "chance": chance,
         },
         metrics,
         versions("faiss-cpu", "faiss-gpu", "torch"),
     )
+
+
+def _few_shots(bank: Rows, shots: int, seed: int) -> Rows:
+    """`shots` rows of every class, in the bank's order."""
+    if shots < 1:
+        raise ValueError(f"shots must be at least 1, got {shots}")
+    classes, rows = np.unique(bank.labels, return_counts=True)
+    if rows.min() < shots:
+        fewest = int(classes[rows.argmin()])
+        name = bank.class_names[fewest] if bank.class_names is not None else fewest
+        raise ValueError(
+            f"class {name} of {bank.name} has {rows.min()} labelled rows, fewer than {shots} shots; "
+            f"use at most {rows.min()}"
+        )
+    drawn = [
+        np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(bank.labels == label))[:shots]
+        for label in classes
+    ]
+    return bank.pick(np.sort(np.concatenate(drawn)))
+
+
+def _positions(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
+    """Where each query row of the same store is in the bank; -1 for rows that were not drawn."""
+    at = np.minimum(np.searchsorted(bank.index, query.index), len(bank) - 1)
+    return np.where(bank.index[at] == query.index, at, -1)
 
 
 def _checked_k(k: Sequence[int], bank: Rows, exclude_self: bool) -> tuple[int, ...]:
@@ -119,8 +176,26 @@ def _checked_k(k: Sequence[int], bank: Rows, exclude_self: bool) -> tuple[int, .
     return ks
 
 
-def _aligned_labels(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
-    """The query's labels in the bank's numbering."""
+def vote_weights(similarity: Float[np.ndarray, "q k"], temperature: float) -> Float[np.ndarray, "q k"]:
+    """The weights softmax(similarity / temperature) of neighbours, nearest first, up to a factor a row."""
+    return np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)
+
+
+def winners(
+    weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_classes: int
+) -> Int[np.ndarray, " q"]:
+    """The class with the most votes for each query; equal votes go to the lower one."""
+    won = np.empty(len(weight), np.int64)
+    for part, votes in _votes(weight, label, n_classes):
+        won[part] = votes.argmax(axis=1)
+    return won
+
+
+def aligned_labels(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
+    """The query's labels in the bank's numbering: by class name where both have names, else as they are.
+
+    Raises `ValueError` when a store has two classes of one name or the query has one unknown to the bank.
+    """
     if bank.class_names is None or query.class_names is None or bank.class_names == query.class_names:
         return query.labels
     for rows in (bank, query):
@@ -149,15 +224,22 @@ def _place(
 ) -> Int[np.ndarray, " q"]:
     """How many classes come before the true one in each query's vote; `n_classes` when it got no vote."""
     place = np.full(len(weight), n_classes)
-    step = max(1, _VOTE_FLOATS // n_classes)
-    for start in range(0, len(weight), step):
-        part = slice(start, start + step)
-        rows = len(weight[part])
-        cell = np.arange(rows)[:, None] * n_classes + label[part]
-        votes = np.bincount(cell.ravel(), weight[part].ravel(), rows * n_classes).reshape(rows, n_classes)
+    for part, votes in _votes(weight, label, n_classes):
         truth = np.where(reachable[part], true_class[part], 0)[:, None]
         own = np.take_along_axis(votes, truth, axis=1)
         before = (votes > own) | ((votes == own) & (np.arange(n_classes) < truth))
         voted = reachable[part] & (own[:, 0] > 0)
         place[part] = np.where(voted, before.sum(axis=1), n_classes)
     return place
+
+
+def _votes(
+    weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_classes: int
+) -> Iterator[tuple[slice, Float[np.ndarray, "b c"]]]:
+    """The sum of each class's weights, block by block of queries."""
+    step = max(1, _VOTE_FLOATS // n_classes)
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        rows = len(weight[part])
+        cell = np.arange(rows)[:, None] * n_classes + label[part]
+        yield part, np.bincount(cell.ravel(), weight[part].ravel(), rows * n_classes).reshape(rows, n_classes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,10 +59,12 @@ class Rows:
         embedding: Float[np.ndarray, "n d"],
         labels: Int[np.ndarray, " n"] | None = None,
         name: str = "array",
+        logits: Float[np.ndarray, "n c"] | None = None,
     ) -> Rows:
-        """Rows of an array in memory."""
+        """Rows of arrays in memory."""
         labels = np.full(len(embedding), -1) if labels is None else labels
-        return cls(_Arrays(name, embedding, labels), np.arange(len(embedding)))
+        fields = {"embedding": embedding} | ({} if logits is None else {"logits": logits})
+        return cls(_Arrays(name, fields, labels), np.arange(len(embedding)))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,9 +75,38 @@ class Rows:
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
 
-    def take(self, positions: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
-        """The embeddings at these positions (0..n-1), in this order, as float32."""
-        return np.asarray(self._store.gather(self.index[positions], field="embedding", view=0)).astype(np.float32)
+    def blocks_of(self, fields: Iterable[str]) -> Iterator[dict[str, Float[np.ndarray, "_ d"]]]:
+        """Several fields of the same rows in order, as float32: 64 MiB of them all at a time.
+
+        Raises `ValueError` when the store lacks a field or a value is not finite.
+        """
+        fields = tuple(fields)
+        for field in fields:
+            self.require_field(field)
+        size = max(1, _BLOCK_FLOATS // max(1, sum(self._store.manifest["fields"][field][-1] for field in fields)))
+        for start in range(0, len(self), size):
+            positions = np.arange(start, min(start + size, len(self)))
+            block = {field: self.take(positions, field) for field in fields}
+            for field, values in block.items():
+                finite = np.isfinite(values).all(axis=1)
+                if not finite.all():
+                    row = self.index[start + int(finite.argmin())]
+                    raise ValueError(
+                        f"{self.name} row {row}: {field} is not finite; extract it again in a wider precision"
+                    )
+            yield block
+
+    def require_field(self, field: str) -> None:
+        """Raise `ValueError` unless the store has this field."""
+        if field not in self._store.manifest["fields"]:
+            fields = ",".join(dict.fromkeys(("embedding", field)))
+            raise ValueError(
+                f"{self.name} has no {field}; extract it again with --fields {fields}, using an encoder that has them"
+            )
+
+    def take(self, positions: Int[np.ndarray, " b"], field: str = "embedding") -> Float[np.ndarray, "b d"]:
+        """The embeddings (or another field) at these positions (0..n-1), in this order, as float32."""
+        return np.asarray(self._store.gather(self.index[positions], field=field, view=0)).astype(np.float32)
 
     @property
     def sample_ids(self) -> np.ndarray:
@@ -87,14 +119,22 @@ class Rows:
         return np.asarray(self._store.content)[self.index]
 
     def labelled(self) -> Rows:
-        """Only the rows that have a label.
+        """Only the rows that have a label: the same object each time, so that what is learned of it can be shared.
 
         Raises `ValueError` when there is none.
         """
+        return self._labelled
+
+    @cached_property
+    def _labelled(self) -> Rows:
         keep = self.labels >= 0
         if not keep.any():
             raise ValueError(f"{self.name} has no labels; extract a corpus with class sub-folders or a label column")
-        return Rows(self._store, self.index[keep])
+        return self if keep.all() else Rows(self._store, self.index[keep])
+
+    def pick(self, positions: Int[np.ndarray, " b"]) -> Rows:
+        """The rows at these positions (0..n-1), in this order."""
+        return Rows(self._store, self.index[positions])
 
     def require_same_encoder(self, other: Rows) -> None:
         """Raise `ValueError` unless `other` holds embeddings made by the same encoder."""
@@ -118,20 +158,21 @@ class Rows:
 
 
 class _Arrays:
-    """An array in memory that answers like a store."""
+    """Arrays in memory that answer like a store."""
 
     encoder_name = fingerprint = "arrays"
     class_names: list[str] | None = None
     failed = np.empty(0, np.int64)
 
-    def __init__(self, path: str, embedding: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, path: str, fields: dict[str, np.ndarray], labels: np.ndarray) -> None:
         self.path = path
-        self.embedding = embedding
+        self.arrays = fields
         self.labels = labels
-        self.embedding_dim = embedding.shape[1]
-        self.sample_ids = np.arange(len(embedding))
-        self.content = np.zeros((len(embedding), 16), np.uint8)
+        self.manifest = {"fields": {name: list(array.shape[1:]) for name, array in fields.items()}}
+        self.embedding_dim = fields["embedding"].shape[1]
+        self.sample_ids = np.arange(len(labels))
+        self.content = np.zeros((len(labels), 16), np.uint8)
 
     def gather(self, rows: np.ndarray, field: str, view: int) -> np.ndarray:
-        assert (field, view) == ("embedding", 0)
-        return self.embedding[rows]
+        assert view == 0
+        return self.arrays[field][rows]

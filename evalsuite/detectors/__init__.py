@@ -4,7 +4,8 @@ A file defines exactly one public class. Other people's packages add detectors t
 `evalsuite.detectors`, each entry naming such a module.
 
 A detector is chosen by a *spec*: its name, then optionally `:` and the constructor's arguments, `knn` or
-`knn:k=1`. The spec, without spaces, is also the first part of the detector's metric names.
+`knn:k=1`. The spec, without spaces, is also the first part of the detector's metric names. A name's `++` stands
+for `_pp`, as no module can have a plus in its name: `mahalanobis++` is `mahalanobis_pp`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from evalsuite.rows import Rows
 @runtime_checkable
 class Detector(Protocol):
     """What every detector does. The constructor stores its arguments under their own names and does nothing
-    else; what `fit` learns is kept in attributes that end in `_`."""
+    else; what `fit` learns is kept in attributes that end in `_`.
+
+    A class attribute `needs` names the store's fields that `score` takes, in its order; without one it takes
+    `("embedding",)`.
+    """
 
     def fit(self, bank: Rows) -> Detector:
         """Learn from the ID training rows; returns self.
@@ -32,9 +37,14 @@ class Detector(Protocol):
         """
         ...
 
-    def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    def score(self, *fields: Float[np.ndarray, "n _"]) -> Float[np.ndarray, " n"]:
         """One finite score for each row, **higher = more OOD**, whatever other rows are scored beside it."""
         ...
+
+
+def needs(detector: Detector | type[Detector]) -> tuple[str, ...]:
+    """The fields of a store that the detector's `score` takes, in its order."""
+    return getattr(detector, "needs", ("embedding",))
 
 
 def names() -> list[str]:
@@ -83,6 +93,7 @@ def parameters(detector: Detector) -> dict[str, Any]:
 
 def _parse(spec: str) -> tuple[str, dict[str, Any]]:
     name, colon, tail = spec.partition(":")
+    name = name.replace("++", "_pp")
     arguments: dict[str, Any] = {}
     for part in tail.split(",") if colon else []:
         argument, equals, text = part.partition("=")

@@ -428,7 +428,7 @@ def every_other_step(monkeypatch):
     return {"checkpoint_minutes": 0.0, "batch_size": 8, "ema": 0.8, "method": "proteus", "epochs": 2}
 
 
-@pytest.mark.parametrize("stop", [3, 7, 8, 12])
+@pytest.mark.parametrize("stop", [3, 8, 12])
 def test_a_run_goes_on_from_the_middle_of_an_epoch(train, tmp_path, every_other_step, stop):
     """Interrupted in the callback of a step whose checkpoint, if there is one, is written already."""
     whole = train(tmp_path / "whole", **every_other_step)
@@ -450,7 +450,9 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch(train, tmp_path, every_other_
 
 def test_without_minutes_there_is_a_checkpoint_an_epoch(train, tmp_path, every_other_step):
     with pytest.raises(Interrupted):
-        train(tmp_path / "run", **{**every_other_step, "checkpoint_minutes": 60.0}, progress=interrupt_at("training", 14))
+        train(
+            tmp_path / "run", **{**every_other_step, "checkpoint_minutes": 60.0}, progress=interrupt_at("training", 14)
+        )
     assert [path.stem for path in Run(tmp_path / "run").checkpoints] == ["step-00000008"]
 
 
@@ -545,18 +547,19 @@ def test_trackers_are_told_what_the_metrics_say(train, tmp_path):
     assert tracker.finished
 
 
-def test_clipping_schedule_and_optimizer_reach_the_training(finished, train, tmp_path):
+def test_clipping_schedule_and_optimizer_reach_the_training(train, tmp_path):
     """Each changes the weights, and the learning rate that is logged is the schedule's."""
     changed = {
+        "plain": {},
         "lars": {"optimizer": "lars"},
         "clip": {"clip_norm": 1e-3, "optimizer": "lars"},
         "least": {"min_lr": 1e-3},
         "ema": {"ema": 0.5},
         "accumulate": {"accumulate": 2},
     }
-    runs = {name: train(tmp_path / name, **settings) for name, settings in changed.items()}
-    saved = {(run.path / "student.safetensors").read_bytes() for run in [finished.run, *runs.values()]}
-    assert len(saved) == len(changed) + 1
+    runs = {name: train(tmp_path / name, epochs=1, **settings) for name, settings in changed.items()}
+    saved = {(run.path / "student.safetensors").read_bytes() for run in runs.values()}
+    assert len(saved) == len(changed)
     assert runs["least"].metrics[-1]["lr"] == pytest.approx(1e-3)
 
 

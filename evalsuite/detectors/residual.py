@@ -1,0 +1,49 @@
+"""Distance to the subspace in which the bank lies."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from evalsuite.detectors._moments import moments, pieces
+from evalsuite.rows import Rows
+
+
+class Residual:
+    """Score = ‖(I − VVᵀ)(x − μ)‖, at least 0: what is left of a row once its part in the bank's first
+    `components` principal directions V is taken off. Needs no labels.
+
+    Fitted: the bank's mean μ and covariance. `components` None takes ViM's rule, 1000 of d ≥ 2048 dimensions,
+    512 of d ≥ 768, else d/2. OpenOOD and ViM centre on −pinv(W)b of a classifier (W, b) instead of μ, so their
+    numbers differ; the reference is the reconstruction error of scikit-learn's `PCA`. Holds d × d float64.
+
+    Wang et al. 2022, "ViM: Out-Of-Distribution with Virtual-logit Matching", arXiv 2203.10807, section 3.
+    """
+
+    def __init__(self, components: int | None = None) -> None:
+        self.components = components
+
+    def fit(self, bank: Rows) -> Residual:
+        """One pass over the bank.
+
+        Raises `ValueError` when `components` is not in 1..d−1.
+        """
+        d = bank.embedding_dim
+        components = self.components
+        if components is None:
+            components = 1000 if d >= 2048 else 512 if d >= 768 else d // 2
+        if not (isinstance(components, int) and 1 <= components < d):
+            raise ValueError(
+                f"components={components!r} does not suit {bank.name}, whose rows have {d} dimensions; "
+                f"use components from 1 to {d - 1}"
+            )
+        m = moments(bank)
+        self.mean_ = m.mean
+        self.rest_ = np.linalg.eigh(m.total)[1][:, : d - components]  # eigenvalues ascend: the least directions
+        return self
+
+    def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """The norm of the part outside the principal directions."""
+        return np.concatenate(
+            [np.linalg.norm((x - self.mean_) @ self.rest_, axis=1) for x in pieces(features, self.rest_.shape[1])]
+        )
