@@ -59,6 +59,10 @@ class ExportFormat(StrEnum):
     npy, parquet, safetensors, clip_retrieval = "npy", "parquet", "safetensors", "clip-retrieval"
 
 
+class Preset(StrEnum):
+    dinov2, cospress = "dinov2", "cospress"
+
+
 class TrainingPrecision(StrEnum):
     auto, fp32, bf16 = "auto", "fp32", "bf16"
 
@@ -785,15 +789,28 @@ def _set(given: dict[str, Any], setting: str) -> None:
 def knn(
     bank: Annotated[str, typer.Option(metavar="STORE", help="Labelled rows that vote.")],
     query: Annotated[str, typer.Option(metavar="STORE", help="Rows to classify.")],
-    k: Annotated[str, typer.Option(help="Comma list of neighbours.")] = "10,20,100,200",
-    temperature: Annotated[float, typer.Option(help="Of the softmax over cosines that weighs the votes.")] = 0.07,
+    preset: Annotated[
+        Preset,
+        typer.Option(help="Whose k and temperature: DINOv2's (10, 20, 100, 200; 0.07) or CosPress's (10; 0.07)."),
+    ] = Preset.dinov2,
+    k: Annotated[str | None, typer.Option(help="Comma list of neighbours.", show_default="the preset's")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Of the softmax over cosines that weighs the votes.", show_default="the preset's"),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Bank rows a class, drawn by --seed.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the few-shot draw and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
-    """k-nearest-neighbour classification, DINOv2's protocol."""
+    """k-nearest-neighbour classification: micro (top1, top5) and macro accuracy."""
     import evalsuite
 
     with screen.status("searching"):
-        result = evalsuite.knn(bank, query, k=_integers(k, "--k"), temperature=temperature)
+        result = evalsuite.knn(
+            bank, query, _integers(k, "--k") if k else None, temperature, preset=preset.value, shots=shots, seed=seed
+        )
     _show(result, to_json)
 
 
@@ -812,6 +829,9 @@ def ood(
     k: Annotated[
         int | None, typer.Option(min=1, help="Neighbours, for detectors that use them.", show_default="50")
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A classifier, for detectors that need one: `evalsuite probe`'s.")
+    ] = None,
     to_json: Json = None,
 ) -> None:
     """How well detectors tell ID images from others. AUROC 0.5 is chance, 1 is perfect."""
@@ -820,7 +840,13 @@ def ood(
     sets = {group: _named_stores(stores or [], f"--{group}") for group, stores in (("near", near), ("far", far))}
     with screen.status("scoring"):
         result = evalsuite.ood(
-            id_train=id_train, id_test=id_test, near=sets["near"], far=sets["far"], detectors=detector or ["knn"], k=k
+            id_train=id_train,
+            id_test=id_test,
+            near=sets["near"],
+            far=sets["far"],
+            detectors=detector or ["knn"],
+            k=k,
+            head=head,
         )
     _show(result, to_json)
 
@@ -829,13 +855,59 @@ def ood(
 def fidelity(
     teacher: Annotated[str, typer.Option(metavar="STORE", help="The teacher's rows.")],
     student: Annotated[str, typer.Option(metavar="STORE", help="The student's rows of the same samples.")],
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that are compared, and that vote.")] = 10,
+    mapping: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN/mapping.safetensors", help="Also measure the cosine to the teacher, mapped as in training."
+        ),
+    ] = None,
+    teacher_bank: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="Labelled rows that vote.", show_default="the compared rows themselves"),
+    ] = None,
+    student_bank: Annotated[str | None, typer.Option(metavar="STORE", help="The same samples of the student.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample of rows, chance levels and intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
-    """How faithfully a student keeps the teacher's angles between images."""
+    """How faithfully a student keeps the teacher's angles between images, its neighbours and its votes."""
     import evalsuite
 
     with screen.status("comparing"):
-        result = evalsuite.fidelity(teacher, student)
+        result = evalsuite.fidelity(
+            teacher, student, k=k, mapping=mapping, teacher_bank=teacher_bank, student_bank=student_bank, seed=seed
+        )
+    _show(result, to_json)
+
+
+@evalsuite_app.command()
+def probe(
+    train: Annotated[str, typer.Option(metavar="STORE", help="Labelled rows that the classifier is fitted to.")],
+    test: Annotated[str, typer.Option(metavar="STORE", help="Labelled rows held out.")],
+    c: Annotated[
+        str | None,
+        typer.Option(
+            help="Inverse strength of the penalty; of a comma list, the best on a tenth of --train is taken.",
+            show_default="0.001,0.01,…,100000",
+        ),
+    ] = None,
+    save: Annotated[
+        str | None, typer.Option(metavar="HEAD.safetensors", help="Keep the classifier, for detectors that need one.")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    seed: Annotated[int, typer.Option(help="Of the rows that choose C, and of the intervals.")] = 0,
+    to_json: Json = None,
+) -> None:
+    """Logistic regression on the kept embeddings.
+
+    [dim]evalsuite probe --train teacher.zarr --test teacher-test.zarr --save head.safetensors[/dim]
+    """
+    import evalsuite
+
+    given: dict[str, Any] = {} if c is None else {"c": _numbers(c, "--c")}
+    with bar("probe", "fits") as update:
+        result = evalsuite.probe(train, test, save=save, device=device.value, seed=seed, progress=update, **given)
+    screen.print(f"C = {result.parameters['c']:g}, {result.parameters['steps']} steps", highlight=False)
     _show(result, to_json)
 
 
@@ -856,6 +928,13 @@ def _integers(text: str, flag: str) -> list[int]:
         raise typer.BadParameter(f"{flag} {text}: give whole numbers, separated by commas") from None
 
 
+def _numbers(text: str, flag: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag} {text}: give numbers, separated by commas") from None
+
+
 def _show(result: Any, to_json: str | None) -> None:
     if to_json != "-":
         results.print(_ood_table(result) if result.command == "ood" else _metric_table(result))
@@ -863,9 +942,24 @@ def _show(result: Any, to_json: str | None) -> None:
 
 
 def _metric_table(result: Any) -> Table:
-    table = _table(result.command, "metric", "value", "95 % interval")
-    for name, metric in result.metrics.items():
-        table.add_row(name, f"{metric.value:.4f}", f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else "")
+    """A row a metric, with what chance would reach; below, the three classes of the lowest values (the rest: JSON)."""
+    chance = result.parameters.get("chance", {})
+    table = _table(result.command, "metric", "value", "chance", "95 % interval")
+    overall = {name: metric for name, metric in result.metrics.items() if not name.startswith("per_class/")}
+    for name, metric in overall.items():
+        interval = f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else ""
+        table.add_row(name, f"{metric.value:.4f}", f"{chance[name]:.4f}" if name in chance else "", interval)
+    lowest = []
+    for what in overall:
+        classes = [
+            (metric.value, name.removeprefix("per_class/").removesuffix(f"/{what}"))
+            for name, metric in result.metrics.items()
+            if name.startswith("per_class/") and name.endswith(f"/{what}")
+        ]
+        if classes:
+            lowest.append(f"lowest {what}: " + ", ".join(f"{name} {value:.4f}" for value, name in sorted(classes)[:3]))
+    table.caption = escape("\n".join(lowest)) or None
+    table.caption_justify = "left"
     return table
 
 

@@ -107,7 +107,8 @@ def _metrics(run: Run, results: Sequence[dict[str, Any]]) -> list[str]:
         _table(("metric", "value"), [(name, f"{value:.6g}") for name, value in final.items()]),
     ]
     for result in results:
-        settings = ", ".join(f"{key} {value}" for key, value in result.get("parameters", {}).items())
+        parameters = {key: value for key, value in result.get("parameters", {}).items() if key != "chance"}
+        settings = ", ".join(f"{key} {value}" for key, value in parameters.items())
         parts += [
             f"`evalsuite {result['command']}`" + (f" ({settings}):" if settings else ":"),
             _table(
@@ -115,6 +116,7 @@ def _metrics(run: Run, results: Sequence[dict[str, Any]]) -> list[str]:
                 [
                     (name, f"{m['value']:.4f}", "{:.4f}–{:.4f}".format(*m["ci95"]) if m.get("ci95") else "")
                     for name, m in result["metrics"].items()
+                    if not name.startswith("per_class/")
                 ],
             ),
         ]

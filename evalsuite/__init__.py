@@ -8,6 +8,7 @@ the functions stay.
 from evalsuite.fidelity import fidelity
 from evalsuite.knn import knn
 from evalsuite.ood import ood
+from evalsuite.probe import probe
 from evalsuite.result import Metric, Result
 
-__all__ = ["Metric", "Result", "fidelity", "knn", "ood"]
+__all__ = ["Metric", "Result", "fidelity", "knn", "ood", "probe"]

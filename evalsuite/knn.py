@@ -181,9 +181,7 @@ def vote_weights(similarity: Float[np.ndarray, "q k"], temperature: float) -> Fl
     return np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)
 
 
-def winners(
-    weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_classes: int
-) -> Int[np.ndarray, " q"]:
+def winners(weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_classes: int) -> Int[np.ndarray, " q"]:
     """The class with the most votes for each query; equal votes go to the lower one."""
     won = np.empty(len(weight), np.int64)
     for part, votes in _votes(weight, label, n_classes):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+from jaxtyping import Float
 
 from evalsuite import detectors as registry
+from evalsuite.head import Head
 from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics
 from evalsuite.result import Metric, Result, versions
 from evalsuite.rows import Rows, Store
@@ -23,6 +25,7 @@ def ood(
     far: Mapping[str, Store] | None = None,
     detectors: Sequence[str] = ("knn",),
     k: int | None = None,
+    head: str | os.PathLike[str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -32,38 +35,41 @@ def ood(
     group's sets), METRIC as in `evalsuite.metrics`, with bootstrap 95 % intervals; every set and detector
     sees the same resamples of `id_test`. DETECTOR is the spec as given, without spaces: `knn`, or `knn:k=1`
     to set an argument. `k` is the k of every detector that has one and whose spec does not set it; None
-    leaves each its own default. Failed rows are left out and counted.
+    leaves each its own default. `head` is a classifier saved by `evalsuite.probe`, for the detectors that need one;
+    with it, logits are the classifier's even where stores have some. Failed rows are left out and counted.
 
-    A detector that fails warns, is recorded under `parameters["failed_detectors"]`, and the others' results
-    stand.
+    Every OOD store and `id_test` are read once, whatever the number of detectors. A detector that fails warns, is
+    recorded under `parameters["failed_detectors"]`, and the others' results stand.
 
-    Raises `ValueError` when stores come from different encoders, a set is empty or misnamed, a spec cannot be
-    read, or every detector failed.
+    Raises `ValueError` when stores come from different encoders, a set is empty or misnamed or has a row that
+    is not finite, a spec cannot be read, or every detector failed.
 
     Yang et al. 2022, "OpenOOD", arXiv 2210.07242.
     """
     sets = _named_sets(near or {}, far or {})
-    train, test = Rows.of(id_train), Rows.of(id_test)
+    classifier = None if head is None else Head.read(head)
+    train, test = Rows.of(id_train, classifier), Rows.of(id_test, classifier)
     if os.path.realpath(train.name) == os.path.realpath(test.name):
         raise ValueError(f"{test.name} is both id_train and id_test; pass held-out images as id_test")
-    rows = {key: Rows.of(store) for key, store in sets.items()}
+    rows = {key: Rows.of(store, classifier) for key, store in sets.items()}
     for other in (test, *rows.values()):
         train.require_same_encoder(other)
     built = _built(detectors, k)
 
+    failures: dict[str, Exception] = {}
+    fitted = _fitted(built, train, (test, *rows.values()), failures)
+    id_scores = _scores(fitted, test, failures)
+    scores = {key: _scores(fitted, ood_set, failures) for key, ood_set in rows.items()}
     metrics: dict[str, Metric] = {}
-    failed: dict[str, str] = {}
-    errors: list[Exception] = []
-    for spec, detector in built.items():
-        try:
-            metrics |= _measure(spec, detector, train, test, rows, resamples, seed)
-        except Exception as error:
-            errors.append(error)
-            failed[spec] = f"{type(error).__name__}: {error}"
-            warnings.warn(f"detector {spec} failed and is left out: {failed[spec]}", RuntimeWarning, stacklevel=2)
+    for spec in fitted:
+        with _lost_alone(spec, failures):
+            metrics |= _measure(spec, id_scores[spec], {key: of[spec] for key, of in scores.items()}, resamples, seed)
+    failed = {spec: f"{type(error).__name__}: {error}" for spec, error in failures.items()}
+    for spec, reason in failed.items():
+        warnings.warn(f"detector {spec} failed and is left out: {reason}", RuntimeWarning, stacklevel=2)
     if not metrics:
-        reasons = "; ".join(f"{spec}: {error}" for spec, error in zip(failed, errors, strict=True))
-        raise ValueError(f"every detector failed ({reasons})") from errors[0]
+        reasons = "; ".join(f"{spec}: {error}" for spec, error in failures.items())
+        raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
 
     return Result(
         "ood",
@@ -76,6 +82,7 @@ def ood(
         {
             "detectors": {spec: registry.parameters(detector) for spec, detector in built.items()},
             "failed_detectors": failed,
+            "head": None if head is None else os.fspath(head),
             "resamples": resamples,
             "seed": seed,
         },
@@ -112,22 +119,56 @@ def _built(specs: Sequence[str], k: int | None) -> dict[str, registry.Detector]:
     return built
 
 
+@contextmanager
+def _lost_alone(spec: str, failures: dict[str, Exception]) -> Iterator[None]:
+    """What goes wrong inside is this detector's failure, and nobody else's."""
+    try:
+        yield
+    except Exception as error:
+        failures[spec] = error
+
+
+def _fitted(
+    built: Mapping[str, registry.Detector], train: Rows, scored: Sequence[Rows], failures: dict[str, Exception]
+) -> dict[str, registry.Detector]:
+    """The detectors that could be fitted and whose fields every store has."""
+    fitted: dict[str, registry.Detector] = {}
+    for spec, detector in built.items():
+        with _lost_alone(spec, failures):
+            for rows in (train, *scored):
+                for field in registry.needs(detector):
+                    rows.require_field(field)
+            fitted[spec] = detector.fit(train)
+    return fitted
+
+
+def _scores(
+    fitted: dict[str, registry.Detector], rows: Rows, failures: dict[str, Exception]
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Each detector's scores, from one pass over the rows; one that fails is taken out of `fitted`."""
+    parts: dict[str, list[np.ndarray]] = {spec: [] for spec in fitted}
+    for block in rows.blocks_of(
+        dict.fromkeys(field for detector in fitted.values() for field in registry.needs(detector))
+    ):
+        for spec, detector in list(fitted.items()):
+            with _lost_alone(spec, failures):
+                parts[spec].append(detector.score(*(block[field] for field in registry.needs(detector))))
+            if spec in failures:
+                del fitted[spec]
+    return {spec: np.concatenate(parts[spec]) for spec in fitted}
+
+
 def _measure(
     spec: str,
-    detector: registry.Detector,
-    train: Rows,
-    test: Rows,
-    rows: Mapping[tuple[str, str], Rows],
+    id_scores: Float[np.ndarray, " n"],
+    scores: Mapping[tuple[str, str], Float[np.ndarray, " m"]],
     resamples: int,
     seed: int,
 ) -> dict[str, Metric]:
-    detector.fit(train)
-    id_scores = _scores(detector, test)
     metrics: dict[str, Metric] = {}
     values: dict[str, list[dict[str, float]]] = {"near": [], "far": []}
     samples: dict[str, list[dict[str, np.ndarray]]] = {"near": [], "far": []}
-    for stream, ((group, name), ood_set) in enumerate(rows.items()):
-        ood_scores = _scores(detector, ood_set)
+    for stream, ((group, name), ood_scores) in enumerate(scores.items()):
         values[group].append(ood_metrics(id_scores, ood_scores))
         samples[group].append(
             bootstrap_ood_metrics(id_scores, ood_scores, resamples=resamples, seed=seed, stream=stream)
@@ -140,8 +181,3 @@ def _measure(
             resampled = np.mean([of_set[metric] for of_set in samples[group]], axis=0)
             metrics[f"{spec}/{group}/mean/{metric}"] = Metric(value, interval95(resampled))
     return metrics
-
-
-def _scores(detector: registry.Detector, rows: Rows) -> np.ndarray:
-    scores: list[Any] = [detector.score(block) for block in rows.blocks()]
-    return np.concatenate(scores)

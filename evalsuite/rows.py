@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from evalsuite.head import Head
+
 if TYPE_CHECKING:
     from featcache.store import FeatureStore
 
@@ -24,11 +26,13 @@ class Rows:
     """Some rows of one store, in order, read block by block so that memory stays bounded.
 
     `index` holds their row numbers in the store; `labels` (n,) is -1 where a row has none; `name` is the
-    store's path, for messages.
+    store's path, for messages. With a `head`, the field `logits` is what that classifier makes of the embeddings,
+    whether or not the store has logits of its own.
     """
 
-    def __init__(self, store: FeatureStore | _Arrays, index: Int[np.ndarray, " n"]) -> None:
+    def __init__(self, store: FeatureStore | _Arrays, index: Int[np.ndarray, " n"], head: Head | None = None) -> None:
         self._store = store
+        self.head = head
         self.index = index
         self.name = str(store.path)
         self.embedding_dim = store.embedding_dim
@@ -36,10 +40,10 @@ class Rows:
         self.labels = np.asarray(store.labels)[index]
 
     @classmethod
-    def of(cls, store: Store) -> Rows:
+    def of(cls, store: Store, head: Head | None = None) -> Rows:
         """The rows of a store (open, or its path) that are ok; failed ones are left out and counted.
 
-        Raises `ValueError` when there is no such store or none of its rows is ok.
+        Raises `ValueError` when there is no such store, none of its rows is ok, or the head is another encoder's.
         """
         if isinstance(store, str | os.PathLike):
             from featcache.store import open_store
@@ -51,7 +55,14 @@ class Rows:
                 f"{store.path} has no usable row ({len(store.failed)} of {len(store)} failed); "
                 "`featcache info` says why; extract it again"
             )
-        return cls(store, index)
+        if head is not None and (
+            head.weight.shape[1] != store.embedding_dim or head.fingerprint not in (None, store.fingerprint)
+        ):
+            raise ValueError(
+                f"{head.name} was fitted to {head.weight.shape[1]} dimensions of encoder {head.fingerprint}, "
+                f"{store.path} has {store.embedding_dim} of {store.fingerprint}; fit a head on this encoder's rows"
+            )
+        return cls(store, index, head)
 
     @classmethod
     def from_arrays(
@@ -60,11 +71,12 @@ class Rows:
         labels: Int[np.ndarray, " n"] | None = None,
         name: str = "array",
         logits: Float[np.ndarray, "n c"] | None = None,
+        head: Head | None = None,
     ) -> Rows:
         """Rows of arrays in memory."""
         labels = np.full(len(embedding), -1) if labels is None else labels
         fields = {"embedding": embedding} | ({} if logits is None else {"logits": logits})
-        return cls(_Arrays(name, fields, labels), np.arange(len(embedding)))
+        return cls(_Arrays(name, fields, labels), np.arange(len(embedding)), head)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -83,10 +95,13 @@ class Rows:
         fields = tuple(fields)
         for field in fields:
             self.require_field(field)
-        size = max(1, _BLOCK_FLOATS // max(1, sum(self._store.manifest["fields"][field][-1] for field in fields)))
+        size = max(1, _BLOCK_FLOATS // max(1, sum(self._width(field) for field in fields)))
+        head = self.head if {"embedding", "logits"} <= set(fields) else None
         for start in range(0, len(self), size):
             positions = np.arange(start, min(start + size, len(self)))
-            block = {field: self.take(positions, field) for field in fields}
+            block = {field: self.take(positions, field) for field in fields if head is None or field != "logits"}
+            if head is not None:  # of the embeddings already read
+                block["logits"] = head.logits(block["embedding"]).astype(np.float32)
             for field, values in block.items():
                 finite = np.isfinite(values).all(axis=1)
                 if not finite.all():
@@ -96,16 +111,33 @@ class Rows:
                     )
             yield block
 
+    def _width(self, field: str) -> int:
+        if field == "logits" and self.head is not None:
+            return self.embedding_dim + len(self.head.bias)  # the embeddings are read for them
+        return self._store.manifest["fields"][field][-1]
+
     def require_field(self, field: str) -> None:
         """Raise `ValueError` unless the store has this field."""
-        if field not in self._store.manifest["fields"]:
+        if field not in self._store.manifest["fields"] and not (field == "logits" and self.head is not None):
             fields = ",".join(dict.fromkeys(("embedding", field)))
             raise ValueError(
                 f"{self.name} has no {field}; extract it again with --fields {fields}, using an encoder that has them"
+                + (", or give a head (`evalsuite probe` saves one)" if field == "logits" else "")
             )
+
+    def require_head(self) -> Head:
+        """The head. Raises `ValueError` when none was given."""
+        if self.head is None:
+            raise ValueError(
+                f"a head is needed to score against {self.name}; fit one with `evalsuite probe … --save FILE` and "
+                "give it as --head FILE"
+            )
+        return self.head
 
     def take(self, positions: Int[np.ndarray, " b"], field: str = "embedding") -> Float[np.ndarray, "b d"]:
         """The embeddings (or another field) at these positions (0..n-1), in this order, as float32."""
+        if field == "logits" and self.head is not None:
+            return self.head.logits(self.take(positions)).astype(np.float32)
         return np.asarray(self._store.gather(self.index[positions], field=field, view=0)).astype(np.float32)
 
     @property
@@ -130,7 +162,7 @@ class Rows:
         keep = self.labels >= 0
         if not keep.any():
             raise ValueError(f"{self.name} has no labels; extract a corpus with class sub-folders or a label column")
-        return self if keep.all() else Rows(self._store, self.index[keep])
+        return self if keep.all() else Rows(self._store, self.index[keep], self.head)
 
     def pick(self, positions: Int[np.ndarray, " b"]) -> Rows:
         """The rows at these positions (0..n-1), in this order."""

@@ -564,6 +564,7 @@ def write_store(
     path: str | os.PathLike[str],
     embedding: Shaped[np.ndarray, "n d"] | Shaped[np.ndarray, "n v d"],
     *,
+    logits: Shaped[np.ndarray, "n c"] | Shaped[np.ndarray, "n v c"] | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
     sample_ids: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
@@ -573,11 +574,12 @@ def write_store(
     preprocess: Mapping[str, Any] | None = None,
     per_chunk: int | None = None,
 ) -> FeatureStore:
-    """A sealed store from arrays in memory: for embeddings that another program made.
+    """A sealed store from arrays in memory: for features that another program made.
 
     Args:
         path: where; must not exist.
         embedding: (N, D), or (N, V, D) with V views; stored as float16.
+        logits: (N, C) or (N, V, C) of the same images, stored as float16.
         labels: (N,) index into `class_names`; -1 for none.
         sample_ids: (N,) unique strings; row numbers when left out.
         failed: row → reason, for rows without features.
@@ -587,6 +589,9 @@ def write_store(
     embedding = np.asarray(embedding)
     embedding = embedding[:, None] if embedding.ndim == 2 else embedding
     rows, views, width = embedding.shape
+    features = {EMBEDDING: embedding}
+    if logits is not None:
+        features["logits"] = np.asarray(logits).reshape(rows, views, -1)
     labels = np.full(rows, -1) if labels is None else np.asarray(labels, np.int64)
     ids = np.asarray([str(i) for i in range(rows)] if sample_ids is None else list(sample_ids), dtype=object)
     reason = np.asarray([(failed or {}).get(i, "") for i in range(rows)], dtype=object)
@@ -594,7 +599,7 @@ def write_store(
         "encoder": {"name": encoder_name, "fingerprint": fingerprint, "preprocess": dict(preprocess or {})},
         "corpus": {"spec": None, "rows": rows, "class_names": list(class_names) if class_names is not None else None},
         "views": {"count": views},
-        "fields": {EMBEDDING: [width]},
+        "fields": {name: [values.shape[-1]] for name, values in features.items()},
         "chunk_rows": per_chunk or chunk_rows(views * width * 2, rows),
     }
     store = create_store(path, manifest)
@@ -604,7 +609,7 @@ def write_store(
         store.write_chunk(
             chunk,
             {
-                "embedding": embedding[rows_here].astype(np.float16),
+                **{name: values[rows_here].astype(np.float16) for name, values in features.items()},
                 "label": labels[rows_here],
                 "sample_id": ids[rows_here],
                 "content": np.zeros((count, 16), np.uint8),

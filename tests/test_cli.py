@@ -87,6 +87,11 @@ def test_extract_info_verify_fit_and_evaluate(here, command):
     assert set(json.loads((here / "knn.json").read_text())["metrics"]) >= {"top1@1", "top1@5"}
     code, out, _ = command("evalsuite fidelity --teacher t.zarr --student s.zarr --json -")
     assert -1 <= json.loads(out)["metrics"]["gram_pearson"]["value"] <= 1
+    code, out, _ = command(
+        "evalsuite fidelity --teacher t.zarr --student s.zarr --k 3 --mapping runs/a/mapping.safetensors"
+    )
+    assert code == 0
+    assert all(said in out for said in ("chance", "cosine_mapped", "mutual_knn@3", "lowest agreement/top1"))
 
 
 def test_a_second_extract_computes_nothing(here, command):
@@ -116,6 +121,13 @@ def test_evaluators_read_stores_that_anyone_wrote(here, command):
     assert code == 0
     assert json.loads(out)["metrics"]["knn/far/blob/auroc"]["value"] > 0.9
     assert json.loads(out)["parameters"]["detectors"]["knn"]["k"] == 5
+    code, out, err = command("evalsuite probe --train train.zarr --test test.zarr --c 0.1,1 --save head.safetensors")
+    assert (code, (here / "head.safetensors").exists()) == (0, True)
+    assert "probe/top1" in out
+    assert "C = " in err
+    code, out, _ = command("evalsuite knn --bank train.zarr --query test.zarr --preset cospress --shots 4 --json -")
+    assert json.loads(out)["parameters"]["k"] == [10]
+    assert json.loads(out)["inputs"]["bank"]["rows"] == 12
 
 
 REFUSALS = {
@@ -138,6 +150,11 @@ REFUSALS = {
     ),
     "another encoder": ("evalsuite knn --bank t.zarr --query other.zarr --k 1", "other.zarr"),
     "k larger than the bank": ("evalsuite knn --bank t.zarr --query t.zarr --k 500", "k=500"),
+    "no number": ("evalsuite probe --train t.zarr --test u.zarr --c 1,x", "--c 1,x: give numbers"),
+    "not a mapping": (
+        "evalsuite fidelity --teacher t.zarr --student other.zarr --mapping nowhere",
+        "nowhere: no such file",
+    ),
     "unknown detector": (
         "evalsuite ood --id-train t.zarr --id-test u.zarr --far x=u.zarr --detector knm",
         "did you mean knn",

@@ -56,16 +56,24 @@ def _moments(bank: Rows, normalise: bool) -> Moments:
             pivot = x.mean(axis=0) if pivot is None else pivot
             x = x - pivot
             outer += x.T @ x
-            label = of_row[start : start + len(x)]
-            order = np.argsort(label, kind="stable")
-            present, first = np.unique(label[order], return_index=True)
-            sums[present] += np.add.reduceat(x[order], first, axis=0)
+            add_by_group(sums, x, of_row[start : start + len(x)])
             start += len(x)
-    assert pivot is not None and start == len(bank)
+    assert pivot is not None
+    assert start == len(bank)
     mean, class_mean = sums.sum(axis=0) / start, sums / count[:, None]
     total = outer / start - np.outer(mean, mean)
     within = outer / start - (class_mean.T * (count / start)) @ class_mean
     return Moments(classes, count, mean + pivot, class_mean + pivot, total, within)
+
+
+def add_by_group(
+    sums: Float[np.ndarray, "groups d"], x: Float[np.ndarray, "n d"], group: Int[np.ndarray, " n"]
+) -> None:
+    """Add each row to its group's sum, in place."""
+    order = np.argsort(group, kind="stable")
+    present, first = np.unique(group[order], return_index=True)
+    if len(x):
+        sums[present] += np.add.reduceat(x[order], first, axis=0)
 
 
 def pieces(x: Float[np.ndarray, "n d"], width: int) -> Iterator[Float[np.ndarray, "_ d"]]:
@@ -79,6 +87,17 @@ def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Rows scaled to norm 1; rows of norm zero stay zero."""
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(norm > 0, norm, 1.0)
+
+
+def principal(d: int) -> int:
+    """How many principal directions ViM's authors take of d dimensions."""
+    return 1000 if d >= 2048 else 512 if d >= 768 else d // 2
+
+
+def logsumexp(x: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+    """log Σ exp of each row, without overflow."""
+    top = x.max(axis=1)
+    return top + np.log(np.exp(x - top[:, None]).sum(axis=1))
 
 
 class Gaussians:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import Moments, moments, pieces
+from evalsuite.detectors._moments import Gaussians, Moments, logsumexp, moments, pieces
 from evalsuite.rows import Rows
 
 _LIMIT = 2 * 2**30  # bytes of class covariances
@@ -19,7 +19,7 @@ class GMM:
     choice; the better one when classes have fewer rows than dimensions). The logarithm is taken of the sum
     without leaving it: OpenOOD's `log(Σ exp(·) + 1e-45)` underflows and gives every row the same score.
 
-    `full` holds classes × d × d float64 and refuses above 2 GiB; `tied` holds d × d and classes × d.
+    `full` holds classes × d × d float64, twice while fitting, and refuses above 2 GiB of them; `tied` holds d × d and classes × d.
     """
 
     def __init__(self, covariance: str = "full", reg: float = 1e-6) -> None:
@@ -36,46 +36,33 @@ class GMM:
             raise ValueError(f"unknown covariance {self.covariance!r}; use gmm:covariance=full or gmm:covariance=tied")
         bank = bank.labelled()
         m = moments(bank)
-        if self.covariance == "full":
+        full = self.covariance == "full"
+        if full:
             _check(m, bank)
-            covariances = _class_covariances(m, bank)
-        else:
-            covariances = m.within[None]
+        covariances = _class_covariances(m, bank) if full else m.within[None].copy()
         diagonal = np.arange(covariances.shape[-1])
         covariances[:, diagonal, diagonal] += self.reg
-        # Each is replaced by W, WWᵀ its inverse.
         half_log_det = np.empty(len(covariances))
-        for c in range(len(covariances)):
+        self.gaussians_ = []
+        for c, covariance in enumerate(covariances):
             try:
-                lower = np.linalg.cholesky(covariances[c])
+                half_log_det[c] = np.log(np.diag(np.linalg.cholesky(covariance))).sum()
             except np.linalg.LinAlgError:
-                whose = f"class {m.classes[c]} of " if self.covariance == "full" else ""
+                whose = f"class {m.classes[c]} of " if full else ""
                 raise ValueError(
                     f"the covariance of {whose}{bank.name} is not positive definite; use a larger gmm:reg={self.reg!r}"
                 ) from None
-            half_log_det[c] = np.log(np.diag(lower)).sum()
-            covariances[c] = np.linalg.solve(lower, np.eye(len(lower))).T
-        self.means_ = m.class_mean
-        self.whiten_ = covariances
-        self.log_weight_ = (
-            np.log(m.count / m.count.sum()) - half_log_det - 0.5 * bank.embedding_dim * np.log(2 * np.pi)
-        )
+            self.gaussians_.append(Gaussians(m.class_mean[c : c + 1] if full else m.class_mean, covariance, bank))
+        self.log_weight_ = np.log(m.count / m.count.sum()) - half_log_det - 0.5 * len(diagonal) * np.log(2 * np.pi)
         return self
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """The negative log-likelihood."""
-        return np.concatenate([-self._log_likelihood(x) for x in pieces(features, len(self.means_))])
-
-    def _log_likelihood(self, x: np.ndarray) -> np.ndarray:
-        log_density = np.empty((len(x), len(self.means_)))
-        shared = len(self.whiten_) == 1 and len(self.means_) > 1
-        origin = self.means_.mean(axis=0)
-        z = (x - origin) @ self.whiten_[0] if shared else None
-        for c, mean in enumerate(self.means_):
-            at = z - (mean - origin) @ self.whiten_[0] if z is not None else (x - mean) @ self.whiten_[c]
-            log_density[:, c] = self.log_weight_[c] - 0.5 * (at**2).sum(axis=1)
-        top = log_density.max(axis=1)
-        return top + np.log(np.exp(log_density - top[:, None]).sum(axis=1))
+        scores = []
+        for x in pieces(features, len(self.log_weight_)):
+            squared = np.concatenate([gaussians.squared_distance(x) for gaussians in self.gaussians_], axis=1)
+            scores.append(-logsumexp(self.log_weight_ - 0.5 * squared))
+        return np.concatenate(scores)
 
 
 def _check(m: Moments, bank: Rows) -> None:

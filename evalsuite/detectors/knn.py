@@ -5,21 +5,24 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.neighbors import search
+from evalsuite.detectors._nearest import nearest
 from evalsuite.rows import Rows
 
 
 class KNN:
-    """Score = 1 − cosine similarity to the k-th nearest bank row, in [0, 2].
+    """Score = 1 − cosine similarity to the k-th nearest bank row, in [0, 2]; `mean` takes the mean of the k
+    nearest instead, which depends less on k.
 
-    Non-parametric and label-free. OpenOOD's k is 50 (it reports the squared L2 distance of unit vectors,
-    twice this score: the same ranking); CosPress uses 1. Keep k below the number of rows of a class.
+    Non-parametric and label-free. OpenOOD's and pytorch-ood's k is 50; they report the L2 distance of unit
+    vectors, OpenOOD squared: the same ranking. CosPress uses k 1. Keep k below the number of rows of a class.
+    The bank is read, 64 MiB at a time, for every block of rows scored.
 
     Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors", arXiv 2204.06507.
     """
 
-    def __init__(self, k: int = 50) -> None:
+    def __init__(self, k: int = 50, mean: bool = False) -> None:
         self.k = k
+        self.mean = mean
 
     def fit(self, bank: Rows) -> KNN:
         """Keep the bank; nothing is read yet.
@@ -36,5 +39,6 @@ class KNN:
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """One pass over the bank for all of `features`: pass many rows at once."""
-        similarity, _ = search(self.bank_.blocks(), features, self.k)
-        return 1.0 - similarity[:, -1].astype(np.float64)
+        similarity, _ = nearest(self.bank_, features, self.k)
+        distance = 1.0 - similarity.astype(np.float64)
+        return distance.mean(axis=1) if self.mean else distance[:, -1]

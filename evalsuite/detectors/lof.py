@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors._nearest import nearest
 from evalsuite.neighbors import search
 from evalsuite.rows import Rows
 
@@ -14,9 +15,10 @@ class LOF:
 
     Rows are scaled to norm 1 and compared by Euclidean distance: the score of scikit-learn's
     `LocalOutlierFactor(n_neighbors=k, novelty=True)` on rows so scaled. A row's density is 1/(mean over its
-    neighbours o of max(distance, distance of o to its own k-th neighbour) + 1e-10). Needs no labels. Fitting
-    searches the bank for its own neighbours: time grows with n², memory is the bank's n × 2 float64 and 64 MiB
-    blocks.
+    neighbours o of max(distance, distance of o to its own k-th neighbour) + 1e-10); distances come from float32
+    cosines, so those far below 1 have fewer exact digits than scikit-learn's. Needs no labels. Fitting
+    searches the bank for its own neighbours: time grows with n²; n × k neighbours (12 bytes each) are held
+    while fitting, two float64 a bank row afterwards.
 
     Breunig et al. 2000, "LOF: Identifying Density-Based Local Outliers".
     """
@@ -49,7 +51,7 @@ class LOF:
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """One pass over the bank for all of `features`: pass many rows at once."""
-        similarity, row = search(self.bank_.blocks(), features, self.k)
+        similarity, row = nearest(self.bank_, features, self.k)
         return self.density_[row].mean(axis=1) / self._density(_distance(similarity), row)
 
     def _density(self, distance: np.ndarray, row: np.ndarray) -> np.ndarray:

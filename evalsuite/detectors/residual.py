@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import moments, pieces
+from evalsuite.detectors._moments import moments, pieces, principal
 from evalsuite.rows import Rows
 
 
@@ -29,9 +29,7 @@ class Residual:
         Raises `ValueError` when `components` is not in 1..d−1.
         """
         d = bank.embedding_dim
-        components = self.components
-        if components is None:
-            components = 1000 if d >= 2048 else 512 if d >= 768 else d // 2
+        components = principal(d) if self.components is None else self.components
         if not (isinstance(components, int) and 1 <= components < d):
             raise ValueError(
                 f"components={components!r} does not suit {bank.name}, whose rows have {d} dimensions; "

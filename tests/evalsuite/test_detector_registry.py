@@ -40,6 +40,7 @@ def test_specs():
     assert detectors.build("knn:k=3").k == 3
     assert detectors.build("knn", k=4).k == 4
     assert detectors.build("knn:k=3", k=4).k == 3
+    assert type(detectors.build("mahalanobis++")) is detectors.load("mahalanobis_pp")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,66 @@ def test_the_same_store_leaves_each_row_out(task, make_store):
     assert result.parameters["exclude_self"] is True
 
 
+def test_chance_is_a_guess_among_the_bank_s_classes(task, make_store):
+    bank, labels, query, truth = task
+    result = knn(make_store("bank", bank, labels=labels), make_store("query", query, labels=truth), k=[5])
+    assert result.parameters["chance"] == pytest.approx({"top1@5": 1 / 8, "top5@5": 5 / 8, "macro_top1@5": 1 / 8})
+    fewer = make_store("fewer", bank[labels < 8], labels=labels[labels < 8])
+    chance = knn(fewer, make_store("same", query, labels=truth), k=[5]).parameters["chance"]
+    assert chance["top1@5"] == pytest.approx(np.mean(truth < 8) / 6)
+    assert chance["macro_top1@5"] == pytest.approx(6 / 8 / 6)
+
+
+def test_few_shots(task, make_store):
+    bank, labels, query, truth = task
+    stores = make_store("bank", bank, labels=labels), make_store("query", query, labels=truth)
+    assert knn(*stores, k=[5], shots=15).metrics == knn(*stores, k=[5]).metrics
+    module = importlib.import_module("evalsuite.knn")
+    rows = evalsuite.rows.Rows.of(stores[0]).labelled()
+    two, four = (module._few_shots(rows, shots, seed=1).index for shots in (2, 4))
+    assert np.bincount(labels[four]).tolist() == [4, 4, 4, 0, 4, 4, 0, 4, 4, 0, 4]
+    assert set(two) < set(four)
+    result = knn(*stores, k=[3], shots=4, seed=1)
+    expected = shares(slow_ranking(bank[four], labels[four], query, 3, 0.07), truth)
+    assert [m.value for m in result.metrics.values()] == pytest.approx(expected, abs=1e-12)
+    assert (result.inputs["bank"]["rows"], result.parameters["shots"]) == (32, 4)
+    assert result.inputs["bank"]["unlabelled"] == 0
+    assert len({knn(*stores, k=[3], shots=2, seed=seed).metrics["top1@3"].value for seed in range(5)}) > 1
+
+    own = np.full(len(bank), -1)
+    own[four] = np.arange(32)
+    expected = np.mean(
+        [
+            slow_ranking(bank[four], labels[four], bank[[i]], 3, 0.07, own=None if own[i] < 0 else own[[i]])[0][0]
+            == labels[i]
+            for i in range(len(bank))
+        ]
+    )
+    assert knn(stores[0], stores[0], k=[3], shots=4, seed=1).metrics["top1@3"].value == pytest.approx(expected)
+
+    rare = make_store("rare", bank, labels=[10] + [0] * 119, class_names=[f"c{i}" for i in range(11)])
+    with pytest.raises(
+        ValueError, match=r"class c10 of .*rare\.zarr has 1 labelled rows, fewer than 2 shots; use at most 1"
+    ):
+        knn(rare, rare, k=[1], shots=2)
+    with pytest.raises(ValueError, match="shots must be at least 1"):
+        knn(*stores, k=[1], shots=0)
+    with pytest.raises(ValueError, match="k=40 exceeds the bank"):
+        knn(*stores, k=[40], shots=4)
+
+
+def test_presets(task, make_store):
+    bank, query = make_store("bank", task[0], labels=task[1]), make_store("query", task[2], labels=task[3])
+    cospress = knn(bank, query, preset="cospress")
+    assert cospress.metrics == knn(bank, query, k=[10], temperature=0.07).metrics
+    assert cospress.parameters["preset"] == "cospress"
+    assert knn(bank, query, preset="cospress", k=[3], temperature=1.0).parameters["k"] == [3]
+    with pytest.raises(ValueError, match="k=200 exceeds"):
+        knn(bank, query)
+    with pytest.raises(ValueError, match="unknown preset 'lightly'; use dinov2 or cospress"):
+        knn(bank, query, preset="lightly")
+
+
 def test_labels_are_matched_by_class_name(make_store):
     axes = np.eye(3)
     bank = make_store("bank", axes, labels=[0, 1, 2], class_names=["ant", "bee", "cat"])

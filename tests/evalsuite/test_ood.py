@@ -1,9 +1,13 @@
+from collections import Counter
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import evalsuite.rows
 from evalsuite import Result, ood
 from evalsuite.detectors import load
+from evalsuite.head import Head
 from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics
 
 
@@ -64,12 +68,12 @@ def test_values_and_intervals_equal_the_slow_way(arrays, stores, monkeypatch, sp
         assert result.metrics[f"{spec}/near/mean/{metric}"] == result.metrics[f"{spec}/near/n/{metric}"]
     assert len(result.metrics) == 5 * (3 + 2)
     assert 0.5 < result.metrics[f"{spec}/far/b/auroc"].value < 1
-    assert result.parameters["detectors"] == {spec: {"k": k}}
+    assert result.parameters["detectors"] == {spec: {"k": k, "mean": False}}
 
 
 def test_k_reaches_detectors_whose_spec_does_not_set_it(stores):
     result = run(stores, detectors=("knn", "knn: k = 1"), k=7, resamples=5)
-    assert result.parameters["detectors"] == {"knn": {"k": 7}, "knn:k=1": {"k": 1}}
+    assert {spec: given["k"] for spec, given in result.parameters["detectors"].items()} == {"knn": 7, "knn:k=1": 1}
     assert result.metrics["knn/near/n/auroc"] != result.metrics["knn:k=1/near/n/auroc"]
 
 
@@ -114,6 +118,107 @@ def test_a_failing_detector_does_not_lose_the_others(stores, monkeypatch, broken
         pytest.raises(ValueError, match=r"every detector failed .*broken"),
     ):
         run(stores, detectors=["broken"])
+
+
+@pytest.fixture
+def with_logits(arrays, rng, make_store):
+    """Stores of the same rows with labels and logits."""
+    head = rng.normal(size=(6, 3))
+    labels = np.repeat(np.arange(4), 20)
+    return {
+        name: make_store(f"{name}-logits", x, logits=x @ head, labels=labels if name == "train" else None)
+        for name, x in arrays.items()
+    }
+
+
+def test_all_detectors_of_a_command_read_each_set_once(with_logits, monkeypatch):
+    specs = ["knn:k=3", "mahalanobis++", "gmm:covariance=tied", "msp", "energy", "nnguide"]
+    alone = [run(with_logits, detectors=[spec], resamples=5).metrics for spec in specs]
+    reads = Counter()
+    take = evalsuite.rows.Rows.take
+
+    def counted(self, positions, field="embedding"):
+        reads[self.name, field] += len(positions)
+        return take(self, positions, field)
+
+    monkeypatch.setattr(evalsuite.rows.Rows, "take", counted)
+    together = run(with_logits, detectors=specs, resamples=5).metrics
+    assert together == {name: metric for metrics in alone for name, metric in metrics.items()}
+    for name in ("test", "near", "far_a", "far_b"):
+        store = with_logits[name]
+        assert reads[str(store.path), "embedding"] == reads[str(store.path), "logits"] == len(store)
+
+
+def test_a_detector_without_its_field_does_not_lose_the_others(with_logits, stores):
+    mixed = with_logits | {"far_b": stores["far_b"]}
+    with pytest.warns(RuntimeWarning) as warned:
+        result = run(mixed, detectors=["knn", "msp", "nnguide", "mahalanobis"], resamples=5)
+    assert list(result.parameters["failed_detectors"]) == ["msp", "nnguide"]
+    assert {name.split("/")[0] for name in result.metrics} == {"knn", "mahalanobis"}
+    assert [str(w.message) for w in warned] == [
+        f"detector {spec} failed and is left out: ValueError: {stores['far_b'].path} has no logits; "
+        "extract it again with --fields embedding,logits, using an encoder that has them, "
+        "or give a head (`evalsuite probe` saves one)"
+        for spec in ("msp", "nnguide")
+    ]
+
+
+@pytest.fixture
+def head(rng, tmp_path):
+    """Writes a classifier of four classes of 6-dimensional rows."""
+
+    def write(**metadata):
+        arrays = {"weight": rng.normal(size=(4, 6)), "bias": rng.normal(size=4)}
+        save_file(arrays, tmp_path / "head.safetensors", metadata)
+        return tmp_path / "head.safetensors"
+
+    return write
+
+
+def test_a_head_serves_the_detectors_that_need_one(arrays, make_store, with_logits, head):
+    path = head(labels="[0, 1, 2, 3]", fingerprint="arrays")
+    classifier = Head.read(path)
+    labels = np.repeat(np.arange(4), 20)
+    own = {
+        name: make_store(
+            f"{name}-own",
+            x,
+            logits=classifier.logits(x.astype(np.float16)),
+            labels=labels if name == "train" else None,
+        )
+        for name, x in arrays.items()
+    }
+    result = run(with_logits, detectors=["energy", "vim", "she"], head=path, resamples=5)
+    assert result.parameters["head"] == str(path)
+    assert {name.split("/")[0] for name in result.metrics} == {"energy", "vim", "she"}
+    for name, metric in run(own, detectors=["energy"], resamples=5).metrics.items():
+        assert result.metrics[name].value == pytest.approx(metric.value, abs=0.01)  # stored as float16
+    with (
+        pytest.warns(RuntimeWarning, match="vim failed"),
+        pytest.raises(ValueError, match=r"vim: a head is needed to score against .*train-own\.zarr; fit one with"),
+    ):
+        run(own, detectors=["vim"])
+
+
+def test_a_head_that_does_not_fit_is_refused(stores, head, tmp_path, make_store):
+    with pytest.raises(
+        ValueError, match=r"head\.safetensors was fitted to 6 dimensions of encoder other, .*fit a head"
+    ):
+        run(stores, head=head(fingerprint="other"))
+    with pytest.raises(ValueError, match=r"head\.safetensors holds no classifier .*2 labels"):
+        run(stores, head=head(labels="[0, 1]"))
+    (tmp_path / "text.safetensors").write_text("nothing")
+    for name in ("text", "missing"):
+        with pytest.raises(ValueError, match=rf"{name}\.safetensors holds no classifier .*evalsuite probe"):
+            run(stores, head=tmp_path / f"{name}.safetensors")
+
+
+def test_a_row_that_is_not_finite_is_named(stores, arrays, make_store):
+    near = arrays["near"].copy()
+    near[7, 2] = np.inf
+    bad = make_store("bad", near, failed={0: "truncated"})
+    with pytest.raises(ValueError, match=r"bad\.zarr row 7: embedding is not finite; extract it again"):
+        run(stores | {"near": bad}, detectors=["knn"], resamples=5)
 
 
 def test_all_failing_names_the_bank(stores):

@@ -1,0 +1,34 @@
+"""Free energy of the logits."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from evalsuite.detectors._moments import logsumexp, pieces
+from evalsuite.rows import Rows
+
+
+class Energy:
+    """Score = −T log Σ exp(logits / T), any real number; T is `temperature`. Fits nothing, needs no labels.
+
+    Liu et al. 2020, "Energy-based Out-of-distribution Detection", arXiv 2010.03759.
+    """
+
+    needs = ("logits",)
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = temperature
+
+    def fit(self, bank: Rows) -> Energy:
+        """Reads nothing.
+
+        Raises `ValueError` when the temperature is not positive.
+        """
+        if not self.temperature > 0:
+            raise ValueError(f"energy:temperature={self.temperature!r} must be above 0")
+        return self
+
+    def score(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+        """The free energy."""
+        return np.concatenate([-self.temperature * logsumexp(x / self.temperature) for x in pieces(logits, 1)])

@@ -1,0 +1,25 @@
+"""Largest logit."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from evalsuite.rows import Rows
+
+
+class MaxLogit:
+    """Score = −max over classes of the logits, any real number. Fits nothing, needs no labels.
+
+    Hendrycks et al. 2022, "Scaling Out-of-Distribution Detection for Real-World Settings", arXiv 1911.11132.
+    """
+
+    needs = ("logits",)
+
+    def fit(self, bank: Rows) -> MaxLogit:
+        """Reads nothing."""
+        return self
+
+    def score(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+        """The largest logit, negated."""
+        return -logits.max(axis=1).astype(np.float64)

@@ -1,0 +1,67 @@
+"""Residual and energy in one."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from evalsuite.detectors._moments import logsumexp, moments, pieces, principal
+from evalsuite.rows import Rows
+
+
+class ViM:
+    """Score = α ‖P(x − u)‖ − log Σ exp(logits), any real number: a row's part outside the bank's principal subspace,
+    as a virtual logit, less its energy.
+
+    u = −pinv(W) b is where the head's logits vanish; P projects on all but the first `components` eigenvectors of
+    the mean of (x − u)(x − u)ᵀ over the bank; α is the mean largest logit of the bank over its mean ‖P(x − u)‖.
+    `components` None takes the authors' rule, 1000 of d ≥ 2048 dimensions, 512 of d ≥ 768, else d/2 (OpenOOD 256;
+    pytorch-ood asks). Needs a head, no labels. Holds d × d float64.
+
+    Wang et al. 2022, "ViM: Out-Of-Distribution with Virtual-logit Matching", arXiv 2203.10807.
+    """
+
+    def __init__(self, components: int | None = None) -> None:
+        self.components = components
+
+    def fit(self, bank: Rows) -> ViM:
+        """Two passes over the bank.
+
+        Raises `ValueError` without a head, when `components` is not in 1..d−1, or when the bank has no part outside
+        the subspace.
+        """
+        self.head_ = bank.require_head()
+        d = bank.embedding_dim
+        components = principal(d) if self.components is None else self.components
+        if not (isinstance(components, int) and 1 <= components < d):
+            raise ValueError(
+                f"components={components!r} does not suit {bank.name}, whose rows have {d} dimensions; "
+                f"use components from 1 to {d - 1}"
+            )
+        self.origin_ = -np.linalg.pinv(self.head_.weight) @ self.head_.bias
+        m = moments(bank)
+        offset = m.mean - self.origin_
+        self.rest_ = np.linalg.eigh(m.total + np.outer(offset, offset))[1][:, : d - components]
+        largest = outside = 0.0
+        for block in bank.blocks_of(("embedding",)):
+            for x in pieces(block["embedding"], len(self.head_.bias)):
+                largest += float(self.head_.logits(x).max(axis=1).sum())
+                outside += float(self._outside(x).sum())
+        if not outside > 0:
+            raise ValueError(
+                f"{bank.name} lies within {components} dimensions: nothing is left outside; use fewer vim:components"
+            )
+        self.alpha_ = largest / outside
+        return self
+
+    def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """The virtual logit less the energy."""
+        return np.concatenate(
+            [
+                self.alpha_ * self._outside(x) - logsumexp(self.head_.logits(x))
+                for x in pieces(features, len(self.head_.bias))
+            ]
+        )
+
+    def _outside(self, x: np.ndarray) -> np.ndarray:
+        return np.linalg.norm((x - self.origin_) @ self.rest_, axis=1)
