@@ -100,29 +100,28 @@ def logsumexp(x: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
     return top + np.log(np.exp(x - top[:, None]).sum(axis=1))
 
 
-class Gaussians:
-    """Squared Mahalanobis distances to several means under one covariance: ‖(x − μ)W‖², WWᵀ its inverse.
+def whitening(covariance: Float[np.ndarray, "d d"], bank: Rows, scale: float | None = None) -> Float[np.ndarray, "d r"]:
+    """W with WWᵀ the pseudo-inverse of the covariance.
 
     Directions in which the bank does not vary (eigenvalues within rounding of zero, relative to `scale`, by
-    default the largest) are left out, as a pseudo-inverse does. Raises `ValueError` when none is left.
+    default the largest) are left out. Raises `ValueError` when none is left.
     """
+    value, vector = np.linalg.eigh(covariance)
+    scale = float(value[-1]) if scale is None else scale
+    kept = value > len(value) * np.finfo(np.float64).eps * scale
+    if not kept.any():
+        raise ValueError(
+            f"the rows of {bank.name} do not vary about their means, so there is no covariance to measure with; "
+            "use a bank with several different rows of a class"
+        )
+    return vector[:, kept] / np.sqrt(value[kept])
 
-    def __init__(
-        self,
-        means: Float[np.ndarray, "c d"],
-        covariance: Float[np.ndarray, "d d"],
-        bank: Rows,
-        scale: float | None = None,
-    ) -> None:
-        value, vector = np.linalg.eigh(covariance)
-        scale = float(value[-1]) if scale is None else scale
-        kept = value > len(value) * np.finfo(np.float64).eps * scale
-        if not kept.any():
-            raise ValueError(
-                f"the rows of {bank.name} do not vary about their means, so there is no covariance to measure with; "
-                "use a bank with several different rows of a class"
-            )
-        self._whiten = vector[:, kept] / np.sqrt(value[kept])
+
+class Gaussians:
+    """Squared Mahalanobis distances to several means under one covariance: ‖(x − μ)W‖², WWᵀ its inverse."""
+
+    def __init__(self, means: Float[np.ndarray, "c d"], whiten: Float[np.ndarray, "d r"]) -> None:
+        self._whiten = whiten
         self._origin = means.mean(axis=0)
         self._means = (means - self._origin) @ self._whiten
         self._mean_norm = (self._means**2).sum(axis=1)

@@ -19,7 +19,8 @@ class GMM:
     choice; the better one when classes have fewer rows than dimensions). The logarithm is taken of the sum
     without leaving it: OpenOOD's `log(Σ exp(·) + 1e-45)` underflows and gives every row the same score.
 
-    `full` holds classes × d × d float64, twice while fitting, and refuses above 2 GiB of them; `tied` holds d × d and classes × d.
+    `full` holds classes × d × d float64, twice while fitting, and refuses above 2 GiB of them; `tied` holds d × d
+    and classes × d.
     """
 
     def __init__(self, covariance: str = "full", reg: float = 1e-6) -> None:
@@ -46,13 +47,15 @@ class GMM:
         self.gaussians_ = []
         for c, covariance in enumerate(covariances):
             try:
-                half_log_det[c] = np.log(np.diag(np.linalg.cholesky(covariance))).sum()
+                lower = np.linalg.cholesky(covariance)
             except np.linalg.LinAlgError:
                 whose = f"class {m.classes[c]} of " if full else ""
                 raise ValueError(
                     f"the covariance of {whose}{bank.name} is not positive definite; use a larger gmm:reg={self.reg!r}"
                 ) from None
-            self.gaussians_.append(Gaussians(m.class_mean[c : c + 1] if full else m.class_mean, covariance, bank))
+            half_log_det[c] = np.log(np.diag(lower)).sum()
+            means = m.class_mean[c : c + 1] if full else m.class_mean
+            self.gaussians_.append(Gaussians(means, np.linalg.inv(lower).T))
         self.log_weight_ = np.log(m.count / m.count.sum()) - half_log_det - 0.5 * len(diagonal) * np.log(2 * np.pi)
         return self
 
@@ -88,4 +91,5 @@ def _class_covariances(m: Moments, bank: Rows) -> np.ndarray:
                 centred = x[label == c] - m.class_mean[c]
                 covariances[c] += centred.T @ centred
             start += len(x)
-    return covariances / m.count[:, None, None]
+    covariances /= m.count[:, None, None]
+    return covariances

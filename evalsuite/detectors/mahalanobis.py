@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import Gaussians, moments, pieces
+from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
 from evalsuite.rows import Rows
 
 
@@ -28,7 +28,7 @@ class Mahalanobis:
         """
         bank = bank.labelled()
         m = moments(bank)
-        self.gaussians_ = Gaussians(m.class_mean, m.within, bank, scale=float(np.trace(m.total)))
+        self.gaussians_ = Gaussians(m.class_mean, whitening(m.within, bank, scale=float(np.trace(m.total))))
         self.classes_ = len(m.classes)
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import Gaussians, moments, pieces, unit
+from evalsuite.detectors._moments import Gaussians, moments, pieces, unit, whitening
 from evalsuite.rows import Rows
 
 
@@ -27,7 +27,7 @@ class MahalanobisPP:
         """
         bank = bank.labelled()
         m = moments(bank, normalise=True)
-        self.gaussians_ = Gaussians(m.class_mean, m.within, bank, scale=float(np.trace(m.total)))
+        self.gaussians_ = Gaussians(m.class_mean, whitening(m.within, bank, scale=float(np.trace(m.total))))
         self.classes_ = len(m.classes)
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import Gaussians, moments, pieces
+from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
 from evalsuite.rows import Rows
 
 
@@ -28,8 +28,8 @@ class RMD:
         bank = bank.labelled()
         m = moments(bank)
         scale = float(np.trace(m.total))
-        self.gaussians_ = Gaussians(m.class_mean, m.within, bank, scale)
-        self.background_ = Gaussians(m.mean[None], m.total, bank, scale)
+        self.gaussians_ = Gaussians(m.class_mean, whitening(m.within, bank, scale))
+        self.background_ = Gaussians(m.mean[None], whitening(m.total, bank, scale))
         self.classes_ = len(m.classes)
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import Gaussians, moments, pieces, unit
+from evalsuite.detectors._moments import Gaussians, moments, pieces, unit, whitening
 from evalsuite.rows import Rows
 
 
@@ -26,7 +26,7 @@ class SSD:
         Raises `ValueError` when all of its rows have the same direction.
         """
         m = moments(bank, normalise=True)
-        self.gaussian_ = Gaussians(m.mean[None], m.total, bank)
+        self.gaussian_ = Gaussians(m.mean[None], whitening(m.total, bank))
         return self
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
