@@ -1,4 +1,9 @@
 import os
+
+# Before torch is imported, and for every process that a test starts: tests run side by side, one a core, and OpenMP
+# threads that wait for each other on busy cores make all of them several times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import tempfile
 from pathlib import Path
 

