@@ -1,6 +1,12 @@
 """Heads on the student's side: they train with it, and are left behind after training."""
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from distill.methods import Features
+from distill.objectives import match
+from distill.source import Source
 
 WIDTH = 2048
 """Of the hidden layer of "mlp"."""
@@ -24,3 +30,30 @@ def make_head(kind: str, student_dim: int, teacher_dim: int) -> nn.Module:
             nn.Linear(student_dim, WIDTH), nn.LayerNorm(WIDTH), nn.GELU(), nn.Linear(WIDTH, teacher_dim)
         )
     raise ValueError(f"unknown head {kind!r}; known: layernorm_linear, linear, mlp")
+
+
+class StudentHead(nn.Module):
+    """What `cosine` and `mse` share: the student's embedding goes through a head and is matched with the raw teacher's.
+
+    Args:
+        head: "linear", "layernorm_linear" or "mlp".
+    """
+
+    kind: str
+    """Of `distill.objectives.match`; also the term's name."""
+    fields = student_fields = ("embedding",)
+
+    def __init__(self, teacher_dim: int, student_dim: int, *, head: str = "linear"):
+        super().__init__()
+        self.head = make_head(head, student_dim, teacher_dim)
+
+    def prepare(
+        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, float]:
+        return {}
+
+    def target(self, teacher: Features) -> None:
+        return None
+
+    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        return {self.kind: match(self.head(student["embedding"]), teacher["embedding"], self.kind)}
