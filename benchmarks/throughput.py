@@ -1,7 +1,8 @@
 """How close `extract` comes to the bare encoder, and where the rest goes.
 
 Both sides in one run, in turn, on the same images, batch and precision: (A) `featcache.extract`, from JPEG files to a
-sealed store; (B) a loop of forward passes over tensors already in memory. Prints the ratio A/B of images/s, pair by pair.
+sealed store; (B) a loop of forward passes over tensors already in memory, before and after each A, their mean. Prints
+the ratio A/B of images/s, pair by pair.
 
 Where reading and encoding share the same cores, A cannot reach B. The limit is cores ÷ core-seconds an image, reading
 (decode + resize + hash) and encoding each measured alone; A's share of it is printed too.
@@ -43,9 +44,12 @@ def main() -> None:
     for teacher, name in itertools.product(options.teachers.split(","), names):
         corpus = Some(featcache.open_corpus(str(unpacked(name, options.data, options.work))), options.images)
         ratios, shares = [], []
+        _, at, precision, batch = extracted(corpus, teacher, options.work / "throughput.zarr")
+        before = forward_only(teacher, precision, batch, seconds=at.encode)
         for _ in range(options.rounds):
-            speed, at, precision, batch = extracted(corpus, teacher, options.work / "throughput.zarr")
-            bare = forward_only(teacher, precision, batch, seconds=at.encode)
+            speed, at, precision, batch = extracted(corpus, teacher, options.work / "throughput.zarr", precision)
+            after = forward_only(teacher, precision, batch, seconds=at.encode)
+            bare, before = (before + after) / 2, after
             ratios.append(speed / bare)
             cores = len(os.sched_getaffinity(0))
             limit = cores / (cores / bare + read_seconds(corpus, teacher)) if not torch.cuda.is_available() else bare
@@ -94,11 +98,11 @@ class Some:
         return self._corpus.label(self._rows[i])
 
 
-def extracted(corpus: Some, teacher: str, out: Path) -> tuple[float, Progress, str, int]:
+def extracted(corpus: Some, teacher: str, out: Path, precision: str = "auto") -> tuple[float, Progress, str, int]:
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(os.environ["FEATCACHE_HOME"], ignore_errors=True)
     seen: list[Progress] = []
-    store = featcache.extract(corpus, load(teacher), out, progress=lambda at: seen.append(at))
+    store = featcache.extract(corpus, load(teacher), out, precision=precision, progress=lambda at: seen.append(at))
     extraction = store.manifest["extraction"]
     return seen[-1].images_per_second, seen[-1], extraction["precision"], extraction["batch_size"]
 

@@ -97,6 +97,7 @@ def knn(
         start += len(block)
 
     metrics: dict[str, Metric] = {}
+    measured: dict[str, np.ndarray] = {"sample_id": query_rows.sample_ids.astype(np.str_)}
     chance: dict[str, float] = {}
     for n in ks:
         chance |= {
@@ -108,6 +109,7 @@ def knn(
         for name, correct in ((f"top1@{n}", top1), (f"top5@{n}", top5)):
             samples = bootstrap_accuracy(correct, resamples=resamples, seed=seed)
             metrics[name] = Metric(float(correct.mean()), interval95(samples))
+            measured[name] = correct
         samples = bootstrap_macro_accuracy(top1, truth, resamples=resamples, seed=seed)
         metrics[f"macro_top1@{n}"] = Metric(macro_accuracy(top1, truth), interval95(samples))
 
@@ -134,6 +136,7 @@ def knn(
         },
         metrics,
         versions("faiss-cpu", "faiss-gpu", "torch"),
+        measured,
     )
 
 

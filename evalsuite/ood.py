@@ -58,12 +58,21 @@ def ood(
 
     failures: dict[str, Exception] = {}
     fitted = _fitted(built, train, (test, *rows.values()), failures)
-    id_scores = _scores(fitted, test, failures)
-    scores = {key: _scores(fitted, ood_set, failures) for key, ood_set in rows.items()}
+    where = _Map(train)
+    samples: dict[str, np.ndarray] = {}
+    id_scores, samples["map/id_test"] = _scores(fitted, where, test, failures)
+    scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for (group, name), ood_set in rows.items():
+        scores[group, name], samples[f"map/{group}/{name}"] = _scores(fitted, where, ood_set, failures)
     metrics: dict[str, Metric] = {}
     for spec in fitted:
         with _lost_alone(spec, failures):
-            metrics |= _measure(spec, id_scores[spec], {key: of[spec] for key, of in scores.items()}, resamples, seed)
+            of_sets = {key: of[spec] for key, of in scores.items()}
+            metrics |= _measure(spec, id_scores[spec], of_sets, resamples, seed)
+            samples[f"score/{spec}/id_test"] = id_scores[spec]
+            samples |= {f"score/{spec}/{group}/{name}": found for (group, name), found in of_sets.items()}
+    samples["sample_id/id_test"] = test.sample_ids.astype(np.str_)
+    samples |= {f"sample_id/{group}/{name}": each.sample_ids.astype(np.str_) for (group, name), each in rows.items()}
     failed = {spec: f"{type(error).__name__}: {error}" for spec, error in failures.items()}
     for spec, reason in failed.items():
         warnings.warn(f"detector {spec} failed and is left out: {reason}", RuntimeWarning, stacklevel=2)
@@ -88,7 +97,29 @@ def ood(
         },
         metrics,
         versions("faiss-cpu", "faiss-gpu", "torch"),
+        samples,
     )
+
+
+class _Map:
+    """Two principal directions of the unit embeddings of `train`."""
+
+    def __init__(self, train: Rows) -> None:
+        moment, total = np.zeros((train.embedding_dim, train.embedding_dim)), np.zeros(train.embedding_dim)
+        for block in train.blocks():
+            unit = _unit(block)
+            moment += unit.T @ unit
+            total += unit.sum(axis=0)
+        self._mean = total / len(train)
+        covariance = moment / len(train) - np.outer(self._mean, self._mean)
+        self._directions = np.linalg.eigh(covariance)[1][:, :-3:-1]
+
+    def place(self, embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
+        return ((_unit(embedding) - self._mean) @ self._directions).astype(np.float32)
+
+
+def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def _named_sets(near: Mapping[str, Store], far: Mapping[str, Store]) -> dict[tuple[str, str], Store]:
@@ -143,19 +174,23 @@ def _fitted(
 
 
 def _scores(
-    fitted: dict[str, registry.Detector], rows: Rows, failures: dict[str, Exception]
-) -> dict[str, Float[np.ndarray, " n"]]:
-    """Each detector's scores, from one pass over the rows; one that fails is taken out of `fitted`."""
+    fitted: dict[str, registry.Detector], where: _Map, rows: Rows, failures: dict[str, Exception]
+) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, "n 2"]]:
+    """Each detector's scores and the places on the map, from one pass over the rows.
+
+    A detector that fails is taken out of `fitted`.
+    """
     parts: dict[str, list[np.ndarray]] = {spec: [] for spec in fitted}
-    for block in rows.blocks_of(
-        dict.fromkeys(field for detector in fitted.values() for field in registry.needs(detector))
-    ):
+    places: list[np.ndarray] = []
+    fields = dict.fromkeys(field for detector in fitted.values() for field in registry.needs(detector))
+    for block in rows.blocks_of(fields | {"embedding": None}):
+        places.append(where.place(block["embedding"]))
         for spec, detector in list(fitted.items()):
             with _lost_alone(spec, failures):
                 parts[spec].append(detector.score(*(block[field] for field in registry.needs(detector))))
             if spec in failures:
                 del fitted[spec]
-    return {spec: np.concatenate(parts[spec]) for spec in fitted}
+    return {spec: np.concatenate(parts[spec]) for spec in fitted}, np.concatenate(places)
 
 
 def _measure(

@@ -151,6 +151,7 @@ def probe(
         },
         metrics,
         versions("torch"),
+        {"sample_id": test_rows.sample_ids.astype(np.str_), "probe/top1": top1, "probe/top5": top5},
     )
 
 

@@ -7,9 +7,14 @@ import json
 import math
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class Result:
 
     `inputs` names every store by path and encoder fingerprint, with its row counts; `parameters` holds
     whatever changes the numbers (k, temperature, seed, …); `metrics` maps a metric's name to its `Metric`.
+    `samples` holds what was measured of each sample, which a report draws and a comparison pairs by `sample_id`:
+
+    - knn and probe: `sample_id` (n,) and, for each accuracy, whether the sample was right, under the metric's name.
+    - ood, SET being `id_test`, `near/NAME` or `far/NAME`: `sample_id/SET` (n,), `score/DETECTOR/SET` (n,), and
+      `map/SET` (n, 2): unit embeddings on the two principal directions of `id_train`.
     """
 
     command: str
@@ -40,35 +50,39 @@ class Result:
     parameters: dict[str, Any]
     metrics: dict[str, Metric]
     versions: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> str:
         """Strict JSON (no NaN or Infinity); floats survive the round trip bit for bit.
 
         Raises `ValueError` when a parameter is not finite.
         """
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        record = asdict(replace(self, samples={}))
+        del record["samples"]
+        return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the JSON to `path` at once: readers see the old file or the new one, never half of one."""
+        """Write the JSON to `path`, and `samples` beside it (`r.json`: `r.samples.npz`).
+
+        Readers see an old file or a new one, never half of one.
+        """
         target = Path(path)
-        text = self.to_json()
+        text = self.to_json().encode()
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        if self.samples:
+            with _whole(_beside(target)) as file:
+                np.savez_compressed(file, **self.samples)  # type: ignore[arg-type]
+        else:
+            _beside(target).unlink(missing_ok=True)
+        with _whole(target) as file:
+            file.write(text)
         return target
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Result:
-        """Read a file written by `write`.
+        """Read a file written by `write`; without samples where their file is not beside it.
 
-        Raises `ValueError` when the file is not a result.
+        Raises `ValueError` when a file is not what `write` writes.
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -76,11 +90,43 @@ class Result:
                 name: Metric(float(entry["value"]), None if entry["ci95"] is None else tuple(entry["ci95"]))
                 for name, entry in record["metrics"].items()
             }
-            return cls(record["command"], record["inputs"], record["parameters"], metrics, record["versions"])
+            result = cls(record["command"], record["inputs"], record["parameters"], metrics, record["versions"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a result file ({error}); write one with `evalsuite COMMAND … --json {path}`"
             ) from error
+        result.samples = _read_samples(_beside(Path(path)))
+        return result
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.samples.npz")
+
+
+def _read_samples(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is damaged; write it again with the command that made {path.stem.removesuffix('.samples')}.json"
+        ) from error
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[IO[bytes]]:
+    """A file that is at `target` once it is written and on the disk."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def versions(*distributions: str) -> dict[str, str]:

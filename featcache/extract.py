@@ -30,7 +30,7 @@ from featcache.layout import EMBEDDING, PENDING, chunk_rows
 from featcache.pixels import KeptPixels
 from featcache.precision import choose_precision
 from featcache.preprocess import Preprocess
-from featcache.samples import Sample, Wanted, content_hash, cores, prefetch, read_sample
+from featcache.samples import Sample, Wanted, bursts, content_hash, cores, prefetch, read_sample
 from featcache.store import FeatureStore, create_store
 from featcache.views import PARAMETERS, Views
 
@@ -224,7 +224,7 @@ def extract_all(
             return read_sample(corpus, row, recipe, wants, pixels)
 
         ahead = max(64, 4 * (batch_size or 16) // recipe.count)
-        samples = prefetch(read, todo(), pool, ahead)
+        samples = (bursts if device == "cpu" else prefetch)(read, todo(), pool, ahead)
         for row in todo():
             clock = time.perf_counter()
             sample = next(samples)

@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from sklearn.decomposition import PCA
 
 import evalsuite.rows
 from evalsuite import Result, ood
@@ -262,3 +263,26 @@ def test_wrong_input_names_the_store_and_the_remedy(stores, make_store):
         run(stores, detectors=[])
     with pytest.raises(ValueError, match="'knn' is given twice"):
         run(stores, detectors=["knn", " knn"])
+
+
+def test_samples_hold_what_was_measured_of_each(make_store, rng, clusters):
+    train, test = clusters(rng.normal(size=(3, 8)), 30), clusters(rng.normal(size=(3, 8)), 10)
+    stores = [
+        make_store(name, rows) for name, rows in (("train", train), ("test", test), ("far", rng.normal(size=(20, 8))))
+    ]
+    result = ood(id_train=stores[0], id_test=stores[1], far={"far": stores[2]}, detectors=["knn:k=3"], resamples=10)
+    samples = result.samples
+    assert set(samples) == {
+        f"{what}/{name}" for what in ("sample_id", "map", "score/knn:k=3") for name in ("id_test", "far/far")
+    }
+    scores = samples["score/knn:k=3/id_test"], samples["score/knn:k=3/far/far"]
+    assert ood_metrics(*scores)["auroc"] == result.metrics["knn:k=3/far/far/auroc"].value
+
+    def unit(x):
+        x = x.astype(np.float16).astype(np.float64)  # as stored
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    pca = PCA(2, svd_solver="full").fit(unit(train))
+    for column in range(2):  # of a direction, only the line is defined
+        expected, found = pca.transform(unit(test))[:, column], samples["map/id_test"][:, column]
+        assert min(abs(expected - found).max(), abs(expected + found).max()) < 1e-5

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from evalsuite import Metric, Result
@@ -31,6 +32,28 @@ def test_write_and_read_are_inverse(result, tmp_path):
     path = result.write(tmp_path / "new" / "folder" / "r.json")
     assert Result.read(path) == result
     assert [p.name for p in path.parent.iterdir()] == ["r.json"]
+
+
+def test_samples_lie_beside_the_json(result, tmp_path):
+    result.samples = {"sample_id": np.array(["a/1.jpg", "é"]), "score/knn:k=1/near/tin": np.array([0.5, -np.inf])}
+    path = result.write(tmp_path / "r.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r.samples.npz"]
+    read = Result.read(path).samples
+    assert read.keys() == result.samples.keys()
+    assert all((read[name] == values).all() for name, values in result.samples.items())
+    result.samples = {}
+    result.write(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"], (
+        "samples of an older result would be taken for this one's"
+    )
+
+
+def test_damaged_samples_are_named(result, tmp_path):
+    result.samples = {"sample_id": np.array(["a"])}
+    path = result.write(tmp_path / "r.json")
+    (tmp_path / "r.samples.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"r\.samples\.npz is damaged"):
+        Result.read(path)
 
 
 def test_a_failed_write_leaves_the_old_file(result, tmp_path, monkeypatch):
