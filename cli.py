@@ -938,7 +938,10 @@ def _numbers(text: str, flag: str) -> list[float]:
 def _show(result: Any, to_json: str | None) -> None:
     if to_json != "-":
         results.print(_ood_table(result) if result.command == "ood" else _metric_table(result))
-    _write_json(json.loads(result.to_json()), to_json)
+    if to_json not in (None, "-"):
+        result.write(to_json)  # and, beside it, what was measured of each sample
+    else:
+        _write_json(json.loads(result.to_json()), to_json)
 
 
 def _metric_table(result: Any) -> Table:
