@@ -5,10 +5,12 @@ Teacher EfficientNet-Lite0; student `tiny`; trained on the 10,000 images of one 
 photographs at 32 px (near) and 250 full-size ImageNet photographs (far). Prints a Markdown table, mean ± sd over seeds.
 Interrupted, it goes on where it was. A recipe is a method, with options after colons.
 
-    python benchmarks/faithfulness.py --epochs 30 --seeds 3
+    python benchmarks/faithfulness.py --epochs 8 --seeds 0,1,2
 """
 
+import argparse
 import statistics
+from pathlib import Path
 
 from photographs import arguments, resized, unpacked
 
@@ -23,56 +25,69 @@ METRICS = {
     "near AUROC (k = 50)": "knn:k=50/near/tin/auroc",
     "far AUROC (k = 50)": "knn:k=50/far/photographs/auroc",
     "Gram correlation": "gram_pearson",
-    "CKA (debiased)": "cka_debiased",
+    "mutual kNN@10": "mutual_knn@10",
+    "CKA (debiased, unit rows)": "cka_debiased_unit",
 }
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--recipes", default="proteus,mse,cosine,rkd,lightly_v1,tintem,tintem:relation=0.3")
     parser.add_argument(
         "--augment", default="flip", choices=["none", "flip"], help="flip: train on each image and its mirror image"
     )
     options = parser.parse_args()
-    work = options.work
-    images = {
-        "train": unpacked("cifar10-train-0", options.data, work),
-        "test": unpacked("cifar10-test-half", options.data, work),
-        "tin": resized(unpacked("tiny-imagenet-val-half", options.data, work), 32),
-        "far": unpacked("imagenet-samples-250", options.data, work),
-    }
-
-    def stores(name: str, encoder: str) -> dict[str, featcache.FeatureStore]:
-        return {
-            part: featcache.extract(str(folder), encoder, work / "stores" / f"{name}-{part}.zarr")
-            for part, folder in images.items()
-        }
-
-    teacher = stores("teacher", TEACHER)
+    images = unpack(options)
+    teacher = stores(options.work, images, "teacher", TEACHER)
     views = {"augment": options.augment, "views": 1 if options.augment == "none" else 2}
     targets = featcache.extract(
-        str(images["train"]), TEACHER, work / "stores" / f"targets-{options.augment}.zarr", **views
+        str(images["train"]), TEACHER, options.work / "stores" / f"targets-{options.augment}.zarr", **views
     )
     table = {"teacher": [measure(teacher, teacher)]}
-    for recipe in options.recipes.split(","):
-        method, *given = recipe.split(":")
-        settings = {key: value_of(value) for key, _, value in (item.partition("=") for item in given)}
-        for seed in range(options.seeds):
-            name = f"{recipe.replace(':', '-')}-{options.augment}-{options.epochs}-{seed}"
-            out = work / "runs" / name
+    for seed in options.seeds.split(","):
+        for recipe in options.recipes.split(","):
+            name = f"{recipe.replace(':', '-')}-{options.augment}-{options.epochs}-{options.batch_size}-{seed}"
+            out = options.work / "runs" / name
+            method, method_options = parsed(recipe)
             distill.fit(
-                targets, str(images["train"]), out=out, student="tiny", method=method, method_options=settings,
-                epochs=options.epochs, seed=seed, resume=True,
+                targets, str(images["train"]), out=out, student="tiny", method=method, method_options=method_options,
+                epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), resume=True,
             )  # fmt: skip
-            table.setdefault(recipe, []).append(measure(stores(name, f"run:{out}"), teacher))
-            print(f"{name}: " + "  ".join(f"{k} {v:.3f}" for k, v in table[recipe][-1].items()), flush=True)
+            found = measure(stores(options.work, images, name, f"run:{out}"), teacher)
+            table.setdefault(recipe, []).append(found)
+            print(f"{name}: " + "  ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
 
     print("\n| encoder | " + " | ".join(METRICS) + " |\n|" + "---|" * (len(METRICS) + 1))
     for name, runs in table.items():
         cells = [[run[metric] for run in runs] for metric in METRICS]
         print(f"| {name} | " + " | ".join(mean_sd(values) for values in cells) + " |")
+
+
+def unpack(options: argparse.Namespace) -> dict[str, Path]:
+    """Folders of images, by the part they play."""
+    data, work = options.data, options.work
+    return {
+        "train": unpacked("cifar10-train-0", data, work),
+        "test": unpacked("cifar10-test-half", data, work),
+        "tin": resized(unpacked("tiny-imagenet-val-half", data, work), 32),
+        "far": unpacked("imagenet-samples-250", data, work),
+    }
+
+
+def stores(work: Path, images: dict[str, Path], name: str, encoder: str) -> dict[str, featcache.FeatureStore]:
+    return {
+        part: featcache.extract(str(folder), encoder, work / "stores" / f"{name}-{part}.zarr")
+        for part, folder in images.items()
+    }
+
+
+def parsed(recipe: str) -> tuple[str, dict[str, float | str]]:
+    """`METHOD:KEY=VALUE:…` → the method and its options."""
+    method, *given = recipe.split(":")
+    return method, {key: value_of(value) for key, _, value in (item.partition("=") for item in given)}
 
 
 def value_of(text: str) -> float | str:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from featcache._disk import writing
 from featcache.allocator import keep_freed_memory
 from featcache.cache import KnownRows, default_store_path, register
 from featcache.corpus import Corpus, open_corpus
@@ -240,7 +241,7 @@ def extract_all(
             taken = False
             for job, seen in zip(jobs, sample.seen, strict=True):
                 if job.wants(row):
-                    with _writing(job.store.path):
+                    with writing(job.store.path):
                         taken |= job.take(row, sample, seen)
             if taken:
                 at.encode = sum(job.encode_seconds for job in jobs)
@@ -251,7 +252,7 @@ def extract_all(
             if not len(job.store.ok):
                 reason = next(iter(job.store.reasons.values()))
                 raise ValueError(f"{corpus.spec}: not one image could be read ({reason}); nothing was sealed")
-            with _writing(job.store.path):
+            with writing(job.store.path):
                 job.store.seal()
             _register(job.store)
         if progress:
@@ -263,7 +264,7 @@ def _claim(
     path: str | Path, manifest: dict[str, Any], overwrite: bool, held: contextlib.ExitStack
 ) -> FeatureStore | None:
     """The store at `path`, if there is one of `manifest`: whole and sealed, or unfinished, mended and locked in `held`."""
-    with _writing(path):
+    with writing(path):
         files = files_at(path)
         files.root.parent.mkdir(parents=True, exist_ok=True)
         store = _existing(path, manifest, overwrite)
@@ -274,33 +275,6 @@ def _claim(
         for damage in store.mend() if store is not None else ():
             log.warning("%s: %s; made again", path, damage)
         return store
-
-
-@contextlib.contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
-    """Whatever the disk refuses is told as a user needs it: which store, what happened, what to do.
-
-    Raises:
-        OSError: of the same number as the system's own.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # of a service, not a disk: told already
-            raise
-        again = "run the same command again: it resumes"
-        said = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"{path}: its disk is full ({said}); make room, then {again}"
-        elif error.errno == errno.EFBIG:
-            message = (
-                f"{path}: its files may not be that large here ({said}); raise the limit (`ulimit -f`), then {again}"
-            )
-        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            message = f"{path}: cannot be written ({said}); choose another --out, or make it writable and {again}"
-        else:
-            message = f"{path}: cannot be read or written ({said}); check the path and its disk, then {again}"
-        raise OSError(error.errno, message) from error
 
 
 def _register(store: FeatureStore) -> None:
@@ -336,7 +310,7 @@ def _prepare(
     if store is None:
         batch = batch_size or (256 if device == "cuda" else 16)
         manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
-        with _writing(path):
+        with writing(path):
             store = create_store(path, manifest, overwrite=overwrite)
     return store, speed
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
+from featcache._disk import writing
 from featcache._sync import sync_directory, sync_tree
 from featcache.corpora._urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
@@ -38,6 +39,8 @@ from featcache.store import FeatureStore, create_store, open_store
 
 Format = Literal["npy", "parquet", "safetensors", "clip-retrieval"]
 FORMATS: tuple[str, ...] = get_args(Format)
+
+AGAIN = "run the same command again"
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def export_store(
     if not store.sealed:
         store = open_store(store.path)  # raises, and says how to finish it
     units = _units(store, progress)
-    with _appearing(_local(out), folder=format in ("npy", "clip-retrieval")) as building:
+    with writing(out, AGAIN, "OUT"), _appearing(_local(out), folder=format in ("npy", "clip-retrieval")) as building:
         module = _module(format, Path(out))
         if format == "clip-retrieval":
             left_out = module.write(store, units, building, as_is)
@@ -115,7 +118,7 @@ def import_store(
             NaN or infinity or a value beyond float16; nothing is left at `out`.
     """
     path = _local(src)
-    with _appearing(_local(out), folder=True) as building:
+    with writing(out, AGAIN, "STORE"), _appearing(_local(out), folder=True) as building:
         source = _module(_format_of(path), path).read(path)
         manifest, said = source.manifest, source.manifest["corpus"]["rows"]
         export = manifest.pop("export", None)

@@ -17,7 +17,8 @@ from PIL import Image
 from tiny import patch_encoder
 
 import featcache.layout
-from featcache import extract, open_store
+from featcache import extract, open_store, write_store
+from featcache.interchange import export_store, import_store
 
 pytest.importorskip("resource", reason="limits of this kind are POSIX's")
 
@@ -209,6 +210,24 @@ def test_a_finished_store_on_a_read_only_disk_is_reused(make_images, mount):
     assert encoder.module.seen == []
     assert open_store(out).gather(range(6)).any(axis=1).all()
     assert again.verify() == []
+
+
+@pytest.mark.parametrize("format", ["npy", "safetensors"])
+def test_an_export_and_an_import_that_the_disk_has_no_room_for(tmp_path, mount, format):
+    point = mount("200k")
+    store = write_store(tmp_path / "s.zarr", np.ones((4000, 64), np.float32))
+    export = tmp_path / f"whole.{format}"
+    export_store(store, export, format)
+    for write in (
+        lambda: export_store(store, point / "out", format),
+        lambda: import_store(export, point / "out"),
+    ):
+        with pytest.raises(OSError, match=r"disk/out: its disk is full .*make room, then run the same command again$"):
+            write()
+        assert list(point.iterdir()) == []
+    mount("2m")
+    export_store(store, point / "out", format)
+    assert import_store(point / "out", tmp_path / "back.zarr").gather([3999]).tolist() == [[1.0] * 64]
 
 
 def test_a_folder_without_the_right_to_write(make_images, tmp_path):
