@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -25,8 +26,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-screen = Console(stderr=True, soft_wrap=True)  # progress and remarks, never wrapped; results go to stdout
-results = Console()
+# Without emoji: corrupted:fog:3 is a corpus, and :fog: no picture.
+screen = Console(stderr=True, soft_wrap=True, emoji=False)  # progress and remarks, never wrapped; results go to stdout
+results = Console(emoji=False)
 
 HELP: dict[str, Any] = {
     "no_args_is_help": True,
@@ -801,6 +803,9 @@ def knn(
     shots: Annotated[
         int | None, typer.Option(min=1, help="Bank rows a class, drawn by --seed.", show_default="all")
     ] = None,
+    index: Annotated[
+        str, typer.Option(metavar="SPEC", help="exact, or a FAISS index: HNSW32, 'IVF4096,Flat;nprobe=16' (quoted), …")
+    ] = "exact",
     seed: Annotated[int, typer.Option(help="Of the few-shot draw and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -809,22 +814,51 @@ def knn(
 
     with screen.status("searching"):
         result = evalsuite.knn(
-            bank, query, _integers(k, "--k") if k else None, temperature, preset=preset.value, shots=shots, seed=seed
+            bank,
+            query,
+            _integers(k, "--k") if k else None,
+            temperature,
+            preset=preset.value,
+            shots=shots,
+            index=index,
+            seed=seed,
         )
     _show(result, to_json)
 
 
 @evalsuite_app.command()
 def ood(
-    id_train: Annotated[str, typer.Option(metavar="STORE", help="ID rows that detectors are fitted on.")],
-    id_test: Annotated[str, typer.Option(metavar="STORE", help="ID rows held out.")],
+    id_train: Annotated[str | None, typer.Option(metavar="STORE", help="ID rows that detectors are fitted on.")] = None,
+    id_test: Annotated[str | None, typer.Option(metavar="STORE", help="ID rows held out.")] = None,
     near: Annotated[
         list[str] | None, typer.Option(metavar="NAME=STORE", help="A near-OOD set; repeat for more.")
     ] = None,
     far: Annotated[list[str] | None, typer.Option(metavar="NAME=STORE", help="A far-OOD set; repeat for more.")] = None,
+    csid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=STORE",
+            help="ID classes under covariate shift: also measure with these rows as ID (near_fs, far_fs).",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="openood-cifar10, -cifar100, -imagenet200 or -imagenet: all sets, from the folder --stores.",
+        ),
+    ] = None,
+    stores: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Where a preset's stores are: tin.zarr, cifar10_train.zarr, …"),
+    ] = None,
     detector: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Repeat for more; NAME:k=1 sets an argument.", show_default="knn"),
+        typer.Option(
+            metavar="NAME",
+            help="Repeat for more; NAME:k=1 sets an argument, mcm:text=names.npy the class names' embeddings.",
+            show_default="knn",
+        ),
     ] = None,
     k: Annotated[
         int | None, typer.Option(min=1, help="Neighbours, for detectors that use them.", show_default="50")
@@ -834,16 +868,24 @@ def ood(
     ] = None,
     to_json: Json = None,
 ) -> None:
-    """How well detectors tell ID images from others. AUROC 0.5 is chance, 1 is perfect."""
+    """How well detectors tell ID images from others. AUROC 0.5 is chance, 1 is perfect.
+
+    [dim]evalsuite ood --id-train train.zarr --id-test test.zarr --near tin=tin.zarr --detector knn --detector rmd[/dim]
+    [dim]evalsuite ood --preset openood-cifar10 --stores stores/ --detector knn[/dim]
+    """
     import evalsuite
 
-    sets = {group: _named_stores(stores or [], f"--{group}") for group, stores in (("near", near), ("far", far))}
+    groups = ("near", near), ("far", far), ("csid", csid)
+    sets = {group: _named_stores(given, f"--{group}") if given else None for group, given in groups}
     with screen.status("scoring"):
         result = evalsuite.ood(
             id_train=id_train,
             id_test=id_test,
             near=sets["near"],
             far=sets["far"],
+            csid=sets["csid"],
+            preset=preset,
+            stores=stores,
             detectors=detector or ["knn"],
             k=k,
             head=head,
@@ -911,6 +953,111 @@ def probe(
     _show(result, to_json)
 
 
+@evalsuite_app.command()
+def robustness(
+    encoder: Annotated[str, typer.Option(metavar="SPEC", help="A teacher, as for `featcache extract`, or run:PATH.")],
+    corpus: Annotated[str, typer.Option(metavar="CORPUS", help="Labelled images, as for `featcache extract`.")],
+    bank: Annotated[str, typer.Option(metavar="STORE", help="The encoder's clean labelled rows, which vote.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where a store for each corruption and severity goes.")],
+    corruptions: Annotated[
+        str, typer.Option(metavar="all|NAME,…", help="'all' are ImageNet-C's 15; its 4 extra ones by name.")
+    ] = "all",
+    severity: Annotated[str, typer.Option(metavar="1-5", help="A range or a comma list; 5 is the heaviest.")] = "1-5",
+    size: Annotated[
+        int, typer.Option(min=32, metavar="PX", help="Larger images are reduced to this shorter side, then corrupted.")
+    ] = 256,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    near: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=STORE", help="A near-OOD set, clean; repeat for more.")
+    ] = None,
+    far: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=STORE", help="A far-OOD set, clean; repeat for more.")
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Repeat for more; NAME:k=1 sets an argument.", show_default="knn"),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A classifier, for detectors that need one: `evalsuite probe`'s.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="RESULT.json", help="Another encoder's result, that errors are relative to: mce."),
+    ] = None,
+    workers: Workers = None,
+    device: DeviceOption = Device.auto,
+    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    to_json: Json = None,
+) -> None:
+    """Accuracy, and AUROC, on corrupted images. Run it again to resume: finished stores are not made again.
+
+    [dim]evalsuite robustness --encoder run:runs/a --corpus photos-test/ --bank student.zarr --out runs/a/corrupted[/dim]
+    """
+    import evalsuite
+
+    sets = {group: _named_stores(stores or [], f"--{group}") for group, stores in (("near", near), ("far", far))}
+    with bar("robustness", "images") as update:
+        result = evalsuite.robustness(
+            encoder, corpus, bank, out, corruptions=corruptions if corruptions == "all" else corruptions.split(","),
+            severities=_range(severity, "--severity"), size=size, k=k, near=sets["near"], far=sets["far"],
+            detectors=detector or ["knn"], head=head, reference=reference, workers=workers, device=device.value,
+            seed=seed, progress=update,
+        )  # fmt: skip
+    _show(result, to_json)
+
+
+@evalsuite_app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A.json", help="A result of knn, probe, ood or robustness: --json.")],
+    b: Annotated[str, typer.Argument(metavar="B.json", help="Another of the same command, on the same samples.")],
+    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    to_json: Json = None,
+) -> None:
+    """Is B better than A? The difference of every metric, with an interval over the samples that both have.
+
+    [dim]evalsuite compare teacher-ood.json student-ood.json[/dim]
+    """
+    import evalsuite
+
+    with screen.status("comparing"):
+        result = evalsuite.compare(a, b, seed=seed)
+    _show(result, to_json)
+
+
+@evalsuite_app.command()
+def report(
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RESULT.json …", help="Results of any command; NAME is shown for the encoder ('teacher': is it)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its heading.")] = "Evaluation report",
+    to_json: Json = None,
+) -> None:
+    """One HTML page about results: tables, score histograms, ROC curves, maps. It needs no network.
+
+    [dim]evalsuite report runs/*.json teacher=teacher.ood.json --out report.html[/dim]
+    """
+    import evalsuite
+
+    names: dict[str, str] = {}
+    paths = []
+    for item in given:
+        name, equals, path = item.partition("=")
+        if equals and not os.path.exists(item):
+            if not (name and path):
+                raise typer.BadParameter(f"{item}: give RESULT.json or NAME=RESULT.json")
+            names[path] = name
+        else:
+            path = item
+        paths.append(path)
+    page = evalsuite.report(paths, out, names=names, title=title)
+    screen.print(f"[green]written[/] {escape(str(page))}: {len(paths)} results, {page.stat().st_size / 1e6:.1f} MB")
+    _write_json({"command": "report", "out": str(page), "results": paths, "bytes": page.stat().st_size}, to_json)
+
+
 def _named_stores(given: list[str], flag: str) -> dict[str, str]:
     named = {}
     for item in given:
@@ -928,6 +1075,12 @@ def _integers(text: str, flag: str) -> list[int]:
         raise typer.BadParameter(f"{flag} {text}: give whole numbers, separated by commas") from None
 
 
+def _range(text: str, flag: str) -> list[int]:
+    """`1-5`, or a comma list."""
+    ends = re.fullmatch(r"(\d+)-(\d+)", text)
+    return list(range(int(ends[1]), int(ends[2]) + 1)) if ends else _integers(text, flag)
+
+
 def _numbers(text: str, flag: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -937,7 +1090,8 @@ def _numbers(text: str, flag: str) -> list[float]:
 
 def _show(result: Any, to_json: str | None) -> None:
     if to_json != "-":
-        results.print(_ood_table(result) if result.command == "ood" else _metric_table(result))
+        tables = {"ood": _ood_table, "robustness": _robustness_table, "compare": _comparison_table}
+        results.print(tables.get(result.command, _metric_table)(result))
     if to_json not in (None, "-"):
         result.write(to_json)  # and, beside it, what was measured of each sample
     else:
@@ -966,6 +1120,32 @@ def _metric_table(result: Any) -> Table:
     return table
 
 
+def _comparison_table(result: Any) -> Table:
+    """A row a metric; below, how many samples were paired in each set."""
+    given = result.parameters
+    table = _table(
+        f"A: {result.inputs['a']['path']}   B: {result.inputs['b']['path']}",
+        given["command"], "A", "B", "B − A", "95 % interval", "verdict",
+    )  # fmt: skip
+    table.collapse_padding = True
+    for name, metric in result.metrics.items():
+        interval = f"{metric.ci95[0]:+.4f} to {metric.ci95[1]:+.4f}"
+        verdict = given["verdicts"][name]
+        table.add_row(
+            name, f"{given['a'][name]:.4f}", f"{given['b'][name]:.4f}", f"{metric.value:+.4f}", interval,
+            f"[bold]{verdict}[/]" if verdict.endswith("better") else "–",
+        )  # fmt: skip
+    said = ["–: no difference shown"]
+    for name, count in given["samples"].items():
+        left_out = count["only_a"] + count["only_b"]
+        said.append(
+            f"{name}: {count['paired']:,} samples"
+            + (f", left out {count['only_a']:,} only in A and {count['only_b']:,} only in B" if left_out else "")
+        )
+    table.caption, table.caption_justify = escape("\n".join(said)), "left"
+    return table
+
+
 def _ood_table(result: Any) -> Table:
     """A row a detector and set, a column a metric; intervals are in the JSON."""
     rows: dict[str, dict[str, str]] = {}
@@ -973,11 +1153,29 @@ def _ood_table(result: Any) -> Table:
         where, _, what = name.rpartition("/")
         rows.setdefault(where, {})[what] = f"{metric.value:.4f}"
     columns = list(next(iter(rows.values())))
+    headings = (column.replace("_", "\n") for column in columns)
     table = _table(
-        ", ".join(f"{name} {given}" for name, given in result.parameters["detectors"].items()), "ood", *columns
+        ", ".join(f"{name} {given}" for name, given in result.parameters["detectors"].items()), "ood", *headings
     )
+    table.collapse_padding = True
     for where, values in rows.items():
         table.add_row(where, *(values[column] for column in columns))
+    return table
+
+
+def _robustness_table(result: Any) -> Table:
+    """A row a metric and corruption, a column a severity; intervals are in the JSON."""
+    levels = [*map(str, result.parameters["severities"]), "mean"]
+    rows: dict[str, dict[str, str]] = {}
+    for name, metric in result.metrics.items():
+        corruption, _, rest = name.partition("/")
+        level, _, what = rest.partition("/")
+        if level not in levels:  # of the clean images, or a mean over all
+            corruption, level, what = name, "mean", ""
+        rows.setdefault(f"{corruption}/{what}".rstrip("/"), {})[level] = f"{metric.value:.4f}"
+    table = _table("robustness", "", *levels)
+    for row, values in rows.items():
+        table.add_row(row, *(values.get(level, "") for level in levels))
     return table
 
 
@@ -1064,8 +1262,13 @@ def _run_shown(command: str) -> None:
     )
 
 
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"
+
+
 def _run(app: typer.Typer) -> None:
-    """Exit code 0 ok · 1 the run failed · 2 wrong usage; one line instead of a traceback."""
+    """Exit code 0 ok · 1 the run failed · 2 wrong usage; one line instead of a traceback, and for a warning."""
+    warnings.formatwarning = _one_line
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",

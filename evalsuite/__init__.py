@@ -5,10 +5,13 @@ attribute of the package. Python binds a submodule to its package only when it f
 the functions stay.
 """
 
+from evalsuite.compare import compare
 from evalsuite.fidelity import fidelity
 from evalsuite.knn import knn
 from evalsuite.ood import ood
 from evalsuite.probe import probe
+from evalsuite.report import report
 from evalsuite.result import Metric, Result
+from evalsuite.robustness import robustness
 
-__all__ = ["Metric", "Result", "fidelity", "knn", "ood", "probe"]
+__all__ = ["Metric", "Result", "compare", "fidelity", "knn", "ood", "probe", "report", "robustness"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from evalsuite._index import Index, evenly_spread
 from evalsuite.metrics import (
     bootstrap_accuracy,
     bootstrap_macro_accuracy,
@@ -27,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 _QUERY_FLOATS = 2**24  # query embeddings held during one pass over the bank
 _VOTE_FLOATS = 2**22  # (query, class) votes held at once
+_RECALL_QUERIES = 1000  # searched exactly, to tell how good an index is
 
 
 def knn(
@@ -37,6 +39,7 @@ def knn(
     *,
     preset: str = "dinov2",
     shots: int | None = None,
+    index: str = "exact",
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -53,12 +56,19 @@ def knn(
     left out: DINOv2's, or the only K of CosPress. `shots` leaves that many bank rows a class, drawn by `seed`;
     the draw of fewer shots is part of the draw of more.
 
+    `index` is `exact`, or FAISS's factory string of an approximate index for banks where that takes too long,
+    with search parameters after a semicolon: `HNSW32`, `IVF4096,Flat;nprobe=16`. Neighbours keep their exact
+    similarities; some are missed. The metric `recall@K` is the share, in [0, 1], of the K neighbours found that
+    are at least as similar as the K-th of an exact search, over 1,000 evenly spread queries (all, where there are
+    no more).
+
     Labels are matched by class name where both stores have class names, else by number. Failed and unlabelled
     rows are left out and counted; query rows whose class has no bank row are kept (and wrong) and counted as
     `unreachable`.
 
     Raises `ValueError` when the stores come from different encoders, one has no labels, the query has a class
-    the bank does not know, a class has fewer bank rows than `shots`, or k exceeds the bank.
+    the bank does not know, a class has fewer bank rows than `shots`, k exceeds the bank, FAISS cannot make the index
+    of this bank, or the index finds fewer than k neighbours.
 
     Oquab et al. 2023, arXiv 2304.07193; Wu et al. 2018, arXiv 1805.01978;
     CosPress: arXiv 2411.15239.
@@ -78,6 +88,8 @@ def knn(
         raise ValueError(f"temperature must be positive, got {temperature}")
     truth = aligned_labels(bank_rows, query_rows)
 
+    approximate = None if index == "exact" else Index(bank_rows, index)
+
     classes, bank_label = np.unique(bank_rows.labels, return_inverse=True)
     true_class = np.searchsorted(classes, truth)
     reachable = np.isin(truth, classes)
@@ -86,9 +98,11 @@ def knn(
     start = 0
     for block in query_rows.blocks(max(1, _QUERY_FLOATS // query_rows.embedding_dim)):
         part = np.arange(start, start + len(block))
-        similarity, neighbour = search(
-            bank_rows.blocks(), block, max(ks), exclude_self=None if own is None else own[part]
-        )
+        left_out = None if own is None else own[part]
+        if approximate is None:
+            similarity, neighbour = search(bank_rows.blocks(), block, max(ks), exclude_self=left_out)
+        else:
+            similarity, neighbour = approximate.search(block, max(ks), exclude_self=left_out)
         weight = vote_weights(similarity, temperature)
         for n in ks:
             place[n][part] = _place(
@@ -112,6 +126,10 @@ def knn(
             measured[name] = correct
         samples = bootstrap_macro_accuracy(top1, truth, resamples=resamples, seed=seed)
         metrics[f"macro_top1@{n}"] = Metric(macro_accuracy(top1, truth), interval95(samples))
+    if approximate is not None:
+        some = evenly_spread(len(query_rows), _RECALL_QUERIES)
+        recall = approximate.recall(query_rows.take(some), ks, exclude_self=None if own is None else own[some])
+        metrics |= {f"recall@{n}": Metric(share) for n, share in recall.items()}
 
     return Result(
         "knn",
@@ -130,6 +148,7 @@ def knn(
             "normalisation": "l2",
             "exclude_self": same_store,
             "shots": shots,
+            "index": index,
             "resamples": resamples,
             "seed": seed,
             "chance": chance,

@@ -8,7 +8,8 @@ resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -25,7 +26,7 @@ def auroc(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"
     In [0, 1]; 0.5 is chance. Integer arithmetic up to the final division, so exact under ties.
     Raises `ValueError` for an empty array or NaN.
     """
-    return float(_auroc(*_histograms(id_scores, ood_scores)))
+    return ood_metrics(id_scores, ood_scores)["auroc"]
 
 
 def aupr_in(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
@@ -35,7 +36,7 @@ def aupr_in(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " 
     number (scikit-learn's `auc(recall, precision)`), not average precision. In [0, 1]. Raises `ValueError`
     for an empty array or NaN.
     """
-    return float(_aupr_in(*_histograms(id_scores, ood_scores)))
+    return ood_metrics(id_scores, ood_scores)["aupr_in"]
 
 
 def aupr_out(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
@@ -44,7 +45,25 @@ def aupr_out(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, "
 
     Same trapezoid as `aupr_in`. In [0, 1]. Raises `ValueError` for an empty array or NaN.
     """
-    return float(_aupr_out(*_histograms(id_scores, ood_scores)))
+    return ood_metrics(id_scores, ood_scores)["aupr_out"]
+
+
+def ap_in(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
+    """Average precision with ID as the positive class, ranked from the lowest score up.
+
+    The precision at each distinct threshold, weighted by the recall gained there (scikit-learn's
+    `average_precision_score`): no line is drawn between thresholds, so ties cannot raise it as they raise
+    `aupr_in`. In (0, 1]; chance is the share of ID. Raises `ValueError` for an empty array or NaN.
+    """
+    return ood_metrics(id_scores, ood_scores)["ap_in"]
+
+
+def ap_out(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
+    """Average precision with OOD as the positive class, ranked from the highest score down.
+
+    As `ap_in`. In (0, 1]; chance is the share of OOD. Raises `ValueError` for an empty array or NaN.
+    """
+    return ood_metrics(id_scores, ood_scores)["ap_out"]
 
 
 def fpr95_id(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
@@ -53,7 +72,7 @@ def fpr95_id(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, "
     In [0, 1]; lower is better. The convention of KNN-OOD, ViM and CosPress; no interpolation between scores,
     and rows tied with the threshold are accepted. Raises `ValueError` for an empty array or NaN.
     """
-    return float(_fpr95_id(*_histograms(id_scores, ood_scores)))
+    return ood_metrics(id_scores, ood_scores)["fpr95_id"]
 
 
 def fpr95_ood(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
@@ -63,16 +82,35 @@ def fpr95_ood(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, 
     scikit-learn drop collinear points, which changes the number only when ID and OOD scores are tied). Raises
     `ValueError` for an empty array or NaN.
     """
-    return float(_fpr95_ood(*_histograms(id_scores, ood_scores)))
+    return ood_metrics(id_scores, ood_scores)["fpr95_ood"]
 
 
 def ood_metrics(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> dict[str, float]:
-    """All five OOD metrics by name: `auroc`, `aupr_in`, `aupr_out`, `fpr95_id`, `fpr95_ood`.
+    """All seven OOD metrics by name: `auroc`, `aupr_in`, `aupr_out`, `ap_in`, `ap_out`, `fpr95_id`, `fpr95_ood`.
 
     Raises `ValueError` for an empty array or NaN.
     """
-    histograms = _histograms(id_scores, ood_scores)
-    return {name: float(metric(*histograms)) for name, metric in _METRICS.items()}
+    return {name: float(value) for name, value in _measured(*_histograms(id_scores, ood_scores)).items()}
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the lower value of this metric is the better one; `metric` may be a whole name, `knn/far/tin/fpr95_id`."""
+    return metric.rpartition("/")[2].startswith("fpr95")
+
+
+def tied(scores: Float[np.ndarray, " n"], group: Int[np.ndarray, " n"] | None = None) -> float:
+    """Share of the rows whose score equals another row's; with `group`, a row's of another group. In [0, 1].
+
+    Where `group` numbers the rows' features, ties of rows that are alike do not count: what is left is the
+    detector's own doing.
+    """
+    if scores.size == 0:
+        return 0.0
+    _, of_row, rows = np.unique(scores, return_inverse=True, return_counts=True)
+    if group is not None:
+        pairs = np.unique(np.stack([of_row, np.unique(group, return_inverse=True)[1]]), axis=1)
+        return float((np.bincount(pairs[0])[of_row] > 1).mean())
+    return float((rows[of_row] > 1).mean())
 
 
 def bootstrap_ood_metrics(
@@ -83,7 +121,7 @@ def bootstrap_ood_metrics(
     seed: int = 0,
     stream: int = 0,
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
-    """The five metrics on bootstrap resamples of the rows; ID and OOD are each resampled to their own size.
+    """The metrics on bootstrap resamples of the rows; ID and OOD are each resampled to their own size.
 
     The ID draws depend on `seed` alone and the OOD draws on (`seed`, `stream`). Give each OOD set its own
     stream and resample i uses the same ID rows for every set and every detector: means over sets and
@@ -96,11 +134,8 @@ def bootstrap_ood_metrics(
         _resampled(ood_group, distinct, resamples, len(id_group) + len(ood_group), [seed, 1 + stream]),
         strict=True,
     )
-    parts: dict[str, list[Values]] = {name: [] for name in _METRICS}
-    for histograms in draws:
-        for name, metric in _METRICS.items():
-            parts[name].append(metric(*histograms))
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    blocks = [_measured(*histograms) for histograms in draws]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def bootstrap_accuracy(
@@ -184,47 +219,41 @@ def _resampled(
 # Below, `id_` and `ood` are histograms over the distinct scores, highest score first, along the last axis.
 
 
-def _auroc(id_: Histogram, ood: Histogram) -> Values:
-    caught = ood.cumsum(-1)
-    twice = (id_ * (2 * caught - ood)).sum(-1)  # OOD above each ID score, plus half of the OOD tied with it
-    return twice / (2 * id_.sum(-1) * ood.sum(-1))
+def _measured(id_: Histogram, ood: Histogram) -> dict[str, Values]:
+    """Every metric. The counts that several of them need are taken once, for the bootstrap's sake."""
+    id_above, ood_above = id_.cumsum(-1), ood.cumsum(-1)
+    # OOD above each ID score, plus half of the OOD tied with it
+    twice = 2 * _sum_of_products(id_, ood_above) - _sum_of_products(id_, ood)
+    auroc = twice / (2 * id_above[..., -1] * ood_above[..., -1])
+    aupr_out, ap_out = _precision(ood, ood_above, id_above)
+    id_below, ood_below = (each[..., ::-1].cumsum(-1) for each in (id_, ood))
+    aupr_in, ap_in = _precision(id_[..., ::-1], id_below, ood_below)
+    return {
+        "auroc": auroc,
+        "aupr_in": aupr_in,
+        "aupr_out": aupr_out,
+        "ap_in": ap_in,
+        "ap_out": ap_out,
+        "fpr95_id": _fpr95(id_below, ood_below),
+        "fpr95_ood": _fpr95(ood_above, id_above),
+    }
 
 
-def _aupr(positive: Histogram, negative: Histogram) -> Values:
-    hits = positive.cumsum(-1)
-    flagged = hits + negative.cumsum(-1)
+def _precision(positive: Histogram, hits: Histogram, false: Histogram) -> tuple[Values, Values]:
+    """Trapezoid and average precision; `hits` and `false` count positives and negatives up to each threshold."""
+    flagged = hits + false
     # A resample may have no row at the first thresholds: the curve is still at its start there, precision 1.
     precision = np.divide(hits, flagged, out=np.ones(hits.shape), where=flagged > 0)
-    before = np.concatenate([np.ones_like(precision[..., :1]), precision[..., :-1]], axis=-1)
-    return (positive * (precision + before)).sum(-1) / (2 * positive.sum(-1))
+    at = _sum_of_products(positive, precision)
+    before = positive[..., 0] + _sum_of_products(positive[..., 1:], precision[..., :-1])
+    return (at + before) / (2 * hits[..., -1]), at / hits[..., -1]
 
 
-def _fpr95(positive: Histogram, negative: Histogram) -> Values:
-    enough = 20 * positive.cumsum(-1) >= 19 * positive.sum(-1, keepdims=True)
+def _fpr95(hits: Histogram, false: Histogram) -> Values:
+    enough = 20 * hits >= 19 * hits[..., -1:]
     first = enough.argmax(-1)[..., None]
-    return np.take_along_axis(negative.cumsum(-1), first, -1)[..., 0] / negative.sum(-1)
+    return np.take_along_axis(false, first, -1)[..., 0] / false[..., -1]
 
 
-def _aupr_in(id_: Histogram, ood: Histogram) -> Values:
-    return _aupr(id_[..., ::-1], ood[..., ::-1])
-
-
-def _aupr_out(id_: Histogram, ood: Histogram) -> Values:
-    return _aupr(ood, id_)
-
-
-def _fpr95_id(id_: Histogram, ood: Histogram) -> Values:
-    return _fpr95(id_[..., ::-1], ood[..., ::-1])
-
-
-def _fpr95_ood(id_: Histogram, ood: Histogram) -> Values:
-    return _fpr95(ood, id_)
-
-
-_METRICS: dict[str, Callable[[Histogram, Histogram], Values]] = {
-    "auroc": _auroc,
-    "aupr_in": _aupr_in,
-    "aupr_out": _aupr_out,
-    "fpr95_id": _fpr95_id,
-    "fpr95_ood": _fpr95_ood,
-}
+def _sum_of_products(x: np.ndarray, y: np.ndarray) -> Any:
+    return np.einsum("...i,...i->...", x, y)

@@ -1,16 +1,18 @@
-"""Exact cosine nearest neighbours of a set of queries in a bank of any size.
+"""Exact cosine nearest neighbours of a set of queries in a bank of any size (approximate ones: `_index.py`).
 
 Matrix products in float32 differ in the last bits with the batch size, the BLAS and the device, and which of
-several tied rows a top-k routine returns is left to chance. So FAISS (or torch, where FAISS is not installed)
-only *proposes* candidates; those are scored again, pair by pair, in float64 with a fixed order of summation,
-and are accepted once it is certain that no row outside the proposal can belong to the answer. The result is
-the same to the bit however the bank and the queries are cut into blocks.
+several tied rows a top-k routine returns is left to chance. So FAISS (or torch, where FAISS is not installed),
+on the GPU where there is one, only *proposes* candidates; those are scored again, pair by pair, in float64 with a
+fixed order of summation, and are accepted once it is certain that no row outside the proposal can belong to the
+answer. The result is the same to the bit however the bank and the queries are cut into blocks.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,9 +21,11 @@ from jaxtyping import Float, Int
 # similarities.
 Proposer = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
-_MARGIN = 16  # candidates proposed beyond k, so that a near tie at the k-th place seldom needs a second proposal
+MARGIN = 16  # candidates proposed beyond k, so that a near tie at the k-th place seldom needs a second proposal
+NO_ROW = np.iinfo(np.int64).max
 _PAIR_FLOATS = 2**16  # float64 values multiplied at once when candidates are scored again
-_NO_ROW = np.iinfo(np.int64).max
+_UNIT_FLOATS = 2**18  # float64 values scaled at once
+_GPU_WIDTH = 2048  # the most that FAISS proposes on a GPU
 
 
 def search(
@@ -40,8 +44,8 @@ def search(
 
     `bank_blocks` yields the bank in order, in blocks of any size; one block is held at a time. The queries
     are held at once, in float32. `exclude_self` gives, for each query, the position of the bank row that *is*
-    this query and must not be its own neighbour. `backend` is `auto`, `faiss` or `torch`; the result does not
-    depend on it.
+    this query and must not be its own neighbour. `backend` is `auto` (the first that has a GPU, else FAISS),
+    `faiss` or `torch`; the result does not depend on it.
 
     Raises `ValueError` when k is not in 1..(rows that may be returned), when the dimensions differ, or when a
     vector is not finite.
@@ -49,10 +53,10 @@ def search(
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     propose = _proposer(backend)
-    unit_query = _unit(query, "query", 0)
+    unit_query = unit_rows(query, "query", np.arange(len(query)))
     n_queries = len(query)
     similarity = np.full((n_queries, k), -np.inf, dtype=np.float32)
-    row = np.full((n_queries, k), _NO_ROW, dtype=np.int64)
+    row = np.full((n_queries, k), NO_ROW, dtype=np.int64)
     seen = 0
     for block in bank_blocks:
         if block.shape[1] != query.shape[1]:
@@ -60,9 +64,10 @@ def search(
                 f"bank rows have {block.shape[1]} dimensions, queries {query.shape[1]}; take both from the same encoder"
             )
         own = None if exclude_self is None else exclude_self - seen
-        _merge_block(_unit(block, "bank", seen), seen, unit_query, own, similarity, row, propose)
+        unit_block = unit_rows(block, "bank", np.arange(seen, seen + len(block)))
+        _merge_block(unit_block, seen, unit_query, own, similarity, row, propose)
         seen += len(block)
-    if n_queries and (row == _NO_ROW).any():
+    if n_queries and (row == NO_ROW).any():
         without = "" if exclude_self is None else ", the query itself left out"
         raise ValueError(f"k={k} neighbours were asked of a bank of {seen} rows{without}; use a smaller k")
     return similarity, row
@@ -80,7 +85,7 @@ def _merge_block(
     """Merge one unit block into the running top k (`similarity`, `row`), in place."""
     k = similarity.shape[1]
     slack = _rounding(bank.shape[1])
-    width = min(k + _MARGIN, len(bank))
+    width = min(k + MARGIN, len(bank))
     pending = np.arange(len(query)) if len(bank) else np.arange(0)
     while len(pending):
         proposed, column = propose(query[pending], bank, width)
@@ -90,8 +95,8 @@ def _merge_block(
             worthy &= column != own[pending, None]
         at = np.nonzero(worthy)
         candidate = np.full(proposed.shape, -np.inf, dtype=np.float32)
-        candidate_row = np.full(proposed.shape, _NO_ROW, dtype=np.int64)
-        candidate[at] = _cosine(query, pending[at[0]], bank, column[at])
+        candidate_row = np.full(proposed.shape, NO_ROW, dtype=np.int64)
+        candidate[at] = cosine(query, pending[at[0]], bank, column[at])
         candidate_row[at] = column[at] + first_row
 
         all_similarity = np.concatenate([similarity[pending], candidate], axis=1)
@@ -106,8 +111,13 @@ def _merge_block(
         width = min(4 * width, len(bank))
 
 
-def _cosine(query: np.ndarray, i: np.ndarray, bank: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Similarity of the pairs (query[i], bank[j]): float64 sums in an order set by d alone, then rounded."""
+def cosine(
+    query: Float[np.ndarray, "q d"],
+    i: Int[np.ndarray, " pairs"],
+    bank: Float[np.ndarray, "b d"],
+    j: Int[np.ndarray, " pairs"],
+) -> Float[np.ndarray, " pairs"]:
+    """Similarity of the unit pairs (query[i], bank[j]): float64 sums in an order set by d alone, then rounded."""
     out = np.empty(len(i), dtype=np.float32)
     step = max(1, _PAIR_FLOATS // query.shape[1])
     for start in range(0, len(i), step):
@@ -122,14 +132,29 @@ def _rounding(d: int) -> float:
     return 4.0 * float(np.sqrt(d) + 1.0) * 2.0**-24
 
 
-def _unit(x: np.ndarray, what: str, first_row: int) -> np.ndarray:
-    """Rows scaled to norm 1 as C-contiguous float32; rows of norm zero stay zero."""
-    wide = x.astype(np.float64)
-    norm = np.sqrt((wide * wide).sum(axis=1))
-    if not np.isfinite(norm).all():
-        bad = int(np.flatnonzero(~np.isfinite(norm))[0]) + first_row
-        raise ValueError(f"{what} row {bad} is not finite; extract it again in a wider precision")
-    return np.divide(wide, np.where(norm > 0, norm, 1.0)[:, None]).astype(np.float32)
+def unit_rows(x: Float[np.ndarray, "n d"], what: str, position: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+    """Rows scaled to norm 1 as C-contiguous float32; rows of norm zero stay zero.
+
+    Raises `ValueError`, by its `position` among `what`, for a row that is not finite.
+    """
+    unit = np.empty(x.shape, np.float32)
+    step = max(1, _UNIT_FLOATS // max(1, x.shape[1]))
+    for start in range(0, len(x), step):
+        wide = x[start : start + step].astype(np.float64)
+        norm = np.sqrt((wide * wide).sum(axis=1))
+        if not np.isfinite(norm).all():
+            bad = position[start + int(np.flatnonzero(~np.isfinite(norm))[0])]
+            raise ValueError(f"{what} row {bad} is not finite; extract it again in a wider precision")
+        np.divide(wide, np.where(norm > 0, norm, 1.0)[:, None], out=unit[start : start + step], casting="same_kind")
+    return unit
+
+
+def import_faiss() -> Any:
+    """The module. Raises `ImportError` where it is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # SWIG's, on import, under Python 3.12 and later
+        import faiss
+    return faiss
 
 
 def _proposer(backend: str) -> Proposer:
@@ -138,12 +163,12 @@ def _proposer(backend: str) -> Proposer:
     if backend == "torch":
         return _propose_torch
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # SWIG's, on import, under Python 3.12 and later
-            import faiss  # noqa: F401
+        faiss = import_faiss()
     except ImportError:
         if backend == "faiss":
             raise ValueError("FAISS is not installed; `pip install faiss-cpu` or use backend='torch'") from None
+        return _propose_torch
+    if backend == "auto" and not faiss.get_num_gpus() and _torch_device() != "cpu":
         return _propose_torch
     return _propose_faiss
 
@@ -151,15 +176,37 @@ def _proposer(backend: str) -> Proposer:
 def _propose_faiss(query: np.ndarray, bank: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
+    if faiss.get_num_gpus() and width <= _GPU_WIDTH:
+        return faiss.knn_gpu(_gpu_resources(), query, bank, width, metric=faiss.METRIC_INNER_PRODUCT)
     return faiss.knn(query, bank, width, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+@lru_cache(maxsize=1)
+def _gpu_resources() -> Any:
+    """FAISS's scratch memory on the GPU, over a gigabyte: taken once."""
+    import faiss
+
+    return faiss.StandardGpuResources()
 
 
 def _propose_torch(query: np.ndarray, bank: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
+    device = _torch_device()
     step = max(1, 2**24 // len(bank))  # queries whose similarities to the whole block are held at once
-    columns = torch.from_numpy(bank).T
-    parts = [torch.topk(chunk @ columns, width, dim=1) for chunk in torch.from_numpy(query).split(step)]
-    values = torch.cat([part.values for part in parts])
-    indices = torch.cat([part.indices for part in parts])
+    columns = torch.from_numpy(bank).to(device).T
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 or bfloat16 products would err by more than `_rounding`
+    try:
+        parts = [torch.topk(chunk.to(device) @ columns, width, dim=1) for chunk in torch.from_numpy(query).split(step)]
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    values = torch.cat([part.values.cpu() for part in parts])
+    indices = torch.cat([part.indices.cpu() for part in parts])
     return values.numpy(), indices.numpy()
+
+
+def _torch_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

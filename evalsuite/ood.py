@@ -6,23 +6,30 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from evalsuite import detectors as registry
+from evalsuite._presets import stores_of
 from evalsuite.head import Head
-from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics
+from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics, tied
 from evalsuite.result import Metric, Result, versions
 from evalsuite.rows import Rows, Store
+
+_MOST_TIED = 0.1  # share of rows tied with others that differ, above which scores are said to saturate
 
 
 def ood(
     *,
-    id_train: Store,
-    id_test: Store,
+    id_train: Store | None = None,
+    id_test: Store | None = None,
     near: Mapping[str, Store] | None = None,
     far: Mapping[str, Store] | None = None,
+    csid: Mapping[str, Store] | None = None,
+    preset: str | None = None,
+    stores: str | os.PathLike[str] | None = None,
     detectors: Sequence[str] = ("knn",),
     k: int | None = None,
     head: str | os.PathLike[str] | None = None,
@@ -34,64 +41,92 @@ def ood(
     Metrics are `DETECTOR/near|far/NAME/METRIC` and `DETECTOR/near|far/mean/METRIC` (unweighted mean over the
     group's sets), METRIC as in `evalsuite.metrics`, with bootstrap 95 % intervals; every set and detector
     sees the same resamples of `id_test`. DETECTOR is the spec as given, without spaces: `knn`, or `knn:k=1`
-    to set an argument. `k` is the k of every detector that has one and whose spec does not set it; None
-    leaves each its own default. `head` is a classifier saved by `evalsuite.probe`, for the detectors that need one;
-    with it, logits are the classifier's even where stores have some. Failed rows are left out and counted.
+    to set an argument; of an argument with a slash, a path, the file's name. `k` is the k of every detector that
+    has one and whose spec does not set it; None leaves each its own default. `head` is a classifier saved by
+    `evalsuite.probe`, for the detectors that need one; with it, logits are the classifier's even where stores have
+    some. Failed rows are left out and counted.
+
+    `csid` names sets of ID classes under covariate shift. With it everything is measured a second time, full
+    spectrum: their rows and `id_test`'s are pooled as ID, as OpenOOD pools them (so that a larger set weighs more),
+    and the groups are `near_fs` and `far_fs`.
+
+    `preset` is one of `evalsuite._presets.PRESETS`, an OpenOOD v1.5 benchmark, and stands for all of these: its sets
+    are the stores `NAME.zarr` in the folder `stores`, under OpenOOD's names (`cifar10_train`, `cifar10_test`, `tin`,
+    …). Full spectrum is measured where its covariate-shifted sets are there, or with the `csid` that is given instead.
+
+    `parameters["tied"]` holds, for each detector and OOD set, the share of rows whose score equals that of another
+    row of `id_test` or this set. A detector warns that its scores saturate when, in one of the sets, more than a
+    tenth of the rows share their score with a row of *other* embedding: duplicated images never count.
 
     Every OOD store and `id_test` are read once, whatever the number of detectors. A detector that fails warns, is
     recorded under `parameters["failed_detectors"]`, and the others' results stand.
 
     Raises `ValueError` when stores come from different encoders, a set is empty or misnamed or has a row that
-    is not finite, a spec cannot be read, or every detector failed.
+    is not finite, a spec cannot be read, a preset lacks a store, or every detector failed.
 
-    Yang et al. 2022, "OpenOOD", arXiv 2210.07242.
+    Yang et al. 2022, "OpenOOD", arXiv 2210.07242; full spectrum: Zhang et al. 2023, arXiv 2306.09301.
     """
-    sets = _named_sets(near or {}, far or {})
+    if preset is not None or stores is not None:
+        if preset is None or stores is None or not (id_train is id_test is near is far is None):
+            raise ValueError(
+                "a preset stands for all stores; give preset and stores alone, or id_train, id_test, near, far"
+            )
+        chosen = stores_of(preset, stores)
+        (id_train,), (id_test,) = chosen["id_train"].values(), chosen["id_test"].values()
+        near, far, csid = chosen["near"], chosen["far"], csid or chosen["csid"]
+    if id_train is None or id_test is None:
+        raise ValueError("id_train and id_test are needed; give both, or a preset and the folder of its stores")
+    sets = _named_sets(near or {}, far or {}, csid or {})
     classifier = None if head is None else Head.read(head)
     train, test = Rows.of(id_train, classifier), Rows.of(id_test, classifier)
     if os.path.realpath(train.name) == os.path.realpath(test.name):
         raise ValueError(f"{test.name} is both id_train and id_test; pass held-out images as id_test")
-    rows = {key: Rows.of(store, classifier) for key, store in sets.items()}
-    for other in (test, *rows.values()):
+    rows = {"id_test": test} | {key: Rows.of(store, classifier) for key, store in sets.items()}
+    for other in rows.values():
         train.require_same_encoder(other)
     built = _built(detectors, k)
 
     failures: dict[str, Exception] = {}
-    fitted = _fitted(built, train, (test, *rows.values()), failures)
+    fitted = _fitted(built, train, list(rows.values()), failures)
     where = _Map(train)
     samples: dict[str, np.ndarray] = {}
-    id_scores, samples["map/id_test"] = _scores(fitted, where, test, failures)
-    scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for (group, name), ood_set in rows.items():
-        scores[group, name], samples[f"map/{group}/{name}"] = _scores(fitted, where, ood_set, failures)
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    alike: dict[str, np.ndarray] = {}
+    for key, each in rows.items():
+        scores[key], samples[f"map/{key}"], alike[key] = _scores(fitted, where, each, failures)
     metrics: dict[str, Metric] = {}
+    ties: dict[str, dict[str, float]] = {}
     for spec in fitted:
         with _lost_alone(spec, failures):
-            of_sets = {key: of[spec] for key, of in scores.items()}
-            metrics |= _measure(spec, id_scores[spec], of_sets, resamples, seed)
-            samples[f"score/{spec}/id_test"] = id_scores[spec]
-            samples |= {f"score/{spec}/{group}/{name}": found for (group, name), found in of_sets.items()}
-    samples["sample_id/id_test"] = test.sample_ids.astype(np.str_)
-    samples |= {f"sample_id/{group}/{name}": each.sample_ids.astype(np.str_) for (group, name), each in rows.items()}
+            of_sets = {key: found[spec] for key, found in scores.items()}
+            found = measured(of_sets, resamples=resamples, seed=seed)
+            metrics |= {f"{spec}/{name}": Metric(value, interval95(drawn)) for name, (value, drawn) in found.items()}
+            ties[spec] = _ties(spec, of_sets, alike)
+            samples |= {f"score/{spec}/{key}": found for key, found in of_sets.items()}
+    samples |= {f"sample_id/{key}": each.sample_ids.astype(np.str_) for key, each in rows.items()}
     failed = {spec: f"{type(error).__name__}: {error}" for spec, error in failures.items()}
-    for spec, reason in failed.items():
-        warnings.warn(f"detector {spec} failed and is left out: {reason}", RuntimeWarning, stacklevel=2)
     if not metrics:
         reasons = "; ".join(f"{spec}: {error}" for spec, error in failures.items())
         raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
+    for spec, reason in failed.items():
+        warnings.warn(f"detector {spec} failed and is left out: {reason}", RuntimeWarning, stacklevel=2)
 
     return Result(
         "ood",
         {
             "id_train": train.record(),
             "id_test": test.record(),
-            "near": {name: rows["near", name].record() for name in near or {}},
-            "far": {name: rows["far", name].record() for name in far or {}},
+            **{
+                group: {name: rows[f"{group}/{name}"].record() for name in given or {}}
+                for group, given in (("near", near), ("far", far), ("csid", csid))
+            },
         },
         {
             "detectors": {spec: registry.parameters(detector) for spec, detector in built.items()},
             "failed_detectors": failed,
             "head": None if head is None else os.fspath(head),
+            "preset": preset,
+            "tied": ties,
             "resamples": resamples,
             "seed": seed,
         },
@@ -101,13 +136,60 @@ def ood(
     )
 
 
+def measured(
+    scores: Mapping[str, Float[np.ndarray, " _"]], *, resamples: int, seed: int
+) -> dict[str, tuple[float, Float[np.ndarray, " resamples"]]]:
+    """Every metric's value and bootstrap samples from one detector's `scores` of `id_test` and of each `near/NAME`,
+    `far/NAME` and `csid/NAME`: named `GROUP/NAME/METRIC`, GROUP one of `near`, `far`, `near_fs`, `far_fs`.
+
+    Resample i takes the same rows of `id_test` for every set, and of a set the same rows whatever its scores: for
+    differences between two detectors or encoders, resample by resample. Raises `ValueError` for NaN.
+    """
+    shifted = [of_set for key, of_set in scores.items() if key.startswith("csid/")]
+    pools = {"": scores["id_test"]}
+    if shifted:
+        pools["_fs"] = np.concatenate([scores["id_test"], *shifted])
+    found: dict[str, tuple[float, np.ndarray]] = {}
+    for suffix, id_scores in pools.items():
+        groups: dict[str, list[str]] = {}
+        for stream, key in enumerate(key for key in scores if key.startswith(("near/", "far/"))):
+            group, name = key.split("/")
+            groups.setdefault(group + suffix, []).append(name)
+            values = ood_metrics(id_scores, scores[key])
+            drawn = bootstrap_ood_metrics(id_scores, scores[key], resamples=resamples, seed=seed, stream=stream)
+            found |= {f"{group}{suffix}/{name}/{metric}": (values[metric], drawn[metric]) for metric in values}
+        for group, names in groups.items():
+            for metric in values:
+                of_sets = [found[f"{group}/{name}/{metric}"] for name in names]
+                mean = float(np.mean([value for value, _ in of_sets]))
+                found[f"{group}/mean/{metric}"] = mean, np.mean([drawn for _, drawn in of_sets], axis=0)
+    return found
+
+
+def _ties(spec: str, scores: Mapping[str, np.ndarray], alike: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The share of tied scores of each OOD set; warns where rows that differ are tied."""
+    pools = {
+        key: np.concatenate([scores["id_test"], scores[key]]) for key in scores if key.startswith(("near/", "far/"))
+    }
+    saturated = {key: tied(pool, np.concatenate([alike["id_test"], alike[key]])) for key, pool in pools.items()}
+    worst = max(saturated, key=lambda key: saturated[key])
+    if saturated[worst] > _MOST_TIED:
+        warnings.warn(
+            f"detector {spec}: scores saturate: {saturated[worst]:.0%} of the rows of id_test and {worst} have the "
+            "score of a row with another embedding; believe ap_in and ap_out rather than aupr_in and aupr_out",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return {key: tied(pool) for key, pool in pools.items()}
+
+
 class _Map:
     """Two principal directions of the unit embeddings of `train`."""
 
     def __init__(self, train: Rows) -> None:
         moment, total = np.zeros((train.embedding_dim, train.embedding_dim)), np.zeros(train.embedding_dim)
-        for block in train.blocks():
-            unit = _unit(block)
+        for block in train.blocks_of(("embedding",)):
+            unit = _unit(block["embedding"])
             moment += unit.T @ unit
             total += unit.sum(axis=0)
         self._mean = total / len(train)
@@ -122,32 +204,52 @@ def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def _named_sets(near: Mapping[str, Store], far: Mapping[str, Store]) -> dict[tuple[str, str], Store]:
-    sets = {(group, name): store for group, given in (("near", near), ("far", far)) for name, store in given.items()}
-    if not sets:
+def _named_sets(near: Mapping[str, Store], far: Mapping[str, Store], csid: Mapping[str, Store]) -> dict[str, Store]:
+    """The stores by `GROUP/NAME`."""
+    if not (near or far):
         raise ValueError("no OOD set was given; pass at least one as near or far, e.g. near={'tin': 'tin.zarr'}")
-    for _, name in sets:
-        if not name or "/" in name or name == "mean":
-            raise ValueError(f"{name!r} cannot name an OOD set; use a name without '/' other than 'mean'")
+    sets: dict[str, Store] = {}
+    for group, given in (("near", near), ("far", far), ("csid", csid)):
+        for name, store in given.items():
+            if not name or "/" in name or name == "mean":
+                raise ValueError(f"{name!r} cannot name a {group} set; use a name without '/' other than 'mean'")
+            sets[f"{group}/{name}"] = store
     return sets
 
 
 def _built(specs: Sequence[str], k: int | None) -> dict[str, registry.Detector]:
-    """The detectors by their spec, in the order given."""
+    """The detectors by their spec as metrics have it, in the order given."""
     built: dict[str, registry.Detector] = {}
     k_taken = False
     for spec in specs:
-        spec = "".join(spec.split())
-        if spec in built:
-            raise ValueError(f"detector {spec!r} is given twice; name it once")
+        short, spec, paths = _without_paths(spec)
+        if short in built:
+            raise ValueError(f"detector {short!r} is given twice; name it once")
         takes_k = k is not None and "k" in registry.arguments_of(spec)
-        built[spec] = registry.build(spec, **({"k": k} if takes_k else {}))
+        built[short] = registry.build(spec, **paths, **({"k": k} if takes_k else {}))
         k_taken |= takes_k
     if not built:
         raise ValueError(f"no detector was given; choose from {', '.join(registry.names())}")
     if k is not None and not k_taken:
         warnings.warn(f"k={k} is ignored: none of {', '.join(built)} takes it", UserWarning, stacklevel=3)
     return built
+
+
+def _without_paths(spec: str) -> tuple[str, str, dict[str, str]]:
+    """The spec as metrics have it: without spaces, and of a path the file's name; the spec without the arguments that
+    are paths; and these. (Metric names are cut at slashes.)"""
+    name, colon, tail = spec.partition(":")
+    short, rest, paths = [], [], {}
+    for part in tail.split(",") if colon else []:
+        argument, _, text = (piece.strip() for piece in part.partition("="))
+        if "/" in text and argument not in paths:
+            paths[argument] = text
+            short.append(f"{argument}={PurePath(text).name}")
+        else:
+            rest.append(part)
+            short.append(part)
+    bare = name + (colon + ",".join(rest) if rest or not paths else "")
+    return "".join((name + colon + ",".join(short)).split()), "".join(bare.split()), paths
 
 
 @contextmanager
@@ -175,44 +277,21 @@ def _fitted(
 
 def _scores(
     fitted: dict[str, registry.Detector], where: _Map, rows: Rows, failures: dict[str, Exception]
-) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, "n 2"]]:
-    """Each detector's scores and the places on the map, from one pass over the rows.
+) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
+    """Each detector's scores, the places on the map and a hash of each embedding, from one pass over the rows.
 
     A detector that fails is taken out of `fitted`.
     """
     parts: dict[str, list[np.ndarray]] = {spec: [] for spec in fitted}
     places: list[np.ndarray] = []
+    hashes: list[int] = []
     fields = dict.fromkeys(field for detector in fitted.values() for field in registry.needs(detector))
     for block in rows.blocks_of(fields | {"embedding": None}):
         places.append(where.place(block["embedding"]))
+        hashes += (hash(row.tobytes()) for row in block["embedding"])
         for spec, detector in list(fitted.items()):
             with _lost_alone(spec, failures):
                 parts[spec].append(detector.score(*(block[field] for field in registry.needs(detector))))
             if spec in failures:
                 del fitted[spec]
-    return {spec: np.concatenate(parts[spec]) for spec in fitted}, np.concatenate(places)
-
-
-def _measure(
-    spec: str,
-    id_scores: Float[np.ndarray, " n"],
-    scores: Mapping[tuple[str, str], Float[np.ndarray, " m"]],
-    resamples: int,
-    seed: int,
-) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {}
-    values: dict[str, list[dict[str, float]]] = {"near": [], "far": []}
-    samples: dict[str, list[dict[str, np.ndarray]]] = {"near": [], "far": []}
-    for stream, ((group, name), ood_scores) in enumerate(scores.items()):
-        values[group].append(ood_metrics(id_scores, ood_scores))
-        samples[group].append(
-            bootstrap_ood_metrics(id_scores, ood_scores, resamples=resamples, seed=seed, stream=stream)
-        )
-        for metric, value in values[group][-1].items():
-            metrics[f"{spec}/{group}/{name}/{metric}"] = Metric(value, interval95(samples[group][-1][metric]))
-    for group in values:
-        for metric in values[group][0] if values[group] else ():
-            value = float(np.mean([of_set[metric] for of_set in values[group]]))
-            resampled = np.mean([of_set[metric] for of_set in samples[group]], axis=0)
-            metrics[f"{spec}/{group}/mean/{metric}"] = Metric(value, interval95(resampled))
-    return metrics
+    return {spec: np.concatenate(parts[spec]) for spec in fitted}, np.concatenate(places), np.array(hashes)

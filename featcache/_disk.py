@@ -2,14 +2,14 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 RESUMES = "run the same command again: it resumes"
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, again: str = RESUMES, out: str = "--out") -> Iterator[None]:
+def writing(path: str | os.PathLike[str], again: str = RESUMES, out: str = "--out") -> Iterator[None]:
     """Errors of the system inside say which target it is, what happened, and what to do.
 
     Args:

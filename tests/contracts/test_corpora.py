@@ -28,6 +28,14 @@ def folder(root: Path) -> str:
     return str(root)
 
 
+def corrupted(root: Path) -> str:
+    pytest.importorskip("imagecorruptions", reason="needs featcache[robustness]")
+    for i, name in enumerate(["b/1.png", "a/0.png"]):
+        (root / "photos" / name).parent.mkdir(parents=True)
+        Image.fromarray(np.full((32, 40, 3), 90 * i, np.uint8)).save(root / "photos" / name)
+    return f"corrupted:gaussian_noise:3@size=40:{root / 'photos'}"
+
+
 def digits(root: Path) -> str:
     pytest.importorskip("sklearn", reason="needs scikit-learn")
     return "digits:test"
@@ -72,6 +80,7 @@ def torchvision(root: Path) -> str:
 
 
 SPECS: dict[str, Callable[[Path], str]] = {
+    "corrupted": corrupted,
     "digits": digits,
     "folder": folder,
     "hf": hf,

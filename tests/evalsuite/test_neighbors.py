@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -127,3 +128,16 @@ def test_bad_input_is_refused(rng):
         search([bank, bad], bank, 1)
     with pytest.raises(ValueError, match="query row 3 is not finite"):
         search([bank], bad, 1)
+
+
+def test_a_lower_matmul_precision_of_the_caller_s_changes_nothing(rng):
+    bank, query = rng.normal(size=(300, 64)), rng.normal(size=(20, 64))
+    expected, before = search([bank], query, 5, backend="torch"), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found = search([bank], query, 5, backend="torch")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)

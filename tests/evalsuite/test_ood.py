@@ -1,3 +1,4 @@
+import sys
 from collections import Counter
 
 import numpy as np
@@ -5,11 +6,14 @@ import pytest
 from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
 
+import cli
 import evalsuite.rows
 from evalsuite import Result, ood
 from evalsuite.detectors import load
 from evalsuite.head import Head
 from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics
+
+METRICS = ("auroc", "aupr_in", "aupr_out", "ap_in", "ap_out", "fpr95_id", "fpr95_ood")
 
 
 @pytest.fixture
@@ -61,13 +65,13 @@ def test_values_and_intervals_equal_the_slow_way(arrays, stores, monkeypatch, sp
             got = result.metrics[f"{spec}/{group}/{name}/{metric}"]
             assert got.value == pytest.approx(value, abs=1e-12)
             assert got.ci95 == pytest.approx(interval95(resampled[-1][metric]), abs=1e-12)
-    for metric in ("auroc", "aupr_in", "aupr_out", "fpr95_id", "fpr95_ood"):
+    for metric in METRICS:
         a, b = (result.metrics[f"{spec}/far/{name}/{metric}"].value for name in "ab")
         mean = result.metrics[f"{spec}/far/mean/{metric}"]
         assert mean.value == pytest.approx((a + b) / 2, abs=1e-12)
         assert mean.ci95 == pytest.approx(interval95((resampled[1][metric] + resampled[2][metric]) / 2), abs=1e-12)
         assert result.metrics[f"{spec}/near/mean/{metric}"] == result.metrics[f"{spec}/near/n/{metric}"]
-    assert len(result.metrics) == 5 * (3 + 2)
+    assert len(result.metrics) == len(METRICS) * (3 + 2)
     assert 0.5 < result.metrics[f"{spec}/far/b/auroc"].value < 1
     assert result.parameters["detectors"] == {spec: {"k": k, "mean": False}}
 
@@ -94,6 +98,28 @@ class _Norm:
         return np.linalg.norm(features, axis=1)
 
 
+class _Coarse(_Norm):
+    """Its scores tell two kinds of rows apart, no more."""
+
+    def score(self, features):
+        return (features[:, 0] > 0).astype(np.float64)
+
+
+def test_saturated_scores_are_counted_and_said(stores, monkeypatch):
+    monkeypatch.setattr("evalsuite.detectors.load", lambda name: _Coarse if name == "coarse" else load(name))
+    with pytest.warns(RuntimeWarning) as warned:
+        result = run(stores, detectors=["coarse", "knn"], resamples=5)
+    assert [str(w.message)[:41] for w in warned] == ["detector coarse: scores saturate: 100% of"]
+    assert result.parameters["tied"]["coarse"] == {"near/n": 1.0, "far/a": 1.0, "far/b": 1.0}
+    assert result.parameters["tied"]["knn"] == {"near/n": 0.0, "far/a": 0.0, "far/b": 0.0}
+
+
+def test_duplicated_rows_tie_but_are_no_saturation(stores, arrays, make_store):
+    twice = make_store("twice", np.tile(arrays["near"], (2, 1)))
+    result = run(stores | {"near": twice}, resamples=5)  # a warning would be an error
+    assert result.parameters["tied"]["knn"]["near/n"] == pytest.approx(40 / (40 + 32))
+
+
 class _Broken(_Norm):
     def fit(self, bank):
         raise RuntimeError("out of luck")
@@ -114,10 +140,7 @@ def test_a_failing_detector_does_not_lose_the_others(stores, monkeypatch, broken
         result = run(stores, detectors=["broken", "knn"], resamples=5)
     assert result.metrics == expected.metrics
     assert list(result.parameters["failed_detectors"]) == ["broken"]
-    with (
-        pytest.warns(RuntimeWarning, match="broken"),
-        pytest.raises(ValueError, match=r"every detector failed .*broken"),
-    ):
+    with pytest.raises(ValueError, match=r"every detector failed .*broken"):
         run(stores, detectors=["broken"])
 
 
@@ -194,10 +217,7 @@ def test_a_head_serves_the_detectors_that_need_one(arrays, make_store, with_logi
     assert {name.split("/")[0] for name in result.metrics} == {"energy", "vim", "she"}
     for name, metric in run(own, detectors=["energy"], resamples=5).metrics.items():
         assert result.metrics[name].value == pytest.approx(metric.value, abs=0.01)  # stored as float16
-    with (
-        pytest.warns(RuntimeWarning, match="vim failed"),
-        pytest.raises(ValueError, match=r"vim: a head is needed to score against .*train-own\.zarr; fit one with"),
-    ):
+    with pytest.raises(ValueError, match=r"vim: a head is needed to score against .*train-own\.zarr; fit one with"):
         run(own, detectors=["vim"])
 
 
@@ -223,11 +243,133 @@ def test_a_row_that_is_not_finite_is_named(stores, arrays, make_store):
 
 
 def test_all_failing_names_the_bank(stores):
-    with (
-        pytest.warns(RuntimeWarning, match="k=81"),
-        pytest.raises(ValueError, match=r"k=81 .*train\.zarr, which has 80 rows; use k from 1 to 80"),
-    ):
+    with pytest.raises(ValueError, match=r"k=81 .*train\.zarr, which has 80 rows; use k from 1 to 80"):
         run(stores, k=81)
+
+
+def test_full_spectrum_pools_the_shifted_sets_with_id_test(stores, arrays, make_store, monkeypatch):
+    shifted = {"c": arrays["test"] + 0.7, "r": arrays["test"][:9] * 1.5 - 1}
+    csid = {name: make_store(f"csid-{name}", x) for name, x in shifted.items()}
+    plain = run(stores, detectors=["knn:k=3"], resamples=30, seed=3)
+    reads = Counter()
+    take = evalsuite.rows.Rows.take
+
+    def counted(self, positions, field="embedding"):
+        reads[self.name] += len(positions)
+        return take(self, positions, field)
+
+    monkeypatch.setattr(evalsuite.rows.Rows, "take", counted)
+    result = run(stores, detectors=["knn:k=3"], csid=csid, resamples=30, seed=3)
+    for store in (*csid.values(), *(stores[name] for name in ("test", "near", "far_a", "far_b"))):
+        assert reads[str(store.path)] == len(store)
+    assert plain.metrics.items() <= result.metrics.items()
+
+    score = {name: slow_knn_score(arrays["train"], x, 3) for name, x in (arrays | shifted).items()}
+    known = np.concatenate([score["test"], score["c"], score["r"]])
+    resampled = []
+    for stream, (group, name, ood_set) in enumerate(
+        [("near", "n", "near"), ("far", "a", "far_a"), ("far", "b", "far_b")]
+    ):
+        resampled.append(bootstrap_ood_metrics(known, score[ood_set], resamples=30, seed=3, stream=stream))
+        for metric, value in ood_metrics(known, score[ood_set]).items():
+            got = result.metrics[f"knn:k=3/{group}_fs/{name}/{metric}"]
+            assert got.value == pytest.approx(value, abs=1e-12)
+            assert got.ci95 == pytest.approx(interval95(resampled[-1][metric]), abs=1e-12)
+    for metric in METRICS:
+        a, b = (result.metrics[f"knn:k=3/far_fs/{name}/{metric}"].value for name in "ab")
+        mean = result.metrics[f"knn:k=3/far_fs/mean/{metric}"]
+        assert mean.value == pytest.approx((a + b) / 2, abs=1e-12)
+        assert mean.ci95 == pytest.approx(interval95((resampled[1][metric] + resampled[2][metric]) / 2), abs=1e-12)
+    assert len(result.metrics) == 2 * len(METRICS) * (3 + 2)
+    assert result.inputs["csid"]["r"]["rows"] == 9
+    np.testing.assert_allclose(result.samples["score/knn:k=3/csid/r"], score["r"], atol=1e-6)
+    assert result.samples["sample_id/csid/c"].shape == (32,)
+    assert result.samples["map/csid/r"].shape == (9, 2)
+
+
+def test_a_path_in_a_spec_is_its_file_name_in_the_metrics(stores, rng, tmp_path, monkeypatch):
+    for name, texts in (("a b", 3), ("c", 5)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "names.npy", rng.normal(size=(texts, 6)))
+    result = run(stores, detectors=[f"mcm: text={tmp_path}/a b/names.npy, temperature=0.1", "knn"], k=3, resamples=5)
+    assert {name.split("/")[0] for name in result.metrics} == {"mcm:text=names.npy,temperature=0.1", "knn"}
+    assert result.parameters["detectors"]["mcm:text=names.npy,temperature=0.1"] == {
+        "text": f"{tmp_path}/a b/names.npy",
+        "temperature": 0.1,
+    }
+    monkeypatch.chdir(tmp_path / "c")
+    here = run(stores, detectors=["mcm:text=names.npy"], resamples=5)  # a path without a slash
+    elsewhere = run(stores, detectors=[f"mcm:text={tmp_path}/c/names.npy"], resamples=5)
+    assert here.metrics == elsewhere.metrics
+    with pytest.raises(ValueError, match=r"'mcm:text=names\.npy' is given twice"):
+        run(stores, detectors=["mcm:text=names.npy", f"mcm:text={tmp_path}/c/names.npy"])
+    with pytest.raises(ValueError, match="detector 'knn' takes no argument 'text'"):
+        run(stores, detectors=["knn:text=a/b"])
+    with pytest.raises(ValueError, match="cannot read the detector spec"):
+        run(stores, detectors=["mcm:text=a/b,text=c/d"])
+
+
+BAD_INPUT = {
+    "another encoder": ("--near x=foreign.zarr", "foreign.zarr was made by encoder arrays (another, 6 dimensions)"),
+    "other dimensions": ("--near x=narrow.zarr", "narrow.zarr was made by encoder arrays (arrays, 5 dimensions)"),
+    "csid of another encoder": ("--near x=near.zarr --csid c=foreign.zarr", "foreign.zarr was made by encoder"),
+    "no store": ("--near x=nowhere.zarr", "nowhere.zarr: no such store"),
+    "no set": ("", "no OOD set was given"),
+    "no name": ("--near near.zarr", "give NAME=STORE"),
+    "empty set": ("--near x=failed.zarr", "failed.zarr has no usable row (4 of 4 failed)"),
+    "NaN": ("--near x=nan.zarr", "nan.zarr row 2: embedding is not finite"),
+    "NaN in the bank": ("--id-train nan.zarr --near x=near.zarr", "nan.zarr row 2: embedding is not finite"),
+    "no labels": ("--near x=near.zarr --detector mahalanobis", "train.zarr has no labels"),
+    "k exceeds the bank": ("--near x=near.zarr --k 81", "k=81 does not suit the bank train.zarr, which has 80 rows"),
+    "k is the bank": ("--near x=near.zarr --detector lof:k=80", "80"),
+    "one row in a class": (
+        "--id-train lonely.zarr --near x=near.zarr --detector gmm",
+        "class 3 of lonely.zarr has one row",
+    ),
+    "one row in every class": (
+        "--id-train alone.zarr --near x=near.zarr --detector mahalanobis",
+        "the rows of alone.zarr do not vary about their means",
+    ),
+    "no head": ("--near x=near.zarr --detector vim", "a head is needed to score against train.zarr"),
+    "head missing": ("--near x=near.zarr --detector vim --head gone.safetensors", "gone.safetensors holds no classif"),
+    "no logits": ("--near x=near.zarr --detector msp", "train.zarr has no logits"),
+    "no text": ("--near x=near.zarr --detector mcm", "mcm needs text embeddings: give mcm:text=FILE"),
+    "text missing": ("--near x=near.zarr --detector mcm:text=gone.npy", "gone.npy holds no (texts, dimensions) array"),
+    "text of another model": (
+        "--near x=near.zarr --detector mcm:text=wide.npy",
+        "wide.npy holds text embeddings of 9 dimensions, the images of train.zarr have 6",
+    ),
+    "unknown preset": ("--preset openood-cifar11 --stores .", "did you mean openood-cifar10"),
+    "preset and stores": ("--preset openood-cifar10 --stores . --near x=near.zarr", "give preset and stores alone"),
+    "preset alone": ("--preset openood-cifar10", "give preset and stores"),
+}
+
+
+def test_bad_input_gets_one_clear_line(arrays, make_store, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.screen, "width", 400)
+    for name in ("train", "test", "near"):
+        make_store(name, arrays[name])
+    make_store("foreign", arrays["near"], fingerprint="another")
+    make_store("narrow", arrays["near"][:, :5])
+    make_store("failed", np.ones((4, 6)), failed=dict.fromkeys(range(4), "truncated"))
+    make_store("nan", np.where(np.arange(8)[:, None] == 2, np.nan, arrays["near"][:8]))
+    make_store("lonely", arrays["train"], labels=np.where(np.arange(80) == 7, 3, np.arange(80) % 3))
+    make_store("alone", arrays["train"], labels=np.arange(80))
+    np.save("wide.npy", np.ones((3, 9)))
+    for case, (arguments, said) in BAD_INPUT.items():
+        given = ["--id-train", "train.zarr"] if "--id-train" not in arguments else []
+        given += ["--id-test", "test.zarr"]
+        given = [] if arguments.startswith("--preset") else given
+        monkeypatch.setattr(sys, "argv", ["evalsuite", "ood", *given, *arguments.split()])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run_evalsuite()
+        out, err = capsys.readouterr()
+        assert stopped.value.code in (1, 2), case
+        assert said in " ".join(err.replace("│", " ").split()), (case, err)
+        assert "Traceback" not in out + err, case
+        if case != "no name":  # usage: printed with the command's synopsis
+            assert len(err.strip().splitlines()) == 1, (case, err)
 
 
 def test_inputs_are_recorded(stores, make_store, rng, tmp_path):
@@ -257,7 +399,7 @@ def test_wrong_input_names_the_store_and_the_remedy(stores, make_store):
     with pytest.raises(ValueError, match="both id_train and id_test"):
         ood(id_train=train, id_test=train.path, near={"x": test})
     for name in ("mean", "a/b", ""):
-        with pytest.raises(ValueError, match="cannot name an OOD set"):
+        with pytest.raises(ValueError, match="cannot name a far set"):
             ood(id_train=train, id_test=test, far={name: stores["far_a"]})
     with pytest.raises(ValueError, match="no detector was given"):
         run(stores, detectors=[])

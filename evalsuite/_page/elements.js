@@ -1,0 +1,63 @@
+// Elements and files to save. Every name reaches the page as text or as an attribute's value, never as markup.
+
+"use strict"; // for the files that follow too: the page has them as one script
+
+function make(space, tag, attributes, children) {
+  const node = space ? document.createElementNS(space, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name === "paint") for (const [what, how] of Object.entries(value)) node.style.setProperty(what, how);
+    else if (name === "on") for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== undefined && value !== null && value !== false) node.setAttribute(name, String(value));
+  }
+  for (const child of children.flat(3))
+    if (child !== null && child !== undefined && child !== false && child !== "") node.append(child);
+  return node;
+}
+const el = (tag, attributes, ...children) => make(null, tag, attributes, children);
+const svg = (tag, attributes, ...children) => make("http://www.w3.org/2000/svg", tag, attributes, children);
+let count = 0;
+const fresh = (stem) => `${stem}-${++count}`;
+
+// -- data to take away
+
+function cell(value) {
+  if (value === null || value === undefined) return "";
+  let text = String(value);
+  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`; // or a spreadsheet would run it
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+const csv = ({ columns, rows }) => [columns, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+const objects = ({ columns, rows }) =>
+  rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i] ?? null])));
+function save(name, type, text) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  const link = el("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 30000);
+}
+const saves = (stem, what, table) =>
+  el(
+    "div",
+    { class: "save" },
+    el(
+      "button",
+      {
+        type: "button",
+        "aria-label": `Save ${what} as CSV`,
+        on: { click: () => save(`${stem}.csv`, "text/csv", csv(table())) },
+      },
+      "CSV",
+    ),
+    el(
+      "button",
+      {
+        type: "button",
+        "aria-label": `Save ${what} as JSON`,
+        on: { click: () => save(`${stem}.json`, "application/json", JSON.stringify(objects(table()), null, 1)) },
+      },
+      "JSON",
+    ),
+  );

@@ -1,0 +1,211 @@
+"""Two results of one command, sample by sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from evalsuite.metrics import interval95, lower_is_better
+from evalsuite.ood import measured
+from evalsuite.result import Metric, Result, versions
+
+COMMANDS = ("knn", "ood", "probe", "robustness")
+"""The commands whose results hold what was measured of each sample."""
+
+_BLOCK_DRAWS = 2**21  # rows drawn at once
+
+_Drawn = dict[str, tuple[float, float, Float[np.ndarray, " resamples"]]]
+"""By metric: A's value, B's value, and B − A on each resample."""
+
+
+def compare(
+    a: Result | str | os.PathLike[str],
+    b: Result | str | os.PathLike[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Result:
+    """Whether B differs from A, of two results (or their files) of one of `COMMANDS` on the same samples.
+
+    Samples are paired by `sample_id`, set by set; those that only one result has are left out and counted. Every
+    metric that both have is measured again on the paired samples, and on `resamples` bootstrap resamples of them: each
+    takes the same samples for A and for B, so that what is hard for both cancels. `metrics` holds B − A with its 95 %
+    interval. `parameters["a"]` and `["b"]` hold the values on the paired samples; `parameters["verdicts"]` says
+    `B better` or `A better` where the interval leaves out 0 (of the FPR@95 the lower is better), else
+    `no difference shown`. Many metrics are compared at once, and nothing is corrected for that: one in twenty
+    verdicts is expected to be wrong where nothing differs.
+
+    Compared are the accuracies of single samples, `top1` and `top5`, and for OOD every metric of the detectors that both have,
+    means included; what samples do not give again (macro accuracies) is named in `parameters["not_compared"]`.
+
+    Raises `ValueError` when the results are of different commands or of another one, have different OOD sets, no
+    metric in common, no samples, or fewer than 2 paired samples in a set.
+
+    Paired bootstrap: Efron and Tibshirani 1993, "An Introduction to the Bootstrap".
+    """
+    names = _name(a, "A"), _name(b, "B")
+    both = [each if isinstance(each, Result) else _read(each) for each in (a, b)]
+    _check(names, both)
+    command = both[0].command
+    if command == "ood":
+        drawn, counts = _compare_ood(names, both, resamples, seed)
+    else:
+        drawn, counts = _compare_accuracy(names, both, resamples, seed)
+    if not drawn:
+        raise ValueError(
+            f"{names[0]} and {names[1]} have no metric in common that samples give again; "
+            f"run {command} with the same {'detectors' if command == 'ood' else 'settings'}"
+        )
+    metrics = {metric: Metric(theirs - ours, interval95(samples)) for metric, (ours, theirs, samples) in drawn.items()}
+    return Result(
+        "compare",
+        {
+            side: {"path": name if isinstance(given, str | os.PathLike) else None, **each.inputs}
+            for side, name, given, each in zip("ab", names, (a, b), both, strict=True)
+        },
+        {
+            "command": command,
+            "a": {metric: ours for metric, (ours, _, _) in drawn.items()},
+            "b": {metric: theirs for metric, (_, theirs, _) in drawn.items()},
+            "verdicts": {name: _verdict(name, metric) for name, metric in metrics.items()},
+            "samples": counts,
+            "not_compared": sorted((both[0].metrics.keys() & both[1].metrics.keys()) - drawn.keys()),
+            "resamples": resamples,
+            "seed": seed,
+        },
+        metrics,
+        versions(),
+    )
+
+
+def _read(path: str | os.PathLike[str]) -> Result:
+    try:
+        return Result.read(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such result; write one with `evalsuite COMMAND … --json {path}`") from None
+
+
+def _name(given: Result | str | os.PathLike[str], side: str) -> str:
+    return side if isinstance(given, Result) else os.fspath(given)
+
+
+def _check(names: tuple[str, str], both: list[Result]) -> None:
+    for name, result in zip(names, both, strict=True):
+        if result.command not in COMMANDS:
+            raise ValueError(f"{name} is a result of `{result.command}`; compare takes those of {', '.join(COMMANDS)}")
+    if both[0].command != both[1].command:
+        raise ValueError(
+            f"{names[0]} is a result of `{both[0].command}`, {names[1]} of `{both[1].command}`; "
+            "compare two results of one command"
+        )
+    for name, result in zip(names, both, strict=True):
+        if not result.samples:
+            beside = f"{os.path.splitext(name)[0]}.samples.npz" if name not in ("A", "B") else "its samples"
+            raise ValueError(
+                f"{name} comes without {beside}, what was measured of each sample; "
+                f"run the same `evalsuite {result.command}` command again with --json {name}"
+            )
+
+
+def _compare_accuracy(
+    names: tuple[str, str], both: list[Result], resamples: int, seed: int
+) -> tuple[_Drawn, dict[str, dict[str, int]]]:
+    left, right, count = _paired(names, both, "sample_id")
+    shared = [name for name in both[0].samples if name != "sample_id" and name in both[1].samples]
+    correct = [
+        np.stack([each.samples[name][rows] for name in shared]).astype(bool)
+        for each, rows in zip(both, (left, right), strict=True)
+        if shared
+    ]
+    if not correct:
+        return {}, {"all": count}
+    differences = _resampled_differences(correct[0], correct[1], resamples, seed)
+    return {
+        name: (float(ours.mean()), float(theirs.mean()), differences[:, i])
+        for i, (name, ours, theirs) in enumerate(zip(shared, *correct, strict=True))
+    }, {"all": count}
+
+
+def _resampled_differences(
+    ours: Bool[np.ndarray, "metrics n"], theirs: Bool[np.ndarray, "metrics n"], resamples: int, seed: int
+) -> Float[np.ndarray, "resamples metrics"]:
+    """The mean of theirs − ours over n samples drawn with replacement, the same ones for every metric."""
+    n = ours.shape[1]
+    difference = theirs.astype(np.float64) - ours
+    rng = np.random.default_rng(seed)
+    step = max(1, _BLOCK_DRAWS // n)
+    means = []
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        means.append(times @ difference.T / n)  # sums of whole numbers: exact, and 0 where nothing differs
+    return np.concatenate(means)
+
+
+def _compare_ood(
+    names: tuple[str, str], both: list[Result], resamples: int, seed: int
+) -> tuple[_Drawn, dict[str, dict[str, int]]]:
+    sets = [[key.removeprefix("sample_id/") for key in each.samples if key.startswith("sample_id/")] for each in both]
+    if set(sets[0]) != set(sets[1]):
+        only = [", ".join(sorted(set(one) - set(other))) or "none" for one, other in (sets, sets[::-1])]
+        raise ValueError(
+            f"{names[0]} and {names[1]} have different sets (only the first: {only[0]}; only the second: {only[1]}); "
+            "run ood with the same sets"
+        )
+    rows: list[dict[str, np.ndarray]] = [{}, {}]
+    counts: dict[str, dict[str, int]] = {}
+    for key in sets[0]:
+        rows[0][key], rows[1][key], counts[key] = _paired(names, both, f"sample_id/{key}")
+    found: _Drawn = {}
+    for spec in _detectors(both[0].samples):
+        if spec not in _detectors(both[1].samples):
+            continue
+        ours, theirs = (
+            measured(
+                {key: each.samples[f"score/{spec}/{key}"][at[key]] for key in sets[0]}, resamples=resamples, seed=seed
+            )
+            for each, at in zip(both, rows, strict=True)
+        )
+        found |= {f"{spec}/{name}": (ours[name][0], theirs[name][0], theirs[name][1] - ours[name][1]) for name in ours}
+    return found, counts
+
+
+def _detectors(samples: Mapping[str, Any]) -> list[str]:
+    scored = (name.split("/", 2) for name in samples if name.startswith("score/"))
+    return [spec for _, spec, key in scored if key == "id_test"]
+
+
+def _paired(
+    names: tuple[str, str], both: list[Result], key: str
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], dict[str, int]]:
+    """Where the samples that both results have are in A and in B, in A's order; and how many there are."""
+    ids = [each.samples[key] for each in both]
+    where = key.removeprefix("sample_id").lstrip("/")
+    of_set = f" of {where}" if where else ""
+    for name, each in zip(names, ids, strict=True):
+        if len(np.unique(each)) < len(each):
+            raise ValueError(
+                f"{name} has two samples{of_set} with one id; give the corpus unique ids and extract again"
+            )
+    _, left, right = np.intersect1d(ids[0], ids[1], assume_unique=True, return_indices=True)
+    if len(left) < 2:
+        raise ValueError(
+            f"{names[0]} and {names[1]} share {len(left)} samples{of_set}, too few to compare; "
+            "evaluate both on the same corpus"
+        )
+    order = np.argsort(left)
+    count = {"paired": len(left), "only_a": len(ids[0]) - len(left), "only_b": len(ids[1]) - len(left)}
+    return left[order], right[order], count
+
+
+def _verdict(name: str, metric: Metric) -> str:
+    assert metric.ci95 is not None
+    low, high = metric.ci95
+    if low <= 0 <= high:
+        return "no difference shown"
+    return "B better" if (low > 0) != lower_is_better(name) else "A better"

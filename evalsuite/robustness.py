@@ -1,0 +1,330 @@
+"""Accuracy and OOD detection under common corruptions of the images."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from evalsuite import detectors as registry
+from evalsuite.head import Head
+from evalsuite.knn import knn
+from evalsuite.metrics import auroc, bootstrap_ood_metrics, interval95
+from evalsuite.result import Metric, Result, versions
+from evalsuite.rows import Rows, Store
+
+if TYPE_CHECKING:
+    from featcache import Corpus, Encoder, FeatureStore
+else:  # `import featcache.encoder` brings torch: too slow for an annotation
+    Corpus = Encoder = FeatureStore = Any
+
+CLEAN = "clean"
+
+
+def robustness(
+    encoder: Encoder | str,
+    corpus: Corpus | str,
+    bank: Store,
+    out: str | os.PathLike[str],
+    *,
+    corruptions: Literal["all"] | Sequence[str] = "all",
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    size: int = 256,
+    k: int = 20,
+    temperature: float = 0.07,
+    near: Mapping[str, Store] | None = None,
+    far: Mapping[str, Store] | None = None,
+    detectors: Sequence[str] = ("knn",),
+    head: str | os.PathLike[str] | None = None,
+    reference: Result | str | os.PathLike[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Result:
+    """How well `encoder` still labels, and tells from OOD, the images of `corpus` once they are corrupted.
+
+    The corpus is extracted clean and under each corruption and severity (see `featcache/corpora/corrupted.py`), into
+    one store each in the folder `out`, which may be a URL: a stopped run goes on where it stood, and a store that is
+    finished is not made again. `bank` holds clean labelled rows of the same encoder: they vote as in `evalsuite.knn`,
+    and detectors are fitted to them. `corruptions` are "all" 15 of the paper, or names. Images are corrupted at a
+    shorter side of at most `size` px.
+
+    Metrics, WHERE being `clean`, `CORRUPTION/SEVERITY`, `CORRUPTION/mean` (over severities) or `mean` (over all
+    corruptions and severities), each with a bootstrap 95 % interval over the images:
+
+    - `WHERE/top1@K`: accuracy, in [0, 1].
+    - `WHERE/DETECTOR/near|far/NAME/auroc`, where OOD stores are given (clean ones of the same encoder): how well the
+      detector tells these images, as ID, from the OOD set; 0.5 is chance.
+    - `mce` and `relative_mce`, given a `reference`, which is another encoder's result (or its file) for the same
+      images, severities, size and K. A corruption's error is Σ over severities of (1 − top1), over the reference's
+      (`CORRUPTION/ce`); `mce` is the mean over corruptions: a ratio, ≥ 0, 1 for the reference itself, lower is better;
+      the paper writes it in percent, of AlexNet. `CORRUPTION/relative_ce` and `relative_mce` are the same for the error
+      that corruption adds to the clean one; a corruption that adds none to the reference leaves them out, with a warning.
+
+    Rows that fail are left out and counted: an image with a side under 32 px cannot be corrupted. `progress` is called
+    with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device` and `precision` are
+    `featcache.extract`'s; the clean store's precision serves all.
+
+    Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled, `bank` or an OOD
+    store another encoder's, k larger than the bank, an OOD set misnamed, or the reference of something else.
+
+    Hendrycks & Dietterich 2019, arXiv 1903.12261.
+    """
+    import featcache
+    from featcache.corpora.corrupted import COMMON, Corrupted
+
+    names = COMMON if corruptions == "all" else tuple(dict.fromkeys(corruptions))
+    severities = tuple(sorted(dict.fromkeys(severities)))
+    if not (names and severities):
+        raise ValueError("give at least one corruption and one severity")
+    corpus = featcache.open_corpus(corpus) if isinstance(corpus, str) else corpus
+    corrupted = {f"{name}/{level}": Corrupted(corpus, name, level, size) for name in names for level in severities}
+    if corpus.class_names is None:
+        raise ValueError(f"{corpus.spec} has no labels; give a corpus with class sub-folders or a label column")
+    encoder = featcache.load_encoder(encoder) if isinstance(encoder, str) else encoder
+    sets = _OodSets(near or {}, far or {}, detectors, bank, head)
+    voters = sets.bank.labelled()
+    if sets.bank.record()["fingerprint"] != encoder.fingerprint:
+        made = sets.bank.record()
+        raise ValueError(
+            f"{made['path']} was made by encoder {made['encoder']} ({made['fingerprint']}), not {encoder.name} "
+            f"({encoder.fingerprint}); extract the bank with this encoder"
+        )
+    if not 1 <= k <= len(voters):
+        raise ValueError(f"k={k}: give 1 to {len(voters)}, the labelled rows of {voters.name}")
+    top1 = f"top1@{k}"
+    if reference is not None:
+        reference = reference if isinstance(reference, Result) else Result.read(reference)
+        _require_same_task(reference, top1, list(corrupted), {"size": size, "temperature": temperature})
+
+    images, folder = {CLEAN: corpus, **corrupted}, os.fspath(out).rstrip("/")
+
+    def extracted(where: str, path: str, precision: str) -> FeatureStore:
+        before, total = list(images).index(where) * len(corpus), len(images) * len(corpus)
+        return featcache.extract(
+            images[where],
+            encoder,
+            path,
+            fields=sets.fields,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            precision=precision,
+            progress=lambda at: progress(before + at.done, total, where) if progress else None,
+        )
+
+    clean = extracted(CLEAN, f"{folder}/{CLEAN}.zarr", precision)
+    digest = clean.manifest["corpus"]["digest"]
+    if reference is not None and reference.inputs["corpus"]["digest"] != digest:
+        raise ValueError(
+            f"the reference is of other images or labels than {corpus.spec}; measure it on the same corpus"
+        )
+    measured: dict[str, _Measured] = {}
+    inputs: dict[str, Any] = {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
+    for where in images:
+        store = clean
+        if where != CLEAN:
+            path = f"{folder}/{where.replace('/', '-')}@{size}.zarr"
+            store = _finished(path, clean) or extracted(where, path, clean.manifest["extraction"]["precision"])
+        votes = knn(bank, store, [k], temperature, resamples=resamples, seed=seed)
+        measured[where] = _Measured(votes, top1, sets.measure(store, resamples, seed))
+        inputs[where] = votes.inputs["query"]
+
+    metrics = {f"{where}/{what}": metric for where, of in measured.items() for what, metric in of.metrics.items()}
+    for name in names:
+        metrics |= _means(f"{name}/mean", [measured[f"{name}/{level}"] for level in severities], resamples, seed)
+    metrics |= _means("mean", [measured[where] for where in corrupted], resamples, seed)
+    if reference is not None:
+        metrics |= _corruption_errors(metrics, reference.metrics, top1, names, severities)
+
+    chance = measured[CLEAN].chance
+    accuracies = [name for name in metrics if name.endswith(f"/{top1}")]
+    samples = {}
+    if _same_images(list(measured.values())):
+        samples = {"sample_id": measured[CLEAN].ids} | {f"{w}/{top1}": of.correct for w, of in measured.items()}
+    return Result(
+        "robustness",
+        inputs | {"near": sets.record("near"), "far": sets.record("far")},
+        {
+            "encoder": encoder.name,
+            "corruptions": list(names),
+            "severities": list(severities),
+            "size": size,
+            "k": k,
+            "temperature": temperature,
+            "detectors": {spec: registry.parameters(detector) for spec, detector in sets.detectors.items()},
+            "head": None if head is None else os.fspath(head),
+            "reference": None if reference is None else reference.parameters["encoder"],
+            "resamples": resamples,
+            "seed": seed,
+            "chance": dict.fromkeys(accuracies, chance),
+        },
+        metrics,
+        versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),
+        samples,
+    )
+
+
+class _Measured:
+    """What was measured of the images of one store: metrics, and the resampled values behind the AUROCs' intervals."""
+
+    def __init__(self, votes: Result, top1: str, aurocs: dict[str, tuple[float, np.ndarray]]) -> None:
+        self.top1 = top1
+        self.ids, self.correct = votes.samples["sample_id"], votes.samples[top1]
+        self.chance: float = votes.parameters["chance"][top1]
+        self.aurocs = aurocs
+        self.metrics = {top1: votes.metrics[top1]} | {
+            name: Metric(value, interval95(resampled)) for name, (value, resampled) in aurocs.items()
+        }
+
+
+class _OodSets:
+    """The near and far sets, scored once by detectors that are fitted once, to `bank`; without sets, no detector."""
+
+    def __init__(
+        self,
+        near: Mapping[str, Store],
+        far: Mapping[str, Store],
+        specs: Sequence[str],
+        bank: Store,
+        head: str | os.PathLike[str] | None,
+    ) -> None:
+        self._head = None if head is None else Head.read(head)
+        self.bank = Rows.of(bank, self._head)
+        given = {f"near/{name}": store for name, store in near.items()}
+        given |= {f"far/{name}": store for name, store in far.items()}
+        for name in given:
+            if name.count("/") != 1 or name.endswith(("/", "/mean")):
+                raise ValueError(f"{name!r} cannot name an OOD set; use a name without '/' other than 'mean'")
+        self._sets = {name: Rows.of(store, self._head) for name, store in given.items()}
+        for rows in self._sets.values():
+            self.bank.require_same_encoder(rows)
+        self.detectors = {"".join(spec.split()): registry.build("".join(spec.split())) for spec in specs if given}
+        needed = {field for detector in self.detectors.values() for field in registry.needs(detector)}
+        for rows in (self.bank, *self._sets.values()):
+            for field in needed:
+                rows.require_field(field)
+        self.fields = sorted({"embedding"} | needed - ({"logits"} if head is not None else set()))
+        for detector in self.detectors.values():
+            detector.fit(self.bank)
+        self._scores = {name: self._scored(rows) for name, rows in self._sets.items()}
+
+    def record(self, group: str) -> dict[str, Any]:
+        """What a result file says about the sets of one group, by name."""
+        return {
+            name.removeprefix(f"{group}/"): rows.record()
+            for name, rows in self._sets.items()
+            if name.startswith(f"{group}/")
+        }
+
+    def measure(self, store: FeatureStore, resamples: int, seed: int) -> dict[str, tuple[float, np.ndarray]]:
+        """`DETECTOR/near|far/NAME/auroc` with the store's rows as ID, and its value on bootstrap resamples."""
+        found: dict[str, tuple[float, np.ndarray]] = {}
+        id_scores = self._scored(Rows.of(store, self._head)) if self._sets else {}
+        for spec in self.detectors:
+            for stream, (name, of_set) in enumerate(self._scores.items()):
+                pair = id_scores[spec], of_set[spec]
+                resampled = bootstrap_ood_metrics(*pair, resamples=resamples, seed=seed, stream=stream)["auroc"]
+                found[f"{spec}/{name}/auroc"] = auroc(*pair), resampled
+        return found
+
+    def _scored(self, rows: Rows) -> dict[str, Float[np.ndarray, " n"]]:
+        parts: dict[str, list[np.ndarray]] = {spec: [] for spec in self.detectors}
+        fields = dict.fromkeys(field for detector in self.detectors.values() for field in registry.needs(detector))
+        for block in rows.blocks_of(fields):
+            for spec, detector in self.detectors.items():
+                parts[spec].append(detector.score(*(block[field] for field in registry.needs(detector))))
+        return {spec: np.concatenate(of) for spec, of in parts.items()}
+
+
+def _finished(path: str, clean: FeatureStore) -> FeatureStore | None:
+    """The store at `path` if an earlier run finished it.
+
+    `clean` has just been found to be of the images as they are now, and was there before any corrupted store: so the
+    images need not be corrupted again to know that nothing has changed.
+    """
+    from featcache.files import files_at
+    from featcache.store import FeatureStore
+
+    if not files_at(path).exists():
+        return None
+    store = FeatureStore(path)
+    same = store.fingerprint == clean.fingerprint and all(
+        store.manifest["corpus"][key] == clean.manifest["corpus"][key] for key in ("rows", "digest")
+    )
+    whole = same and store.sealed and set(store.manifest["fields"]) == set(clean.manifest["fields"])
+    return store if whole and not store.verify() else None
+
+
+def _same_images(measured: Sequence[_Measured]) -> bool:
+    return all(np.array_equal(of.ids, measured[0].ids) for of in measured)
+
+
+def _means(where: str, measured: Sequence[_Measured], resamples: int, seed: int) -> dict[str, Metric]:
+    """Unweighted means; their intervals come of resampling the images, each with all that was measured of it."""
+    top1, paired = measured[0].top1, _same_images(measured)
+    value = float(np.mean([of.correct.mean() for of in measured]))
+    interval = None
+    if paired:
+        share = np.mean([of.correct for of in measured], axis=0)
+        rng = np.random.default_rng(seed)
+        drawn = [share[rng.integers(len(share), size=len(share))].mean() for _ in range(resamples)]
+        interval = interval95(np.array(drawn))
+    means = {f"{where}/{top1}": Metric(value, interval)}
+    for name in measured[0].aurocs:
+        values, resampled = zip(*(of.aurocs[name] for of in measured), strict=True)
+        interval = interval95(np.mean(resampled, axis=0)) if paired else None
+        means[f"{where}/{name}"] = Metric(float(np.mean(values)), interval)
+    return means
+
+
+def _require_same_task(reference: Result, top1: str, wanted: Sequence[str], parameters: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless `reference` has the clean accuracy and every corruption at the same severities."""
+    if reference.command != "robustness":
+        raise ValueError(f"the reference is a result of {reference.command}; give one of `evalsuite robustness`")
+    missing = [where for where in (CLEAN, *wanted) if f"{where}/{top1}" not in reference.metrics]
+    if missing:
+        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ValueError(f"the reference has no {top1} for {some}; measure it with the same k, corruptions, severities")
+    for name, value in parameters.items():
+        if reference.parameters[name] != value:
+            raise ValueError(
+                f"the reference has {name} {reference.parameters[name]}, not {value}; give the same {name}"
+            )
+
+
+def _corruption_errors(
+    metrics: Mapping[str, Metric],
+    reference: Mapping[str, Metric],
+    top1: str,
+    names: Sequence[str],
+    severities: Sequence[int],
+) -> dict[str, Metric]:
+    """Each corruption's error and added error over the reference's, and their means."""
+
+    def errors(of: Mapping[str, Metric], name: str) -> tuple[float, float]:
+        total = sum(1 - of[f"{name}/{level}/{top1}"].value for level in severities)
+        return total, total - len(severities) * (1 - of[f"{CLEAN}/{top1}"].value)
+
+    found: dict[str, Metric] = {}
+    for which, (what, mean) in enumerate((("ce", "mce"), ("relative_ce", "relative_mce"))):
+        ours, theirs = ([errors(of, name)[which] for name in names] for of in (metrics, reference))
+        none = [name for name, error in zip(names, theirs, strict=True) if error <= 0]
+        if none:
+            adds = "adds no error to the clean one" if which else "makes no error at all"
+            warnings.warn(
+                f"{mean} is left out: under {', '.join(none)} the reference {adds}", RuntimeWarning, stacklevel=3
+            )
+            continue
+        ratios = np.divide(ours, theirs)
+        found |= {f"{name}/{what}": Metric(float(ratio)) for name, ratio in zip(names, ratios, strict=True)}
+        found[mean] = Metric(float(ratios.mean()))
+    return found

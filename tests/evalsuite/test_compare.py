@@ -1,0 +1,233 @@
+import sys
+
+import numpy as np
+import pytest
+
+import cli
+import evalsuite.compare
+from evalsuite import Metric, Result, compare, knn, ood, probe
+from evalsuite.metrics import interval95, ood_metrics
+
+
+def accuracies(ids, command="knn", **correct):
+    metrics = {name: Metric(float(np.mean(right))) for name, right in correct.items()}
+    return Result(command, {}, {}, metrics, {}, {"sample_id": np.array(ids), **correct})
+
+
+def scored(sets, spec="knn"):
+    """A result of `ood` from SET → (ids, scores)."""
+    samples = {f"sample_id/{key}": np.array(ids) for key, (ids, _) in sets.items()}
+    samples |= {f"score/{spec}/{key}": np.asarray(scores, float) for key, (_, scores) in sets.items()}
+    return Result("ood", {}, {}, {}, {}, samples)
+
+
+@pytest.fixture
+def ids():
+    return [f"img/{i}" for i in range(40)]
+
+
+def test_accuracies_equal_a_slow_loop(ids, rng, monkeypatch):
+    monkeypatch.setattr(sys.modules["evalsuite.compare"], "_BLOCK_DRAWS", 7 * 40)  # 7 resamples at once
+    ours, theirs = ({name: rng.random(40) < p for name in ("top1@1", "top5@1")} for p in (0.5, 0.8))
+    result = compare(accuracies(ids, **ours), accuracies(ids, **theirs), resamples=60, seed=4)
+    draws = np.random.default_rng(4).integers(40, size=(60, 40))
+    for name in ours:
+        slow = np.array([theirs[name][rows].mean() - ours[name][rows].mean() for rows in draws])
+        assert result.metrics[name].value == pytest.approx(theirs[name].mean() - ours[name].mean(), abs=1e-12)
+        assert result.metrics[name].ci95 == pytest.approx(interval95(slow), abs=1e-12)
+        assert (result.parameters["a"][name], result.parameters["b"][name]) == (ours[name].mean(), theirs[name].mean())
+    assert result.command == "compare"
+    assert result.parameters["samples"] == {"all": {"paired": 40, "only_a": 0, "only_b": 0}}
+
+
+def test_the_interval_agrees_with_the_variance_of_a_paired_difference(rng):
+    """McNemar: only samples that one of the two gets right count."""
+    ours, theirs = rng.random(3000) < 0.7, rng.random(3000) < 0.75
+    ours[:2000] = theirs[:2000]
+    ids = np.arange(3000).astype(str)
+    result = compare(accuracies(ids, top1=ours), accuracies(ids, top1=theirs), resamples=2000)
+    b, c = (theirs & ~ours).sum(), (ours & ~theirs).sum()
+    spread = np.sqrt((b + c) - (b - c) ** 2 / 3000) / 3000
+    low, high = result.metrics["top1"].ci95
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    assert high - low < 0.7 * 2 * 1.96 * np.sqrt((ours.var() + theirs.var()) / 3000)  # what pairing gains
+
+
+def test_identical_predictions_differ_by_exactly_nothing(ids, rng):
+    right, score = rng.random(40) < 0.7, rng.normal(size=40)
+    ood_result = scored({"id_test": (ids, score), "near/n": (ids, score + 0.3)})
+    for result in (compare(*[accuracies(ids, top1=right)] * 2), compare(ood_result, ood_result)):
+        assert {(metric.value, metric.ci95) for metric in result.metrics.values()} == {(0.0, (0.0, 0.0))}
+        assert set(result.parameters["verdicts"].values()) == {"no difference shown"}
+
+
+def test_samples_are_paired_by_id(ids, rng):
+    right, other = rng.random(40) < 0.5, rng.random(40) < 0.5
+    shuffled = rng.permutation(40)
+    expected = compare(accuracies(ids[:30], top1=right[:30]), accuracies(ids[:30], top1=other[:30]))
+    order = [i for i in shuffled if i >= 2]  # B lacks two of the 30, has ten of its own
+    result = compare(accuracies(ids[:30], top1=right[:30]), accuracies([ids[i] for i in order], top1=other[order]))
+    assert result.parameters["samples"]["all"] == {"paired": 28, "only_a": 2, "only_b": 10}
+    assert result.metrics["top1"].value == pytest.approx(other[2:30].mean() - right[2:30].mean(), abs=1e-12)
+    same = compare(
+        accuracies(ids[:30], top1=right[:30]),
+        accuracies([ids[i] for i in shuffled if i < 30], top1=other[[i for i in shuffled if i < 30]]),
+    )
+    assert same.metrics == expected.metrics
+
+
+@pytest.fixture
+def two(ids, rng):
+    """Scores of the same samples under two encoders: B tells them apart better."""
+    sets = {"id_test": 30, "near/n": 20, "far/x": 25, "far/y": 15, "csid/c": 10}
+    at = {"id_test": 0, "near/n": 1, "far/x": 2, "far/y": 3, "csid/c": 0.5}
+    base = {key: rng.normal(size=n) for key, n in sets.items()}
+    return tuple(
+        {key: (ids[: sets[key]], x + gain * at[key] + 0.3 * rng.normal(size=len(x))) for key, x in base.items()}
+        for gain in (0.2, 1.0)
+    )
+
+
+def test_ood_equals_a_slow_loop(two):
+    a, b = two
+    result = compare(scored(a), scored(b), resamples=20, seed=9)
+    sizes = {key: len(ids) for key, (ids, _) in a.items()}
+    id_draws = np.random.default_rng([9, 0]).integers(30, size=(20, 30))
+    fs_draws = np.random.default_rng([9, 0]).integers(40, size=(20, 40))
+    slow = {}
+    for stream, key in enumerate(("near/n", "far/x", "far/y")):
+        ood_draws = np.random.default_rng([9, 1 + stream]).integers(sizes[key], size=(20, sizes[key]))
+        group, name = key.split("/")
+        for suffix, draws in (("", id_draws), ("_fs", fs_draws)):
+            differences = []
+            for id_rows, ood_rows in zip(draws, ood_draws, strict=True):
+                of = []
+                for side in two:
+                    known = np.concatenate([side["id_test"][1], side["csid/c"][1]]) if suffix else side["id_test"][1]
+                    of.append(ood_metrics(known[id_rows], side[key][1][ood_rows]))
+                differences.append({metric: of[1][metric] - of[0][metric] for metric in of[0]})
+            slow[group + suffix, name] = {m: np.array([d[m] for d in differences]) for m in differences[0]}
+    for suffix in ("", "_fs"):
+        slow[f"far{suffix}", "mean"] = {
+            m: (slow[f"far{suffix}", "x"][m] + slow[f"far{suffix}", "y"][m]) / 2 for m in slow["far", "x"]
+        }
+        slow[f"near{suffix}", "mean"] = slow[f"near{suffix}", "n"]
+    assert len(result.metrics) == sum(map(len, slow.values()))
+    for (group, name), metrics in slow.items():
+        for metric, samples in metrics.items():
+            assert result.metrics[f"knn/{group}/{name}/{metric}"].ci95 == pytest.approx(interval95(samples), abs=1e-12)
+    value = (
+        ood_metrics(b["id_test"][1], b["near/n"][1])["auroc"] - ood_metrics(a["id_test"][1], a["near/n"][1])["auroc"]
+    )
+    assert result.metrics["knn/near/n/auroc"].value == pytest.approx(value, abs=1e-12)
+
+
+def test_verdicts_know_that_a_low_fpr_is_better(two):
+    a, b = (scored(side) for side in two)
+    forth, back = compare(a, b).parameters["verdicts"], compare(b, a).parameters["verdicts"]
+    for metric in ("auroc", "ap_out", "fpr95_id"):
+        assert forth[f"knn/far/mean/{metric}"] == "B better"
+        assert back[f"knn/far/mean/{metric}"] == "A better"
+    assert compare(a, b).metrics["knn/far/mean/fpr95_id"].value < 0
+
+
+def test_results_of_the_evaluators_compare(make_store, clusters, rng, tmp_path):
+    centres = rng.normal(size=(3, 8))
+    labels = {"train": np.repeat(range(3), 20), "test": np.repeat(range(3), 10)}
+    arrays = {"train": clusters(centres, 20), "test": clusters(centres, 10), "far": rng.normal(size=(20, 8))}
+    paths = {"knn": [], "probe": [], "ood": []}
+    for encoder, noise in (("good", 0.0), ("poor", 3.0)):
+        at = {
+            name: make_store(
+                f"{name}-{encoder}", x + noise * rng.normal(size=x.shape), labels=labels.get(name), fingerprint=encoder
+            )
+            for name, x in arrays.items()
+        }
+        found = {
+            "knn": knn(at["train"], at["test"], [1, 5], resamples=10),
+            "probe": probe(at["train"], at["test"], c=1.0, resamples=10),
+            "ood": ood(id_train=at["train"], id_test=at["test"], far={"far": at["far"]}, k=3, resamples=10),
+        }
+        for command, result in found.items():
+            paths[command].append(result.write(tmp_path / f"{command}-{encoder}.json"))
+    for command, names in (
+        ("knn", {"top1@1", "top5@1", "top1@5", "top5@5"}),
+        ("probe", {"probe/top1", "probe/top5"}),
+    ):
+        result = compare(*paths[command])
+        assert result.metrics.keys() == names
+        assert all("macro_top1" in name for name in result.parameters["not_compared"])
+        for name in names:
+            good, poor = (Result.read(path).metrics[name].value for path in paths[command])
+            assert result.metrics[name].value == pytest.approx(poor - good, abs=1e-12)
+        assert Result.read(result.write(tmp_path / "c.json")) == result
+    result = compare(*paths["ood"])
+    read = [Result.read(path) for path in paths["ood"]]
+    assert result.metrics.keys() == read[0].metrics.keys()
+    assert result.parameters["not_compared"] == []
+    for name, metric in result.metrics.items():
+        assert metric.value == pytest.approx(read[1].metrics[name].value - read[0].metrics[name].value, abs=1e-12)
+    assert result.parameters["verdicts"]["knn/far/far/auroc"] == "A better"
+
+
+def test_what_cannot_be_compared_says_why(ids, two):
+    right = np.ones(40, bool)
+    good, other = accuracies(ids, **{"top1@1": right}), accuracies(ids, **{"top1@5": right})
+    lone = {"id_test": two[0]["id_test"], "near/m": two[0]["near/n"]}
+    few = {"id_test": two[0]["id_test"], "near/n": (["a", "b"], [0.0, 1.0])}
+    one_set = {key: two[0][key] for key in ("id_test", "near/n")}
+    for a, b, message in (
+        (good, accuracies(ids, "probe", **{"probe/top1": right}), "A is a result of `knn`, B of `probe`"),
+        (
+            Result("fidelity", {}, {}, {}),
+            good,
+            "A is a result of `fidelity`; compare takes those of knn, ood, probe, robustness",
+        ),
+        (good, other, "no metric in common .*the same settings"),
+        (scored(one_set), scored(one_set, "rmd"), "no metric in common .*the same detectors"),
+        (good, accuracies(["x", "y"], **{"top1@1": right[:2]}), "share 0 samples, too few .*same corpus"),
+        (good, accuracies(ids[:1], **{"top1@1": right[:1]}), "share 1 samples"),
+        (good, accuracies(["x", "x"], **{"top1@1": right[:2]}), "B has two samples with one id"),
+        (scored(one_set), scored(lone), r"different sets \(only the first: near/n; only the second: near/m\)"),
+        (scored(one_set), scored(few), "share 0 samples of near/n"),
+        (good, Result("knn", {}, {}, {}), "B comes without its samples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(a, b)
+
+
+def test_a_file_without_samples_beside_it_says_how_to_get_them(ids, tmp_path):
+    paths = [accuracies(ids, top1=np.ones(40, bool)).write(tmp_path / f"{name}.json") for name in "ab"]
+    (tmp_path / "b.samples.npz").unlink()
+    with pytest.raises(
+        ValueError,
+        match=r"b\.json comes without .*b\.samples\.npz.*run the same `evalsuite knn` command again with --json",
+    ):
+        compare(*paths)
+
+
+def test_the_command_prints_a_table_and_writes_json(ids, rng, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.results, "width", 300)
+    right = {"a": rng.random(40) < 0.2, "b": rng.random(40) < 0.9}
+    for name, correct in right.items():
+        accuracies(ids[: 40 if name == "a" else 38], top1=correct[: 40 if name == "a" else 38]).write(
+            tmp_path / f"{name}.json"
+        )
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evalsuite", "compare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run_evalsuite()
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    code, out, _ = command(tmp_path / "a.json", tmp_path / "b.json", "--json", tmp_path / "c.json")
+    assert code == 0
+    assert "B better" in out
+    assert "–: no difference shown" in out
+    assert "38 samples, left out 2 only in A and 0 only in B" in out
+    assert Result.read(tmp_path / "c.json") == compare(tmp_path / "a.json", tmp_path / "b.json")
+    code, out, err = command(tmp_path / "a.json", tmp_path / "none.json")
+    assert code == 2
+    assert "none.json" in err
+    assert len(err.strip().splitlines()) == 1
+    assert evalsuite.compare is compare

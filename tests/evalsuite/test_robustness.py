@@ -1,0 +1,256 @@
+"""Robustness: what extracting and evaluating each corruption by hand gives, and nothing computed twice."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_encoder
+from typer.testing import CliRunner
+
+import cli
+from evalsuite import Metric, knn, ood, robustness
+from evalsuite.metrics import interval95
+from featcache import extract
+
+pytest.importorskip("imagecorruptions", reason="needs featcache[robustness]")
+
+NAMES, LEVELS, K = ("contrast", "gaussian_noise"), (1, 5), 3
+EXACT = {"device": "cpu", "precision": "fp32"}
+
+
+def pictures(root: Path, seed: int, count: int) -> str:
+    """Pictures of three colours, 40 × 34 px, in classes ant, bee and cat."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        path = root / ("ant", "bee", "cat")[i % 3] / f"{seed}-{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 160, (3, 3, 3))
+        small[..., i % 3] += 30
+        Image.fromarray(small.astype(np.uint8)).resize((40, 34), Image.Resampling.BICUBIC).save(path)
+    return str(root)
+
+
+@pytest.fixture
+def encoder():
+    return tiny_encoder(weights=2)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Of the same encoder: a bank of 30 images, a near set of 10 and a far set of 9."""
+    root = tmp_path_factory.mktemp("stores")
+    return {
+        name: extract(pictures(root / name, seed, count), tiny_encoder(weights=2), root / f"{name}.zarr", **EXACT)
+        for seed, (name, count) in enumerate({"bank": 30, "near": 10, "far": 9}.items())
+    }
+
+
+@pytest.fixture
+def given(tmp_path, encoder, stores):
+    """What `robustness` needs, with a test corpus of 12 images."""
+    return {
+        "encoder": encoder,
+        "corpus": pictures(tmp_path / "test", 9, 12),
+        "bank": stores["bank"],
+        "out": tmp_path / "out",
+        "corruptions": NAMES,
+        "severities": LEVELS,
+        "k": K,
+        "resamples": 50,
+        **EXACT,
+    }
+
+
+@pytest.fixture
+def with_ood(given, stores):
+    """The same, with a near and a far set."""
+    sets = {"near": {"n": stores["near"]}, "far": {"f": stores["far"]}}
+    return given | sets | {"detectors": ["knn:k=2", "mahalanobis++"]}
+
+
+def test_it_equals_extracting_and_evaluating_by_hand(with_ood, tmp_path, monkeypatch):
+    result = robustness(**with_ood)
+    monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "another-home"))
+    ood_names = [f"{spec}/{where}/auroc" for spec in with_ood["detectors"] for where in ("near/n", "far/f")]
+    expected, right = {}, {}
+    combinations = [f"{name}/{level}" for name in NAMES for level in LEVELS]
+    for where in ("clean", *combinations):
+        spec = with_ood["corpus"] if where == "clean" else f"corrupted:{where.replace('/', ':')}:{with_ood['corpus']}"
+        store = extract(spec, tiny_encoder(weights=2), tmp_path / f"by-hand-{where.replace('/', '-')}.zarr", **EXACT)
+        votes = knn(with_ood["bank"], store, [K], resamples=50)
+        right[where] = votes.samples[f"top1@{K}"]
+        expected[f"{where}/top1@{K}"] = votes.metrics[f"top1@{K}"]
+        sets = {group: with_ood[group] for group in ("near", "far")}
+        scored = ood(id_train=with_ood["bank"], id_test=store, detectors=with_ood["detectors"], resamples=50, **sets)
+        expected |= {f"{where}/{name}": scored.metrics[name] for name in ood_names}
+    for name, metric in expected.items():
+        assert result.metrics[name] == metric, name
+    means = {f"{name}/mean": [f"{name}/{level}" for level in LEVELS] for name in NAMES} | {"mean": combinations}
+    for where, parts in means.items():
+        for what in (f"top1@{K}", *ood_names):
+            metric = result.metrics[f"{where}/{what}"]
+            assert metric.value == pytest.approx(np.mean([expected[f"{part}/{what}"].value for part in parts]))
+            assert metric.ci95[0] <= metric.ci95[1]
+    assert set(result.metrics) == set(expected) | {f"{w}/{what}" for w in means for what in (f"top1@{K}", *ood_names)}
+    assert result.metrics[f"clean/top1@{K}"].value > 0.34
+    assert result.metrics[f"clean/top1@{K}"].value != result.metrics[f"mean/top1@{K}"].value
+
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(50):
+        rows = rng.integers(12, size=12)
+        drawn.append(np.mean([right[where][rows].mean() for where in combinations]))
+    assert result.metrics[f"mean/top1@{K}"].ci95 == pytest.approx(interval95(np.array(drawn)))
+    for where in right:
+        np.testing.assert_array_equal(result.samples[f"{where}/top1@{K}"], right[where])
+    assert result.inputs["contrast/5"]["rows"] == 12
+    assert json.loads(result.to_json())["parameters"]["corruptions"] == list(NAMES)
+
+
+def test_a_second_run_computes_nothing_and_a_stopped_one_goes_on(with_ood, encoder):
+    seen: list[tuple[int, int, str]] = []
+
+    def stop(done, total, what):
+        seen.append((done, total, what))
+        if what == "gaussian_noise/1":
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        robustness(**with_ood, progress=stop)
+    assert seen[0][1:] == (12 * 5, "clean")
+    assert not (with_ood["out"] / "gaussian_noise-5@256.zarr").exists()
+    finished = with_ood["out"] / "contrast-5@256.zarr"
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()}
+    result = robustness(**with_ood)
+    assert {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()} == before
+
+    calls = encoder.module.calls
+    again = robustness(**with_ood, progress=lambda *at: pytest.fail("nothing is left to do"))
+    assert encoder.module.calls == calls
+    assert again == result
+
+
+def test_changed_images_are_noticed(given):
+    robustness(**given)
+    changed = next(Path(given["corpus"]).rglob("*.png"))
+    Image.new("RGB", (40, 34)).save(changed)
+    with pytest.raises(ValueError, match=r"clean\.zarr: 1 images have changed since"):
+        robustness(**given)
+
+
+def test_images_that_are_too_small_are_left_out_and_counted(given):
+    Image.new("RGB", (31, 40)).save(Path(given["corpus"]) / "ant/small.png")
+    result = robustness(**given)
+    assert (result.inputs["clean"]["rows"], result.inputs["contrast/1"]["failed"]) == (13, 1)
+    assert result.metrics[f"mean/top1@{K}"].ci95 is not None
+    assert result.samples == {}
+
+
+def test_mean_corruption_error_is_the_papers_formula(given):
+    reference = robustness(**given)
+    assert robustness(**given, reference=reference).metrics["mce"].value == 1
+    values = {"clean": 0.6, "contrast/1": 0.5, "contrast/5": 0.2, "gaussian_noise/1": 0.4, "gaussian_noise/5": 0.1}
+    other = copy.deepcopy(reference)
+    other.metrics |= {f"{where}/top1@{K}": Metric(value) for where, value in values.items()}
+    path = other.write(given["out"] / "reference.json")
+    result = robustness(**given, reference=path)
+
+    def error(where):
+        return 1 - result.metrics[f"{where}/top1@{K}"].value
+
+    ratios, relative = [], []
+    for name in NAMES:
+        ours, theirs = [error(f"{name}/{s}") for s in LEVELS], [1 - values[f"{name}/{s}"] for s in LEVELS]
+        ratios.append(sum(ours) / sum(theirs))
+        relative.append(sum(e - error("clean") for e in ours) / sum(e - (1 - 0.6) for e in theirs))
+        assert result.metrics[f"{name}/ce"].value == pytest.approx(ratios[-1])
+        assert result.metrics[f"{name}/relative_ce"].value == pytest.approx(relative[-1])
+    assert result.metrics["mce"].value == pytest.approx(np.mean(ratios))
+    assert result.metrics["relative_mce"].value == pytest.approx(np.mean(relative))
+    assert len(set(ratios)) == 2
+
+    other.metrics[f"clean/top1@{K}"] = Metric(0.3)
+    with pytest.warns(RuntimeWarning, match="relative_mce is left out: under contrast the reference adds no error"):
+        left = robustness(**given, reference=other).metrics
+    assert "relative_mce" not in left
+    assert left["mce"].value == pytest.approx(np.mean(ratios))
+
+
+def test_a_reference_of_something_else_is_refused(given, tmp_path):
+    reference = robustness(**given)
+    for changed, message in (
+        ({"k": 2}, r"the reference has no top1@2 for clean, contrast/1, contrast/5, …"),
+        ({"severities": (1, 2)}, r"no top1@3 for contrast/2, gaussian_noise/2; measure it with the same"),
+        ({"size": 32}, "the reference has size 256, not 32"),
+        (
+            {"corpus": pictures(tmp_path / "else", 8, 3), "out": tmp_path / "elsewhere"},
+            "other images or labels than .*else",
+        ),
+        ({"reference": knn(given["bank"], given["bank"], [1])}, "a result of knn; give one of `evalsuite robustness`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            robustness(**given | {"reference": reference} | changed)
+
+
+def test_wrong_input_is_refused_before_anything_is_extracted(with_ood, tmp_path):
+    foreign = extract(pictures(tmp_path / "bank", 0, 3), tiny_encoder(weights=1), tmp_path / "foreign.zarr", **EXACT)
+    Image.new("RGB", (40, 40)).save(tmp_path / "loose.png")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "loose.png").rename(tmp_path / "flat/loose.png")
+    for changed, message in (
+        ({"corruptions": ["contrst"]}, "unknown corruption 'contrst'; did you mean contrast"),
+        ({"severities": (1, 6)}, "severity 6 of contrast: give 1"),
+        ({"severities": ()}, "at least one corruption and one severity"),
+        (
+            {"bank": foreign, "near": None, "far": None},
+            r"foreign\.zarr was made by encoder tiny .*extract the bank with",
+        ),
+        ({"near": {"n": foreign}}, r"foreign\.zarr was made by encoder"),
+        ({"near": {"a/b": with_ood["bank"]}}, "'near/a/b' cannot name an OOD set"),
+        ({"detectors": ["energy"]}, r"bank\.zarr has no logits"),
+        ({"k": 31}, "k=31: give 1 to 30"),
+        ({"corpus": str(tmp_path / "flat")}, "has no labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            robustness(**with_ood | changed)
+    assert not with_ood["out"].exists()
+
+
+def test_without_the_package_the_extra_is_named(given, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    with pytest.raises(ValueError, match=r"pip install 'featcache\[robustness\]'"):
+        robustness(**given)
+
+
+def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.results, "width", 200)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["tiny"], "student", lambda: tiny_encoder(weights=2), raising=False)
+    line = (
+        "robustness --encoder tiny:student --corpus test --bank {bank.path} --corruptions contrast,fog --severity 1-2 "
+        "--k 3 --near n={near.path} --detector knn:k=2 --out kept --device cpu --json r.json"
+    ).format(**stores)
+    ran = CliRunner().invoke(cli.evalsuite_app, line.split(), catch_exceptions=False)
+    assert ran.exit_code == 0
+    metrics = json.loads(Path("r.json").read_text())["metrics"]
+    assert {f"{w}/top1@3" for w in ("clean", "contrast/1", "contrast/2", "contrast/mean", "fog/2", "mean")} <= set(
+        metrics
+    )
+    row = next(line for line in ran.output.splitlines() if "fog/top1@3" in line)
+    assert [cell.strip() for cell in row.strip("│ ").split("│")][1:] == [
+        f"{metrics[f'fog/{level}/top1@3']['value']:.4f}" for level in (1, 2, "mean")
+    ]
+    refused = CliRunner().invoke(cli.evalsuite_app, [*line.split(), "--severity", "1-9"])
+    assert isinstance(refused.exception, ValueError)
+
+
+def test_a_corpus_of_fog_is_named_in_letters(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["featcache", "extract", "corrupted:fog:3", "--teacher", "tiny:tiny_encoder"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_featcache()
+    assert stopped.value.code == 2
+    assert "corrupted:fog:3 is not corrupted:NAME:SEVERITY" in capsys.readouterr().err
