@@ -3,7 +3,8 @@
 Teacher EfficientNet-Lite0; student `tiny`; trained on the 10,000 images of one CIFAR-10 shard and their mirror images
 (replayed, with the teacher's features of those very pixels); tested on 5,000 held-out ones. OOD: 5,000 Tiny-ImageNet
 photographs at 32 px (near) and 250 full-size ImageNet photographs (far). Prints a Markdown table, mean ± sd over seeds.
-Interrupted, it goes on where it was. A recipe is a method, with options after colons.
+Interrupted, it goes on where it was. A recipe is a method, with options after colons. With --tiles, students also train
+on pieces of the photographs: then the far set is not held out.
 
     python benchmarks/faithfulness.py --epochs 8 --seeds 0,1,2
 """
@@ -12,7 +13,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from photographs import arguments, resized, unpacked
+from photographs import arguments, resized, tiles, unpacked
 
 import distill
 import evalsuite
@@ -39,21 +40,29 @@ def main() -> None:
     parser.add_argument(
         "--augment", default="flip", choices=["none", "flip"], help="flip: train on each image and its mirror image"
     )
+    parser.add_argument(
+        "--tiles", type=int, default=0, help="also train on so many squares of each of the 250 photographs, unlabelled"
+    )
     options = parser.parse_args()
     images = unpack(options)
     teacher = stores(options.work, images, "teacher", TEACHER)
     views = {"augment": options.augment, "views": 1 if options.augment == "none" else 2}
-    targets = featcache.extract(
-        str(images["train"]), TEACHER, options.work / "stores" / f"targets-{options.augment}.zarr", **views
-    )
+    folders = {f"targets-{options.augment}": images["train"]}
+    if options.tiles:
+        folders[f"targets-{options.augment}-{options.tiles}-tiles"] = tiles(images["far"], options.tiles, 32)
+    targets = [
+        featcache.extract(str(folder), TEACHER, options.work / "stores" / f"{name}.zarr", **views)
+        for name, folder in folders.items()
+    ]
     table = {"teacher": [measure(teacher, teacher)]}
     for seed in options.seeds.split(","):
         for recipe in options.recipes.split(","):
             name = f"{recipe.replace(':', '-')}-{options.augment}-{options.epochs}-{options.batch_size}-{seed}"
+            name += f"-{options.tiles}-tiles" if options.tiles else ""
             out = options.work / "runs" / name
             method, method_options = parsed(recipe)
             distill.fit(
-                targets, str(images["train"]), out=out, student="tiny", method=method, method_options=method_options,
+                targets, [str(folder) for folder in folders.values()], out=out, student="tiny", method=method, method_options=method_options,
                 epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), resume=True,
             )  # fmt: skip
             found = measure(stores(options.work, images, name, f"run:{out}"), teacher)
@@ -84,14 +93,16 @@ def stores(work: Path, images: dict[str, Path], name: str, encoder: str) -> dict
     }
 
 
-def parsed(recipe: str) -> tuple[str, dict[str, float | str]]:
+def parsed(recipe: str) -> tuple[str, dict[str, float | bool | str]]:
     """`METHOD:KEY=VALUE:…` → the method and its options."""
     method, *given = recipe.split(":")
     return method, {key: value_of(value) for key, _, value in (item.partition("=") for item in given)}
 
 
-def value_of(text: str) -> float | str:
-    """A number, or a word."""
+def value_of(text: str) -> float | bool | str:
+    """A number, true or false, or a word."""
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return float(text)
     except ValueError:

@@ -1,6 +1,7 @@
 """The photographs that the benchmarks use, unpacked from `../shared/data` (or --data) into a work folder."""
 
 import argparse
+import random
 import tarfile
 from pathlib import Path
 
@@ -37,5 +38,23 @@ def resized(source: Path, size: int) -> Path:
             target = (partial / path.relative_to(source)).with_suffix(".png")
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC).save(target)
+        partial.rename(folder)
+    return folder
+
+
+def tiles(source: Path, count: int, size: int) -> Path:
+    """`count` random squares of every image, a twentieth to a half of its area, at `size` × `size` px, as PNG."""
+    folder = source.with_name(f"{source.name}-{count}-tiles-{size}px")
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
+            image = Image.open(path).convert("RGB")
+            for tile in range(count):
+                rng = random.Random(f"{number} {tile}")
+                side = min(int((rng.uniform(0.05, 0.5) * image.width * image.height) ** 0.5), *image.size)
+                left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
+                square = image.crop((left, top, left + side, top + side))
+                square.resize((size, size), Image.Resampling.BICUBIC).save(partial / f"{number:04d}-{tile:03d}.png")
         partial.rename(folder)
     return folder

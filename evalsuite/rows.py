@@ -20,6 +20,7 @@ else:  # `import featcache` brings torch: too slow for an annotation
     FeatureStore = Store = Any
 
 _BLOCK_FLOATS = 2**24  # 64 MiB of float32
+_RELEASED_BYTES = 2**22  # after so large a read the store's pages are given back
 
 
 class Rows:
@@ -138,7 +139,10 @@ class Rows:
         """The embeddings (or another field) at these positions (0..n-1), in this order, as float32."""
         if field == "logits" and self.head is not None:
             return self.head.logits(self.take(positions)).astype(np.float32)
-        return np.asarray(self._store.gather(self.index[positions], field=field, view=0)).astype(np.float32)
+        gathered = np.asarray(self._store.gather(self.index[positions], field=field, view=0))
+        if gathered.nbytes > _RELEASED_BYTES:
+            self._store.release(field)
+        return gathered.astype(np.float32)
 
     @property
     def sample_ids(self) -> np.ndarray:
@@ -208,3 +212,6 @@ class _Arrays:
     def gather(self, rows: np.ndarray, field: str, view: int) -> np.ndarray:
         assert view == 0
         return self.arrays[field][rows]
+
+    def release(self, field: str) -> None:
+        """Nothing is mapped."""

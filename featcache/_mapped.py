@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -62,6 +63,17 @@ def map_chunks(
         if not _map_at(rows.ctypes.data + number * chunk_bytes, chunk_bytes, path):
             return None
     return rows
+
+
+def release_pages(rows: np.ndarray) -> None:
+    """Take the pages of an array made by `map_chunks` out of this process's memory; read again, they come from the
+    system's cache or the disk."""
+    whole: Any = rows
+    while isinstance(whole, np.ndarray):
+        whole = whole.base
+    whole = whole.obj if isinstance(whole, memoryview) else whole
+    if hasattr(mmap, "MADV_DONTNEED"):
+        whole.madvise(mmap.MADV_DONTNEED)
 
 
 def _map_at(address: int, chunk_bytes: int, path: str | os.PathLike[str]) -> bool:

@@ -32,7 +32,7 @@ from jaxtyping import Int64, Shaped
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning
 
-from featcache._mapped import map_chunks
+from featcache._mapped import map_chunks, release_pages
 from featcache._sync import sync_directory, sync_file, sync_tree
 from featcache.files import files_at
 from featcache.layout import (
@@ -306,6 +306,16 @@ class FeatureStore:
     @cached_property
     def _wholes(self) -> dict[str, np.ndarray | None]:
         return {}
+
+    def release(self, field: str) -> None:
+        """Take what was read of a feature array out of this process's memory, for who reads a large store through.
+
+        Mapped pages count as the process's own for as long as they are mapped.
+        """
+        if (whole := self._wholes.get(field)) is not None:
+            release_pages(whole)
+        else:
+            self._mapped.cache_clear()
 
     def __reduce__(self) -> tuple[type["FeatureStore"], tuple[str | Path]]:
         """Pickled, for another process, as its path: never the maps."""

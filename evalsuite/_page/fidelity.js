@@ -74,7 +74,10 @@ function tradeoff() {
       );
       marks.push({ x: ax.left + 30, y: ax.Y(value), text: readMetric(i, b) });
     }
-    const taken = [];
+    const taken = drawn.map((i) => {
+      const x = ax.X(held[i].get(a).value);
+      return { left: x - 8, right: x + 8, y: ax.Y(held[i].get(b).value) + 4 };
+    });
     for (const i of drawn) {
       const p = held[i].get(a),
         q = held[i].get(b),
@@ -83,7 +86,7 @@ function tradeoff() {
       if (p.low !== undefined) ax.node.append(whisker(ax.X(p.low), ax.X(p.high), py, py, colour));
       if (q.low !== undefined) ax.node.append(whisker(px, px, ax.Y(q.low), ax.Y(q.high), colour));
       const side = px > width * 0.58;
-      // The first place around the point that is free of other names, or else the first.
+      // The first place around the point that is free of other names and points, or else the first.
       const places = [
         [side, -9],
         [side, 19],

@@ -4,6 +4,7 @@ import gc
 import mmap
 import os
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 import featcache._mapped
+import featcache.store
 from featcache._mapped import CHECKSUM_BYTES, map_chunks
 from featcache.store import open_store, write_store
 
@@ -252,3 +254,24 @@ def test_a_store_with_a_chunk_cut_short_says_so_and_the_process_lives(store):
     os.truncate(chunk, 100)
     with pytest.raises(ValueError, match="mmap length is greater than file size"):
         open_store(store.path).gather([PAGE // 16])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_released_rows_leave_memory_and_are_read_again(tmp_path, monkeypatch, whole):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the system does not say how much of a file is in memory")
+    if not whole:
+        monkeypatch.setattr(featcache.store, "map_chunks", lambda *_: None)
+    rows = np.random.default_rng(0).normal(size=(40_000, 256)).astype(np.float16)
+    store = write_store(tmp_path / "s.zarr", rows)
+    every = np.arange(len(rows))
+
+    def of_files():
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) * 1024
+
+    assert (store.gather(every) == rows).all()
+    before = of_files()
+    store.release("embedding")
+    assert before - of_files() > 0.9 * rows.nbytes
+    assert (store.gather(every) == rows).all()
