@@ -978,15 +978,20 @@ def robustness(
         typer.Option(metavar="NAME", help="Repeat for more; NAME:k=1 sets an argument.", show_default="knn"),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A classifier, for detectors that need one: `evalsuite probe`'s.")
+        str | None, typer.Option(metavar="FILE", help="A classifier, for detectors and --pgd: `evalsuite probe`'s.")
     ] = None,
+    pgd: Annotated[
+        str | None,
+        typer.Option(metavar="EPS,…", help="Attack encoder and --head: at most so many 1/255ths a pixel, such as 4,8."),
+    ] = None,
+    pgd_steps: Annotated[int, typer.Option(min=1, help="Of each attack.")] = 20,
     reference: Annotated[
         str | None,
         typer.Option(metavar="RESULT.json", help="Another encoder's result, that errors are relative to: mce."),
     ] = None,
     workers: Workers = None,
     device: DeviceOption = Device.auto,
-    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the intervals, and where --pgd starts.")] = 0,
     to_json: Json = None,
 ) -> None:
     """Accuracy, and AUROC, on corrupted images. Run it again to resume: finished stores are not made again.
@@ -1000,8 +1005,8 @@ def robustness(
         result = evalsuite.robustness(
             encoder, corpus, bank, out, corruptions=corruptions if corruptions == "all" else corruptions.split(","),
             severities=_range(severity, "--severity"), size=size, k=k, near=sets["near"], far=sets["far"],
-            detectors=detector or ["knn"], head=head, reference=reference, workers=workers, device=device.value,
-            seed=seed, progress=update,
+            detectors=detector or ["knn"], head=head, pgd=_numbers(pgd, "--pgd") if pgd else (), pgd_steps=pgd_steps,
+            reference=reference, workers=workers, device=device.value, seed=seed, progress=update,
         )  # fmt: skip
     _show(result, to_json)
 
@@ -1029,7 +1034,8 @@ def report(
     given: Annotated[
         list[str],
         typer.Argument(
-            metavar="[NAME=]RESULT.json …", help="Results of any command; NAME is shown for the encoder ('teacher': is it)."
+            metavar="[NAME=]RESULT.json …",
+            help="Results of any command; NAME is shown for their encoder ('teacher' marks the teacher).",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.")] = Path("report.html"),
@@ -1170,7 +1176,7 @@ def _robustness_table(result: Any) -> Table:
     for name, metric in result.metrics.items():
         corruption, _, rest = name.partition("/")
         level, _, what = rest.partition("/")
-        if level not in levels:  # of the clean images, or a mean over all
+        if corruption == "pgd" or level not in levels:  # of the clean images, attacked, or a mean over all
             corruption, level, what = name, "mean", ""
         rows.setdefault(f"{corruption}/{what}".rstrip("/"), {})[level] = f"{metric.value:.4f}"
     table = _table("robustness", "", *levels)

@@ -248,13 +248,13 @@ def _conflicts(rows: list[_Row], sources: list[_Source]) -> Iterator[str]:
 
 
 def _sets(source: _Source, kind: str) -> dict[str, np.ndarray]:
-    """What samples hold for each set, under `kind/`: `id_test` first, then near, then far."""
+    """What samples hold for each set, under `kind/`: `id_test` first, then csid, near, far."""
     found = {
         name.removeprefix(f"{kind}/"): values
         for name, values in source.result.samples.items()
         if name.startswith(f"{kind}/") and len(values) and values.dtype.kind in "fiu"
     }
-    order = ("id_test", "near", "far")
+    order = ("id_test", "csid", "near", "far")
     known = {name: values for name, values in found.items() if name.partition("/")[0] in order}
     return dict(sorted(known.items(), key=lambda each: order.index(each[0].partition("/")[0])))
 
@@ -310,7 +310,7 @@ def _rocs(source: _Source) -> Iterator[dict[str, Any]]:
         return
     for detector, scores in _detectors(source):
         for key, values in scores.items():
-            if key != "id_test" and "id_test" in scores:
+            if key.startswith(("near/", "far/")) and "id_test" in scores:
                 fpr, tpr = _curve(scores["id_test"], values)
                 keep = _spread_over(fpr + tpr)
                 yield (

@@ -1,4 +1,4 @@
-"""Accuracy and OOD detection under common corruptions of the images."""
+"""Accuracy and OOD detection under common corruptions of the images, and accuracy under attack."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite import detectors as registry
+from evalsuite._adversarial import Pgd
 from evalsuite.head import Head
 from evalsuite.knn import knn
-from evalsuite.metrics import auroc, bootstrap_ood_metrics, interval95
+from evalsuite.metrics import auroc, bootstrap_accuracy, bootstrap_ood_metrics, interval95
 from evalsuite.result import Metric, Result, versions
 from evalsuite.rows import Rows, Store
 
@@ -40,6 +41,8 @@ def robustness(
     far: Mapping[str, Store] | None = None,
     detectors: Sequence[str] = ("knn",),
     head: str | os.PathLike[str] | None = None,
+    pgd: Sequence[float] = (),
+    pgd_steps: int = 20,
     reference: Result | str | os.PathLike[str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
@@ -68,15 +71,19 @@ def robustness(
       (`CORRUPTION/ce`); `mce` is the mean over corruptions: a ratio, ≥ 0, 1 for the reference itself, lower is better;
       the paper writes it in percent, of AlexNet. `CORRUPTION/relative_ce` and `relative_mce` are the same for the error
       that corruption adds to the clean one; a corruption that adds none to the reference leaves them out, with a warning.
+    - `pgd/EPS/top1`, for each of `pgd` and for 0, where `pgd` is given: accuracy of `head` (saved by `evalsuite.probe`)
+      on the clean images under an L∞ attack of at most EPS / 255 a pixel and `pgd_steps` steps, in [0, 1]; see
+      `evalsuite/_adversarial.py`. It is measured anew in every run, `batch_size` images at a time.
 
     Rows that fail are left out and counted: an image with a side under 32 px cannot be corrupted. `progress` is called
     with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device` and `precision` are
     `featcache.extract`'s; the clean store's precision serves all.
 
     Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled, `bank` or an OOD
-    store another encoder's, k larger than the bank, an OOD set misnamed, or the reference of something else.
+    store another encoder's, k larger than the bank, an OOD set misnamed, the reference of something else, or `pgd` given
+    without a head that knows the corpus's classes.
 
-    Hendrycks & Dietterich 2019, arXiv 1903.12261.
+    Hendrycks & Dietterich 2019, arXiv 1903.12261; Madry et al. 2018, arXiv 1706.06083.
     """
     import featcache
     from featcache.corpora.corrupted import COMMON, Corrupted
@@ -100,15 +107,17 @@ def robustness(
         )
     if not 1 <= k <= len(voters):
         raise ValueError(f"k={k}: give 1 to {len(voters)}, the labelled rows of {voters.name}")
+    attack = Pgd(pgd, pgd_steps, head, corpus) if pgd else None
     top1 = f"top1@{k}"
     if reference is not None:
         reference = reference if isinstance(reference, Result) else Result.read(reference)
         _require_same_task(reference, top1, list(corrupted), {"size": size, "temperature": temperature})
 
     images, folder = {CLEAN: corpus, **corrupted}, os.fspath(out).rstrip("/")
+    total = (len(images) + (len(attack.epsilons) if attack else 0)) * len(corpus)
 
     def extracted(where: str, path: str, precision: str) -> FeatureStore:
-        before, total = list(images).index(where) * len(corpus), len(images) * len(corpus)
+        before = list(images).index(where) * len(corpus)
         return featcache.extract(
             images[where],
             encoder,
@@ -142,6 +151,20 @@ def robustness(
     for name in names:
         metrics |= _means(f"{name}/mean", [measured[f"{name}/{level}"] for level in severities], resamples, seed)
     metrics |= _means("mean", [measured[where] for where in corrupted], resamples, seed)
+    attacked: dict[str, np.ndarray] = {}
+    if attack:
+        attacked = attack.measure(
+            encoder,
+            Rows.of(clean).labelled().index,
+            seed=seed,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            progress=lambda done: progress(len(images) * len(corpus) + done, total, "pgd") if progress else None,
+        )
+    for name, correct in attacked.items():
+        drawn = bootstrap_accuracy(correct, resamples=resamples, seed=seed)
+        metrics[name] = Metric(float(correct.mean()), interval95(drawn))
     if reference is not None:
         metrics |= _corruption_errors(metrics, reference.metrics, top1, names, severities)
 
@@ -150,6 +173,7 @@ def robustness(
     samples = {}
     if _same_images(list(measured.values())):
         samples = {"sample_id": measured[CLEAN].ids} | {f"{w}/{top1}": of.correct for w, of in measured.items()}
+        samples |= attacked
     return Result(
         "robustness",
         inputs | {"near": sets.record("near"), "far": sets.record("far")},
@@ -162,10 +186,11 @@ def robustness(
             "temperature": temperature,
             "detectors": {spec: registry.parameters(detector) for spec, detector in sets.detectors.items()},
             "head": None if head is None else os.fspath(head),
+            "pgd": attack.record() if attack else None,
             "reference": None if reference is None else reference.parameters["encoder"],
             "resamples": resamples,
             "seed": seed,
-            "chance": dict.fromkeys(accuracies, chance),
+            "chance": dict.fromkeys(accuracies, chance) | dict.fromkeys(attacked, attack.chance if attack else 0.0),
         },
         metrics,
         versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),

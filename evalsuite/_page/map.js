@@ -124,7 +124,7 @@ function maps() {
         sets.map((set) => ({
           key: `${set.group}/${set.name}`,
           label: setTitle(set),
-          look: { ...setLook(set, sets), dash: "", shape: SHAPES[{ id: 0, near: 1, far: 2 }[set.group]] },
+          look: { ...setLook(set, sets), dash: "", shape: SHAPES[{ id: 0, csid: 0, near: 1, far: 2 }[set.group]] },
         })),
         (now) => {
           hidden = now;

@@ -68,7 +68,8 @@ const LOOKS = encoders.map((encoder) => {
         shape: SHAPES[(n + Math.floor(n / 6)) % 6],
       };
 });
-const setTitle = (set) => (set.group === "id" ? "ID test" : `${set.group}-OOD: ${set.name}`);
+const setTitle = (set) =>
+  ({ id: "ID test", csid: `ID, shifted: ${set.name}` })[set.group] || `${set.group}-OOD: ${set.name}`;
 function setLook(set, sets) {
   if (set.group === "id") return { colour: "var(--id)", dash: "" };
   const at = sets.filter((other) => other.group === set.group).findIndex((other) => other.name === set.name);

@@ -9,7 +9,7 @@ const encoderLegend = (which, change, extra = () => "") =>
 function byDetector() {
   const sets = [...new Set([...ood.values()].flatMap((each) => [...each]))];
   const real = (group) => sets.filter((set) => set.startsWith(`${group}/`) && !set.endsWith("/mean"));
-  const offered = ["near", "far"].flatMap((group) => [
+  const offered = ["near", "far", "near_fs", "far_fs"].flatMap((group) => [
     ...(sets.includes(`${group}/mean`) ? [`${group}/mean`] : []),
     ...(real(group).length > 1 || !sets.includes(`${group}/mean`) ? real(group) : []),
   ]);

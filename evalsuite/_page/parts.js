@@ -71,7 +71,7 @@ function atK(stem) {
   const k = (name) => Number(name.slice(stem.length + 1));
   return found.sort((a, b) => held_by(b) - held_by(a) || (k(b) === 20) - (k(a) === 20) || k(a) - k(b))[0];
 }
-const oodName = (name, command) => command === "ood" && /^(.+)\/(near|far)\/([^/]+)\/([^/]+)$/.exec(name);
+const oodName = (name, command) => command === "ood" && /^(.+)\/((?:near|far)(?:_fs)?)\/([^/]+)\/([^/]+)$/.exec(name);
 const ood = new Map(); // detector → set of "near/tin"
 const oodMetrics = new Set();
 for (const result of results)
@@ -99,7 +99,8 @@ function setWord(set) {
     own = [...new Set([...ood.values()].flatMap((each) => [...each]))].filter(
       (each) => each.startsWith(`${group}/`) && !each.endsWith("/mean"),
     );
-  return name !== "mean" ? `${group}-OOD: ${name}` : own.length === 1 ? setWord(own[0]) : `${group}-OOD, mean of sets`;
+  const title = group.endsWith("_fs") ? `${group.slice(0, -3)}-OOD, full spectrum` : `${group}-OOD`;
+  return name !== "mean" ? `${title}: ${name}` : own.length === 1 ? setWord(own[0]) : `${title}, mean of sets`;
 }
 
 function headlines(detector) {

@@ -60,6 +60,8 @@ def ood_result(
             for metric, value in ood_metrics(scores["id_test"], scores[key]).items():
                 metrics[f"{detector}/{key}/{metric}"] = Metric(value, (value * 0.99, value))
                 metrics[f"{detector}/{key.split('/')[0]}/mean/{metric}"] = Metric(value, (value * 0.99, value))
+    if measured:
+        metrics["knn/near_fs/mean/auroc"] = Metric(0.5)
     for i, (key, shift) in enumerate(sets.items()):
         samples[f"map/{key}"] = rng.normal(shift, size=(rows + i, 2)).astype(np.float32)
         samples[f"sample_id/{key}"] = np.arange(rows + i).astype(np.str_)
@@ -193,6 +195,17 @@ def test_maps_hold_places_evenly_spread_over_the_rows(tmp_path: Path) -> None:
         shown = drawn["low"] + np.stack([of_set["x"], of_set["y"]], axis=1) * step
         wanted = [round(i * (len(rows) - 1) / (len(shown) - 1)) for i in range(len(shown))]
         assert np.abs(shown - rows[wanted]).max() <= step.max()
+
+
+def test_shifted_id_sets_are_drawn_but_are_no_ood(tmp_path: Path) -> None:
+    result = ood_result("f", "vit", detectors=("knn",))
+    result.samples["score/knn/csid/snow"] = np.zeros(5)
+    result.samples["map/csid/snow"] = np.zeros((5, 2), np.float32)
+    data = Page(report([result], tmp_path / "r.html")).data
+    groups = ["id", "csid", "near", "far"]
+    assert [each["group"] for each in data["histograms"][0]["sets"]] == groups
+    assert [each["group"] for each in data["maps"][0]["sets"]] == groups
+    assert [each["group"] for each in data["rocs"]] == ["near", "far"]
 
 
 def test_robustness_lines_and_their_mean(tmp_path: Path) -> None:
@@ -504,6 +517,8 @@ def test_values_are_read_by_pointer_and_by_keys(wide: Opened) -> None:
 
 
 def test_controls_change_what_is_drawn(wide: Opened) -> None:
+    wide.page.locator("#ood select").nth(1).select_option(label="near-OOD, full spectrum, mean of sets")
+    assert wide.page.locator("#ood .plot path").count() == 3
     figure = wide.page.locator("#roc .plot path").first
     before = figure.get_attribute("d")
     wide.page.locator("#roc select").first.select_option(HOSTILE)
