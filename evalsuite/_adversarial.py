@@ -44,7 +44,7 @@ class Pgd:
     """
 
     def __init__(
-        self, epsilons: Sequence[float], steps: int, head: str | os.PathLike[str] | None, corpus: Corpus
+        self, epsilons: Sequence[float | int], steps: int, head: str | os.PathLike[str] | None, corpus: Corpus
     ) -> None:
         for epsilon in epsilons:
             if not (math.isfinite(epsilon) and 0 <= epsilon <= 255):

@@ -41,7 +41,7 @@ def robustness(
     far: Mapping[str, Store] | None = None,
     detectors: Sequence[str] = ("knn",),
     head: str | os.PathLike[str] | None = None,
-    pgd: Sequence[float] = (),
+    pgd: Sequence[float | int] = (),
     pgd_steps: int = 20,
     reference: Result | str | os.PathLike[str] | None = None,
     resamples: int = 1000,

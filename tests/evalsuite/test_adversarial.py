@@ -2,11 +2,11 @@
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
@@ -39,8 +39,11 @@ class CurvedModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 4, 4)
+        self.judged: list[torch.Tensor] = []  # images of the passes without a gradient
 
     def forward(self, images):
+        if not torch.is_grad_enabled():
+            self.judged.append(images)
         return {"embedding": self.conv(images).relu().mean((2, 3))}
 
 
@@ -182,13 +185,23 @@ def test_neither_batch_nor_order_matter(corpus, tmp_path):
     encoder, head = curved_encoder(), write_head(tmp_path / "head.safetensors", 2, 6)
     all_rows = np.arange(len(corpus))
     done: list[int] = []
-    whole = measured(encoder, corpus, head, [1, 4], progress=done.append, batch_size=10)
+
+    def attacked(epsilons, rows, batch_size, **given):
+        """What `measure` says, and the images under the last ε, both by row."""
+        encoder.module.judged.clear()
+        found = measured(encoder, corpus, head, epsilons, rows, batch_size=batch_size, **given)
+        return found, torch.cat(encoder.module.judged[len(epsilons) :: len(epsilons) + 1]).numpy()
+
+    whole, images = attacked([1, 4], all_rows, 10, progress=done.append)
     assert done == [10, 20, 30, 40, 50, 60, 64, 68, 72]
     assert len({right.tobytes() for right in whole.values()}) > 1
     for rows, batch_size in ((all_rows, 1), (all_rows[::-1], 7), (all_rows[5:8], 3)):
-        part = measured(encoder, corpus, head, [4, 1], rows, batch_size=batch_size)
+        part, of_part = attacked([4, 1], rows, batch_size)
         for name, right in whole.items():
             np.testing.assert_array_equal(part[name], right[rows], err_msg=name)
+        assert (of_part == images[rows]).mean() > 0.99
+    _, otherwise = attacked([1, 4], all_rows, 10, seed=1)
+    assert (otherwise == images).mean() < 0.99
 
 
 def test_the_encoder_is_handed_back_as_it_came(corpus, tmp_path):
@@ -267,7 +280,7 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch):
     (tmp_path / "test/bee/damaged.png").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.results, "width", 200)
-    monkeypatch.setattr(sys.modules["tiny"], "student", lambda: curved_encoder(), raising=False)
+    monkeypatch.setattr(tiny, "student", curved_encoder, raising=False)
     extract("test", curved_encoder(), tmp_path / "bank.zarr", device="cpu", precision="fp32")
     head = write_head(tmp_path / "head.safetensors", 2, 6)
     line = "robustness --encoder tiny:student --corpus test --bank bank.zarr --out kept --corruptions contrast"

@@ -70,7 +70,12 @@ def ood_result(
 
 
 def robustness_result(fingerprint: str, name: str) -> Result:
-    metrics = {"clean/top1@20": Metric(0.9), "mean/top1@20": Metric(0.55), "mce": Metric(1.2)}
+    metrics = {
+        "clean/top1@20": Metric(0.9),
+        "mean/top1@20": Metric(0.55),
+        "mce": Metric(1.2),
+        "pgd/4/top1": Metric(0.1),
+    }
     for corruption, drop in (("fog", 0.1), ("gaussian_noise", 0.05)):
         for severity in (1, 3, 5):
             value = 0.9 - drop * severity
