@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import cli
+import commands.screen
 from featcache.store import open_store, write_store
 
 TEACHER = "run:student"
@@ -28,8 +29,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, com
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    monkeypatch.setattr(cli.screen, "width", 400)
-    monkeypatch.setattr(cli.results, "width", 400)
+    monkeypatch.setattr(commands.screen.screen, "width", 400)
+    monkeypatch.setattr(commands.screen.results, "width", 400)
     return lambda line: run(capsys, monkeypatch, line)
 
 

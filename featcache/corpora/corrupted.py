@@ -107,7 +107,7 @@ def corrupt(
 
     scope: dict[str, Any] = dict(vars(corruptions))
     scope["np"] = SimpleNamespace(**{**vars(np), "random": np.random.RandomState(seed)})
-    scope["print"] = lambda *_: None  # only cli.py prints
+    scope["print"] = lambda *_: None  # only commands print
     for part in (name, "plasma_fractal"):
         function = scope[part]
         scope[part] = FunctionType(function.__code__, scope, part, function.__defaults__)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import cli
+import commands.screen
 from distill.run import Run
 from featcache.extract import extract
 
@@ -26,9 +27,9 @@ def stores(tmp_path, make_images, make_teacher):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setattr(cli.screen, "width", 400)
+    monkeypatch.setattr(commands.screen.screen, "width", 400)
     yield lambda line: _run(line, monkeypatch, capsys)
-    cli.screen.quiet = False
+    commands.screen.screen.quiet = False
 
 
 def _run(line, monkeypatch, capsys):

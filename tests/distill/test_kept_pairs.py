@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import cli
+import commands.screen
 import featcache.layout
 from distill.fit import fit
 from distill.pairs import Pairs
@@ -188,7 +189,7 @@ def test_without_corpus_and_without_images_one_clear_line_says_what_to_do(keep, 
         train(store, tmp_path / "run")
     assert str(refused.value) == f"{store.path}: keeps no images; extract with --pixels SIZE, or give --corpus"
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(cli.screen, "width", 400)
+    monkeypatch.setattr(commands.screen.screen, "width", 400)
     command = f"distill fit --store {store.path} --student tiny --out {tmp_path / 'run'}"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as stopped:

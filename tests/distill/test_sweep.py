@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import cli
+import commands.screen
 from distill.sweep import Sweep, cells, expand, markdown, read_sweep, tabulate
 
 FEW = {"epochs": 1, "batch_size": 16, "embedding_dim": 6, "image_size": 16}
@@ -146,8 +147,8 @@ def test_what_is_not_a_number_is_left_out_of_the_mean():
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    monkeypatch.setattr(cli.screen, "width", 400)
-    monkeypatch.setattr(cli.results, "width", 400)
+    monkeypatch.setattr(commands.screen.screen, "width", 400)
+    monkeypatch.setattr(commands.screen.results, "width", 400)
 
     def run(line: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
@@ -207,6 +208,7 @@ def test_a_failed_run_stops_no_other_and_is_named(command, sweep_file, tmp_path)
     assert [row["runs"] for row in summary["rows"]] == [1]
 
 
+@pytest.mark.filterwarnings("ignore:.*scores saturate:RuntimeWarning")  # of a student that learned nothing
 def test_students_are_evaluated_on_the_corpora_of_the_file(command, sweep_file, images, make_images, tmp_path):
     labelled = tmp_path / "labelled"
     for i, image in enumerate(sorted(images.iterdir())):

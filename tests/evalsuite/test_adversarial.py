@@ -14,6 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import cli
+import commands.screen
 from evalsuite import compare, robustness
 from evalsuite._adversarial import Pgd, attack, logits_of, unit_start
 from evalsuite.head import Head
@@ -279,16 +280,16 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     (tmp_path / "test/bee/damaged.png").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.results, "width", 200)
+    monkeypatch.setattr(commands.screen.results, "width", 200)
     monkeypatch.setattr(tiny, "student", curved_encoder, raising=False)
     extract("test", curved_encoder(), tmp_path / "bank.zarr", device="cpu", precision="fp32")
     head = write_head(tmp_path / "head.safetensors", 2, 6)
     line = "robustness --encoder tiny:student --corpus test --bank bank.zarr --out kept --corruptions contrast"
     line += " --severity 1 --k 3 --device cpu --json r.json --pgd 4,1 --pgd-steps 5"
-    refused = CliRunner().invoke(cli.evalsuite_app, line.split())
+    refused = CliRunner().invoke(cli.evalsuite.app, line.split())
     assert "needs a classifier" in str(refused.exception)
     assert not Path("kept").exists()
-    ran = CliRunner().invoke(cli.evalsuite_app, [*line.split(), "--head", str(head)], catch_exceptions=False)
+    ran = CliRunner().invoke(cli.evalsuite.app, [*line.split(), "--head", str(head)], catch_exceptions=False)
     assert ran.exit_code == 0
     record = json.loads(Path("r.json").read_text())
     corpus = open_corpus("test")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import cli
+import commands.screen
 import evalsuite.compare
 from evalsuite import Metric, Result, compare, knn, ood, probe
 from evalsuite.metrics import interval95, ood_metrics
@@ -207,7 +208,7 @@ def test_a_file_without_samples_beside_it_says_how_to_get_them(ids, tmp_path):
 
 
 def test_the_command_prints_a_table_and_writes_json(ids, rng, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli.results, "width", 300)
+    monkeypatch.setattr(commands.screen.results, "width", 300)
     right = {"a": rng.random(40) < 0.2, "b": rng.random(40) < 0.9}
     for name, correct in right.items():
         accuracies(ids[: 40 if name == "a" else 38], top1=correct[: 40 if name == "a" else 38]).write(

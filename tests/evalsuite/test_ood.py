@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
 
 import cli
+import commands.screen
 import evalsuite.rows
 from evalsuite import Result, ood
 from evalsuite.detectors import load
@@ -347,7 +348,7 @@ BAD_INPUT = {
 
 def test_bad_input_gets_one_clear_line(arrays, make_store, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.screen, "width", 400)
+    monkeypatch.setattr(commands.screen.screen, "width", 400)
     for name in ("train", "test", "near"):
         make_store(name, arrays[name])
     make_store("foreign", arrays["near"], fingerprint="another")

@@ -12,6 +12,7 @@ from tiny import tiny_encoder
 from typer.testing import CliRunner
 
 import cli
+import commands.screen
 from evalsuite import Metric, knn, ood, robustness
 from evalsuite.metrics import interval95
 from featcache import extract
@@ -226,14 +227,14 @@ def test_without_the_package_the_extra_is_named(given, monkeypatch):
 
 
 def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.results, "width", 200)
+    monkeypatch.setattr(commands.screen.results, "width", 200)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules["tiny"], "student", lambda: tiny_encoder(weights=2), raising=False)
     line = (
         "robustness --encoder tiny:student --corpus test --bank {bank.path} --corruptions contrast,fog --severity 1-2 "
         "--k 3 --near n={near.path} --detector knn:k=2 --out kept --device cpu --json r.json"
     ).format(**stores)
-    ran = CliRunner().invoke(cli.evalsuite_app, line.split(), catch_exceptions=False)
+    ran = CliRunner().invoke(cli.evalsuite.app, line.split(), catch_exceptions=False)
     assert ran.exit_code == 0
     metrics = json.loads(Path("r.json").read_text())["metrics"]
     assert {f"{w}/top1@3" for w in ("clean", "contrast/1", "contrast/2", "contrast/mean", "fog/2", "mean")} <= set(
@@ -243,7 +244,7 @@ def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, m
     assert [cell.strip() for cell in row.strip("│ ").split("│")][1:] == [
         f"{metrics[f'fog/{level}/top1@3']['value']:.4f}" for level in (1, 2, "mean")
     ]
-    refused = CliRunner().invoke(cli.evalsuite_app, [*line.split(), "--severity", "1-9"])
+    refused = CliRunner().invoke(cli.evalsuite.app, [*line.split(), "--severity", "1-9"])
     assert isinstance(refused.exception, ValueError)
 
 

@@ -16,6 +16,7 @@ from tiny import hash_of, tiny_encoder
 from torchvision.transforms import InterpolationMode, Resize
 
 import cli
+import commands.screen
 import featcache.job
 import featcache.layout
 from featcache import KeptPixels, extract, open_corpus, open_store
@@ -334,7 +335,7 @@ def test_the_command_line_keeps_shows_and_reads_them(make_images, tmp_path, monk
     preprocess = Preprocess(resize=18, crop=16, size=16).to_dict()
     record = {"architecture": "tiny", "embedding_dim": 128, "preprocess": preprocess}
     Path("student/student.json").write_text(json.dumps(record))
-    for screen in (cli.screen, cli.results):
+    for screen in (commands.screen.screen, commands.screen.results):
         monkeypatch.setattr(screen, "width", 400)
 
     def featcache_(line):

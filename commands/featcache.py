@@ -1,0 +1,339 @@
+"""`featcache`: stage one."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from commands.demo import demo
+from commands.screen import (
+    HELP,
+    Device,
+    DeviceOption,
+    Json,
+    StorePath,
+    Workers,
+    bar,
+    counted,
+    make_table,
+    results,
+    rows_and_failed,
+    screen,
+    store_summary,
+    write_json,
+)
+
+app = typer.Typer(help="Stage one: run a frozen teacher once over your images and keep what it saw.", **HELP)
+
+
+class Augment(StrEnum):
+    none, flip, rotate4, rrc = "none", "flip", "rotate4", "rrc"
+
+
+class PixelsFormat(StrEnum):
+    jpeg, raw = "jpeg", "raw"
+
+
+class EncoderPrecision(StrEnum):
+    auto, fp32, bf16, fp16 = "auto", "fp32", "bf16", "fp16"
+
+
+class ExportFormat(StrEnum):
+    npy, parquet, safetensors, clip_retrieval = "npy", "parquet", "safetensors", "clip-retrieval"
+
+
+@app.command()
+def extract(
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS",
+            help="A folder of images (class sub-folders give labels) or its URL, wds:SHARDS.tar, hf:NAME:SPLIT, "
+            "torchvision:NAME:SPLIT, a .csv or .parquet of paths, or digits:train|test.",
+        ),
+    ],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC[,SPEC]",
+            help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH, or MODULE:CALLABLE. "
+            "Several, with commas, make one pass over the images.",
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE[,STORE]",
+            help="Where to: a path or URL for each teacher.",
+            show_default="under $FEATCACHE_HOME, named by content",
+        ),
+    ] = None,
+    views: Annotated[int, typer.Option(min=1, help="Views a sample; view 0 is always the plain one.")] = 1,
+    augment: Annotated[
+        Augment, typer.Option(help="What views 1, 2, … are: mirrored, turned by 90°, or random resized crops.")
+    ] = Augment.none,
+    fields: Annotated[
+        str, typer.Option(help="Comma list of embedding, tokens (of patches), prefix_tokens (class token …), logits.")
+    ] = "embedding",
+    pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="SIZE",
+            help="Keep the images in the store too, shorter side at most SIZE px, for `distill fit` without --corpus.",
+        ),
+    ] = None,
+    pixels_format: Annotated[
+        PixelsFormat, typer.Option(help="How --pixels keeps them: JPEG of quality 95, or exact.")
+    ] = PixelsFormat.jpeg,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a forward pass.", show_default="16 on a CPU, 256 on a GPU")
+    ] = None,
+    workers: Workers = None,
+    device: DeviceOption = Device.auto,
+    precision: Annotated[
+        EncoderPrecision, typer.Option(help="'auto' measures, and takes the fastest that stays faithful to fp32.")
+    ] = EncoderPrecision.auto,
+    max_failures: Annotated[
+        int | None, typer.Option(min=0, help="Stop when more images cannot be read.", show_default="never")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store made from something else.")] = False,
+    to_json: Json = None,
+) -> None:
+    """Embed a corpus. Run it again to resume after an interruption; a finished store is reused.
+
+    [dim]featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out teacher.zarr[/dim]
+    [dim]featcache extract photos/ --teacher timm/vit_small_patch16_224@pool=avg --fields embedding,tokens --pixels 256[/dim]
+    """
+    from featcache import receipts
+
+    teachers, outs = teacher.split(","), out.split(",") if out else None
+    request = {
+        "corpus": corpus, "teachers": teachers, "outs": outs, "views": views, "augment": augment.value,
+        "fields": fields, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
+    }  # fmt: skip
+    known = None if overwrite else receipts.recall(request)
+    if known is not None:
+        _say_extracted(known, None, to_json)
+        return
+    watched = receipts.watch(request)
+
+    import featcache
+
+    encoders, images = [featcache.load_encoder(spec) for spec in teachers], featcache.open_corpus(corpus)
+    described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
+    screen.print(f"{', '.join(described)} · {len(images):,} images × {views} views", highlight=False)
+    last: list[Any] = []
+    with bar("extract", "images") as update:
+
+        def show(at: Any) -> None:
+            last[:] = [at]
+            failed = f" · {at.failed} failed" if at.failed else ""
+            update(at.done, at.rows, f"{at.images_per_second:,.0f} images/s{failed}")
+
+        stores = featcache.extract_all(
+            images, encoders, outs, views=views, augment=augment.value, fields=fields.split(","),
+            pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
+            batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
+            max_failures=max_failures, overwrite=overwrite, announce=_announce, progress=show,
+        )  # fmt: skip
+    summaries = [{"store": str(store.path), "reused": not last, **store_summary(store)} for store in stores]
+    receipts.remember(watched, summaries)
+    _say_extracted(summaries, last[0] if last else None, to_json)
+
+
+def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, to_json: str | None) -> None:
+    """What became of each store, and where the time went if there was anything `at` all to do."""
+    summary: dict[str, Any] = {"command": "extract"} | (summaries[0] if len(summaries) == 1 else {"stores": summaries})
+    for made in summaries:
+        done, rest = ("reused", ", nothing to compute") if at is None else ("sealed", "")
+        rows = counted(made["rows"], made["failed"])
+        screen.print(f"[green]{done}[/] {made['store']}: {rows}{rest} · {made['extraction']['precision']}")
+    if at is not None:
+        spent = max(at.wait + at.encode + at.write, 1e-9)  # zero where only left-over files had to go
+        shares = {name: getattr(at, name) / spent for name in ("wait", "encode", "write")}
+        where = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        screen.print(f"{at.images_per_second:,.0f} images/s ({where})")
+        summary |= {
+            "resumed_rows": at.resumed,
+            "reused_rows": at.reused,
+            "images_per_second": at.images_per_second,
+            "time_shares": shares,
+        }
+        if at.resumed:
+            screen.print(f"resumed: {at.resumed:,} rows were already done")
+        if at.reused:
+            screen.print(f"reused: {at.reused:,} rows whose images other stores had already seen")
+    write_json(summary, to_json)
+
+
+def _announce(plan: Any) -> None:
+    """The preflight: what will be written, where, and how long it may take."""
+    where = ", ".join(str(store.path) for store in plan.stores)
+    screen.print(
+        f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {where} "
+        f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {plan.samples_per_second:,.0f} rows/s",
+        highlight=False,
+    )
+
+
+@app.command()
+def info(store: StorePath, to_json: Json = None) -> None:
+    """What a store holds, who made it, and which images failed."""
+    from featcache.store import FeatureStore
+
+    opened = FeatureStore(store)
+    summary = {
+        "command": "info",
+        "store": str(store),
+        "sealed": opened.sealed,
+        **store_summary(opened),
+        "manifest": opened.manifest,
+    }
+    if to_json != "-":
+        manifest, table = opened.manifest, make_table(str(store), "", "")
+        state = (
+            "sealed"
+            if opened.sealed
+            else f"[yellow]unfinished: {len(opened.pending_chunks())} of {opened.chunks} chunks pending[/]"
+        )
+        for name, value in (
+            ("state", state),
+            ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
+            ("corpus", str(manifest["corpus"]["spec"])),
+            ("rows", rows_and_failed(opened)),
+            ("classes", str(len(opened.class_names or []))),
+            ("views", " ".join(f"{k}={v}" for k, v in manifest["views"].items() if k != "parameters")),
+            ("output", str(manifest["encoder"].get("output", ""))),
+            ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))})" for k, v in manifest["fields"].items())),
+            ("pixels", "{size} px, {format}".format(**manifest["pixels"]) if manifest.get("pixels") else "not kept"),
+            ("preprocess", " ".join(f"{k}={v}" for k, v in manifest["encoder"]["preprocess"].items())),
+            ("extraction", " ".join(f"{k}={v}" for k, v in manifest.get("extraction", {}).items())),
+            ("size", f"{opened.size_bytes / 1e6:,.1f} MB"),
+        ):
+            table.add_row(name, value)
+        results.print(table)
+        for sample_id, reason in opened.reasons.items():
+            results.print(f"[red]failed[/] {sample_id}: {reason}", highlight=False, soft_wrap=True)
+    write_json(summary, to_json)
+
+
+@app.command()
+def verify(store: StorePath, to_json: Json = None) -> None:
+    """Read every byte of a store and name whatever is damaged, missing or left over."""
+    from featcache.receipts import void
+    from featcache.store import FeatureStore
+
+    try:
+        opened = FeatureStore(store)
+    except ValueError:
+        void(store)
+        raise
+    problems = opened.verify()
+    if problems:
+        void(store)
+    if not opened.sealed:
+        problems.append("extraction has not finished; run the same `featcache extract` command again")
+    write_json({"command": "verify", "store": str(store), "problems": problems}, to_json)
+    for problem in problems:
+        screen.print(f"[red]{store}[/]: {problem}", highlight=False)
+    if problems:
+        raise typer.Exit(1)
+    screen.print(f"[green]whole[/] {store}: {rows_and_failed(opened)}")
+
+
+@app.command()
+def export(
+    store: StorePath,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The file or folder to write; must not exist.")],
+    format: Annotated[ExportFormat, typer.Option(help="One file, or for npy and clip-retrieval a folder.")],
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="clip-retrieval: keep the embeddings' lengths instead of making them 1.")
+    ] = False,
+    to_json: Json = None,
+) -> None:
+    """Write a store as files that other programs read. `featcache import` brings it back, bit for bit.
+
+    [dim]featcache export teacher.zarr teacher.parquet --format parquet[/dim]
+    """
+    from featcache.interchange import export_store
+
+    with bar("export", "rows") as update:
+        exported = export_store(store, out, format.value, as_is=as_is, progress=update)
+    left_out = f"; [yellow]left out: {', '.join(exported.left_out)}[/]" if exported.left_out else ""
+    screen.print(f"[green]exported[/] {out}: {exported.rows:,} rows as {format.value}{left_out}")
+    summary = {"store": str(store), "out": str(out), "format": format.value, "rows": exported.rows}
+    write_json({"command": "export", **summary, "left_out": exported.left_out}, to_json)
+
+
+@app.command("import")
+def import_(
+    src: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="An export, a .npy, .parquet or .safetensors, or a clip-retrieval folder."),
+    ],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="The store to make; must not exist.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The model that made them. Stores compare only when theirs is the same.",
+            show_default="an export says it itself",
+        ),
+    ] = None,
+    to_json: Json = None,
+) -> None:
+    """Make a store from an export, or from embeddings that another program made.
+
+    [dim]featcache import embeddings.npy bank.zarr --encoder open_clip/ViT-B-32:laion2b_s34b_b79k[/dim]
+    """
+    from featcache.interchange import import_store
+
+    with bar("import", "rows") as update:
+        made = import_store(src, store, encoder_name=encoder, progress=update)
+    screen.print(f"[green]sealed[/] {store}: {rows_and_failed(made)} × {made.embedding_dim}-d of {made.encoder_name}")
+    if made.encoder_name == "imported":
+        screen.print("its encoder has no name: it compares with no other store; import both under one --encoder NAME")
+    write_json({"command": "import", "source": str(src), "store": str(store), **store_summary(made)}, to_json)
+
+
+@app.command()
+def ls(to_json: Json = None) -> None:
+    """The stores there are: those under $FEATCACHE_HOME, and any other that was made here."""
+    from featcache.cache import known_stores
+    from featcache.store import FeatureStore
+
+    listed: list[dict[str, Any]] = []
+    for path in known_stores():
+        try:
+            listed.append({"store": str(path), "sealed": (store := FeatureStore(path)).sealed, **store_summary(store)})
+        except ConnectionError as error:
+            listed.append({"store": str(path), "error": str(error), "state": "unreachable"})
+        except (ValueError, OSError) as error:
+            listed.append({"store": str(path), "error": str(error), "state": "damaged"})
+    if to_json != "-":
+        table = make_table("", "store", "encoder", "corpus", "rows", "state")
+        for item in listed:
+            state = item.get("state") or ("sealed" if item["sealed"] else "unfinished")
+            table.add_row(item["store"], item.get("encoder"), item.get("corpus"), f"{item.get('rows', 0):,}", state)
+        results.print(table)
+    write_json({"command": "ls", "stores": listed}, to_json)
+
+
+@app.command()
+def rm(store: StorePath) -> None:
+    """Delete a store, and nothing that is not one."""
+    from featcache.cache import forget
+    from featcache.receipts import void
+    from featcache.store import FeatureStore
+
+    opened = FeatureStore(store)
+    forget(opened)
+    void(store)
+    opened.remove()
+    Path(f"{opened.path}.lock").unlink(missing_ok=True)
+    screen.print(f"removed {store}")
+
+
+app.command()(demo)

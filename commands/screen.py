@@ -1,0 +1,146 @@
+"""What all commands share: the consoles, common options, progress, tables, and how a command ends."""
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+# Without emoji: corrupted:fog:3 is a corpus, and :fog: no picture.
+screen = Console(stderr=True, soft_wrap=True, emoji=False)  # progress and remarks, never wrapped; results go to stdout
+results = Console(emoji=False)
+
+HELP: dict[str, Any] = {
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "rich_markup_mode": "rich",
+}
+
+
+class Device(StrEnum):
+    auto, cpu, cuda = "auto", "cpu", "cuda"
+
+
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="PATH|-", help="Also write a machine-readable summary ('-': to stdout).")
+]
+DeviceOption = Annotated[Device, typer.Option(help="'auto' takes a GPU when there is one.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Threads that read, decode and resize.", show_default="one a core")
+]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A feature store (…​.zarr), or its URL.")]
+"""Paths that may be URLs are strings: pathlib would make s3:/bucket of s3://bucket."""
+
+
+@contextmanager
+def bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Progress with count, elapsed time and ETA; yields update(done, total, remark, description).
+
+    A live bar on a terminal; elsewhere (a log file, a cluster) a line every 30 seconds.
+    """
+    began = said = time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[remark]}"),
+    )
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    ) as progress:
+        task = progress.add_task(description, total=None, remark="")
+
+        def update(done: int, total: int, remark: str = "", now: str = description) -> None:
+            nonlocal said
+            progress.update(task, completed=done, total=total, remark=remark, description=now)
+            if not screen.is_terminal and time.monotonic() - said > 30:
+                said = time.monotonic()
+                eta = (said - began) * (total - done) / max(done, 1)
+                screen.print(f"{now} {done:,}/{total:,} {unit} · {remark} · ETA {eta:,.0f} s", highlight=False)
+
+        yield update
+
+
+def make_table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 or len(columns) == 2 else "right", overflow="fold")
+    return table
+
+
+def rows_and_failed(store: Any) -> str:
+    return counted(len(store), len(store.failed))
+
+
+def counted(rows: int, failed: int) -> str:
+    return f"{rows:,} rows" + (f", [yellow]{failed:,} failed[/] (`featcache info` lists them)" if failed else "")
+
+
+def store_summary(store: Any) -> dict[str, Any]:
+    counts = {"rows": len(store), "ok": len(store.ok), "failed": len(store.failed), "reasons": store.reasons}
+    return {
+        **counts,
+        "corpus": store.manifest["corpus"]["spec"],
+        "encoder": store.encoder_name,
+        "fingerprint": store.fingerprint,
+        "extraction": store.manifest.get("extraction", {}),
+    }
+
+
+def write_json(summary: dict[str, Any], to: str | None) -> None:
+    text = json.dumps(summary, indent=2, ensure_ascii=False)
+    if to == "-":
+        print(text)
+    elif to:
+        Path(to).parent.mkdir(parents=True, exist_ok=True)
+        Path(to).write_text(text + "\n")
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"
+
+
+def run(app: typer.Typer) -> None:
+    """Exit code 0 ok · 1 the run failed · 2 wrong usage; one line instead of a traceback, and for a warning."""
+    warnings.formatwarning = _one_line
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=screen, show_path=False, show_time=False)],
+    )
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("FEATCACHE_DEBUG"):
+            raise
+        said = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
+        screen.print(f"[red]error:[/] {escape(said)}", highlight=False)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+    except KeyboardInterrupt:
+        screen.print(
+            "interrupted; what is done is kept, the same command (`distill fit`: with --resume) goes on from there"
+        )
+        sys.exit(130)
