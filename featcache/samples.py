@@ -118,7 +118,7 @@ def bursts(function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecu
         results = list(pool.map(function, burst))
         wall, busy = time.perf_counter() - wall, time.process_time() - busy
         yield from results
-        if busy < wall / 2:
+        if busy < wall / 4:
             yield from prefetch(function, items, pool, ahead)
 
 
