@@ -79,6 +79,7 @@ def main() -> None:
                 began = time.perf_counter(), time.process_time()
                 found[name] = side()
                 taken[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+                print(f"{name}: {taken[name][-1][1]:.1f} s of the processor", flush=True)
         ours_s = np.median(taken["ten detectors"], axis=0)
         for name, seconds in taken.items():
             wall, busy = np.median(seconds, axis=0)
