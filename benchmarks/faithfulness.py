@@ -2,8 +2,8 @@
 
 Teacher EfficientNet-Lite0; student `tiny`; trained on the 10,000 images of one CIFAR-10 shard and their mirror images
 (replayed, with the teacher's features of those very pixels); tested on 5,000 held-out ones. OOD: 5,000 Tiny-ImageNet
-photographs at 32 px (near) and 250 full-size ImageNet photographs (far). Prints a Markdown table, mean ± sd over seeds.
-Interrupted, it goes on where it was. A recipe is a method, with options after colons. With --tiles, students also train
+photographs at 32 px (near), 250 full-size ImageNet photographs and 450 scans of digits (far). Prints a Markdown table,
+mean ± sd over seeds. Interrupted, it goes on where it was. A recipe is a method, with options after colons. With --tiles, students also train
 on pieces of the photographs: then the far set is not held out.
 
     python benchmarks/faithfulness.py --epochs 8 --seeds 0,1,2
@@ -25,7 +25,10 @@ METRICS = {
     "near AUROC (k = 1)": "knn:k=1/near/tin/auroc",
     "near AUROC (k = 50)": "knn:k=50/near/tin/auroc",
     "far AUROC (k = 50)": "knn:k=50/far/photographs/auroc",
+    "digits AUROC (k = 50)": "knn:k=50/far/digits/auroc",
     "Gram correlation": "gram_pearson",
+    "Gram, training images": "train/gram_pearson",
+    "Gram, near set": "tin/gram_pearson",
     "mutual kNN@10": "mutual_knn@10",
     "CKA (debiased, unit rows)": "cka_debiased_unit",
 }
@@ -75,21 +78,22 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(mean_sd(values) for values in cells) + " |")
 
 
-def unpack(options: argparse.Namespace) -> dict[str, Path]:
-    """Folders of images, by the part they play."""
+def unpack(options: argparse.Namespace) -> dict[str, Path | str]:
+    """Corpora, by the part they play."""
     data, work = options.data, options.work
     return {
         "train": unpacked("cifar10-train-0", data, work),
         "test": unpacked("cifar10-test-half", data, work),
         "tin": resized(unpacked("tiny-imagenet-val-half", data, work), 32),
         "far": unpacked("imagenet-samples-250", data, work),
+        "digits": "digits:test",
     }
 
 
-def stores(work: Path, images: dict[str, Path], name: str, encoder: str) -> dict[str, featcache.FeatureStore]:
+def stores(work: Path, images: dict[str, Path | str], name: str, encoder: str) -> dict[str, featcache.FeatureStore]:
     return {
-        part: featcache.extract(str(folder), encoder, work / "stores" / f"{name}-{part}.zarr")
-        for part, folder in images.items()
+        part: featcache.extract(str(corpus), encoder, work / "stores" / f"{name}-{part}.zarr")
+        for part, corpus in images.items()
     }
 
 
@@ -116,12 +120,15 @@ def measure(encoder: dict[str, featcache.FeatureStore], teacher: dict[str, featc
             id_train=encoder["train"],
             id_test=encoder["test"],
             near={"tin": encoder["tin"]},
-            far={"photographs": encoder["far"]},
+            far={"photographs": encoder["far"], "digits": encoder["digits"]},
             detectors=["knn:k=1", "knn:k=50"],
         ),
         evalsuite.fidelity(teacher["test"], encoder["test"]),
     ]
     metrics = {key: metric.value for result in found for key, metric in result.metrics.items()}
+    for part in ("train", "tin"):
+        fidelity = evalsuite.fidelity(teacher[part], encoder[part])
+        metrics[f"{part}/gram_pearson"] = fidelity.metrics["gram_pearson"].value
     return {title: metrics[key] for title, key in METRICS.items()}
 
 
