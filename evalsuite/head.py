@@ -13,14 +13,15 @@ from jaxtyping import Float, Int
 @dataclass(frozen=True)
 class Head:
     """logits = embedding · `weight`ᵀ + `bias`, in float64; `labels` are the classes of the rows of `weight`, as the
-    ID training store numbers them. `name` is the file, for messages; `fingerprint` that of the encoder, None for
-    any."""
+    ID training store numbers them. `class_names` are their names, where known. `name` is the file, for messages;
+    `fingerprint` that of the encoder, None for any."""
 
     weight: Float[np.ndarray, "c d"]
     bias: Float[np.ndarray, " c"]
     labels: Int[np.ndarray, " c"]
     name: str = "head"
     fingerprint: str | None = None
+    class_names: list[str] | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Head:
@@ -36,13 +37,14 @@ class Head:
                 metadata = file.metadata() or {}
                 weight, bias = (file.get_tensor(name).astype(np.float64) for name in ("weight", "bias"))
             labels = np.asarray(json.loads(metadata.get("labels", "null")) or np.arange(len(weight)), np.int64)
+            class_names = json.loads(metadata.get("class_names", "null"))
             if weight.ndim != 2 or not len(weight) == len(bias) == len(labels):
                 raise ValueError(f"weight {weight.shape}, bias {bias.shape}, {len(labels)} labels")
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(
                 f"{path} holds no classifier ({error}); write one with `evalsuite probe … --save {path}`"
             ) from error
-        return cls(weight, bias, labels, str(path), metadata.get("fingerprint"))
+        return cls(weight, bias, labels, str(path), metadata.get("fingerprint"), class_names)
 
     def logits(self, embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
         """(n, classes) float64."""

@@ -96,12 +96,13 @@ def ood(
         scores[key], samples[f"map/{key}"], alike[key] = _scores(fitted, where, each, failures)
     metrics: dict[str, Metric] = {}
     ties: dict[str, dict[str, float]] = {}
+    saturated: dict[str, dict[str, float]] = {}
     for spec in fitted:
         with _lost_alone(spec, failures):
             of_sets = {key: found[spec] for key, found in scores.items()}
             found = measured(of_sets, resamples=resamples, seed=seed)
             metrics |= {f"{spec}/{name}": Metric(value, interval95(drawn)) for name, (value, drawn) in found.items()}
-            ties[spec] = _ties(spec, of_sets, alike)
+            ties[spec], saturated[spec] = _ties(of_sets, alike)
             samples |= {f"score/{spec}/{key}": found for key, found in of_sets.items()}
     samples |= {f"sample_id/{key}": each.sample_ids.astype(np.str_) for key, each in rows.items()}
     failed = {spec: f"{type(error).__name__}: {error}" for spec, error in failures.items()}
@@ -110,6 +111,15 @@ def ood(
         raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
     for spec, reason in failed.items():
         warnings.warn(f"detector {spec} failed and is left out: {reason}", RuntimeWarning, stacklevel=2)
+    for spec, shares in saturated.items():
+        worst = max(shares, key=lambda key: shares[key])
+        if shares[worst] > _MOST_TIED:
+            warnings.warn(
+                f"detector {spec}: scores saturate: {shares[worst]:.0%} of the rows of id_test and {worst} have the "
+                "score of a row with another embedding; believe ap_in and ap_out rather than aupr_in and aupr_out",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     return Result(
         "ood",
@@ -166,21 +176,15 @@ def measured(
     return found
 
 
-def _ties(spec: str, scores: Mapping[str, np.ndarray], alike: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The share of tied scores of each OOD set; warns where rows that differ are tied."""
+def _ties(
+    scores: Mapping[str, np.ndarray], alike: Mapping[str, np.ndarray]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """For each OOD set the share of tied scores, in all and with rows that differ."""
     pools = {
         key: np.concatenate([scores["id_test"], scores[key]]) for key in scores if key.startswith(("near/", "far/"))
     }
-    saturated = {key: tied(pool, np.concatenate([alike["id_test"], alike[key]])) for key, pool in pools.items()}
-    worst = max(saturated, key=lambda key: saturated[key])
-    if saturated[worst] > _MOST_TIED:
-        warnings.warn(
-            f"detector {spec}: scores saturate: {saturated[worst]:.0%} of the rows of id_test and {worst} have the "
-            "score of a row with another embedding; believe ap_in and ap_out rather than aupr_in and aupr_out",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return {key: tied(pool) for key, pool in pools.items()}
+    differing = {key: tied(pool, np.concatenate([alike["id_test"], alike[key]])) for key, pool in pools.items()}
+    return {key: tied(pool) for key, pool in pools.items()}, differing
 
 
 class _Map:

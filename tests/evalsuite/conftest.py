@@ -1,10 +1,11 @@
 """Small stores and arrays shared by the evaluators' tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from featcache.store import FeatureStore, write_store
 
@@ -17,6 +18,14 @@ def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
         return write_store(tmp_path / f"{name}.zarr", embedding, **given)
 
     return make
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """pytorch-ood keeps means and covariances in the default precision: in float32 near ties would flip."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -45,13 +45,6 @@ def data():
     return Data()
 
 
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def energy(logits):
     return -logsumexp(logits, axis=-1)
 

@@ -57,14 +57,6 @@ def data():
     return Data()
 
 
-@pytest.fixture
-def float64():
-    """pytorch-ood keeps means and covariances in the default precision: in float32 near ties would flip."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def unit(x):
     return x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
 

@@ -298,7 +298,7 @@ def real_like(shard, count=3, size=3000):
 def test_shards_at_urls_are_the_same_corpus_as_on_disk(tmp_path, upload, ending):
     urls = [upload(write(tmp_path / "in" / f"s-{shard:02d}{ending}", real_like(shard))) for shard in range(8, 11)]
     local = open_corpus(f"wds:{tmp_path}/in/s-{{08..10}}{ending}")
-    spec = f"wds:{urls[0].replace('08', '{08..10}')}"
+    spec = f"wds:{urls[0].replace('/s-08', '/s-{08..10}')}"
     remote = open_corpus(spec)
     assert remote.spec == spec
     assert remote.ids == local.ids

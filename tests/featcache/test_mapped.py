@@ -5,6 +5,7 @@ import mmap
 import os
 import pickle
 import re
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -177,6 +178,7 @@ def test_files_that_are_replaced_or_removed_stay_readable(written):
 
 def test_a_process_maps_only_so_many_files(written, monkeypatch):
     _, paths = written(PAGE)
+    monkeypatch.setattr(featcache._mapped, "_live", weakref.WeakKeyDictionary())  # not those that other tests left
     monkeypatch.setattr(featcache._mapped, "MOST_MAPS", 2 * CHUNKS)
     kept = [map_chunks(paths, PAGE, (), "uint8") for _ in range(2)]
     assert all(rows is not None for rows in kept)
