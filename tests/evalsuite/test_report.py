@@ -485,6 +485,7 @@ def test_summary_sorts_and_marks_the_best_student(wide: Opened) -> None:
 
 def test_tables_and_figures_can_be_saved(wide: Opened) -> None:
     def saved(part: str, kind: str) -> str:
+        wide.page.wait_for_timeout(110)  # ms: Chromium drops what a page saves beyond ten files a second
         with wide.page.expect_download() as download:
             wide.page.locator(f"#{part} .save button", has_text=kind).first.click()
         return Path(download.value.path()).read_text(encoding="utf-8")
