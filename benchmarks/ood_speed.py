@@ -2,8 +2,8 @@
 
 50,000 training rows, 10,000 ID and 2 × 10,000 OOD rows of 768 dimensions in 100 classes, all sides in turn in one run.
 Ours read stores, fit, score, and compute seven metrics with bootstrap intervals; "no intervals" leaves those out.
-pytorch-ood has the arrays in memory, fits, scores, and computes its metrics. Prints seconds, of the
-clock and of the processor, and the ratios of the latter.
+pytorch-ood has the arrays in memory, fits, scores, and computes its metrics. Prints seconds, of the clock and of the
+processor, the ratios of the latter, and the process's peak memory up to there (Linux).
 
     python benchmarks/ood_speed.py
 
@@ -11,6 +11,7 @@ Needs the dev extra, for pytorch-ood.
 """
 
 import argparse
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -79,7 +80,8 @@ def main() -> None:
                 began = time.perf_counter(), time.process_time()
                 found[name] = side()
                 taken[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
-                print(f"{name}: {taken[name][-1][1]:.1f} s of the processor", flush=True)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                print(f"{name}: {taken[name][-1][1]:.1f} s of the processor; peak so far {peak:.1f} GiB", flush=True)
         ours_s = np.median(taken["ten detectors"], axis=0)
         for name, seconds in taken.items():
             wall, busy = np.median(seconds, axis=0)

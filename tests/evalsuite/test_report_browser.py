@@ -1,0 +1,226 @@
+"""The report in headless Chromium."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from report_cases import BREAKOUT, FORMULA, HOSTILE, compare_result, knn_result, ood_result, study
+
+from evalsuite import Result, report
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page in the browser; whatever goes wrong in it, or is asked for from elsewhere, is in `wrong`."""
+
+    def __init__(self, browser, path: Path, width: int = 1280, colours: str = "light") -> None:
+        self.wrong: list[str] = []
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
+        self.page.on("console", lambda message: self.wrong.append(f"console: {message.text}"))
+        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        self.page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.route("**/*", lambda route: self._route(route, path.as_uri()))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_function("document.querySelectorAll('details').length > 0")
+
+    def _route(self, route, own: str) -> None:
+        if route.request.url == own:
+            route.continue_()
+        else:
+            self.wrong.append(f"asked for {route.request.url}")
+            route.abort()
+
+
+@pytest.fixture(scope="module")
+def page_of_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(study(), tmp_path_factory.mktemp("report") / "report.html", title=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def wide(chromium, page_of_study: Path) -> Iterator[Opened]:
+    opened = Opened(chromium, page_of_study)
+    yield opened
+    assert opened.wrong == []
+    opened.page.close()
+
+
+def test_every_value_is_on_the_page(wide: Opened) -> None:
+    columns = ["vit", "script><!--", HOSTILE]
+    cells = wide.page.evaluate("""() => {
+      const table = document.getElementById("metrics-table");
+      const heads = [...table.tHead.rows[0].cells].slice(1).map((cell) => cell.textContent);
+      return [...table.tBodies[0].rows].flatMap((row) => [...row.cells].slice(1).map((cell, n) =>
+        [row.cells[0].textContent, heads[n], [...cell.querySelectorAll("data")].map((each) => each.value)]));
+    }""")
+    shown = {(metric, encoder): [float(value) for value in values] for metric, encoder, values in cells if values}
+    encoder_of = {"f0": columns[0], "f1": columns[1], "f2": columns[2]}
+    expected = {}
+    for result in study()[:-1]:
+        first = result.inputs.get("student") or result.inputs.get("query") or result.inputs.get("id_test")
+        fingerprint = (first or result.inputs["bank"])["fingerprint"]
+        expected |= {(name, encoder_of[fingerprint]): [metric.value] for name, metric in result.metrics.items()}
+    assert shown == expected
+    compared = wide.page.eval_on_selector_all("#comparisons data", "all => all.map(each => Number(each.value))")
+    assert compared == [0.5, 0.625, 0.125]
+
+
+def test_every_part_is_drawn(wide: Opened) -> None:
+    parts = wide.page.eval_on_selector_all("main > section", "all => all.map(each => each.id)")
+    assert parts == [
+        *("summary", "tradeoff", "ood", "scores", "roc", "robustness", "map", "comparisons", "metrics", "provenance")
+    ]
+    empty = wide.page.eval_on_selector_all(
+        ".plot", "all => all.filter(each => !each.querySelector('svg, canvas')).length"
+    )
+    assert empty == 0
+    assert wide.page.locator("#scores .plot").count() == 3
+    assert wide.page.locator("#robustness .plot").count() == 4
+    inks = wide.page.evaluate("""() => { const canvas = document.querySelector("#map canvas");
+      const bytes = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      return bytes.filter((byte, n) => n % 4 === 3 && byte).length; }""")
+    assert inks > 1000, "the map shows its points"
+
+
+def test_hostile_names_are_text(wide: Opened) -> None:
+    assert wide.page.locator("img, b, iframe, object, embed").count() == 0
+    assert wide.page.locator("script").count() == 2
+    assert wide.page.locator("h1").inner_text() == HOSTILE
+    assert HOSTILE in wide.page.locator("#summary-table").inner_text()
+    assert BREAKOUT in wide.page.locator("#metrics-table").text_content()
+    handlers = "all => all.flatMap(each => each.getAttributeNames()).filter(name => name.startsWith('on'))"
+    assert wide.page.eval_on_selector_all("*", handlers) == []
+    assert wide.page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';"
+        " document.body.append(s); s.remove(); return window.ran === undefined; }"
+    ), "the policy stops scripts that come later"
+    assert "Content Security Policy" in wide.wrong.pop()
+
+
+def test_summary_sorts_and_marks_the_best_student(wide: Opened) -> None:
+    head = wide.page.locator('#summary-table th[data-metric="top1@20"]')
+
+    def values() -> list[float]:
+        column = "all => all.map(row => Number(row.cells[1].querySelector('data').value))"
+        return wide.page.eval_on_selector_all("#summary-table tbody tr", column)
+
+    assert head.get_attribute("aria-sort") == "none"
+    head.locator("button").click()
+    assert (values(), head.get_attribute("aria-sort")) == (sorted(values(), reverse=True), "descending")
+    wide.page.keyboard.press("Enter")  # the button keeps the focus
+    assert (values(), head.get_attribute("aria-sort")) == (sorted(values()), "ascending")
+    best = wide.page.locator("#summary-table td:nth-child(2).best")
+    assert float(best.locator("data").get_attribute("value")) == 0.8, "the teacher's 0.9 is no student's"
+    assert "−10.0 pp" in best.inner_text()
+    assert "79.0–81.0 %" in best.inner_text()
+
+
+def test_tables_and_figures_can_be_saved(wide: Opened) -> None:
+    def saved(part: str, kind: str) -> str:
+        wide.page.wait_for_timeout(110)  # ms: Chromium drops what a page saves beyond ten files a second
+        with wide.page.expect_download() as download:
+            wide.page.locator(f"#{part} .save button", has_text=kind).first.click()
+        return Path(download.value.path()).read_text(encoding="utf-8")
+
+    rows = list(csv.DictReader(saved("metrics", "CSV").splitlines()))
+    assert len(rows) == sum(len(result.metrics) for result in study())
+    assert {"encoder": "vit", "metric": "top1@20", "value": "0.9"}.items() <= rows[0].items()
+    assert json.loads(saved("metrics", "JSON"))[0]["ci95_low"] == study()[0].metrics["top1@20"].ci95[0]  # type: ignore[index]
+    scores = list(csv.DictReader(saved("scores", "CSV").splitlines()))
+    assert sum(int(row["count"]) for row in scores if row["group"] == "id") == 300
+    assert next(row["set"] for row in scores if row["group"] == "near") == f"'{FORMULA}", "no formula for spreadsheets"
+    curve = json.loads(saved("roc", "JSON"))
+    assert (curve[0]["id_flagged"], curve[0]["ood_flagged"]) == (0, 0)
+    for part in ("summary", "tradeoff", "ood", "robustness", "map", "comparisons", "provenance"):
+        table = json.loads(saved(part, "JSON"))
+        assert table
+        read = list(csv.reader(saved(part, "CSV").splitlines()))
+        assert read[0] == list(table[0])
+        assert len(read) == len(table) + 1
+
+
+def test_values_are_read_by_pointer_and_by_keys(wide: Opened) -> None:
+    for part in ("tradeoff", "ood", "scores", "roc", "robustness", "map"):
+        drawn = wide.page.locator(f"#{part} .plot").first
+        drawn.focus()
+        wide.page.keyboard.press("ArrowRight")
+        assert wide.page.locator("#tip").is_visible()
+        assert wide.page.locator("#said").inner_text().strip()
+        box, ring = drawn.bounding_box(), drawn.locator(".ring")
+        x, y = (float(ring.get_attribute(name)) for name in ("cx", "cy"))
+        wide.page.keyboard.press("Escape")
+        assert wide.page.locator("#tip").is_hidden()
+        wide.page.mouse.move(box["x"] + x, box["y"] + y)
+        assert wide.page.locator("#tip").is_visible()
+
+
+def test_controls_change_what_is_drawn(wide: Opened) -> None:
+    wide.page.locator("#ood select").nth(1).select_option(label="near-OOD, full spectrum, mean of sets")
+    assert wide.page.locator("#ood .plot path").count() == 3
+    figure = wide.page.locator("#roc .plot path").first
+    before = figure.get_attribute("d")
+    wide.page.locator("#roc select").first.select_option(HOSTILE)
+    assert figure.get_attribute("d") != before
+    assert wide.page.locator("#roc .plot path").count() == 3
+    wide.page.locator("#roc .legend button").first.click()
+    assert wide.page.locator("#roc .plot path").count() == 2
+    assert wide.page.locator("#metrics-table th", has_text="per_class").is_hidden()
+    wide.page.get_by_label("single classes too").check()
+    assert wide.page.locator("#metrics-table th", has_text="per_class").is_visible()
+    wide.page.locator("#metrics input[type=search]").fill("knn far fpr95_id")
+    shown = wide.page.locator("#metrics-table tbody tr:visible th").all_inner_texts()
+    assert shown
+    assert all("far" in name and "fpr95_id" in name for name in shown)
+    wide.page.locator("#metrics input[type=search]").fill("")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_a_phone_shows_it_without_scrolling_sideways(chromium, page_of_study: Path, colours: str) -> None:
+    opened = Opened(chromium, page_of_study, 375, colours)
+    page = opened.page
+    page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    page.evaluate("scrollTo(50, 0)")
+    assert page.evaluate("scrollX") == 0
+
+    def background() -> int:
+        return sum(
+            int(x) for x in page.evaluate("getComputedStyle(document.documentElement).backgroundColor")[4:-1].split(",")
+        )
+
+    dark = background() < 200
+    assert dark == (colours == "dark")
+    page.get_by_role("button", name="Light" if dark else "Dark").click()
+    assert (background() < 200) != dark
+    page.get_by_role("button", name="Auto").click()
+    assert (background() < 200) == dark
+    assert opened.wrong == []
+    page.close()
+
+
+def test_results_without_samples_make_a_page(chromium, tmp_path: Path) -> None:
+    bare = ood_result("f", "vit")
+    bare.samples = {}
+    path = report([bare, knn_result("f", "vit", 0.5)], tmp_path / "r.html")
+    opened = Opened(chromium, path)
+    parts = opened.page.eval_on_selector_all("main > section", "all => all.map(each => each.id)")
+    assert parts == ["summary", "ood", "metrics", "provenance"]
+    opened.page.close()
+    nothing = Opened(chromium, report([Result("knn", {}, {}, {})], tmp_path / "n.html"))
+    only = Opened(chromium, report([compare_result()], tmp_path / "c.html"))
+    assert (opened.wrong, nothing.wrong, only.wrong) == ([], [], [])
+    nothing.page.close()
+    only.page.close()
