@@ -224,6 +224,7 @@ def robustness(
     ] = None,
     workers: Workers = None,
     device: DeviceOption = Device.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all stores in --out anew.")] = False,
     seed: Annotated[int, typer.Option(help="Of the intervals, and where --pgd starts.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -239,7 +240,7 @@ def robustness(
             encoder, corpus, bank, out, corruptions=corruptions if corruptions == "all" else corruptions.split(","),
             severities=_range(severity, "--severity"), size=size, k=k, near=sets["near"], far=sets["far"],
             detectors=detector or ["knn"], head=head, pgd=_numbers(pgd, "--pgd") if pgd else (), pgd_steps=pgd_steps,
-            reference=reference, workers=workers, device=device.value, seed=seed, progress=update,
+            reference=reference, workers=workers, device=device.value, overwrite=overwrite, seed=seed, progress=update,
         )  # fmt: skip
     _show(result, to_json)
 

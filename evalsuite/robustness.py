@@ -50,6 +50,7 @@ def robustness(
     workers: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    overwrite: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Result:
     """How well `encoder` still labels, and tells from OOD, the images of `corpus` once they are corrupted.
@@ -76,8 +77,8 @@ def robustness(
       `evalsuite/_adversarial.py`. It is measured anew in every run, `batch_size` images at a time.
 
     Rows that fail are left out and counted: an image with a side under 32 px cannot be corrupted. `progress` is called
-    with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device` and `precision` are
-    `featcache.extract`'s; the clean store's precision serves all.
+    with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device`, `precision` and
+    `overwrite` are `featcache.extract`'s; the clean store's precision serves all.
 
     Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled, `bank` or an OOD
     store another encoder's, k larger than the bank, an OOD set misnamed, the reference of something else, or `pgd` given
@@ -127,9 +128,15 @@ def robustness(
             workers=workers,
             device=device,
             precision=precision,
+            overwrite=overwrite,
             progress=lambda at: progress(before + at.done, total, where) if progress else None,
         )
 
+    paths = {where: f"{folder}/{where.replace('/', '-')}@{size}.zarr" for where in corrupted}
+    if not (overwrite or _sealed(f"{folder}/{CLEAN}.zarr")):
+        for where, path in paths.items():  # corrupted images without clean ones may be of other images than now
+            if _sealed(path):
+                extracted(where, path, precision)
     clean = extracted(CLEAN, f"{folder}/{CLEAN}.zarr", precision)
     digest = clean.manifest["corpus"]["digest"]
     if reference is not None and reference.inputs["corpus"]["digest"] != digest:
@@ -141,8 +148,8 @@ def robustness(
     for where in images:
         store = clean
         if where != CLEAN:
-            path = f"{folder}/{where.replace('/', '-')}@{size}.zarr"
-            store = _finished(path, clean) or extracted(where, path, clean.manifest["extraction"]["precision"])
+            finished = None if overwrite else _finished(paths[where], clean)
+            store = finished or extracted(where, paths[where], clean.manifest["extraction"]["precision"])
         votes = knn(bank, store, [k], temperature, resamples=resamples, seed=seed)
         measured[where] = _Measured(votes, top1, sets.measure(store, resamples, seed))
         inputs[where] = votes.inputs["query"]
@@ -270,22 +277,28 @@ class _OodSets:
         return {spec: np.concatenate(of) for spec, of in parts.items()}
 
 
+def _sealed(path: str) -> bool:
+    from featcache.files import files_at
+    from featcache.store import FeatureStore
+
+    return files_at(path).exists() and FeatureStore(path).sealed
+
+
 def _finished(path: str, clean: FeatureStore) -> FeatureStore | None:
     """The store at `path` if an earlier run finished it.
 
     `clean` has just been found to be of the images as they are now, and was there before any corrupted store: so the
     images need not be corrupted again to know that nothing has changed.
     """
-    from featcache.files import files_at
     from featcache.store import FeatureStore
 
-    if not files_at(path).exists():
+    if not _sealed(path):
         return None
     store = FeatureStore(path)
     same = store.fingerprint == clean.fingerprint and all(
         store.manifest["corpus"][key] == clean.manifest["corpus"][key] for key in ("rows", "digest")
     )
-    whole = same and store.sealed and set(store.manifest["fields"]) == set(clean.manifest["fields"])
+    whole = same and set(store.manifest["fields"]) == set(clean.manifest["fields"])
     return store if whole and not store.verify() else None
 
 

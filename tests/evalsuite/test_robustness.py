@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -140,6 +141,11 @@ def test_changed_images_are_noticed(given):
     Image.new("RGB", (40, 34)).save(changed)
     with pytest.raises(ValueError, match=r"clean\.zarr: 1 images have changed since"):
         robustness(**given)
+    shutil.rmtree(given["out"] / "clean.zarr")
+    with pytest.raises(ValueError, match=r"contrast-1@256\.zarr: 1 images have changed since"):
+        robustness(**given)
+    found = robustness(**given, overwrite=True)
+    assert found.metrics == robustness(**given | {"out": f"{given['out']}-2"}).metrics
 
 
 def test_images_that_are_too_small_are_left_out_and_counted(given):
