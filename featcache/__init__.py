@@ -9,13 +9,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featcache.arrays import write_store
     from featcache.corpus import Corpus, open_corpus
     from featcache.encoder import Encoder, load_encoder
     from featcache.extract import extract, extract_all
     from featcache.interchange import export_store, import_store
     from featcache.pixels import KeptPixels
     from featcache.preprocess import Preprocess
-    from featcache.store import FeatureStore, open_store, write_store
+    from featcache.store import FeatureStore, open_store
     from featcache.views import Views
 
 __all__ = [
@@ -49,7 +50,7 @@ _MODULE_OF = {
     "load_encoder": "encoder",
     "open_corpus": "corpus",
     "open_store": "store",
-    "write_store": "store",
+    "write_store": "arrays",
 }
 
 

@@ -61,3 +61,8 @@ def wide_chunk_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
     if manifest.get("pixels"):
         row_bytes[PIXELS] = KeptPixels(**manifest["pixels"]).typical_bytes
     return {name: min(unit, chunk_rows(width, rows)) for name, width in row_bytes.items()}
+
+
+def chunk_name(layout: Mapping[str, ArrayLayout], name: str, chunk: int) -> str:
+    """The file that holds a chunk of an array, relative to the store."""
+    return "/".join([name, "c", str(chunk), *["0"] * len(layout[name].tail)])

@@ -14,25 +14,23 @@ anything else.
 """
 
 import contextlib
-import hashlib
-import itertools
 import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from jaxtyping import Int64, Shaped
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning
 
-from featcache._mapped import map_chunks, release_pages
+from featcache._integrity import METADATA, UNFINISHED, UNSEALED, digest_of, find_damage
+from featcache._rows import MappedRows
 from featcache._sync import sync_directory, sync_file, sync_tree
 from featcache.files import files_at
 from featcache.layout import (
@@ -40,17 +38,12 @@ from featcache.layout import (
     FAILED,
     FORMAT,
     OK,
-    PIXELS,
     STATE,
     ArrayLayout,
     array_layout,
-    chunk_rows,
+    chunk_name,
     wide_chunk_rows,
 )
-from featcache.views import PARAMETERS
-
-METADATA, UNFINISHED = "zarr.json", "unfinished.npz"
-UNSEALED = "0" * 32
 
 
 def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
@@ -245,32 +238,18 @@ class FeatureStore:
             rows.min() >= 0 and rows.max() < len(self) and view.min() >= 0 and view.max() < self.views
         ):
             raise IndexError(f"{self.path}: row or view out of range ({len(self)} rows, {self.views} views)")
-        if (whole := self._whole(field)) is not None:
-            return whole.reshape(-1, *whole.shape[2:]).take(rows * self.views + view, axis=0)
-        order = np.argsort(rows, kind="stable")
-        chunk, offset = np.divmod(rows[order], self.layout[field].chunk_rows)
-        offset = offset * self.views + view[order]
-        starts = np.flatnonzero(np.r_[True, chunk[1:] != chunk[:-1]]) if rows.size else np.empty(0, np.int64)
-        self._files.fetch_all(self._chunk_name(field, int(chunk[start])) for start in starts)
-        gathered = np.empty((len(rows), *self.manifest["fields"][field]), np.float16)
-        for start, stop in itertools.pairwise([*starts.tolist(), len(order)]):
-            every_view = self._mapped(field, int(chunk[start])).reshape(-1, *gathered.shape[1:])
-            gathered[order[start:stop]] = every_view.take(offset[start:stop], axis=0)
-        return gathered
+        return self._rows.gather(rows, field, view)
 
     def gather_portable(self, rows: Sequence[int] | np.ndarray, field: str = "embedding", view: int = 0) -> np.ndarray:
         """`gather` through zarr's own indexing, checksums verified: the reference that `gather` must equal."""
         rows = np.asarray(rows, np.int64)
         chunks = np.unique(rows // self.layout[field].chunk_rows).tolist()
-        self._files.fetch_all(self._chunk_name(field, chunk) for chunk in chunks)
+        self._files.fetch_all(chunk_name(self.layout, field, chunk) for chunk in chunks)
         return np.asarray(self._array(field).oindex[rows, view])
 
     def row(self, name: str, row: int) -> np.ndarray:
         """One row of any array of fixed width: "content" (16,), "view" (V, P), or a feature (V, D)."""
-        if (whole := self._whole(name)) is not None:
-            return whole[row]
-        chunk, offset = divmod(row, self.layout[name].chunk_rows)
-        return np.asarray(self._mapped(name, chunk)[offset])
+        return self._rows.row(name, row)
 
     def pixels(self, row: int) -> bytes:
         """The kept image of one row, an encoded file; b"" where the image could not be read.
@@ -280,65 +259,22 @@ class FeatureStore:
         """
         if not self.manifest.get("pixels"):
             raise ValueError(f"{self.path}: keeps no images; extract with --pixels SIZE")
-        chunk, item = divmod(row, self.layout[PIXELS].chunk_rows)
-        start, stop = self._starts(chunk)[item : item + 2].tolist()
-        return self._packed(chunk)[start + 4 : stop].tobytes()
-
-    def _map_packed(self, chunk: int) -> np.ndarray:
-        """A chunk of variable-length bytes: a count, then (length, bytes)…"""
-        return np.asarray(np.memmap(self._chunk_path(PIXELS, chunk), np.uint8, mode="r"))
-
-    def _find_starts(self, chunk: int) -> np.ndarray:
-        """Where each item's length stands in `_map_packed`, and the end of the last item."""
-        packed, starts = self._packed(chunk), [4]
-        for _ in range(int(packed[:4].view("<u4")[0])):
-            starts.append(starts[-1] + 4 + int.from_bytes(packed[starts[-1] : starts[-1] + 4].tobytes(), "little"))
-        return np.array(starts)
-
-    def _whole(self, name: str) -> np.ndarray | None:
-        """All rows of an array of fixed width as one map; None where only single chunks can be mapped."""
-        if name not in self._wholes and self.sealed:
-            tail, dtype, per_chunk = self.layout[name]
-            paths = [self._root / self._chunk_name(name, chunk) for chunk in range(-(-len(self) // per_chunk))]
-            self._wholes[name] = map_chunks(paths, per_chunk, tail, dtype)
-        return self._wholes.get(name)
-
-    @cached_property
-    def _wholes(self) -> dict[str, np.ndarray | None]:
-        return {}
+        return self._rows.pixels(row)
 
     def release(self, field: str) -> None:
         """Take what was read of a feature array out of this process's memory, for who reads a large store through.
 
         Mapped pages count as the process's own for as long as they are mapped.
         """
-        if (whole := self._wholes.get(field)) is not None:
-            release_pages(whole)
-        else:
-            self._mapped.cache_clear()
+        self._rows.release(field)
 
     def __reduce__(self) -> tuple[type["FeatureStore"], tuple[str | Path]]:
         """Pickled, for another process, as its path: never the maps."""
         return FeatureStore, (self.path,)
 
-    def _map(self, name: str, chunk: int) -> np.ndarray:
-        tail, dtype, per_chunk = self.layout[name]
-        # As a plain array: every operation on the memmap class itself costs microseconds more.
-        return np.asarray(np.memmap(self._chunk_path(name, chunk), dtype, mode="r", shape=(per_chunk, *tail)))
-
     @cached_property
-    def _mapped(self) -> Any:
-        """Maps are kept open, least recently used closed first, well under the usual limit of open files."""
-        return lru_cache(maxsize=512)(self._map)
-
-    @cached_property
-    def _packed(self) -> Any:
-        return lru_cache(maxsize=512)(self._map_packed)
-
-    @cached_property
-    def _starts(self) -> Any:
-        """Of every chunk ever read, 8 bytes an image: finding them touches pages all over the chunk."""
-        return lru_cache(maxsize=None)(self._find_starts)
+    def _rows(self) -> MappedRows:
+        return MappedRows(self._files, self.layout, len(self), sealed=self.sealed)
 
     # -- where it is --------------------------------------------------------------------------------------
 
@@ -375,7 +311,7 @@ class FeatureStore:
     def pending_chunks(self) -> list[int]:
         """Units that are not done yet."""
         done = self._files.listing(f"{STATE}/c")
-        return [chunk for chunk in range(self.chunks) if self._chunk_name(STATE, chunk) not in done]
+        return [chunk for chunk in range(self.chunks) if chunk_name(self.layout, STATE, chunk) not in done]
 
     def write_chunk(self, chunk: int, arrays: Mapping[str, Shaped[np.ndarray, "rows ..."]]) -> None:
         """Write one whole unit, durably; when this returns it survives a power cut.
@@ -400,7 +336,7 @@ class FeatureStore:
         assert first % per_chunk == 0
         assert stop % per_chunk == 0 or stop == len(self)
         self._array(name)[first:stop] = values
-        files = [self._chunk_name(name, chunk) for chunk in range(first // per_chunk, -(-stop // per_chunk))]
+        files = [chunk_name(self.layout, name, chunk) for chunk in range(first // per_chunk, -(-stop // per_chunk))]
         for file in files:
             sync_file(self._root / file, root=self._root)
         return files
@@ -428,7 +364,7 @@ class FeatureStore:
         self._files.remove(UNFINISHED)
 
     def _forget_cached(self) -> None:
-        for cached in ("state", "labels", "sample_ids", "content", "_mapped", "_packed", "_starts", "_wholes"):
+        for cached in ("state", "labels", "sample_ids", "content", "_rows"):
             self.__dict__.pop(cached, None)
 
     def seal(self) -> None:
@@ -436,20 +372,17 @@ class FeatureStore:
         assert not self.pending_chunks()
         self._files.remove(UNFINISHED, *(file for file in self._files.listing() if file.endswith(".partial")))
         root, partial = self._root / METADATA, self._root / f"{METADATA}.partial"
-        self.manifest["sealed"] = {
-            "rows": len(self),
-            "ok": len(self.ok),
-            "failed": len(self.failed),
-            "digest": UNSEALED,
-        }
+        counts = {"rows": len(self), "ok": len(self.ok), "failed": len(self.failed)}
+        self.manifest["sealed"] = {**counts, "digest": UNSEALED}
         record = json.loads(root.read_bytes())
         record["attributes"]["featcache"] = self.manifest
         text = json.dumps(record, indent=2).encode()
-        self.manifest["sealed"]["digest"] = self._digest(text)
-        partial.write_bytes(text.replace(UNSEALED.encode(), self.manifest["sealed"]["digest"].encode()))
+        self.manifest["sealed"]["digest"] = digest = digest_of(self._files, text)
+        partial.write_bytes(text.replace(UNSEALED.encode(), digest.encode()))
         os.replace(partial, root)
         sync_file(root, root=self._root)
         self._files.push(METADATA)
+        self._forget_cached()
 
     # -- checking -----------------------------------------------------------------------------------------
 
@@ -458,14 +391,14 @@ class FeatureStore:
 
         Of an unfinished store, the units that are done are checked.
         """
-        return [what for _, what in self._damage()]
+        return [what for _, what in find_damage(self._files, self.manifest)]
 
     def mend(self) -> list[str]:
         """Make damaged units pending again, so that extraction repairs them and only them; returns what was wrong.
 
         Left-over files go, and arrays' metadata is written anew.
         """
-        damage = list(self._damage())
+        damage = find_damage(self._files, self.manifest)
         if not damage:
             return []
         if self.sealed:
@@ -474,7 +407,7 @@ class FeatureStore:
             self._files.push(METADATA)
         for where, _ in damage:
             if isinstance(where, int):
-                self._files.remove(self._chunk_name(STATE, where))
+                self._files.remove(chunk_name(self.layout, STATE, where))
             elif not where.endswith(METADATA):
                 self._files.remove(where)
         skeleton = self._root.with_name(f"{self._root.name}.partial")
@@ -488,54 +421,6 @@ class FeatureStore:
         self._files.push(*metadata)
         self._forget_cached()
         return [what for _, what in damage]
-
-    def _damage(self) -> Iterator[tuple[int | str, str]]:
-        """(the unit's number, or the file) and what is wrong with it."""
-        found = self._files.listing()
-        expected, wrong = {METADATA} | (set() if self.sealed else {UNFINISHED}), False
-        pending = set() if self.sealed else set(self.pending_chunks())
-        for name, (_, _, per_chunk) in self.layout.items():
-            metadata = f"{name}/{METADATA}"
-            expected.add(metadata)
-            if metadata not in found:
-                wrong = True
-                yield metadata, f"{metadata}: missing"
-            files = {self._chunk_name(name, chunk): chunk * per_chunk for chunk in range(-(-len(self) // per_chunk))}
-            expected |= files.keys()
-            units = {file: first // int(self.manifest["chunk_rows"]) for file, first in files.items()}
-            done = [file for file in files if units[file] not in pending]
-            contents = self._files.read_afresh([file for file in [metadata, *done] if file in found])
-            if metadata in found:
-                next(contents)
-            for file in done:
-                first = files[file]
-                where = f"{name} chunk {first // per_chunk} (rows {first}–{min(first + per_chunk, len(self)) - 1})"
-                if file not in found:
-                    wrong = True
-                    yield units[file], f"{where}: missing"
-                elif not _checksum_holds(next(contents)):
-                    wrong = True
-                    yield units[file], f"{where}: checksum does not match its bytes"
-        leftovers = {file for file in found if self.sealed or not file.endswith(".partial")}
-        for file in sorted(leftovers - expected):
-            wrong = True
-            yield file, f"{file}: not part of the store"
-        if self.sealed and not wrong:
-            digest = str(self.manifest["sealed"].get("digest") or "none")
-            root = (self._root / METADATA).read_bytes().replace(digest.encode(), UNSEALED.encode())
-            if self._digest(root) != digest:
-                yield METADATA, "zarr.json, of the group or of an array: changed since the store was sealed"
-
-    def _digest(self, root: bytes) -> str:
-        """Over the group's zarr.json (with `UNSEALED` for the digest), the arrays' zarr.json, and the size and checksum
-        trailer of every chunk: as good as over all bytes, without reading them."""
-        digest = hashlib.blake2b(root, digest_size=16)
-        sizes = {file: size for file, size in self._files.listing().items() if file != METADATA}
-        tails = self._files.tails({file: size for file, size in sizes.items() if not file.endswith(METADATA)})
-        for file in sorted(sizes, key=lambda file: file.split("/")):
-            digest.update(f"\0{file}\0{sizes[file]}\0".encode())
-            digest.update(tails[file] if file in tails else self._files.fetch(file).read_bytes())
-        return digest.hexdigest()
 
     # -- files --------------------------------------------------------------------------------------------
 
@@ -554,82 +439,12 @@ class FeatureStore:
     def _read(self, name: str, first: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows of any array, checksums verified; zeros or "" where the unit is not done."""
         per_chunk, stop = self.layout[name].chunk_rows, len(self) if stop is None else stop
-        files = [self._chunk_name(name, chunk) for chunk in range(first // per_chunk, -(-stop // per_chunk))]
+        files = [chunk_name(self.layout, name, chunk) for chunk in range(first // per_chunk, -(-stop // per_chunk))]
         if not self.sealed:
             found = self._files.listing(f"{name}/c")
             files = [file for file in files if file in found]
         self._files.fetch_all(files)
         return np.asarray(self._array(name)[first:stop])
-
-    def _chunk_name(self, name: str, chunk: int) -> str:
-        """The file that holds a chunk, relative to the store."""
-        return "/".join([name, "c", str(chunk), *["0"] * len(self.layout[name].tail)])
-
-    def _chunk_path(self, name: str, chunk: int) -> Path:
-        """The same on this machine, fetched if it is elsewhere."""
-        return self._files.fetch(self._chunk_name(name, chunk))
-
-
-def write_store(
-    path: str | os.PathLike[str],
-    embedding: Shaped[np.ndarray, "n d"] | Shaped[np.ndarray, "n v d"],
-    *,
-    logits: Shaped[np.ndarray, "n c"] | Shaped[np.ndarray, "n v c"] | None = None,
-    labels: Sequence[int] | np.ndarray | None = None,
-    sample_ids: Sequence[str] | None = None,
-    class_names: Sequence[str] | None = None,
-    failed: Mapping[int, str] | None = None,
-    encoder_name: str = "arrays",
-    fingerprint: str = "arrays",
-    preprocess: Mapping[str, Any] | None = None,
-    per_chunk: int | None = None,
-) -> FeatureStore:
-    """A sealed store from arrays in memory: for features that another program made.
-
-    Args:
-        path: where; must not exist.
-        embedding: (N, D), or (N, V, D) with V views; stored as float16.
-        logits: (N, C) or (N, V, C) of the same images, stored as float16.
-        labels: (N,) index into `class_names`; -1 for none.
-        sample_ids: (N,) unique strings; row numbers when left out.
-        failed: row → reason, for rows without features.
-        fingerprint: of the encoder that made the embeddings. Stores compare only when theirs are equal.
-        per_chunk: rows a chunk, by default 8–16 MiB of them.
-    """
-    embedding = np.asarray(embedding)
-    embedding = embedding[:, None] if embedding.ndim == 2 else embedding
-    rows, views, width = embedding.shape
-    features = {EMBEDDING: embedding}
-    if logits is not None:
-        features["logits"] = np.asarray(logits).reshape(rows, views, -1)
-    labels = np.full(rows, -1) if labels is None else np.asarray(labels, np.int64)
-    ids = np.asarray([str(i) for i in range(rows)] if sample_ids is None else list(sample_ids), dtype=object)
-    reason = np.asarray([(failed or {}).get(i, "") for i in range(rows)], dtype=object)
-    manifest = {
-        "encoder": {"name": encoder_name, "fingerprint": fingerprint, "preprocess": dict(preprocess or {})},
-        "corpus": {"spec": None, "rows": rows, "class_names": list(class_names) if class_names is not None else None},
-        "views": {"count": views},
-        "fields": {name: [values.shape[-1]] for name, values in features.items()},
-        "chunk_rows": per_chunk or chunk_rows(views * width * 2, rows),
-    }
-    store = create_store(path, manifest)
-    for chunk in range(store.chunks):
-        rows_here = slice(store.rows_of(chunk).start, store.rows_of(chunk).stop)
-        count = rows_here.stop - rows_here.start
-        store.write_chunk(
-            chunk,
-            {
-                **{name: values[rows_here].astype(np.float16) for name, values in features.items()},
-                "label": labels[rows_here],
-                "sample_id": ids[rows_here],
-                "content": np.zeros((count, 16), np.uint8),
-                "view": np.zeros((count, views, len(PARAMETERS)), np.float32),
-                "reason": reason[rows_here],
-                STATE: np.where(reason[rows_here] == "", OK, FAILED).astype(np.uint8),
-            },
-        )
-    store.seal()
-    return store
 
 
 @contextlib.contextmanager
@@ -646,7 +461,3 @@ def _is_store(path: Path) -> bool:
         return "featcache" in json.loads((path / "zarr.json").read_bytes())["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _checksum_holds(chunk: bytes) -> bool:
-    return len(chunk) > 4 and int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])

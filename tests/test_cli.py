@@ -12,7 +12,8 @@ from PIL import Image
 
 import cli
 import commands.screen
-from featcache.store import open_store, write_store
+from featcache.arrays import write_store
+from featcache.store import open_store
 
 TEACHER = "run:student"
 

@@ -8,8 +8,8 @@ import torch
 
 from distill.mappings import Mapping, load_mapping
 from distill.source import Source
+from featcache.arrays import write_store
 from featcache.plugins import plugin_names
-from featcache.store import write_store
 
 TEACHER = 8
 OPTIONS = {"sne": [{"layer_norm": True}, {"start": "random"}, {"layer_norm": True, "start": "random"}]}

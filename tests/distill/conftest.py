@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from featcache.arrays import write_store
 from featcache.corpus import open_corpus
 from featcache.encoder import Encoder
 from featcache.extract import extract
 from featcache.preprocess import Preprocess
-from featcache.store import FeatureStore, write_store
+from featcache.store import FeatureStore
 
 
 class OneConvolution(nn.Module):

@@ -10,10 +10,10 @@ import evalsuite
 from distill.config import FitConfig
 from distill.evaluation import MOST_HELD_OUT, gram_pearson, knn_top1, split
 from distill.fit import fit
+from featcache.arrays import write_store
 from featcache.corpus import open_corpus
 from featcache.encoder import load_encoder
 from featcache.extract import extract
-from featcache.store import write_store
 
 
 @pytest.fixture

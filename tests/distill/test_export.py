@@ -17,9 +17,9 @@ from PIL import Image
 
 from distill.run import Run
 from distill.students import make_student
+from featcache.arrays import write_store
 from featcache.encoder import load_encoder, normalise
 from featcache.preprocess import Preprocess
-from featcache.store import write_store
 from featcache.views import Views, decode, render
 
 MODULE = importlib.import_module("distill.export")  # the package's attribute of that name is the function

@@ -17,11 +17,11 @@ from distill.fit import FitConfig, fit
 from distill.pairs import Pairs
 from distill.run import KEEP, Run
 from distill.students import make_student
+from featcache.arrays import write_store
 from featcache.corpus import open_corpus
 from featcache.encoder import load_encoder, normalise
 from featcache.extract import extract
 from featcache.preprocess import Preprocess
-from featcache.store import write_store
 
 EPOCHS, BATCH, IMAGES, TEACHER, STUDENT = 3, 16, 64, 12, 8
 STEPS = EPOCHS * IMAGES // BATCH

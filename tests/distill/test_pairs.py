@@ -8,10 +8,10 @@ from PIL import Image
 
 import distill.pairs
 from distill.pairs import Pairs
+from featcache.arrays import write_store
 from featcache.corpus import open_corpus
 from featcache.extract import extract
 from featcache.preprocess import Preprocess
-from featcache.store import write_store
 
 VIEWS = 3
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.store import FeatureStore, write_store
+from featcache.arrays import write_store
+from featcache.store import FeatureStore
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from safetensors.torch import save_file as save_torch_file
 
 import featcache.interchange._foreign
 import featcache.interchange.safetensors
+from featcache.arrays import write_store
 from featcache.interchange import export_store, import_store
-from featcache.store import FAILED, OK, FeatureStore, create_store, open_store, write_store
+from featcache.store import FAILED, OK, FeatureStore, create_store, open_store
 from featcache.views import PARAMETERS
 
 pa = pytest.importorskip("pyarrow")

@@ -15,9 +15,10 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 import featcache._mapped
-import featcache.store
+import featcache._rows
 from featcache._mapped import CHECKSUM_BYTES, map_chunks
-from featcache.store import open_store, write_store
+from featcache.arrays import write_store
+from featcache.store import open_store
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX memory maps")
 PAGE = mmap.PAGESIZE
@@ -263,7 +264,7 @@ def test_released_rows_leave_memory_and_are_read_again(tmp_path, monkeypatch, wh
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not say how much of a file is in memory")
     if not whole:
-        monkeypatch.setattr(featcache.store, "map_chunks", lambda *_: None)
+        monkeypatch.setattr(featcache._rows, "map_chunks", lambda *_: None)
     rows = np.random.default_rng(0).normal(size=(40_000, 256)).astype(np.float16)
     store = write_store(tmp_path / "s.zarr", rows)
     every = np.arange(len(rows))

@@ -11,16 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import featcache.store
-from featcache.layout import CHUNK_BYTES
-from featcache.store import (
-    FAILED,
-    OK,
-    FeatureStore,
-    chunk_rows,
-    create_store,
-    open_store,
-    write_store,
-)
+from featcache.arrays import write_store
+from featcache.layout import CHUNK_BYTES, chunk_rows
+from featcache.store import FAILED, OK, FeatureStore, create_store, open_store
 from featcache.views import PARAMETERS
 
 ROWS, VIEWS, WIDTH, PER_CHUNK = 11, 3, 5, 4  # the last chunk is short

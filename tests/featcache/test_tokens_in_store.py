@@ -15,6 +15,7 @@ from torchvision import transforms
 
 import featcache.layout
 import featcache.store
+import featcache.views
 from featcache import extract, open_corpus, open_store
 from featcache.extract import PROBE_IMAGES
 from featcache.interchange import export_store, import_store
@@ -104,7 +105,7 @@ def read_only_store(tmp_path_factory):
         "label": np.zeros(ROWS, np.int64),
         "sample_id": np.array([str(i) for i in range(ROWS)], object),
         "content": np.zeros((ROWS, 16), np.uint8),
-        "view": np.zeros((ROWS, VIEWS, len(featcache.store.PARAMETERS)), np.float32),
+        "view": np.zeros((ROWS, VIEWS, len(featcache.views.PARAMETERS)), np.float32),
         "reason": np.full(ROWS, "", object),
         "state": np.ones(ROWS, np.uint8),
     }
