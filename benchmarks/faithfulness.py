@@ -3,10 +3,11 @@
 Teacher EfficientNet-Lite0; student `tiny`; trained on the 10,000 images of one CIFAR-10 shard and their mirror images
 (replayed, with the teacher's features of those very pixels); tested on 5,000 held-out ones. OOD: 5,000 Tiny-ImageNet
 photographs at 32 px (near), 250 full-size ImageNet photographs and 450 scans of digits (far). Prints a Markdown table,
-mean ± sd over seeds. Interrupted, it goes on where it was. A recipe is a method, with options after colons. With --tiles, students also train
-on pieces of the photographs: then the far set is not held out.
+mean ± sd over seeds. Interrupted, it goes on where it was. A recipe is a method, with options after colons. With
+--unlabelled, students also train on the images of other folders; with --tiles, on pieces of the photographs: then the
+far set is not held out. An epoch passes over each image once, in one of its views.
 
-    python benchmarks/faithfulness.py --epochs 8 --seeds 0,1,2
+    python benchmarks/faithfulness.py --seeds 0,1,2
 """
 
 import argparse
@@ -40,33 +41,40 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--recipes", default="proteus,mse,cosine,rkd,lightly_v1,tintem,tintem:relation=0.3")
+    parser.add_argument("--augment", default="flip", choices=["none", "flip", "rrc"], help="of the stored views")
+    parser.add_argument("--views", type=int, default=2, help="stored of each image, unless --augment none")
     parser.add_argument(
-        "--augment", default="flip", choices=["none", "flip"], help="flip: train on each image and its mirror image"
+        "--student-augment", choices=["photometric", "crops"], help="train on view 0 against the student's own views"
     )
     parser.add_argument(
-        "--tiles", type=int, default=0, help="also train on so many squares of each of the 250 photographs, unlabelled"
+        "--unlabelled", type=Path, nargs="*", default=[], help="folders of images to train on besides CIFAR-10's"
+    )
+    parser.add_argument(
+        "--tiles", type=int, default=0, help="also train on so many squares of each of the 250 photographs"
     )
     options = parser.parse_args()
     images = unpack(options)
     teacher = stores(options.work, images, "teacher", TEACHER)
-    views = {"augment": options.augment, "views": 1 if options.augment == "none" else 2}
-    folders = {f"targets-{options.augment}": images["train"]}
-    if options.tiles:
-        folders[f"targets-{options.augment}-{options.tiles}-tiles"] = tiles(images["far"], options.tiles, 32)
+    views = {"augment": options.augment, "views": 1 if options.augment == "none" else options.views}
+    views_name = options.augment + (f"-{views['views']}" if views["views"] > 2 else "")
+    folders = {f"targets-{views_name}": images["train"]}
+    extra = [*options.unlabelled, *([tiles(images["far"], options.tiles, 32)] if options.tiles else [])]
+    folders |= {f"targets-{views_name}-{folder.name}": folder for folder in extra}
     targets = [
         featcache.extract(str(folder), TEACHER, options.work / "stores" / f"{name}.zarr", **views)
         for name, folder in folders.items()
     ]
+    student_views = {"views": "student", "student_augment": options.student_augment} if options.student_augment else {}
     table = {"teacher": [measure(teacher, teacher)]}
     for seed in options.seeds.split(","):
         for recipe in options.recipes.split(","):
-            name = f"{recipe.replace(':', '-')}-{options.augment}-{options.epochs}-{options.batch_size}-{seed}"
-            name += f"-{options.tiles}-tiles" if options.tiles else ""
+            name = f"{recipe.replace(':', '-')}-{views_name}-{options.epochs}-{options.batch_size}-{seed}"
+            name = "-".join([name, *filter(None, [options.student_augment]), *(folder.name for folder in extra)])
             out = options.work / "runs" / name
             method, method_options = parsed(recipe)
             distill.fit(
                 targets, [str(folder) for folder in folders.values()], out=out, student="tiny", method=method, method_options=method_options,
-                epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), resume=True,
+                epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), resume=True, **student_views,
             )  # fmt: skip
             found = measure(stores(options.work, images, name, f"run:{out}"), teacher)
             table.setdefault(recipe, []).append(found)

@@ -51,10 +51,13 @@ def tiles(source: Path, count: int, size: int) -> Path:
         for number, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
             image = Image.open(path).convert("RGB")
             for tile in range(count):
-                rng = random.Random(f"{number} {tile}")
-                side = min(int((rng.uniform(0.05, 0.5) * image.width * image.height) ** 0.5), *image.size)
-                left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
-                square = image.crop((left, top, left + side, top + side))
-                square.resize((size, size), Image.Resampling.BICUBIC).save(partial / f"{number:04d}-{tile:03d}.png")
+                square(image, random.Random(f"{number} {tile}"), size).save(partial / f"{number:04d}-{tile:03d}.png")
         partial.rename(folder)
     return folder
+
+
+def square(image: Image.Image, rng: random.Random, size: int) -> Image.Image:
+    """A random square, a twentieth to a half of the image's area, at `size` × `size` px (bicubic)."""
+    side = min(int((rng.uniform(0.05, 0.5) * image.width * image.height) ** 0.5), *image.size)
+    left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
+    return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
