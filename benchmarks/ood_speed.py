@@ -116,6 +116,7 @@ def theirs(data: dict[str, np.ndarray], labels: np.ndarray, weight: np.ndarray, 
     logits = {name: x @ w.T + b for name, x in features.items()}
     found = {}
     for name, make in {**FEATURES, **LOGITS}.items():
+        began = time.process_time()
         if name in FEATURES:
             detector, given, fit, predict = make(w, b), features, "fit_features", "predict_features"
         else:
@@ -128,6 +129,7 @@ def theirs(data: dict[str, np.ndarray], labels: np.ndarray, weight: np.ndarray, 
             metrics.update(scores["test"], torch.zeros(len(scores["test"]), dtype=torch.long))
             metrics.update(scores[part], torch.full((len(scores[part]),), -1))
             found[f"{name}/{part}/{part}/auroc"] = float(metrics.compute()["AUROC"])
+        print(f"  pytorch-ood {name}: {time.process_time() - began:.1f} s of the processor", flush=True)
     return found
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 Histogram = Int[np.ndarray, "*resamples distinct"]
 Values = Float[np.ndarray, "*resamples"] | np.float64
 
-_BLOCK_SCORES = 2**20  # resampled scores held at once: keeps the bootstrap's working set within the caches
+_BLOCK_SCORES = 2**17  # resampled scores held at once, 1 MiB an array: measured faster than 2**14 … 2**20
 
 
 def auroc(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
