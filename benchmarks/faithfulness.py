@@ -4,8 +4,9 @@ Teacher EfficientNet-Lite0; student `tiny`; trained on the 10,000 images of one 
 (replayed, with the teacher's features of those very pixels); tested on 5,000 held-out ones. OOD: 5,000 Tiny-ImageNet
 photographs at 32 px (near), 250 full-size ImageNet photographs and 450 scans of digits (far). Prints a Markdown table,
 mean ± sd over seeds. Interrupted, it goes on where it was. A recipe is a method, with options after colons. With
---unlabelled, students also train on the images of other folders; with --tiles, on pieces of the photographs: then the
-far set is not held out. An epoch passes over each image once, in one of its views.
+--mixed, students also train on pictures made of the training images; with --unlabelled, on the images of other folders;
+with --tiles, on pieces of the photographs: then the far set is not held out. An epoch passes over each image once, in
+one of its views.
 
     python benchmarks/faithfulness.py --seeds 0,1,2
 """
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--student-augment", choices=["photometric", "crops"], help="train on view 0 against the student's own views"
     )
+    parser.add_argument("--mixed", type=int, default=0, help="also train on so many mixtures of the training images")
     parser.add_argument(
         "--unlabelled", type=Path, nargs="*", default=[], help="folders of images to train on besides CIFAR-10's"
     )
@@ -57,23 +59,28 @@ def main() -> None:
     teacher = stores(options.work, images, "teacher", TEACHER)
     views = {"augment": options.augment, "views": 1 if options.augment == "none" else options.views}
     views_name = options.augment + (f"-{views['views']}" if views["views"] > 2 else "")
-    folders = {f"targets-{views_name}": images["train"]}
-    extra = [*options.unlabelled, *([tiles(images["far"], options.tiles, 32)] if options.tiles else [])]
-    folders |= {f"targets-{views_name}-{folder.name}": folder for folder in extra}
+    extra: dict[str, Path | str] = {folder.name: folder for folder in options.unlabelled}
+    if options.mixed:
+        extra[f"mixed-{options.mixed}"] = f"mixed:{options.mixed}:{images['train']}"
+    if options.tiles:
+        pieces = tiles(images["far"], options.tiles, 32)
+        extra[pieces.name] = pieces
+    corpora = {f"targets-{views_name}": images["train"]}
+    corpora |= {f"targets-{views_name}-{name}": corpus for name, corpus in extra.items()}
     targets = [
-        featcache.extract(str(folder), TEACHER, options.work / "stores" / f"{name}.zarr", **views)
-        for name, folder in folders.items()
+        featcache.extract(str(corpus), TEACHER, options.work / "stores" / f"{name}.zarr", **views)
+        for name, corpus in corpora.items()
     ]
     student_views = {"views": "student", "student_augment": options.student_augment} if options.student_augment else {}
     table = {"teacher": [measure(teacher, teacher)]}
     for seed in options.seeds.split(","):
         for recipe in options.recipes.split(","):
             name = f"{recipe.replace(':', '-')}-{views_name}-{options.epochs}-{options.batch_size}-{seed}"
-            name = "-".join([name, *filter(None, [options.student_augment]), *(folder.name for folder in extra)])
+            name = "-".join([name, *filter(None, [options.student_augment]), *extra])
             out = options.work / "runs" / name
             method, method_options = parsed(recipe)
             distill.fit(
-                targets, [str(folder) for folder in folders.values()], out=out, student="tiny", method=method, method_options=method_options,
+                targets, [str(corpus) for corpus in corpora.values()], out=out, student="tiny", method=method, method_options=method_options,
                 epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), resume=True, **student_views,
             )  # fmt: skip
             found = measure(stores(options.work, images, name, f"run:{out}"), teacher)

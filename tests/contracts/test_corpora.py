@@ -47,6 +47,10 @@ def manifest(root: Path) -> str:
     return str(root / "m.csv")
 
 
+def mixed(root: Path) -> str:
+    return f"mixed:6:{folder(root / 'photos')}"
+
+
 def wds(root: Path) -> str:
     folder(root / "photos")
     for shard, names in enumerate([["b/2.png", "b/1.JPG"], ["a/deep/er/0.png", "a/notes.txt", "loose.webp"]]):
@@ -85,6 +89,7 @@ SPECS: dict[str, Callable[[Path], str]] = {
     "folder": folder,
     "hf": hf,
     "manifest": manifest,
+    "mixed": mixed,
     "store": store,
     "torchvision": torchvision,
     "wds": wds,
