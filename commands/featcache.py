@@ -50,7 +50,8 @@ def extract(
         typer.Argument(
             metavar="CORPUS",
             help="A folder of images (class sub-folders give labels) or its URL, wds:SHARDS.tar, hf:NAME:SPLIT, "
-            "torchvision:NAME:SPLIT, a .csv or .parquet of paths, or digits:train|test.",
+            "torchvision:NAME:SPLIT, a .csv or .parquet of paths, digits:train|test, mixed:COUNT:CORPUS or "
+            "corrupted:NAME:SEVERITY:CORPUS.",
         ),
     ],
     teacher: Annotated[
