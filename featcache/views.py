@@ -66,9 +66,9 @@ class Views:
 
     Attributes:
         count: views a sample. View 0 is always the encoder's plain evaluation view.
-        augment: what views 1, 2, … are. "none": nothing, `count` must be 1. "flip": odd views mirror the
-            plain view. "rotate4": view v turns the plain view by (v mod 4) × 90° counter-clockwise. "rrc": random resized crop (area 0.35…1 of the image, aspect 3/4…4/3), mirrored with
-            probability 1/2.
+        augment: what views 1, 2, … are. "none": nothing, `count` must be 1. "flip": odd views mirror the plain view.
+            "rotate4": view v turns the plain view by (v mod 4) × 90° counter-clockwise. "rrc": random resized crop
+            (area 0.35…1 of the image, aspect 3/4…4/3), mirrored with probability 1/2.
         seed: changes every drawn view.
     """
 
