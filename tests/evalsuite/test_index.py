@@ -7,10 +7,11 @@ import pytest
 import evalsuite.rows
 from evalsuite import knn
 from evalsuite._index import Index
-from evalsuite.neighbors import search
+from evalsuite.neighbors import import_faiss, search
 from evalsuite.rows import Rows
 
 D = 12
+faiss = import_faiss()
 
 
 @pytest.fixture
@@ -116,6 +117,30 @@ def test_knn_tells_the_recall_of_evenly_spread_queries(stores, monkeypatch, same
     expected = slow_recall(cosines(b, q[some], own), found, 10)
     assert result.metrics["recall@10"].value == pytest.approx(expected, abs=0.01)  # half-precision rows may tie
     assert result.metrics["recall@10"].value < 1
+
+
+@pytest.mark.parametrize(("spec", "on_gpu"), [("IVF32,Flat;nprobe=32", True), ("HNSW32;efSearch=2000", False)])
+def test_an_index_goes_to_the_gpus_where_faiss_can(bank, monkeypatch, spec, on_gpu):
+    moved, steered = [], []
+
+    def to_gpus(index):
+        if not faiss.try_extract_index_ivf(index):
+            raise RuntimeError("This index type is not implemented on GPU.")
+        moved.append(index)
+        return index
+
+    class GpuParameters(faiss.ParameterSpace):
+        def set_index_parameters(self, index, parameters):
+            steered.append(parameters)
+            super().set_index_parameters(index, parameters)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", to_gpus, raising=False)
+    monkeypatch.setattr(faiss, "GpuParameterSpace", GpuParameters, raising=False)
+    index = Index(Rows.from_arrays(bank), spec)
+    assert (bool(moved), steered) == (on_gpu, ["nprobe=32"] if on_gpu else [])
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    assert index.recall(bank[:50], [5])[5] == 1
 
 
 def test_what_cannot_be_is_explained(bank, monkeypatch):

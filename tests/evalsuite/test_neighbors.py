@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evalsuite.neighbors import search
+from evalsuite import neighbors
+from evalsuite.neighbors import import_faiss, search
 
 BACKENDS = ["faiss", "torch"]
+faiss = import_faiss()
 
 
 def slow_search(bank, query, k, own=None):
@@ -108,6 +110,26 @@ def test_works_without_faiss(rng, monkeypatch):
     np.testing.assert_array_equal(search([bank], query, 3)[1], expected[1])
     with pytest.raises(ValueError, match="pip install faiss-cpu"):
         search([bank], query, 3, backend="faiss")
+
+
+@pytest.mark.parametrize(("k", "on_gpu"), [(5, True), (2040, False)])  # of its candidates, a GPU sorts 2,048
+def test_a_gpu_proposes_and_rounding_is_undone(rng, monkeypatch, k, on_gpu):
+    bank, query = rng.normal(size=(2100, 4)), rng.normal(size=(3, 4))
+    expected, searched, resources = search([bank], query, k, backend="torch"), [], object()
+
+    def knn_gpu(given, xq, xb, width, metric):
+        assert given is resources
+        searched.append(width)
+        similarity, row = faiss.knn(xq, xb, width, metric=metric)
+        return similarity + rng.uniform(-1, 1, similarity.shape).astype(np.float32) * 2**-23, row
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+    monkeypatch.setattr(neighbors, "_gpu_resources", lambda: resources)
+    found = search([bank], query, k)
+    assert bool(searched) == on_gpu
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_bad_input_is_refused(rng):
