@@ -30,7 +30,8 @@ class Method(nn.Module):
 
     Options:
         mapping: a name from `distill/mappings/`, fitted to the pooled embeddings and used for tokens too.
-        mapping_steps, mapping_batch_size, mapping_lr: of a mapping that has them; its own where left out.
+        mapping_start, mapping_layer_norm, mapping_steps, mapping_batch_size, mapping_lr: of a mapping that has them; its
+            own where left out.
         temperatures: of the neighbour distributions of "sne" and "sne_tokens", and of such a mapping.
         joint: as in the paper, LayerNorm + Linear trains beside the student instead of the mapping.
         tokens: with patch tokens. The teacher's class token is its first prefix token, where the store has some, else
@@ -49,6 +50,8 @@ class Method(nn.Module):
         student_dim: int,
         *,
         mapping: str = "sne",
+        mapping_start: str | None = None,
+        mapping_layer_norm: bool | None = None,
         mapping_steps: int | None = None,
         mapping_batch_size: int | None = None,
         mapping_lr: float | None = None,
@@ -59,7 +62,13 @@ class Method(nn.Module):
         relation_temperatures: Sequence[float] = (0.05, 0.1),
     ):
         super().__init__()
-        given = {"steps": mapping_steps, "batch_size": mapping_batch_size, "lr": mapping_lr}
+        given = {
+            "start": mapping_start,
+            "layer_norm": mapping_layer_norm,
+            "steps": mapping_steps,
+            "batch_size": mapping_batch_size,
+            "lr": mapping_lr,
+        }
         self._options = {name: value for name, value in given.items() if value is not None}
         self._mapping_class: Any = load_mapping(mapping)
         self._student_dim = student_dim

@@ -230,11 +230,13 @@ def test_any_registered_mapping_will_do(source):
 
 def test_options_reach_the_mapping(source):
     told = []
-    options = {"temperatures": (0.2,), "mapping_steps": 4, "mapping_batch_size": 8, "mapping_lr": 0.01}
-    method = load_method("tintem")(TEACHER, STUDENT, **options)
+    options = {"start": "random", "layer_norm": True, "steps": 4, "batch_size": 8, "lr": 0.01}
+    given = {f"mapping_{name}": value for name, value in options.items()}
+    method = load_method("tintem")(TEACHER, STUDENT, temperatures=(0.2,), **given)
     method.prepare(source, seed=3, progress=lambda done, steps: told.append((done, steps)))
-    expected = load_mapping("sne")(STUDENT, temperatures=(0.2,), steps=4, batch_size=8, lr=0.01, seed=3).fit(source)
-    assert torch.equal(method.mapping.weight, expected.module().weight)
+    expected = load_mapping("sne")(STUDENT, temperatures=(0.2,), seed=3, **options).fit(source).module()
+    for name, value in expected.named_buffers():
+        assert torch.equal(method.mapping.get_buffer(name), value)
     assert told[-1] == (4, 4)
 
 
