@@ -40,7 +40,7 @@ def find_damage(files: Files, manifest: Mapping[str, Any]) -> list[tuple[int | s
             where = f"{name} chunk {first // per_chunk} (rows {first}–{min(first + per_chunk, rows) - 1})"
             if file not in found:
                 damage.append((first // unit_rows, f"{where}: missing"))
-            elif not _checksum_holds(next(contents)):
+            elif not checksum_holds(next(contents)):
                 damage.append((first // unit_rows, f"{where}: checksum does not match its bytes"))
     leftovers = {file for file in found if sealed or not file.endswith(".partial")}
     damage += [(file, f"{file}: not part of the store") for file in sorted(leftovers - expected)]
@@ -64,5 +64,6 @@ def digest_of(files: Files, root: bytes) -> str:
     return digest.hexdigest()
 
 
-def _checksum_holds(chunk: bytes) -> bool:
+def checksum_holds(chunk: bytes) -> bool:
+    """Whether a chunk file's bytes are those that were written."""
     return len(chunk) > 4 and int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from featcache._integrity import checksum_holds
 from featcache._mapped import map_chunks, release_pages
 from featcache.files import Files
 from featcache.layout import PIXELS, ArrayLayout, chunk_name
@@ -30,6 +31,7 @@ class MappedRows:
         # Least recently used closed first, well under the usual limit of open files.
         self._chunk = lru_cache(maxsize=512)(partial(_map_chunk, files, layout))
         self._packed = lru_cache(maxsize=512)(partial(_map_packed, files, layout))
+        self._intact = lru_cache(maxsize=None)(partial(_is_intact, files, layout))
         # Of every chunk ever read, 8 bytes an image: finding them touches pages all over the chunk.
         self._starts = lru_cache(maxsize=None)(partial(_find_starts, self._packed))
 
@@ -55,6 +57,10 @@ class MappedRows:
             return whole[row]
         chunk, offset = divmod(row, self._layout[name].chunk_rows)
         return np.asarray(self._chunk(name, chunk)[offset])
+
+    def intact(self, name: str, row: int) -> bool:
+        """Whether the chunk that holds the row is as it was written; each is read once."""
+        return self._intact(name, row // self._layout[name].chunk_rows)
 
     def pixels(self, row: int) -> bytes:
         """One kept image, an encoded file."""
@@ -82,6 +88,10 @@ def _map_chunk(files: Files, layout: Mapping[str, ArrayLayout], name: str, chunk
     path = files.fetch(chunk_name(layout, name, chunk))
     # As a plain array: every operation on the memmap class itself costs microseconds more.
     return np.asarray(np.memmap(path, dtype, mode="r", shape=(per_chunk, *tail)))
+
+
+def _is_intact(files: Files, layout: Mapping[str, ArrayLayout], name: str, chunk: int) -> bool:
+    return checksum_holds(files.fetch(chunk_name(layout, name, chunk)).read_bytes())
 
 
 def _map_packed(files: Files, layout: Mapping[str, ArrayLayout], chunk: int) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from featcache.corpora._urls import is_url
 from featcache.files import files_at
 from featcache.home import cache_home
 from featcache.store import FeatureStore
+
+log = logging.getLogger("featcache")
 
 
 def default_store_path(manifest: Mapping[str, Any]) -> Path:
@@ -34,14 +38,10 @@ def register(store: FeatureStore) -> None:
     units = (store.rows_of(chunk) for chunk in range(store.chunks))
     keys = np.concatenate([_keys(store._read("content", unit.start, unit.stop)) for unit in units])[rows]
     order = np.argsort(keys, kind="stable")
-    for name, array in (("keys", keys[order]), ("rows", rows[order])):
-        partial = entry.with_suffix(f".{name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.save(file, array)
-        os.replace(partial, entry.with_suffix(f".{name}.npy"))
-    partial = entry.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"path": store.identity, "digest": store.manifest["sealed"]["digest"]}))
-    os.replace(partial, entry)
+    _put(entry.with_suffix(".keys.npy"), lambda file: np.save(file, keys[order]))
+    _put(entry.with_suffix(".rows.npy"), lambda file: np.save(file, rows[order]))
+    record = {"path": store.identity, "digest": store.manifest["sealed"]["digest"]}
+    _put(entry, lambda file: file.write(json.dumps(record).encode()))  # last
 
 
 def forget(store: FeatureStore) -> None:
@@ -54,23 +54,52 @@ def forget(store: FeatureStore) -> None:
 def known_stores() -> list[str | Path]:
     """Paths of all registered stores that are still there, and of unfinished ones under $FEATCACHE_HOME; then the URLs
     of registered ones, whether they are there or not."""
-    registered = {json.loads(entry.read_text())["path"] for entry in (cache_home() / "index").glob("*/*.json")}
+    registered = {record["path"] for _, record in _entries(cache_home() / "index", "*/*.json")}
     local = {Path(path) for path in registered if not is_url(path) and Path(path).exists()}
     return [*sorted(local | set((cache_home() / "stores").glob("*.zarr"))), *sorted(filter(is_url, registered))]
+
+
+def set_aside(path: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Before a finished store on this machine is replaced by one of the same recipe: its rows can still be found.
+
+    To be called by the only writer; `discard_replaced` ends it.
+    """
+    if is_url(str(path)) or not Path(path).exists():
+        return
+    try:
+        store = FeatureStore(path)
+    except ValueError:
+        return
+    if store.sealed and _recipe(store.manifest) == _recipe(manifest):
+        discard_replaced(path)
+        os.replace(path, _replaced(path))
+
+
+def discard_replaced(path: str | Path) -> None:
+    """Delete what `set_aside` kept, once the new store is registered."""
+    if not is_url(str(path)):
+        shutil.rmtree(_replaced(path), ignore_errors=True)
+
+
+def _replaced(path: str | Path) -> Path:
+    return Path(path).with_name(f"{Path(path).name}.replaced")
 
 
 class KnownRows:
     """Rows that some registered store already holds for one recipe: encoder, views and fields.
 
+    What another store holds is trusted only where its checksums hold.
+
     Args:
         manifest: of the store to be made.
-        besides: a store that is not asked, because it is the one being made.
+        besides: a store that is not asked, because it is the one being made; but the one it replaces is.
     """
 
     def __init__(self, manifest: Mapping[str, Any], besides: str | Path):
         self._fields = list(manifest["fields"])
         self._by_id = manifest["views"]["augment"] == "rrc"  # then a view depends on the sample's id too
         self._stores = list(self._open(_index_folder(manifest), besides))
+        self._damaged: set[str | Path] = set()
 
     def __bool__(self) -> bool:
         return bool(self._stores)
@@ -79,6 +108,8 @@ class KnownRows:
         """Features {field: (V, D)} and view parameters (V, P) of the image with this hash, or None."""
         key = _keys(np.frombuffer(content, np.uint8)[None])[0]
         for store, keys, rows in self._stores:
+            if store.path in self._damaged:
+                continue
             for at in range(int(np.searchsorted(keys, key)), len(keys)):
                 if keys[at] != key:
                     break
@@ -86,25 +117,55 @@ class KnownRows:
                 try:
                     same = store.row("content", row).tobytes() == content
                     if same and not (self._by_id and str(store.sample_ids[row]) != sample_id):
-                        return {name: store.row(name, row) for name in self._fields}, store.row("view", row)
+                        features = {name: store.checked_row(name, row) for name in self._fields}
+                        return features, store.checked_row("view", row)
                 except FileNotFoundError:  # removed since: the image is encoded
+                    break
+                except ValueError as error:
+                    self._give_up(store, error)
                     break
         return None
 
+    def _give_up(self, store: FeatureStore, error: ValueError) -> None:
+        if store.path not in self._damaged:
+            self._damaged.add(store.path)
+            log.warning("%s: damaged (%s); no more of its rows are reused, their images are encoded", store.path, error)
+
     @staticmethod
     def _open(folder: Path, besides: str | Path) -> Iterator[tuple[FeatureStore, np.ndarray, np.ndarray]]:
-        for entry in sorted(folder.glob("*.json")):
-            record = json.loads(entry.read_text())
-            if record["path"] == files_at(besides).identity:
-                continue
+        for entry, record in _entries(folder, "*.json"):
+            place: str | Path = record["path"]
+            if place == files_at(besides).identity:
+                if is_url(str(place)):
+                    continue
+                place = _replaced(place)
             try:
-                store = FeatureStore(record["path"])
+                store = FeatureStore(place)
                 if not store.sealed or store.manifest["sealed"]["digest"] != record["digest"]:
                     continue  # replaced since by another one
                 keys, rows = (np.load(entry.with_suffix(f".{name}.npy"), mmap_mode="r") for name in ("keys", "rows"))
             except (ValueError, OSError):
                 continue  # moved, removed or damaged: its rows are made again
             yield store, keys, rows
+
+
+def _entries(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    for entry in sorted(folder.glob(pattern)):
+        try:
+            record = json.loads(entry.read_text())
+            yield entry, {"path": record["path"], "digest": record["digest"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("%s: damaged and ignored; delete it (its store's rows are not reused)", entry)
+
+
+def _put(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """In one step, and on the disk for good."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def _recipe(manifest: Mapping[str, Any]) -> list[Any]:

@@ -22,7 +22,7 @@ import torch
 
 from featcache._disk import writing
 from featcache.allocator import keep_freed_memory
-from featcache.cache import KnownRows, default_store_path, register
+from featcache.cache import KnownRows, default_store_path, discard_replaced, register, set_aside
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.files import Files, files_at
@@ -32,7 +32,7 @@ from featcache.pixels import KeptPixels
 from featcache.precision import choose_precision
 from featcache.preprocess import Preprocess
 from featcache.samples import Sample, Wanted, bursts, content_hash, cores, prefetch, read_sample
-from featcache.store import FeatureStore, create_store
+from featcache.store import FeatureStore, create_store, looks_like_store
 from featcache.views import PARAMETERS, Views
 
 PROBE_IMAGES = 8
@@ -78,7 +78,7 @@ class Plan:
         stores: those that are not finished: created, or opened to be resumed.
         rows: samples in the corpus.
         done: samples that need no more work.
-        samples_per_second: of the encoders alone, measured on the probe batch.
+        samples_per_second: of reading and encoding, measured on the probe batch.
         bytes_to_write: of all stores; kept images are guessed.
     """
 
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Expected, if the encoders are what limits."""
+        """Expected, if no row can be taken from another store."""
         return (self.rows - self.done) / self.samples_per_second
 
 
@@ -154,7 +154,8 @@ def extract_all(
         device: "auto" (a GPU when there is one), "cpu" or "cuda".
         precision: "auto" measures and takes the fastest that is faithful; or "fp32", "bf16", "fp16".
         max_failures: stop as soon as more images than this could not be read.
-        overwrite: replace a store at `out` that was made from something else.
+        overwrite: replace a store at `out` that was made from something else. Rows of the same recipe and content are
+            taken over; the old store goes when the new one is sealed.
         announce: called once, before the first batch, unless there is nothing to do.
         progress: called after every batch of images.
 
@@ -178,19 +179,23 @@ def extract_all(
     with contextlib.ExitStack() as held:
         pool = held.enter_context(ThreadPoolExecutor(workers or cores()))
         claimed = [_claim(path, manifest, overwrite, held) for path, manifest in zip(paths, manifests, strict=True)]
+        changed = _changed_images([store for store in claimed if store], corpus, pool)
+        if changed and not overwrite:
+            raise ValueError("; ".join(changed.values()))
+        claimed = [None if store and store.path in changed else store for store in claimed]
         new = [(place, made) for place, made, store in zip(places, manifests, claimed, strict=True) if store is None]
         _refuse_small_disks(new)
-        _refuse_changed_images([store for store in claimed if store], corpus, pool)
-        probe_of = cache(lambda preprocess: _probe(corpus, recipe, preprocess))
-        stores, jobs, wanted, seconds = [], [], [], 0.0
+        probe_of = cache(lambda preprocess: _probe(corpus, recipe, preprocess, pool))
+        stores, jobs, wanted, encoding, reading = [], [], [], 0.0, 0.0
         for path, manifest, encoder, store in zip(paths, manifests, encoders, claimed, strict=True):
             if store is None or not store.sealed:
+                probe, seconds = probe_of(encoder.preprocess)
                 store, speed = _prepare(
                     path,
                     manifest,
                     encoder,
                     store,
-                    probe_of(encoder.preprocess),
+                    probe,
                     batch_size,
                     device,
                     precision,
@@ -203,11 +208,11 @@ def extract_all(
                     job.discard_saved()
                 jobs.append(job)
                 wanted.append(Wanted(encoder.preprocess, KnownRows(manifest, besides=path)))
-                seconds += recipe.count / speed
+                encoding, reading = encoding + recipe.count / speed, max(reading, seconds)
             stores.append(store)
         if not jobs:
             for store in stores:
-                _register(store)
+                _finish(store)
             return stores
 
         def todo() -> Iterator[int]:
@@ -218,12 +223,16 @@ def extract_all(
         if announce:
             unfinished = [job.store for job in jobs]
             bytes_to_write = sum(_store_bytes(s.manifest) * len(s.pending_chunks()) // s.chunks for s in unfinished)
-            announce(Plan(unfinished, at.rows, at.done, 1 / seconds, bytes_to_write))
+            # A GPU encodes while the cores read; without one they do one after the other.
+            a_sample = reading + encoding if device == "cpu" else max(reading, encoding)
+            announce(Plan(unfinished, at.rows, at.done, 1 / a_sample, bytes_to_write))
+        failed_before = max(job.failed for job in jobs)
 
         def read(row: int) -> Sample:
             wants = [want if job.wants(row) else None for want, job in zip(wanted, jobs, strict=True)]
             return read_sample(corpus, row, recipe, wants, pixels)
 
+        held.callback(_save_unfinished, jobs)
         ahead = max(64, 4 * (batch_size or 16) // recipe.count)
         samples = (bursts if device == "cpu" else prefetch)(read, todo(), pool, ahead)
         for row in todo():
@@ -231,10 +240,10 @@ def extract_all(
             sample = next(samples)
             at.wait += time.perf_counter() - clock
             at.failed += bool(sample.reason)
-            if max_failures is not None and at.failed > max_failures:
+            if max_failures is not None and failed_before + at.failed > max_failures:
                 raise RuntimeError(
-                    f"{corpus.spec}: {at.failed} images could not be read, more than --max-failures {max_failures} "
-                    f"(last: {sample.reason}); finished chunks are kept"
+                    f"{corpus.spec}: {failed_before + at.failed} images could not be read, more than --max-failures "
+                    f"{max_failures} (last: {corpus.ids[row]}: {sample.reason}); what is done is kept"
                 )
             at.reused += not sample.reason and all(seen is None or bool(seen.known) for seen in sample.seen)
             at.done += 1
@@ -251,10 +260,10 @@ def extract_all(
         for job in jobs:
             if not len(job.store.ok):
                 reason = next(iter(job.store.reasons.values()))
-                raise ValueError(f"{corpus.spec}: not one image could be read ({reason}); nothing was sealed")
+                raise ValueError(f"{corpus.spec}: not one row has features (the first: {reason}); nothing was sealed")
             with writing(job.store.path):
                 job.store.seal()
-            _register(job.store)
+            _finish(job.store)
         if progress:
             progress(at)
     return stores
@@ -273,16 +282,17 @@ def _claim(
         held.enter_context(files.only_writer())
         store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
         for damage in store.mend() if store is not None else ():
-            log.warning("%s: %s; made again", path, damage)
+            log.warning("%s: %s; mended", path, damage)
         return store
 
 
-def _register(store: FeatureStore) -> None:
+def _finish(store: FeatureStore) -> None:
     """The store is finished whether or not its rows can be put in the index."""
     try:
         register(store)
     except OSError as error:
         log.warning("%s: other stores will not find its rows, because $FEATCACHE_HOME refuses: %s", store.path, error)
+    discard_replaced(store.path)
 
 
 def _prepare(
@@ -311,26 +321,42 @@ def _prepare(
         batch = batch_size or (256 if device == "cuda" else 16)
         manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
         with writing(path):
+            if overwrite:
+                set_aside(path, manifest)
             store = create_store(path, manifest, overwrite=overwrite)
     return store, speed
 
 
-def _probe(corpus: Corpus, recipe: Views, preprocess: Preprocess) -> torch.Tensor:
-    """Pixels of the first readable images, to choose the precision on."""
-    found: list[np.ndarray] = []
-    reason = ""
-    for row in range(min(len(corpus), 16 * PROBE_IMAGES)):
-        sample = read_sample(corpus, row, recipe, [Wanted(preprocess)])
+def _save_unfinished(jobs: list[Job]) -> None:
+    """However the pass ended: an interrupt loses no more than the batch in hand."""
+    for job in jobs:
+        with contextlib.suppress(OSError):
+            job.save()
+
+
+def _probe(
+    corpus: Corpus, recipe: Views, preprocess: Preprocess, pool: ThreadPoolExecutor
+) -> tuple[torch.Tensor, float]:
+    """Pixels of the first readable images, to choose the precision on; and how many seconds a sample took to read."""
+    found: dict[int, np.ndarray] = {}
+    first = ""
+
+    def read(row: int) -> Sample:
+        return read_sample(corpus, row, recipe, [Wanted(preprocess)])
+
+    for row, sample in enumerate(prefetch(read, range(len(corpus)), pool, ahead=PROBE_IMAGES)):
         if (seen := sample.seen[0]) and seen.pixels is not None:
-            found.append(seen.pixels[0])
-        reason = reason or sample.reason
+            found[row] = seen.pixels[0]
+        first = first or (f"{corpus.ids[row]}: {sample.reason}" if sample.reason else "")
         if len(found) == PROBE_IMAGES:
             break
     if not found:
-        raise ValueError(
-            f"{corpus.spec}: none of the first {min(len(corpus), 16 * PROBE_IMAGES)} images could be read ({reason})"
-        )
-    return torch.from_numpy(np.stack(found))
+        raise ValueError(f"{corpus.spec}: not one of {len(corpus)} images could be read (the first: {first})")
+    began = time.perf_counter()
+    for _ in pool.map(read, found):  # once more: the first time is not like the others
+        pass
+    seconds = (time.perf_counter() - began) / len(found)
+    return torch.from_numpy(np.stack(list(found.values()))), seconds
 
 
 def _manifest(
@@ -369,14 +395,32 @@ def _manifest(
 
 
 def _existing(path: str | Path, manifest: dict[str, Any], overwrite: bool) -> FeatureStore | None:
-    """The store at `path` if it is the one that `manifest` describes, finished or not.
+    """The store at `path` if it is the one that `manifest` describes, finished or not; with `overwrite`, only unfinished.
 
     Raises:
         ValueError: another store is there, and `overwrite` is not set.
     """
-    if overwrite or not files_at(path).exists():
+    files = files_at(path)
+    if not files.exists():
         return None
-    store = FeatureStore(path)
+    if isinstance(files.path, Path) and not looks_like_store(files.path):
+        raise ValueError(f"{path}: already exists and is not a store; choose another --out")
+    try:
+        store = FeatureStore(path)
+        difference = _difference(store, manifest)
+    except ValueError:
+        if overwrite:
+            return None
+        raise
+    if overwrite:
+        return None if store.sealed or difference else store
+    if difference:
+        raise ValueError(f"{path}: was made {difference}; choose another --out, or replace it with --overwrite")
+    return store
+
+
+def _difference(store: FeatureStore, manifest: dict[str, Any]) -> str:
+    """How the store was made, if not as `manifest` says; else ""."""
     for section, key in (
         ("encoder", "fingerprint"),
         ("corpus", "digest"),
@@ -387,16 +431,15 @@ def _existing(path: str | Path, manifest: dict[str, Any], overwrite: bool) -> Fe
         was, now = store.manifest.get(section), manifest[section]
         was, now = (was.get(key), now[key]) if key and was else (was, now)
         if was != now:
-            made = {
+            return {
                 "encoder": f"by another encoder ({store.encoder_name}, fingerprint {str(was)[:8]}, not {str(now)[:8]})",
                 "corpus": "from other samples or labels (images were added, removed or renamed)",
             }.get(section, f"with other {section} ({was}, not {now})")
-            raise ValueError(f"{path}: was made {made}; choose another --out, or replace it with --overwrite")
-    return store
+    return ""
 
 
-def _refuse_changed_images(stores: list[FeatureStore], corpus: Corpus, pool: ThreadPoolExecutor) -> None:
-    """Finished rows are reused only for the same image bytes."""
+def _changed_images(stores: list[FeatureStore], corpus: Corpus, pool: ThreadPoolExecutor) -> dict[str | Path, str]:
+    """What to say of the stores, by path, that hold rows of other image bytes than the corpus has now."""
     done = np.flatnonzero(sum(store.state != PENDING for store in stores)).tolist() if stores else []
     changed: dict[str | Path, list[int]] = {store.path: [] for store in stores}
     for row, now in zip(done, prefetch(partial(_content, corpus), done, pool, ahead=256), strict=True):
@@ -404,12 +447,12 @@ def _refuse_changed_images(stores: list[FeatureStore], corpus: Corpus, pool: Thr
             was = store.content[row].tobytes()
             if store.state[row] != PENDING and was != now:
                 changed[store.path].append(row)
-    for path, rows in changed.items():
-        if rows:
-            raise ValueError(
-                f"{path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "
-                "choose another --out, or replace it with --overwrite"
-            )
+    return {
+        path: f"{path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "
+        "choose another --out, or replace it with --overwrite: the rows of the others are taken over"
+        for path, rows in changed.items()
+        if rows
+    }
 
 
 def _content(corpus: Corpus, row: int) -> bytes:
@@ -439,8 +482,11 @@ def _refuse_small_disks(new: Sequence[tuple[Files, dict[str, Any]]]) -> None:
         need, free = sum(size for _, size in stores), shutil.disk_usage(folder).free
         if need > free:
             names = ", ".join(str(files.path) for files, _ in stores)
-            message = f"{names}: {need / 1e6:,.1f} MB to write, the disk of {folder} has {free / 1e6:,.1f} MB free; make room or choose another --out"
-            raise OSError(errno.ENOSPC, message)
+            raise OSError(
+                errno.ENOSPC,
+                f"{names}: {need / 1e6:,.1f} MB to write, the disk of {folder} has {free / 1e6:,.1f} MB free; make room "
+                "or choose another --out",
+            )
 
 
 def resolve_device(device: str) -> str:

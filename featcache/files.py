@@ -31,7 +31,8 @@ class LocalFiles:
         return str(self.path.resolve())
 
     def exists(self) -> bool:
-        return self.root.exists()
+        """Whether anything but an empty folder is there."""
+        return self.taken()
 
     def taken(self) -> bool:
         """Whether anything is there that a new store would have to replace."""

@@ -51,6 +51,11 @@ class Job:
         """Row → hash of its image, of the rows that an earlier run had saved of a unit in progress."""
         return {row: self._saved.content(row - self._saved.start) for row in self._saved_rows} if self._saved else {}
 
+    @property
+    def failed(self) -> int:
+        """Rows without features, of finished units and of the one that was saved."""
+        return len(self.store.failed) + (self._saved.failed if self._saved else 0)
+
     def discard_saved(self) -> None:
         """Make the whole unit in progress again. Before the first `take`."""
         self._saved, self._saved_rows = None, range(0)
@@ -82,6 +87,11 @@ class Job:
         self.encode_seconds += encoded - began
         self.write_seconds += time.perf_counter() - encoded
         return True
+
+    def save(self) -> None:
+        """Keep the unit in progress, if it stands between two batches."""
+        if self._unit and 0 < self._unit.done < self._unit.rows and self._unit.done % self._batch == 0:
+            self._unit.save()
 
     def _encode(self) -> dict[int, dict[str, np.ndarray]]:
         """Features by position, of the waiting samples that have pixels."""
@@ -150,6 +160,11 @@ class _Unit:
             if inside == len(filling) - 1:
                 self._store.write_rows(name, self.start + position - inside, filling)
         self.done += 1
+
+    @property
+    def failed(self) -> int:
+        """Rows so far without features."""
+        return int((self._narrow[STATE][: self.done] == FAILED).sum())
 
     def content(self, position: int) -> bytes:
         return self._narrow["content"][position].tobytes()

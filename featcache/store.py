@@ -76,7 +76,7 @@ def create_store(
     if files.taken():
         with contextlib.suppress(FileNotFoundError):
             files.open()
-        is_store = _is_store(files.root)
+        is_store = looks_like_store(files.root)
         if not (overwrite and is_store):
             raise ValueError(f"{path}: already exists{'' if is_store else ' and is not a store'}; choose another --out")
     root, manifest = files.root, {"wide_chunk_rows": wide_chunk_rows(manifest), **manifest}
@@ -123,7 +123,7 @@ class FeatureStore:
             raise ValueError(
                 f"{path}: no such store; make one with `featcache extract CORPUS --teacher SPEC --out {path}`"
             ) from None
-        if not _is_store(self._root):
+        if not looks_like_store(self._root):
             raise ValueError(
                 f"{path}: not a feature store; make one with `featcache extract CORPUS --teacher SPEC --out STORE`"
             )
@@ -250,6 +250,16 @@ class FeatureStore:
     def row(self, name: str, row: int) -> np.ndarray:
         """One row of any array of fixed width: "content" (16,), "view" (V, P), or a feature (V, D)."""
         return self._rows.row(name, row)
+
+    def checked_row(self, name: str, row: int) -> np.ndarray:
+        """`row`, its chunk's checksum verified the first time that one of its rows is asked for.
+
+        Raises:
+            ValueError: the chunk is damaged.
+        """
+        if not self._rows.intact(name, row):
+            raise ValueError(f"a chunk of {name} in {self.path} does not match its checksum")
+        return self.row(name, row)
 
     def pixels(self, row: int) -> bytes:
         """The kept image of one row, an encoded file; b"" where the image could not be read.
@@ -409,7 +419,7 @@ class FeatureStore:
             if isinstance(where, int):
                 self._files.remove(chunk_name(self.layout, STATE, where))
             elif not where.endswith(METADATA):
-                self._files.remove(where)
+                self._files.remove(where)  # left over
         skeleton = self._root.with_name(f"{self._root.name}.partial")
         _write_skeleton(skeleton, self.manifest)
         metadata = [f"{name}/{METADATA}" for name in self.layout]
@@ -456,8 +466,9 @@ def _unstable_names_allowed() -> Iterator[None]:
         yield
 
 
-def _is_store(path: Path) -> bool:
+def looks_like_store(path: Path) -> bool:
+    """Whether the folder holds one, by its zarr.json, or by its arrays where that is damaged or gone."""
     try:
-        return "featcache" in json.loads((path / "zarr.json").read_bytes())["attributes"]
+        return "featcache" in json.loads((path / METADATA).read_bytes())["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return all((path / name / METADATA).exists() for name in (STATE, EMBEDDING, "content"))

@@ -150,11 +150,19 @@ def test_an_unreadable_image_is_a_failed_row_and_harms_no_other(make_images, tmp
     assert store.verify() == []
 
 
+def test_a_bad_beginning_does_not_stop_the_run(make_images, tmp_path):
+    folder = Path(make_images(5))
+    for i in range(130):
+        (folder / f"0-{i:03}.png").write_bytes(b"no image")
+    store = extract(str(folder), tiny_encoder(), tmp_path / "s.zarr", **EXACT)
+    assert (len(store.ok), len(store.failed)) == (5, 130)
+
+
 def test_nothing_readable_at_all_is_refused(tmp_path):
     (tmp_path / "images").mkdir()
     for i in range(3):
         (tmp_path / f"images/{i}.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"none of the first 3 images could be read \(UnidentifiedImageError"):
+    with pytest.raises(ValueError, match=r"not one of 3 images could be read \(the first: \S+: UnidentifiedImageError"):
         extract(str(tmp_path / "images"), tiny_encoder(), tmp_path / "s.zarr", **EXACT)
     assert not (tmp_path / "s.zarr").exists()
 
@@ -184,14 +192,14 @@ def test_finished_chunks_are_not_encoded_again(make_images, tmp_path, small_chun
         extract(folder, tiny_encoder(), tmp_path / "s.zarr", progress=stop_after(4), **EXACT)
     encoder, corpus, at = tiny_encoder(), open_corpus(folder), []
     extract(corpus, encoder, tmp_path / "s.zarr", progress=lambda p: at.append((p.resumed, p.done)), **EXACT)
-    assert at == [(16, 20), (16, 22), (16, 22)]
+    assert at == [(20, 22), (20, 22)]  # also what was done of the next unit when it was stopped
     seen = set(encoder.module.seen)
     hashes = [
         hash_of(normalise(torch.from_numpy(plain_pixels(corpus, i, encoder))[None], encoder.preprocess)[0])
         for i in range(22)
     ]
-    assert not seen & set(hashes[PROBE_IMAGES:16])
-    assert seen == set(hashes[:PROBE_IMAGES] + hashes[16:])
+    assert not seen & set(hashes[PROBE_IMAGES:20])
+    assert seen == set(hashes[:PROBE_IMAGES] + hashes[20:])
 
 
 def plain_pixels(corpus, row, encoder):
