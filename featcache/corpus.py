@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from featcache.plugins import load_plugin
+from featcache.plugins import load_plugin, plugin_names, suggest
 
 
 @runtime_checkable
@@ -38,6 +38,12 @@ def open_corpus(spec: str) -> Corpus:
         ValueError: no such source or place, or no images in it; the message names the remedy.
     """
     source, rest = source_of(spec)
+    known = plugin_names("featcache.corpora")
+    if source not in known:
+        raise ValueError(
+            f"{spec}: unknown kind of corpus {source!r} (for a folder with a colon in its name write ./{spec}); "
+            f"{suggest(source, known)}"
+        )
     return load_plugin("featcache.corpora", source).open_corpus(rest)
 
 

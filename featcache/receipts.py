@@ -226,7 +226,7 @@ def _corpus_files(spec: str) -> list[str] | None:
         return [place.path for place in plugin._places_under(rest)[0]]
     corpus = plugin.open_corpus(rest)
     if source == "folder":
-        return [os.path.join(rest, name) for name in corpus.ids]
+        return [os.path.join(rest, path) for path in corpus._paths]
     return None if any(map(is_url, corpus._places)) else [rest, *corpus._places]
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from featcache.preprocess import Preprocess
 
@@ -101,6 +102,7 @@ def decode(encoded: bytes) -> Image.Image:
 
     Raises:
         DecompressionBombError: more than `MAX_PIXELS`, by the header; no pixel has been decoded.
+        ValueError: floating-point or 32-bit integer pixels, whose black and white nobody can tell.
         Exception: whatever Pillow raises on bytes that are no image, or are truncated.
     """
     try:
@@ -109,6 +111,11 @@ def decode(encoded: bytes) -> Image.Image:
         raise UnidentifiedImageError(f"not an image that Pillow knows ({len(encoded)} bytes)") from None
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} × {image.height} px: more than {MAX_PIXELS:,} px in all")
+    # Mode "I" also holds 16 bits, of PNG and PPM files always.
+    long = image.mode == "I" and isinstance(image, TiffImageFile) and image.tag_v2[BITSPERSAMPLE][0] > 16
+    if image.mode == "F" or long:
+        kind = "32-bit integer" if long else "floating-point"
+        raise ValueError(f"{kind} pixels have no agreed range; convert the image to 8 or 16 bits")
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -145,7 +145,7 @@ def _members(file: Any, name: str) -> tuple[list[str], list[int], list[int], lis
     images: dict[str, list[_Image]] = {}
     numbers: dict[str, int] = {}
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as archive:  # of names that are not UTF-8
             for member in archive:
                 path = posixpath.normpath(member.name).lstrip("/")
                 directory, base = posixpath.split(path)

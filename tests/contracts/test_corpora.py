@@ -167,7 +167,7 @@ def test_digits_are_scikit_learns_scans():
     ("spec", "message"),
     [
         ("nowhere/at/all", "no such folder; give a directory of images"),
-        ("digit:test", r"unknown featcache.corpora 'digit'; did you mean digits\?"),
+        ("digit:test", r"unknown kind of corpus 'digit' .*; did you mean digits\?"),
         ("digits:validation", "no such split; give digits:train or digits:test"),
     ],
 )

@@ -104,6 +104,13 @@ def test_labels_of_cls_members_win_over_folders(tmp_path):
     assert corpus.class_names == ["0", "1", "2"]
 
 
+def test_names_that_are_not_utf_8_are_escaped(tmp_path):
+    shard = write(tmp_path / "s.tar", [("cat/odd\udcff.jpg", b"a")], format=tarfile.GNU_FORMAT, encoding="utf-8")
+    corpus = open_corpus(f"wds:{shard}")
+    assert corpus.ids == ["s/cat/odd\\xff"]
+    assert corpus.read(0) == b"a"
+
+
 def test_a_key_ends_at_the_first_dot_of_the_base_name(tmp_path):
     members = [
         ("./v1.0/a.jpg", b"a"),

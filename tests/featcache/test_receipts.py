@@ -171,6 +171,17 @@ def test_any_change_is_checked_in_full(featcache_command, change):
         assert open_store("t.zarr").verify() == []
 
 
+@pytest.mark.usefixtures("here", "age")
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+def test_an_image_whose_name_is_not_utf_8_is_watched_too(featcache_command):
+    odd = Path("photos/cat", os.fsdecode(b"odd\xff.bmp"))
+    shutil.copy("photos/cat/1.bmp", odd)
+    featcache_command(f"extract {COMMAND}")
+    assert not featcache_command(f"extract {COMMAND}")[2]
+    flip_byte(odd)
+    assert featcache_command(f"extract {COMMAND}")[::2] == (2, True)
+
+
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     "other",

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from featcache.preprocess import Preprocess
@@ -285,11 +287,49 @@ def test_cmyk_jpeg(ink, rgb):
     np.testing.assert_allclose(result, np.broadcast_to(rgb, (16, 16, 3)), atol=4)
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_cmyk_tiff(rng, compression):
+    ink = rng.integers(0, 256, (12, 9, 4), dtype=np.uint8)
+    result = decoded(Image.frombytes("CMYK", (9, 12), ink.tobytes()), "tiff", compression=compression)
+    light = 255.0 - ink
+    np.testing.assert_allclose(result, light[..., :3] * light[..., 3:] / 255, atol=0.51)
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
 def test_16_bits_become_8(rng, kind):
     deep = rng.integers(0, 2**16, (6, 5), dtype=np.uint16)
     deep[0, :4] = 0, 255, 256, 65535
     np.testing.assert_array_equal(decoded(Image.fromarray(deep), kind), np.stack([deep >> 8] * 3, 2))
+
+
+def test_signed_16_bits_become_8(rng):
+    deep = rng.integers(0, 2**15, (6, 5), dtype=np.uint16)
+    unsigned = encode(Image.fromarray(deep), "tiff", tiffinfo={SAMPLEFORMAT: 1})
+    tag = struct.pack("<HHI", SAMPLEFORMAT, 3, 1)
+    signed = unsigned.replace(tag + b"\1", tag + b"\2")
+    assert Image.open(io.BytesIO(signed)).mode == "I"
+    np.testing.assert_array_equal(np.asarray(decode(signed)), np.stack([deep >> 8] * 3, 2))
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535])
+@pytest.mark.parametrize(("kind", "named"), [(np.float32, "floating-point"), (np.int32, "32-bit integer")])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_pixels_without_an_agreed_range_are_refused(kind, named, top, compression):
+    image = Image.fromarray(np.linspace(0, top, 30).reshape(6, 5).astype(kind))
+    with pytest.raises(ValueError, match=f"{named} pixels have no agreed range; convert the image to 8 or 16 bits"):
+        decode(encode(image, "tiff", compression=compression))
+
+
+def test_a_bilevel_tiff_need_not_say_its_bits(rng):
+    black_and_white = rng.integers(0, 2, (6, 5), dtype=np.uint8) * 255
+    encoded = encode(Image.fromarray(black_and_white).convert("1"), "tiff")
+    assert BITSPERSAMPLE not in Image.open(io.BytesIO(encoded)).tag_v2
+    np.testing.assert_array_equal(np.asarray(decode(encoded)), np.stack([black_and_white] * 3, 2))
+
+
+def test_a_portable_float_map_is_refused():
+    with pytest.raises(ValueError, match="floating-point pixels have no agreed range"):
+        decode(encode(Image.new("F", (4, 3)), "ppm"))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +348,12 @@ def test_16_bits_become_8(rng, kind):
 def test_exif_orientation_is_applied(pixels, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    np.testing.assert_array_equal(decoded(Image.fromarray(pixels), exif=exif), upright(pixels))
+    image, plain = Image.fromarray(pixels), decoded(Image.fromarray(pixels), "jpeg", quality=95, subsampling=0)
+    np.testing.assert_array_equal(decoded(image, exif=exif), upright(pixels))
+    np.testing.assert_array_equal(decoded(image, "webp", lossless=True, exif=exif), upright(pixels))
+    np.testing.assert_array_equal(decoded(image, "tiff", exif=exif), upright(pixels))
+    np.testing.assert_array_equal(decoded(image, "tiff", compression="tiff_lzw", exif=exif), upright(pixels))
+    np.testing.assert_array_equal(decoded(image, "jpeg", quality=95, subsampling=0, exif=exif), upright(plain))
 
 
 def test_a_truncated_jpeg_raises(photographs):
