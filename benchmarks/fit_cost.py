@@ -16,6 +16,7 @@ import time
 
 import timm
 import torch
+from _targets import judge
 from photographs import arguments, unpacked
 
 import distill
@@ -27,6 +28,7 @@ from distill.students import make_student
 from featcache.encoder import Encoder, normalise
 from featcache.encoders.timm import wrap
 
+LIMIT = 1.10  # × the bare step, at most, that an epoch of fit takes: issue 4, Cost
 PAIRS = (
     ("builtin/efficientnet_lite0", "tiny", 32, "cifar10-train-0"),
     ("vit_small_patch16_224", "timm/resnet10t", 64, "imagenet-samples-250"),
@@ -60,6 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     print("| teacher → student | fit, first epoch, s | fit, s an epoch | bare step, s | fit / bare | online / fit |")
     print("|---|---|---|---|---|---|")
+    targets = []
     for teacher_name, student_name, size, name in PAIRS:
         corpus = Some(featcache.open_corpus(str(unpacked(name, options.data, options.work))), options.images)
         teacher = load(teacher_name).to(options.device)
@@ -76,6 +79,8 @@ def main() -> None:
             f"| {teacher.name} → {student_name}, {size} px | {first:.2f} | {fit:.2f} | {bare:.2f} | {ratio:.3f} ({spread}) | {gain:.1f} |",
             flush=True,
         )
+        targets.append((f"{teacher.name} → {student_name}, fit / bare", ratio, LIMIT, "at most"))
+    judge(targets)
 
 
 def load(name: str) -> Encoder:

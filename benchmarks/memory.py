@@ -17,13 +17,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from _targets import judge, span
+
 # Nothing heavy is imported here: until it starts its own program, a new process counts the memory of the one that
 # made it as its own.
+
+ROWS = [50_000, 1_000_000]
+LIMIT = 1.10  # × the peak at the first size, at most: issue 3, Speed ("within 10 %")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--list-ids", action="store_true")
     parser.add_argument("--folder", type=Path, help="where the stores are written; 1.6 GB for a million rows of 768")
@@ -33,6 +38,7 @@ def main() -> None:
         print(json.dumps(extracted(options.one, options.width, options.list_ids, options.folder)))
         return
     first: dict[str, float] = {}
+    targets = []
     for rows in options.rows:
         folder = Path(tempfile.mkdtemp(dir=options.folder))
         environment = {**os.environ, "FEATCACHE_HOME": str(folder / "home")}
@@ -50,6 +56,9 @@ def main() -> None:
             f"the peak at {options.rows[0]:,} rows, {more:,.1f} bytes more a row",
             flush=True,
         )
+        what = f"peak at {rows:,} rows, × the peak at {options.rows[0]:,}"
+        targets.append((what, now["peak"] / first["peak"], LIMIT, "at most"))
+    judge(targets, span(options.rows), span(ROWS))
 
 
 def extracted(rows: int, width: int, list_ids: bool, folder: Path) -> dict[str, float]:
