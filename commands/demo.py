@@ -9,17 +9,22 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from commands.screen import make_table, results, screen
+from commands.screen import Json, make_table, results, screen, write_json
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for images, stores and runs.")] = Path("featcache-demo"),
     epochs: Annotated[int, typer.Option(min=1, help="Of each student.")] = 20,
+    to_json: Json = None,
 ) -> None:
-    """The whole pipeline on scikit-learn's digits, offline, in about a minute."""
+    """The whole pipeline on scikit-learn's digits, offline, in about a minute.
+
+    [dim]featcache demo --out demo/ --epochs 5[/dim]
+    """
     from featcache.demo import write_demo_images
 
     began = time.perf_counter()
+    results.quiet = to_json == "-"
     counts = write_demo_images(out / "images")
     screen.print(f"Images in {out / 'images'}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     teacher = "builtin/efficientnet_lite0"
@@ -56,6 +61,8 @@ def demo(
     )
     if reused:
         screen.print(f"[green]reused[/] the cached features of {len(reused)} stores: delete {out} to start afresh")
+    measured = sorted(str(path) for path in (out / "results").glob("*.json"))
+    write_json({"command": "demo", "out": str(out), "results": measured, "reused": reused}, to_json)
 
 
 def _demo_table(out: Path, encoders: dict[str, str]) -> Table:
@@ -103,4 +110,5 @@ def _run_shown(command: str) -> None:
     import cli
 
     program, *arguments = shlex.split(command)
-    cli.APPS[program](arguments, standalone_mode=False)
+    if code := cli.APPS[program](arguments, standalone_mode=False):  # it failed, or was interrupted
+        raise typer.Exit(code)

@@ -15,11 +15,13 @@ from commands.screen import (
     StorePath,
     Workers,
     bar,
+    count_or_auto,
     counted,
     make_table,
     results,
     rows_and_failed,
     screen,
+    shown,
     store_summary,
     write_json,
 )
@@ -86,10 +88,17 @@ def extract(
         ),
     ] = None,
     pixels_format: Annotated[
-        PixelsFormat, typer.Option(help="How --pixels keeps them: JPEG of quality 95, or exact.")
-    ] = PixelsFormat.jpeg,
+        PixelsFormat | None,
+        typer.Option(help="How --pixels keeps them: JPEG of quality 95, or exact.", show_default="jpeg"),
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a forward pass.", show_default="16 on a CPU, 256 on a GPU")
+        int | None,
+        typer.Option(
+            parser=count_or_auto,
+            metavar="N|auto",
+            help="Images a forward pass.",
+            show_default="auto: 16 on a CPU, 256 on a GPU",
+        ),
     ] = None,
     workers: Workers = None,
     device: DeviceOption = Device.auto,
@@ -106,7 +115,14 @@ def extract(
 
     [dim]featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out teacher.zarr[/dim]
     [dim]featcache extract photos/ --teacher timm/vit_small_patch16_224@pool=avg --fields embedding,tokens --pixels 256[/dim]
+    [dim]featcache extract photos/ --teacher builtin/efficientnet_lite0 --views 2 --augment flip --out views.zarr[/dim]
+    [dim]featcache extract photos/ --teacher timm/resnet50,timm/vit_small_patch16_224 --out a.zarr,b.zarr[/dim]
+    [dim]featcache extract 'wds:shards/{000..099}.tar' --teacher open_clip/ViT-B-32:laion2b_s34b_b79k --out shards.zarr[/dim]
+    [dim]featcache extract hf:uoft-cs/cifar10:train --teacher timm/resnet50 --out cifar10.zarr[/dim]
     """
+    if pixels_format and not pixels:
+        raise ValueError(f"--pixels-format {pixels_format.value}: no images are kept; give --pixels SIZE too")
+    pixels_format = pixels_format or PixelsFormat.jpeg
     from featcache import receipts
 
     teachers, outs = teacher.split(","), out.split(",") if out else None
@@ -116,7 +132,7 @@ def extract(
     }  # fmt: skip
     known = None if overwrite else receipts.recall(request)
     if known is not None:
-        _say_extracted(known, None, to_json)
+        _say_extracted(known, None, precision.value, to_json)
         return
     watched = receipts.watch(request)
 
@@ -124,9 +140,14 @@ def extract(
 
     encoders, images = [featcache.load_encoder(spec) for spec in teachers], featcache.open_corpus(corpus)
     described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
-    screen.print(f"{', '.join(described)} · {len(images):,} images × {views} views", highlight=False)
+    screen.print(f"{shown(', '.join(described))} · {len(images):,} images × {views} views", highlight=False)
+    unfinished: set[str] = set()
     last: list[Any] = []
     with bar("extract", "images") as update:
+
+        def announce(plan: Any) -> None:
+            unfinished.update(str(store.path) for store in plan.stores)
+            _announce(plan)
 
         def show(at: Any) -> None:
             last[:] = [at]
@@ -137,20 +158,31 @@ def extract(
             images, encoders, outs, views=views, augment=augment.value, fields=fields.split(","),
             pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
             batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
-            max_failures=max_failures, overwrite=overwrite, announce=_announce, progress=show,
+            max_failures=max_failures, overwrite=overwrite, announce=announce, progress=show,
         )  # fmt: skip
-    summaries = [{"store": str(store.path), "reused": not last, **store_summary(store)} for store in stores]
+    paths = [str(store.path) for store in stores]
+    summaries = [
+        {"store": path, "reused": path not in unfinished, **store_summary(store)}
+        for path, store in zip(paths, stores, strict=True)
+    ]
     receipts.remember(watched, summaries)
-    _say_extracted(summaries, last[0] if last else None, to_json)
+    _say_extracted(summaries, last[0] if last else None, precision.value, to_json)
 
 
-def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, to_json: str | None) -> None:
-    """What became of each store, and where the time went if there was anything `at` all to do."""
+def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, asked: str, to_json: str | None) -> None:
+    """What became of each store, whether in the precision `asked` for, and where the time went if there was anything
+    `at` all to do."""
     summary: dict[str, Any] = {"command": "extract"} | (summaries[0] if len(summaries) == 1 else {"stores": summaries})
     for made in summaries:
-        done, rest = ("reused", ", nothing to compute") if at is None else ("sealed", "")
-        rows = counted(made["rows"], made["failed"])
-        screen.print(f"[green]{done}[/] {made['store']}: {rows}{rest} · {made['extraction']['precision']}")
+        done, rest = ("reused", ", nothing to compute") if made["reused"] else ("sealed", "")
+        rows, kept = counted(made["rows"], made["failed"]), made["extraction"]["precision"]
+        screen.print(f"[green]{done}[/] {shown(made['store'])}: {rows}{rest} · {kept}")
+        begun = "finished already" if made["reused"] else "begun" if at and at.resumed else ""
+        if begun and asked != "auto" and not kept.startswith(asked):
+            screen.print(
+                f"[yellow]warning:[/] --precision {asked} is ignored: the store was {begun} in {kept}; "
+                "choose another --out, or replace it with --overwrite"
+            )
     if at is not None:
         spent = max(at.wait + at.encode + at.write, 1e-9)  # zero where only left-over files had to go
         shares = {name: getattr(at, name) / spent for name in ("wait", "encode", "write")}
@@ -171,7 +203,7 @@ def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, to_json: str
 
 def _announce(plan: Any) -> None:
     """The preflight: what will be written, where, and how long it may take."""
-    where = ", ".join(str(store.path) for store in plan.stores)
+    where = shown(", ".join(str(store.path) for store in plan.stores))
     screen.print(
         f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {where} "
         f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {plan.samples_per_second:,.0f} rows/s",
@@ -181,7 +213,10 @@ def _announce(plan: Any) -> None:
 
 @app.command()
 def info(store: StorePath, to_json: Json = None) -> None:
-    """What a store holds, who made it, and which images failed."""
+    """What a store holds, who made it, and which images failed.
+
+    [dim]featcache info teacher.zarr[/dim]
+    """
     from featcache.store import FeatureStore
 
     opened = FeatureStore(store)
@@ -193,17 +228,17 @@ def info(store: StorePath, to_json: Json = None) -> None:
         "manifest": opened.manifest,
     }
     if to_json != "-":
-        manifest, table = opened.manifest, make_table(str(store), "", "")
+        manifest, table = opened.manifest, make_table(store, "", "")
         state = (
             "sealed"
             if opened.sealed
             else f"[yellow]unfinished: {len(opened.pending_chunks())} of {opened.chunks} chunks pending[/]"
         )
+        table.add_row("state", state)
+        table.add_row("rows", rows_and_failed(opened))
         for name, value in (
-            ("state", state),
             ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
             ("corpus", str(manifest["corpus"]["spec"])),
-            ("rows", rows_and_failed(opened)),
             ("classes", str(len(opened.class_names or []))),
             ("views", " ".join(f"{k}={v}" for k, v in manifest["views"].items() if k != "parameters")),
             ("output", str(manifest["encoder"].get("output", ""))),
@@ -213,16 +248,19 @@ def info(store: StorePath, to_json: Json = None) -> None:
             ("extraction", " ".join(f"{k}={v}" for k, v in manifest.get("extraction", {}).items())),
             ("size", f"{opened.size_bytes / 1e6:,.1f} MB"),
         ):
-            table.add_row(name, value)
+            table.add_row(name, shown(value))
         results.print(table)
         for sample_id, reason in opened.reasons.items():
-            results.print(f"[red]failed[/] {sample_id}: {reason}", highlight=False, soft_wrap=True)
+            results.print(f"[red]failed[/] {shown(f'{sample_id}: {reason}')}", highlight=False, soft_wrap=True)
     write_json(summary, to_json)
 
 
 @app.command()
 def verify(store: StorePath, to_json: Json = None) -> None:
-    """Read every byte of a store and name whatever is damaged, missing or left over."""
+    """Read every byte of a store and name whatever is damaged, missing or left over.
+
+    [dim]featcache verify teacher.zarr[/dim]
+    """
     from featcache.receipts import void
     from featcache.store import FeatureStore
 
@@ -238,10 +276,10 @@ def verify(store: StorePath, to_json: Json = None) -> None:
         problems.append("extraction has not finished; run the same `featcache extract` command again")
     write_json({"command": "verify", "store": str(store), "problems": problems}, to_json)
     for problem in problems:
-        screen.print(f"[red]{store}[/]: {problem}", highlight=False)
+        screen.print(f"[red]{shown(store)}[/]: {shown(problem)}", highlight=False)
     if problems:
         raise typer.Exit(1)
-    screen.print(f"[green]whole[/] {store}: {rows_and_failed(opened)}")
+    screen.print(f"[green]whole[/] {shown(store)}: {rows_and_failed(opened)}")
 
 
 @app.command()
@@ -263,7 +301,7 @@ def export(
     with bar("export", "rows") as update:
         exported = export_store(store, out, format.value, as_is=as_is, progress=update)
     left_out = f"; [yellow]left out: {', '.join(exported.left_out)}[/]" if exported.left_out else ""
-    screen.print(f"[green]exported[/] {out}: {exported.rows:,} rows as {format.value}{left_out}")
+    screen.print(f"[green]exported[/] {shown(out)}: {exported.rows:,} rows as {format.value}{left_out}")
     summary = {"store": str(store), "out": str(out), "format": format.value, "rows": exported.rows}
     write_json({"command": "export", **summary, "left_out": exported.left_out}, to_json)
 
@@ -293,7 +331,8 @@ def import_(
 
     with bar("import", "rows") as update:
         made = import_store(src, store, encoder_name=encoder, progress=update)
-    screen.print(f"[green]sealed[/] {store}: {rows_and_failed(made)} × {made.embedding_dim}-d of {made.encoder_name}")
+    of = f"{made.embedding_dim}-d of {shown(made.encoder_name)}"
+    screen.print(f"[green]sealed[/] {shown(store)}: {rows_and_failed(made)} × {of}")
     if made.encoder_name == "imported":
         screen.print("its encoder has no name: it compares with no other store; import both under one --encoder NAME")
     write_json({"command": "import", "source": str(src), "store": str(store), **store_summary(made)}, to_json)
@@ -301,7 +340,11 @@ def import_(
 
 @app.command()
 def ls(to_json: Json = None) -> None:
-    """The stores there are: those under $FEATCACHE_HOME, and any other that was made here."""
+    """The stores there are: those under $FEATCACHE_HOME, and any other that was made here.
+
+    [dim]featcache ls[/dim]
+    [dim]featcache ls --json stores.json[/dim]
+    """
     from featcache.cache import known_stores
     from featcache.store import FeatureStore
 
@@ -317,24 +360,32 @@ def ls(to_json: Json = None) -> None:
         table = make_table("", "store", "encoder", "corpus", "rows", "state")
         for item in listed:
             state = item.get("state") or ("sealed" if item["sealed"] else "unfinished")
-            table.add_row(item["store"], item.get("encoder"), item.get("corpus"), f"{item.get('rows', 0):,}", state)
+            named = (shown(item.get(key, "")) for key in ("store", "encoder", "corpus"))
+            table.add_row(*named, f"{item.get('rows', 0):,}", state)
         results.print(table)
     write_json({"command": "ls", "stores": listed}, to_json)
 
 
 @app.command()
-def rm(store: StorePath) -> None:
-    """Delete a store, and nothing that is not one."""
+def rm(store: StorePath, to_json: Json = None) -> None:
+    """Delete a store, and nothing that is not one.
+
+    [dim]featcache rm teacher.zarr[/dim]
+    """
     from featcache.cache import forget
+    from featcache.files import files_at
     from featcache.receipts import void
     from featcache.store import FeatureStore
 
     opened = FeatureStore(store)
-    forget(opened)
-    void(store)
-    opened.remove()
-    Path(f"{opened.path}.lock").unlink(missing_ok=True)
-    screen.print(f"removed {store}")
+    with files_at(store).only_writer():
+        forget(opened)
+        void(store)
+        opened.remove()
+        # While the lock is held: a writer that opened the file meanwhile sees that it is gone, and refuses.
+        Path(f"{opened.path}.lock").unlink(missing_ok=True)
+    screen.print(f"removed {shown(store)}")
+    write_json({"command": "rm", "store": store}, to_json)
 
 
 app.command()(demo)

@@ -40,11 +40,38 @@ Json = Annotated[
     str | None, typer.Option("--json", metavar="PATH|-", help="Also write a machine-readable summary ('-': to stdout).")
 ]
 DeviceOption = Annotated[Device, typer.Option(help="'auto' takes a GPU when there is one.")]
+
+
+def count_or_auto(text: str) -> int | None:
+    """The value of an option `N|auto`; auto is None, the same as leaving the option out."""
+    if text == "auto":
+        return None
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
+        raise typer.BadParameter(f"{text}: give a whole number, 1 or more, or auto")
+    return int(text)
+
+
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Threads that read, decode and resize.", show_default="one a core")
+    int | None,
+    typer.Option(
+        parser=count_or_auto,
+        metavar="N|auto",
+        help="Threads that read, decode and resize.",
+        show_default="auto: one a core",
+    ),
 ]
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A feature store (…​.zarr), or its URL.")]
 """Paths that may be URLs are strings: pathlib would make s3:/bucket of s3://bucket."""
+
+
+def printable(text: object) -> str:
+    """Text from data, such as a sample's id, on one line: line breaks, control characters and the like are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def shown(text: object) -> str:
+    """`printable`, for the consoles: no part of it is markup."""
+    return escape(printable(text))
 
 
 @contextmanager
@@ -84,7 +111,7 @@ def bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
 
 
 def make_table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold")
+    table = Table(title=shown(title) or None, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 or len(columns) == 2 else "right", overflow="fold")
     return table
@@ -118,29 +145,40 @@ def write_json(summary: dict[str, Any], to: str | None) -> None:
         Path(to).write_text(text + "\n")
 
 
-def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    return f"warning: {' '.join(str(message).split())}\n"
+def _one_line(message: object) -> str:
+    return printable(" ".join(str(message).split()))
+
+
+def _warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {_one_line(message)}\n"
+
+
+class _LogLine(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _one_line(record.message)
 
 
 def run(app: typer.Typer) -> None:
-    """Exit code 0 ok · 1 the run failed · 2 wrong usage; one line instead of a traceback, and for a warning."""
-    warnings.formatwarning = _one_line
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=screen, show_path=False, show_time=False)],
-    )
+    """Exit code 0 ok · 1 the run failed · 2 wrong usage · 130 interrupted; one line instead of a traceback, and for a
+    warning. With FEATCACHE_DEBUG set, the traceback."""
+    warnings.formatwarning = _warning_line
+    handler = RichHandler(console=screen, show_path=False, show_time=False)
+    handler.setFormatter(_LogLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         app()
-    except (ValueError, OSError, RuntimeError) as error:
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of Ctrl-C
+            screen.print(
+                "interrupted; what is done is kept, the same command (`distill fit`: with --resume) goes on from there"
+            )
+        raise
+    except Exception as error:
         if os.environ.get("FEATCACHE_DEBUG"):
             raise
-        said = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
-        screen.print(f"[red]error:[/] {escape(said)}", highlight=False)
+        kind, said = type(error).__name__, re.sub(r"^\[Errno \d+\] ", "", str(error))
+        if not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
+            said = f"{kind}: {said} (a bug, or in your own code; set FEATCACHE_DEBUG=1 for the traceback)"
+        screen.print(f"[red]error:[/] {escape(_one_line(said or kind))}", highlight=False)
         sys.exit(2 if isinstance(error, ValueError) else 1)
-    except KeyboardInterrupt:
-        screen.print(
-            "interrupted; what is done is kept, the same command (`distill fit`: with --resume) goes on from there"
-        )
-        sys.exit(130)

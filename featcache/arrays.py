@@ -37,8 +37,13 @@ def write_store(
         failed: row → reason, for rows without features.
         fingerprint: of the encoder that made the embeddings. Stores compare only when theirs are equal.
         per_chunk: rows a chunk, by default 8–16 MiB of them.
+
+    Raises:
+        ValueError: there are no rows, views or dimensions.
     """
     embedding = np.asarray(embedding)
+    if not embedding.size:
+        raise ValueError(f"{path}: an embedding of shape {embedding.shape} has no rows to write; give at least one")
     embedding = embedding[:, None] if embedding.ndim == 2 else embedding
     rows, views, width = embedding.shape
     features = {EMBEDDING: embedding}

@@ -286,10 +286,11 @@ def _checked(spec: str, body: nn.Module, size: int, embedding_dim: int | None) -
     """The Backbone around `body`, after it has seen one black image of `size` px."""
     try:
         backbone = Backbone(body, size, embedding_dim)
-    except (AssertionError, RuntimeError, AttributeError, IndexError) as error:
+    except Exception as error:  # a model's own code raises what it likes
         raise ValueError(
-            f"{spec}: the student does not take images of {size} px ({_reason(error)}); give another image_size"
-        ) from None
+            f"{spec}: the student does not take images of {size} px ({type(error).__name__}: {_reason(error)}); "
+            "give another image_size"
+        ) from error
     return backbone
 
 

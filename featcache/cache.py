@@ -93,12 +93,13 @@ class KnownRows:
     Args:
         manifest: of the store to be made.
         besides: a store that is not asked, because it is the one being made; but the one it replaces is.
+        precision: "auto", or the only one whose rows will do.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], besides: str | Path):
+    def __init__(self, manifest: Mapping[str, Any], besides: str | Path, precision: str = "auto"):
         self._fields = list(manifest["fields"])
         self._by_id = manifest["views"]["augment"] == "rrc"  # then a view depends on the sample's id too
-        self._stores = list(self._open(_index_folder(manifest), besides))
+        self._stores = list(self._open(_index_folder(manifest), besides, precision))
         self._damaged: set[str | Path] = set()
 
     def __bool__(self) -> bool:
@@ -132,7 +133,9 @@ class KnownRows:
             log.warning("%s: damaged (%s); no more of its rows are reused, their images are encoded", store.path, error)
 
     @staticmethod
-    def _open(folder: Path, besides: str | Path) -> Iterator[tuple[FeatureStore, np.ndarray, np.ndarray]]:
+    def _open(
+        folder: Path, besides: str | Path, precision: str
+    ) -> Iterator[tuple[FeatureStore, np.ndarray, np.ndarray]]:
         for entry, record in _entries(folder, "*.json"):
             place: str | Path = record["path"]
             if place == files_at(besides).identity:
@@ -143,8 +146,10 @@ class KnownRows:
                 store = FeatureStore(place)
                 if not store.sealed or store.manifest["sealed"]["digest"] != record["digest"]:
                     continue  # replaced since by another one
+                if precision != "auto" and not store.manifest["extraction"]["precision"].startswith(precision):
+                    continue
                 keys, rows = (np.load(entry.with_suffix(f".{name}.npy"), mmap_mode="r") for name in ("keys", "rows"))
-            except (ValueError, OSError):
+            except (ValueError, OSError, KeyError):
                 continue  # moved, removed or damaged: its rows are made again
             yield store, keys, rows
 

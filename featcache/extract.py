@@ -207,7 +207,7 @@ def extract_all(
                 if list(saved.values()) != list(prefetch(partial(_content, corpus), saved, pool, ahead=256)):
                     job.discard_saved()
                 jobs.append(job)
-                wanted.append(Wanted(encoder.preprocess, KnownRows(manifest, besides=path)))
+                wanted.append(Wanted(encoder.preprocess, KnownRows(manifest, path, precision)))
                 encoding, reading = encoding + recipe.count / speed, max(reading, seconds)
             stores.append(store)
         if not jobs:

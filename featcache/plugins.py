@@ -22,20 +22,22 @@ def load_plugin(package: str, name: str) -> ModuleType:
     """Import the plugin called `name`.
 
     Raises:
-        ValueError: no plugin has that name; the message suggests near names.
+        ValueError: no plugin has that name; the message suggests near names, or has all.
     """
-    if name not in plugin_names(package):
-        raise ValueError(f"unknown {package} {name!r}; {suggest(name, plugin_names(package))}")
+    known = plugin_names(package)
+    if name not in known:
+        kind = "corpus" if package.endswith("corpora") else package.rpartition(".")[2].removesuffix("s")
+        raise ValueError(f"unknown {kind} {name!r}; {suggest(name, known, len(known))}")
     for entry in entry_points(group=package):
         if entry.name == name:
             return entry.load()
     return importlib.import_module(f"{package}.{name}")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """The tail of an error message: the nearest known names, or all of them when none is near."""
+def suggest(word: str, known: Iterable[str], most: int = 12) -> str:
+    """The tail of an error message: the nearest known names, or when none is near the first `most`."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=4, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"
-    return f"known: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}"
+    return f"known: {', '.join(known[:most])}{', …' if len(known) > most else ''}"

@@ -13,7 +13,7 @@ def load_encoder(rest: str) -> Encoder:
     """Import MODULE, from the working directory too, and call CALLABLE without arguments.
 
     Raises:
-        ValueError: there is no such module or callable, or it returns something else than an `Encoder`.
+        ValueError: as `import_callable`, or it returns something else than an `Encoder`.
     """
     encoder = import_callable(rest, "teacher", "a featcache.Encoder")()
     if not isinstance(encoder, Encoder):
@@ -28,16 +28,27 @@ def import_callable(spec: str, role: str, returns: str) -> Callable[[], Any]:
         role, returns: what it is and what it should return, for the message.
 
     Raises:
-        ValueError: there is no such module or callable.
+        ValueError: there is no such module or callable, or either raises anything; so does what is returned.
     """
     module_name, _, name = spec.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+        function = getattr(importlib.import_module(module_name), name)
+    except Exception as error:
         raise ValueError(
-            f"{role} {spec}: {error}; give MODULE:CALLABLE, importable from here, that returns {returns}"
-        ) from None
+            f"{role} {spec}: {type(error).__name__}: {error}; "
+            f"give MODULE:CALLABLE, importable from here, that returns {returns}"
+        ) from error
     finally:
         sys.path.remove(here)
+
+    def call() -> Any:
+        try:
+            return function()
+        except Exception as error:
+            raise ValueError(
+                f"{role} {spec}: it raised {type(error).__name__}: {error}; correct it (FEATCACHE_DEBUG=1 shows where)"
+            ) from error
+
+    return call

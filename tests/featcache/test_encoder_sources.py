@@ -164,7 +164,7 @@ def test_weights_of_another_model_are_refused(small, tmp_path):
         ("timm/resnet5O", "no such model; did you mean .*resnet50"),
         ("timm/resnet50.nosuchtag", r"no such pretrained weights; did you mean .*resnet50\..*timm/resnet50:WEIGHTS"),
         ("timm/resnet18:none.safetensors", "none.safetensors: no such weights file"),
-        ("tim/resnet18", "unknown featcache.encoders 'tim'; did you mean timm"),
+        ("tim/resnet18", "unknown encoder 'tim'; did you mean timm"),
         ("resnet18", "is not SOURCE/NAME; sources: builtin, open_clip, python, run, timm"),
     ],
 )

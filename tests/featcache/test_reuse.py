@@ -99,6 +99,14 @@ def test_rows_of_another_recipe_or_of_a_store_that_is_gone_are_not_reused(make_i
     assert told[-1].reused == 0
 
 
+@pytest.mark.parametrize(("precision", "reused"), [("auto", 6), ("fp32", 6), ("bf16", 0)])
+def test_rows_of_another_precision_than_the_one_asked_for_are_not_reused(make_images, tmp_path, precision, reused):
+    folder, told = make_images(6), []
+    for out, given in (("a.zarr", "fp32"), ("b.zarr", precision)):
+        extract(folder, tiny_encoder(), tmp_path / out, progress=told.append, **(EXACT | {"precision": given}))
+    assert told[-1].reused == reused
+
+
 def test_known_stores_are_listed_until_they_are_gone(make_images, tmp_path):
     a = extract(make_images(6), tiny_encoder(), tmp_path / "a.zarr", **EXACT)
     b = extract(str(tmp_path / "images"), tiny_encoder(1), **EXACT)

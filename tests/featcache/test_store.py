@@ -88,6 +88,13 @@ def test_array_metadata(path):
     assert (embedding["data_type"], embedding["shape"]) == ("float16", [ROWS, VIEWS, WIDTH])
 
 
+@pytest.mark.parametrize("shape", [(0, 16), (0, 2, 16), (3, 0)])
+def test_a_store_of_nothing_is_refused_before_it_is_written(tmp_path, shape):
+    with pytest.raises(ValueError, match=r"s\.zarr: an embedding of shape .* has no rows to write; give at least one"):
+        write_store(tmp_path / "s.zarr", np.zeros(shape))
+    assert not (tmp_path / "s.zarr").exists()
+
+
 def test_all_zero_chunks_are_written(tmp_path):
     write_store(tmp_path / "z.zarr", np.zeros((8, 4)), labels=np.zeros(8), per_chunk=4)
     assert {name for name in files(tmp_path / "z.zarr") if name.startswith(("embedding/c", "label/c"))} == {
