@@ -2,18 +2,47 @@
 
 import json
 import os
+import pkgutil
 import re
 from enum import StrEnum
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
-from commands.screen import HELP, Device, DeviceOption, Json, Workers, bar, make_table, results, screen, write_json
+from commands.screen import (
+    HELP,
+    Device,
+    DeviceOption,
+    Json,
+    Workers,
+    bar,
+    make_table,
+    results,
+    screen,
+    shown,
+    writable,
+    write_json,
+)
 
 app = typer.Typer(help="Evaluate teachers and students from their stores.", **HELP)
+
+
+Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind each interval.")]
+
+
+class _ListsDetectors(TyperCommand):
+    """A command whose help ends with the names of the detectors: `detectors.names()`, without importing evaluators."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        own = pkgutil.iter_modules([str(Path(__file__).parents[1] / "evalsuite" / "detectors")])
+        names = {each.name for each in own if each.name[0] != "_"}
+        names |= {each.name for each in entry_points(group="evalsuite.detectors")}
+        self.epilog = f"Detectors: {', '.join(sorted(names))}."
+        super().format_help(ctx, formatter)
 
 
 class Preset(StrEnum):
@@ -42,14 +71,17 @@ def knn(
     seed: Annotated[int, typer.Option(help="Of the few-shot draw and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
-    """k-nearest-neighbour classification: micro (top1, top5) and macro accuracy."""
+    """k-nearest-neighbour classification: micro (top1, top5) and macro accuracy.
+
+    [dim]evalsuite knn --bank train.zarr --query test.zarr --k 10,20 --json knn.json[/dim]
+    """
     import evalsuite
 
     with screen.status("searching"):
         result = evalsuite.knn(
             bank,
             query,
-            _integers(k, "--k") if k else None,
+            None if k is None else _integers(k, "--k"),
             temperature,
             preset=preset.value,
             shots=shots,
@@ -59,7 +91,7 @@ def knn(
     _show(result, to_json)
 
 
-@app.command()
+@app.command(cls=_ListsDetectors)
 def ood(
     id_train: Annotated[str | None, typer.Option(metavar="STORE", help="ID rows that detectors are fitted on.")] = None,
     id_test: Annotated[str | None, typer.Option(metavar="STORE", help="ID rows held out.")] = None,
@@ -89,7 +121,7 @@ def ood(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Repeat for more; NAME:k=1 sets an argument, mcm:text=names.npy the class names' embeddings.",
+            help="Repeat for more; NAME:k=1 sets an argument, mcm:text=names.npy the class names' embeddings. Names: below.",
             show_default="knn",
         ),
     ] = None,
@@ -99,6 +131,8 @@ def ood(
     head: Annotated[
         str | None, typer.Option(metavar="FILE", help="A classifier, for detectors that need one: `evalsuite probe`'s.")
     ] = None,
+    resamples: Resamples = 1000,
+    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
     """How well detectors tell ID images from others. AUROC 0.5 is chance, 1 is perfect.
@@ -106,6 +140,15 @@ def ood(
     [dim]evalsuite ood --id-train train.zarr --id-test test.zarr --near tin=tin.zarr --detector knn --detector rmd[/dim]
     [dim]evalsuite ood --preset openood-cifar10 --stores stores/ --detector knn[/dim]
     """
+    if preset is None and stores is None:
+        if id_train is None or id_test is None:
+            raise typer.BadParameter("give --id-train STORE and --id-test STORE, or --preset NAME and --stores FOLDER")
+        if not (near or far):
+            raise typer.BadParameter("no OOD set was given; give --near NAME=STORE or --far NAME=STORE")
+    elif preset is None or stores is None or id_train or id_test or near or far:
+        raise typer.BadParameter(
+            "--preset NAME and --stores FOLDER go together, without --id-train, --id-test, --near and --far"
+        )
     import evalsuite
 
     groups = ("near", near), ("far", far), ("csid", csid)
@@ -122,6 +165,8 @@ def ood(
             detectors=detector or ["knn"],
             k=k,
             head=head,
+            resamples=resamples,
+            seed=seed,
         )
     _show(result, to_json)
 
@@ -145,7 +190,10 @@ def fidelity(
     seed: Annotated[int, typer.Option(help="Of the sample of rows, chance levels and intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
-    """How faithfully a student keeps the teacher's angles between images, its neighbours and its votes."""
+    """How faithfully a student keeps the teacher's angles between images, its neighbours and its votes.
+
+    [dim]evalsuite fidelity --teacher teacher.zarr --student student.zarr --mapping runs/a/mapping.safetensors[/dim]
+    """
     import evalsuite
 
     with screen.status("comparing"):
@@ -167,7 +215,10 @@ def probe(
         ),
     ] = None,
     save: Annotated[
-        str | None, typer.Option(metavar="HEAD.safetensors", help="Keep the classifier, for detectors that need one.")
+        str | None,
+        typer.Option(
+            metavar="HEAD.safetensors", help="Keep the classifier, for detectors that need one.", callback=writable
+        ),
     ] = None,
     device: DeviceOption = Device.auto,
     seed: Annotated[int, typer.Option(help="Of the rows that choose C, and of the intervals.")] = 0,
@@ -181,7 +232,10 @@ def probe(
 
     given: dict[str, Any] = {} if c is None else {"c": _numbers(c, "--c")}
     with bar("probe", "fits") as update:
-        result = evalsuite.probe(train, test, save=save, device=device.value, seed=seed, progress=update, **given)
+        result = evalsuite.probe(
+            train, test, save=save, device=device.value, seed=seed,
+            progress=lambda done, of: update(done, of, "choosing C" if done < of - 1 else "with the chosen C"), **given,
+        )  # fmt: skip
     screen.print(f"C = {result.parameters['c']:g}, {result.parameters['steps']} steps", highlight=False)
     _show(result, to_json)
 
@@ -217,7 +271,7 @@ def robustness(
         str | None,
         typer.Option(metavar="EPS,…", help="Attack encoder and --head: at most so many 1/255ths a pixel, such as 4,8."),
     ] = None,
-    pgd_steps: Annotated[int, typer.Option(min=1, help="Of each attack.")] = 20,
+    pgd_steps: Annotated[int | None, typer.Option(min=1, help="Of each attack.", show_default="20")] = None,
     reference: Annotated[
         str | None,
         typer.Option(metavar="RESULT.json", help="Another encoder's result, that errors are relative to: mce."),
@@ -232,6 +286,8 @@ def robustness(
 
     [dim]evalsuite robustness --encoder run:runs/a --corpus photos-test/ --bank student.zarr --out runs/a/corrupted[/dim]
     """
+    if pgd_steps and not pgd:
+        raise ValueError(f"--pgd-steps {pgd_steps}: nothing is attacked; give --pgd EPS too")
     import evalsuite
 
     sets = {group: _named_stores(stores or [], f"--{group}") for group, stores in (("near", near), ("far", far))}
@@ -239,7 +295,7 @@ def robustness(
         result = evalsuite.robustness(
             encoder, corpus, bank, out, corruptions=corruptions if corruptions == "all" else corruptions.split(","),
             severities=_range(severity, "--severity"), size=size, k=k, near=sets["near"], far=sets["far"],
-            detectors=detector or ["knn"], head=head, pgd=_numbers(pgd, "--pgd") if pgd else (), pgd_steps=pgd_steps,
+            detectors=detector or ["knn"], head=head, pgd=() if pgd is None else _numbers(pgd, "--pgd"), pgd_steps=pgd_steps or 20,
             reference=reference, workers=workers, device=device.value, overwrite=overwrite, seed=seed, progress=update,
         )  # fmt: skip
     _show(result, to_json)
@@ -249,6 +305,7 @@ def robustness(
 def compare(
     a: Annotated[str, typer.Argument(metavar="A.json", help="A result of knn, probe, ood or robustness: --json.")],
     b: Annotated[str, typer.Argument(metavar="B.json", help="Another of the same command, on the same samples.")],
+    resamples: Resamples = 1000,
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -258,8 +315,9 @@ def compare(
     """
     import evalsuite
 
+    _require_no_input(to_json, [a, b])
     with screen.status("comparing"):
-        result = evalsuite.compare(a, b, seed=seed)
+        result = evalsuite.compare(a, b, resamples=resamples, seed=seed)
     _show(result, to_json)
 
 
@@ -272,7 +330,9 @@ def report(
             help="Results of any command; NAME is shown for their encoder ('teacher' marks the teacher).",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.", callback=writable)] = Path(
+        "report.html"
+    ),
     title: Annotated[str, typer.Option(help="Its heading.")] = "Evaluation report",
     to_json: Json = None,
 ) -> None:
@@ -293,9 +353,17 @@ def report(
         else:
             path = item
         paths.append(path)
+    _require_no_input(to_json, paths)
     page = evalsuite.report(paths, out, names=names, title=title)
-    screen.print(f"[green]written[/] {escape(str(page))}: {len(paths)} results, {page.stat().st_size / 1e6:.1f} MB")
+    screen.print(f"[green]written[/] {shown(page)}: {len(paths)} results, {page.stat().st_size / 1e6:.1f} MB")
     write_json({"command": "report", "out": str(page), "results": paths, "bytes": page.stat().st_size}, to_json)
+
+
+def _require_no_input(to_json: str | None, read: list[str]) -> None:
+    if to_json and to_json != "-":
+        from evalsuite.result import refuse_inputs
+
+        refuse_inputs(to_json, read)
 
 
 def _named_stores(given: list[str], flag: str) -> dict[str, str]:
@@ -312,7 +380,7 @@ def _integers(text: str, flag: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{flag} {text}: give whole numbers, separated by commas") from None
+        raise typer.BadParameter(f"{flag} {text or repr(text)}: give whole numbers, separated by commas") from None
 
 
 def _range(text: str, flag: str) -> list[int]:
@@ -325,7 +393,7 @@ def _numbers(text: str, flag: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{flag} {text}: give numbers, separated by commas") from None
+        raise ValueError(f"{flag} {text or repr(text)}: give numbers, separated by commas") from None
 
 
 def _show(result: Any, to_json: str | None) -> None:
@@ -345,7 +413,7 @@ def _metric_table(result: Any) -> Table:
     overall = {name: metric for name, metric in result.metrics.items() if not name.startswith("per_class/")}
     for name, metric in overall.items():
         interval = f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else ""
-        table.add_row(name, f"{metric.value:.4f}", f"{chance[name]:.4f}" if name in chance else "", interval)
+        table.add_row(shown(name), f"{metric.value:.4f}", f"{chance[name]:.4f}" if name in chance else "", interval)
     lowest = []
     for what in overall:
         classes = [
@@ -354,52 +422,93 @@ def _metric_table(result: Any) -> Table:
             if name.startswith("per_class/") and name.endswith(f"/{what}")
         ]
         if classes:
-            lowest.append(f"lowest {what}: " + ", ".join(f"{name} {value:.4f}" for value, name in sorted(classes)[:3]))
-    table.caption = escape("\n".join(lowest)) or None
+            named = ", ".join(f"{name} {value:.4f}" for value, name in sorted(classes)[:3])
+            lowest.append(shown(f"lowest {what}: {named}"))
+    table.caption = "\n".join(lowest) or None
     table.caption_justify = "left"
     return table
 
 
-def _comparison_table(result: Any) -> Table:
-    """A row a metric; below, how many samples were paired in each set."""
-    given = result.parameters
-    table = make_table(
-        f"A: {result.inputs['a']['path']}   B: {result.inputs['b']['path']}",
-        given["command"], "A", "B", "B − A", "95 % interval", "verdict",
-    )  # fmt: skip
+def _filled(title: str, columns: list[str], rows: list[list[str]], longest: int = 10_000) -> Table:
+    """The rows as a table, their names folded after slashes where they are longer than `longest`."""
+    table = make_table(title, *columns)
     table.collapse_padding = True
+    for name, *values in rows:
+        lines = [""]
+        for part in re.findall(r"[^/]*/|[^/]+", name):
+            if lines[-1] and len(lines[-1] + part) > longest:
+                lines.append("")
+            lines[-1] += part
+        table.add_row("\n".join(map(shown, lines)), *values)
+    return table
+
+
+def _folded(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """The rows as a table, their names folded as far as the terminal's width wants it."""
+    excess = _excess(_filled(title, columns, rows))
+    longest = max(len(name) for name, *_ in rows)
+    return _filled(title, columns, rows, longest - excess) if excess > 0 else _filled(title, columns, rows)
+
+
+def _excess(table: Table) -> int:
+    """By how many characters the table is wider than the terminal."""
+    return results.measure(table, options=results.options.update(max_width=10_000)).maximum - results.width
+
+
+def _comparison_table(result: Any) -> Table:
+    """A row a metric; below, what differs in the settings, what was not compared, and how many samples were paired."""
+    given = result.parameters
+    rows = []
     for name, metric in result.metrics.items():
         interval = f"{metric.ci95[0]:+.4f} to {metric.ci95[1]:+.4f}"
         verdict = given["verdicts"][name]
-        table.add_row(
+        rows.append([
             name, f"{given['a'][name]:.4f}", f"{given['b'][name]:.4f}", f"{metric.value:+.4f}", interval,
             f"[bold]{verdict}[/]" if verdict.endswith("better") else "–",
-        )  # fmt: skip
+        ])  # fmt: skip
+    table = _folded(
+        f"A: {result.inputs['a']['path']}   B: {result.inputs['b']['path']}",
+        [given["command"], "A", "B", "B − A", "95 % interval", "verdict"],
+        rows,
+    )
     said = ["–: no difference shown"]
+    if given["differing"]:
+        said.append(f"A and B differ in: {'; '.join(given['differing'])}")
+    if left := given["not_compared"]:
+        more = f", and {len(left) - 6} more: --json has them" if len(left) > 6 else ""
+        said.append(f"not compared: {', '.join(left[:6])}{more}")
     for name, count in given["samples"].items():
         left_out = count["only_a"] + count["only_b"]
         said.append(
             f"{name}: {count['paired']:,} samples"
             + (f", left out {count['only_a']:,} only in A and {count['only_b']:,} only in B" if left_out else "")
         )
-    table.caption, table.caption_justify = escape("\n".join(said)), "left"
+    table.caption, table.caption_justify = "\n".join(map(shown, said)), "left"
     return table
 
 
 def _ood_table(result: Any) -> Table:
-    """A row a detector and set, a column a metric; intervals are in the JSON."""
+    """A row a detector and set, a column a metric, and the AUROC's interval where there is room."""
     rows: dict[str, dict[str, str]] = {}
     for name, metric in result.metrics.items():
         where, _, what = name.rpartition("/")
         rows.setdefault(where, {})[what] = f"{metric.value:.4f}"
-    columns = list(next(iter(rows.values())))
-    headings = (column.replace("_", "\n") for column in columns)
-    table = make_table(
-        ", ".join(f"{name} {given}" for name, given in result.parameters["detectors"].items()), "ood", *headings
+        if what == "auroc":
+            rows[where]["95 %_interval"] = f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}"
+    settings = "; ".join(
+        " ".join([spec, *(f"{name}={value}" for name, value in given.items())])
+        + (" (failed)" if spec in result.parameters["failed_detectors"] else "")
+        for spec, given in result.parameters["detectors"].items()
     )
-    table.collapse_padding = True
-    for where, values in rows.items():
-        table.add_row(where, *(values[column] for column in columns))
+    columns = ["ood", *(column.replace("_", "\n") for column in next(iter(rows.values())))]
+    cells = [[where, *values.values()] for where, values in rows.items()]
+    table = _filled(settings, columns, cells)
+    if _excess(table) > 0:
+        at = columns.index("95 %\ninterval")
+        for each in (columns, *cells):
+            del each[at]
+        table = _folded(settings, columns, cells)
+        table.caption, table.caption_justify = "95 % intervals are in the JSON: --json PATH", "left"
     return table
 
 
@@ -413,7 +522,8 @@ def _robustness_table(result: Any) -> Table:
         if corruption == "pgd" or level not in levels:  # of the clean images, attacked, or a mean over all
             corruption, level, what = name, "mean", ""
         rows.setdefault(f"{corruption}/{what}".rstrip("/"), {})[level] = f"{metric.value:.4f}"
-    table = make_table("robustness", "", *levels)
-    for row, values in rows.items():
-        table.add_row(row, *(values.get(level, "") for level in levels))
-    return table
+    return _folded(
+        "robustness",
+        ["", *levels],
+        [[row, *(values.get(level, "") for level in levels)] for row, values in rows.items()],
+    )

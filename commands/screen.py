@@ -36,8 +36,23 @@ class Device(StrEnum):
     auto, cpu, cuda = "auto", "cpu", "cuda"
 
 
+def writable(option: typer.CallbackParam, path: Any) -> Any:
+    """`path`, once it is known that a file can be made there: not only after all the work."""
+    if path not in (None, "-"):
+        from featcache._disk import require_writable
+
+        require_writable(path, f"{option.opts[0]} path")
+    return path
+
+
 Json = Annotated[
-    str | None, typer.Option("--json", metavar="PATH|-", help="Also write a machine-readable summary ('-': to stdout).")
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="PATH|-",
+        help="Also write a machine-readable summary ('-': to stdout).",
+        callback=writable,
+    ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="'auto' takes a GPU when there is one.")]
 
@@ -105,7 +120,8 @@ def bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
             if not screen.is_terminal and time.monotonic() - said > 30:
                 said = time.monotonic()
                 eta = (said - began) * (total - done) / max(done, 1)
-                screen.print(f"{now} {done:,}/{total:,} {unit} · {remark} · ETA {eta:,.0f} s", highlight=False)
+                parts = [f"{now} {done:,}/{total:,} {unit}", remark, f"ETA {eta:,.0f} s"]
+                screen.print(" · ".join(filter(None, parts)), highlight=False)
 
         yield update
 

@@ -65,10 +65,8 @@ class Index:
             space.set_index_parameters(index, parameters)
             if not index.is_trained:
                 index.train(self._spread(max(_MOST_A_LIST * lists, _TRAINING_ROWS)))
-            start = 0
             for block in bank.blocks():
-                index.add(unit_rows(block, "bank", np.arange(start, start + len(block))))
-                start += len(block)
+                index.add(unit_rows(block, "bank"))
         self._index = index
 
     def search(
@@ -78,7 +76,7 @@ class Index:
 
         Raises `ValueError` when it finds fewer than k for a query, or a query is not finite.
         """
-        unit_query = unit_rows(query, "query", np.arange(len(query)))
+        unit_query = unit_rows(query, "query")
         similarity, row = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int64)
         width = min(k + MARGIN, len(self.bank))
         step = max(1, _CANDIDATE_FLOATS // (width * query.shape[1]))
@@ -97,7 +95,7 @@ class Index:
                 )
             at = np.nonzero(usable)
             needed, column = np.unique(proposed[at], return_inverse=True)
-            rows = unit_rows(self.bank.take(needed), "bank", needed)
+            rows = unit_rows(self.bank.take(needed), "bank")
             scored = np.full(proposed.shape, -np.inf, np.float32)
             scored[at] = cosine(unit_query[part], at[0], rows, column)
             candidate = np.where(usable, proposed, NO_ROW)
@@ -121,8 +119,8 @@ class Index:
         spread = np.empty((len(positions), self.bank.embedding_dim), np.float32)
         step = max(1, _CANDIDATE_FLOATS // self.bank.embedding_dim)
         for start in range(0, len(positions), step):
-            part = positions[start : start + step]
-            spread[start : start + step] = unit_rows(self.bank.take(part), "bank", part)
+            part = slice(start, start + step)
+            spread[part] = unit_rows(self.bank.take(positions[part]), "bank")
         return spread
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from evalsuite.metrics import interval95, lower_is_better
 from evalsuite.ood import measured
@@ -17,6 +19,12 @@ COMMANDS = ("knn", "ood", "probe", "robustness")
 """The commands whose results hold what was measured of each sample."""
 
 _BLOCK_DRAWS = 2**21  # rows drawn at once
+_NO_SETTING = (
+    *("seed", "resamples", "chance", "tied", "failed_detectors", "encoder", "reference"),
+    *("preset", "k"),  # a preset's settings stand beside it, and metrics have the k that votes in their names
+    *("c", "steps", "held_out_rows", "held_out_top1", "held_out_cross_entropy"),  # what came of probe's `candidates`
+)
+"""Parameters that may differ between two results of one measurement."""
 
 _Drawn = dict[str, tuple[float, float, Float[np.ndarray, " resamples"]]]
 """By metric: A's value, B's value, and B − A on each resample."""
@@ -39,8 +47,10 @@ def compare(
     `no difference shown`. Many metrics are compared at once, and nothing is corrected for that: one in twenty
     verdicts is expected to be wrong where nothing differs.
 
-    Compared are the accuracies of single samples, `top1` and `top5`, and for OOD every metric of the detectors that both have,
-    means included; what samples do not give again (macro accuracies) is named in `parameters["not_compared"]`.
+    Compared are the accuracies of single samples, `top1` and `top5`, for robustness their means over severities and
+    corruptions too, and for OOD every metric of the detectors that both have, means included. What samples do not give
+    again (macro accuracies, a robustness result's AUROCs and mCE), and means over other severities or corruptions, are
+    named in `parameters["not_compared"]`. Settings that differ warn and are named in `parameters["differing"]`.
 
     Raises `ValueError` when the results are of different commands or of another one, have different OOD sets, no
     metric in common, no samples, or fewer than 2 paired samples in a set.
@@ -48,9 +58,10 @@ def compare(
     Paired bootstrap: Efron and Tibshirani 1993, "An Introduction to the Bootstrap".
     """
     names = _name(a, "A"), _name(b, "B")
-    both = [each if isinstance(each, Result) else _read(each) for each in (a, b)]
+    both = [each if isinstance(each, Result) else Result.read(each) for each in (a, b)]
     _check(names, both)
     command = both[0].command
+    differing = _differing(both)
     if command == "ood":
         drawn, counts = _compare_ood(names, both, resamples, seed)
     else:
@@ -60,6 +71,8 @@ def compare(
             f"{names[0]} and {names[1]} have no metric in common that samples give again; "
             f"run {command} with the same {'detectors' if command == 'ood' else 'settings'}"
         )
+    if differing:
+        warnings.warn(f"{names[0]} and {names[1]} differ in: {'; '.join(differing)}", RuntimeWarning, stacklevel=2)
     metrics = {metric: Metric(theirs - ours, interval95(samples)) for metric, (ours, theirs, samples) in drawn.items()}
     return Result(
         "compare",
@@ -73,6 +86,7 @@ def compare(
             "b": {metric: theirs for metric, (_, theirs, _) in drawn.items()},
             "verdicts": {name: _verdict(name, metric) for name, metric in metrics.items()},
             "samples": counts,
+            "differing": differing,
             "not_compared": sorted((both[0].metrics.keys() & both[1].metrics.keys()) - drawn.keys()),
             "resamples": resamples,
             "seed": seed,
@@ -80,13 +94,6 @@ def compare(
         metrics,
         versions(),
     )
-
-
-def _read(path: str | os.PathLike[str]) -> Result:
-    try:
-        return Result.read(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such result; write one with `evalsuite COMMAND … --json {path}`") from None
 
 
 def _name(given: Result | str | os.PathLike[str], side: str) -> str:
@@ -111,31 +118,75 @@ def _check(names: tuple[str, str], both: list[Result]) -> None:
             )
 
 
+def _differing(both: list[Result]) -> list[str]:
+    """The settings that are not the same, each as `NAME A's against B's`; those of a detector where both have it."""
+    settings = [_settings(each) for each in both]
+    return [
+        f"{name} {_said(settings[0][name])} against {_said(settings[1][name])}"
+        for name in settings[0]
+        if name in settings[1] and _same(settings[0][name]) != _same(settings[1][name])
+    ]
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    found = {name: value for name, value in result.parameters.items() if name not in _NO_SETTING}
+    if result.command == "probe":
+        found.pop("head", None)  # where it was saved
+    elif found.get("head") is not None:
+        found["head"] = "given"  # each encoder has its own
+    if pgd := found.pop("pgd", None):
+        found["pgd steps"] = pgd["steps"]
+    for spec, arguments in found.pop("detectors", {}).items():
+        found |= {f"{spec} {name}": "a file" if "/" in str(value) else value for name, value in arguments.items()}
+    return found
+
+
+def _same(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, list) else value
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
 def _compare_accuracy(
     names: tuple[str, str], both: list[Result], resamples: int, seed: int
 ) -> tuple[_Drawn, dict[str, dict[str, int]]]:
     left, right, count = _paired(names, both, "sample_id")
-    shared = [name for name in both[0].samples if name != "sample_id" and name in both[1].samples]
-    correct = [
-        np.stack([each.samples[name][rows] for name in shared]).astype(bool)
-        for each, rows in zip(both, (left, right), strict=True)
-        if shared
-    ]
-    if not correct:
+    parts, other = (_parts(each) for each in both)
+    shared = [name for name, of in parts.items() if set(of) == set(other.get(name, ()))]
+    if not shared:
         return {}, {"all": count}
-    differences = _resampled_differences(correct[0], correct[1], resamples, seed)
-    return {
-        name: (float(ours.mean()), float(theirs.mean()), differences[:, i])
-        for i, (name, ours, theirs) in enumerate(zip(shared, *correct, strict=True))
-    }, {"all": count}
+    right_answers = [
+        np.stack([sum(each.samples[part][rows].astype(np.int64) for part in parts[name]) for name in shared])
+        for each, rows in zip(both, (left, right), strict=True)
+    ]
+    answers = np.array([len(parts[name]) for name in shared])
+    values = [of.mean(axis=1) / answers for of in right_answers]
+    differences = _resampled_differences(right_answers[0], right_answers[1], resamples, seed) / answers
+    found = {name: (float(values[0][i]), float(values[1][i]), differences[:, i]) for i, name in enumerate(shared)}
+    return found, {"all": count}
+
+
+def _parts(result: Result) -> dict[str, list[str]]:
+    """By accuracy the names of those that it is the mean of: itself alone, or every severity (and corruption)."""
+    parts = {name: [name] for name in result.samples if name != "sample_id"}
+    corrupted = [found for name in parts if (found := re.fullmatch(r"([^/]+)/\d+/(top1@\d+)", name))]
+    for found in corrupted:
+        parts.setdefault(f"{found[1]}/mean/{found[2]}", []).append(found[0])
+    for found in corrupted:
+        parts.setdefault(f"mean/{found[2]}", []).append(found[0])
+    return parts
 
 
 def _resampled_differences(
-    ours: Bool[np.ndarray, "metrics n"], theirs: Bool[np.ndarray, "metrics n"], resamples: int, seed: int
+    ours: Int[np.ndarray, "metrics n"], theirs: Int[np.ndarray, "metrics n"], resamples: int, seed: int
 ) -> Float[np.ndarray, "resamples metrics"]:
     """The mean of theirs − ours over n samples drawn with replacement, the same ones for every metric."""
     n = ours.shape[1]
-    difference = theirs.astype(np.float64) - ours
+    difference = (theirs - ours).astype(np.float64)
     rng = np.random.default_rng(seed)
     step = max(1, _BLOCK_DRAWS // n)
     means = []

@@ -28,22 +28,27 @@ class Head:
         """The classifier that `evalsuite.probe` saved, or any safetensors file with `weight` (C, D) and `bias` (C,)
         whose class i is label i.
 
-        Raises `ValueError` when the file cannot be read or holds no such classifier.
+        Raises `ValueError` when there is no such file or it holds no such classifier.
         """
         from safetensors import SafetensorError, safe_open
 
+        remedy = "give a head that `evalsuite probe … --save FILE` wrote"
+        if not os.path.isfile(path):
+            what = "this is a store or another folder" if os.path.isdir(path) else "no such file"
+            raise ValueError(f"{path}: {what}; {remedy}")
         try:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
                 weight, bias = (file.get_tensor(name).astype(np.float64) for name in ("weight", "bias"))
             labels = np.asarray(json.loads(metadata.get("labels", "null")) or np.arange(len(weight)), np.int64)
             class_names = json.loads(metadata.get("class_names", "null"))
-            if weight.ndim != 2 or not len(weight) == len(bias) == len(labels):
-                raise ValueError(f"weight {weight.shape}, bias {bias.shape}, {len(labels)} labels")
+            names = labels if class_names is None else class_names
+            if weight.ndim != 2 or not len(weight) == len(bias) == len(labels) == len(names):
+                raise ValueError(
+                    f"weight {weight.shape}, bias {bias.shape}, {len(labels)} labels, {len(names)} class names"
+                )
         except (OSError, SafetensorError, ValueError) as error:
-            raise ValueError(
-                f"{path} holds no classifier ({error}); write one with `evalsuite probe … --save {path}`"
-            ) from error
+            raise ValueError(f"{path} holds no classifier ({error}); {remedy}") from error
         return cls(weight, bias, labels, str(path), metadata.get("fingerprint"), class_names)
 
     def logits(self, embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:

@@ -66,8 +66,8 @@ def knn(
     rows are left out and counted; query rows whose class has no bank row are kept (and wrong) and counted as
     `unreachable`.
 
-    Raises `ValueError` when the stores come from different encoders, one has no labels, the query has a class
-    the bank does not know, a class has fewer bank rows than `shots`, k exceeds the bank, FAISS cannot make the index
+    Raises `ValueError` when the stores come from different encoders, one has no labels or a value that is not finite,
+    the query has a class the bank does not know, a class has fewer bank rows than `shots`, k exceeds the bank, FAISS cannot make the index
     of this bank, or the index finds fewer than k neighbours.
 
     Oquab et al. 2023, arXiv 2304.07193; Wu et al. 2018, arXiv 1805.01978;

@@ -53,7 +53,7 @@ def search(
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     propose = _proposer(backend)
-    unit_query = unit_rows(query, "query", np.arange(len(query)))
+    unit_query = unit_rows(query, "query")
     n_queries = len(query)
     similarity = np.full((n_queries, k), -np.inf, dtype=np.float32)
     row = np.full((n_queries, k), NO_ROW, dtype=np.int64)
@@ -64,7 +64,7 @@ def search(
                 f"bank rows have {block.shape[1]} dimensions, queries {query.shape[1]}; take both from the same encoder"
             )
         own = None if exclude_self is None else exclude_self - seen
-        unit_block = unit_rows(block, "bank", np.arange(seen, seen + len(block)))
+        unit_block = unit_rows(block, "bank", seen)
         _merge_block(unit_block, seen, unit_query, own, similarity, row, propose)
         seen += len(block)
     if n_queries and (row == NO_ROW).any():
@@ -132,10 +132,10 @@ def _rounding(d: int) -> float:
     return 4.0 * float(np.sqrt(d) + 1.0) * 2.0**-24
 
 
-def unit_rows(x: Float[np.ndarray, "n d"], what: str, position: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+def unit_rows(x: Float[np.ndarray, "n d"], what: str, first: int = 0) -> Float[np.ndarray, "n d"]:
     """Rows scaled to norm 1 as C-contiguous float32; rows of norm zero stay zero.
 
-    Raises `ValueError`, by its `position` among `what`, for a row that is not finite.
+    Raises `ValueError`, by its number among `what`, of which these are those from `first`, for a row that is not finite.
     """
     unit = np.empty(x.shape, np.float32)
     step = max(1, _UNIT_FLOATS // max(1, x.shape[1]))
@@ -143,7 +143,7 @@ def unit_rows(x: Float[np.ndarray, "n d"], what: str, position: Int[np.ndarray, 
         wide = x[start : start + step].astype(np.float64)
         norm = np.sqrt((wide * wide).sum(axis=1))
         if not np.isfinite(norm).all():
-            bad = position[start + int(np.flatnonzero(~np.isfinite(norm))[0])]
+            bad = first + start + int(np.isfinite(norm).argmin())
             raise ValueError(f"{what} row {bad} is not finite; extract it again in a wider precision")
         np.divide(wide, np.where(norm > 0, norm, 1.0)[:, None], out=unit[start : start + step], casting="same_kind")
     return unit

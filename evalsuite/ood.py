@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
 
@@ -61,8 +61,9 @@ def ood(
     Every OOD store and `id_test` are read once, whatever the number of detectors. A detector that fails warns, is
     recorded under `parameters["failed_detectors"]`, and the others' results stand.
 
-    Raises `ValueError` when stores come from different encoders, a set is empty or misnamed or has a row that
-    is not finite, a spec cannot be read, a preset lacks a store, or every detector failed.
+    Raises `ValueError` when stores come from different encoders, one is both ID and OOD, a set is empty or misnamed or
+    has a row that is not finite, a spec cannot be read, a preset lacks a store, or every detector failed. A store that
+    is two OOD sets warns.
 
     Yang et al. 2022, "OpenOOD", arXiv 2210.07242; full spectrum: Zhang et al. 2023, arXiv 2306.09301.
     """
@@ -76,18 +77,19 @@ def ood(
         near, far, csid = chosen["near"], chosen["far"], csid or chosen["csid"]
     if id_train is None or id_test is None:
         raise ValueError("id_train and id_test are needed; give both, or a preset and the folder of its stores")
-    sets = _named_sets(near or {}, far or {}, csid or {})
+    if not (near or far):
+        raise ValueError("no OOD set was given; pass at least one as near or far, e.g. near={'tin': 'tin.zarr'}")
+    sets = named_sets(near=near, far=far, csid=csid)
     classifier = None if head is None else Head.read(head)
     train, test = Rows.of(id_train, classifier), Rows.of(id_test, classifier)
-    if os.path.realpath(train.name) == os.path.realpath(test.name):
-        raise ValueError(f"{test.name} is both id_train and id_test; pass held-out images as id_test")
     rows = {"id_test": test} | {key: Rows.of(store, classifier) for key, store in sets.items()}
+    require_apart({"id_train": train} | rows)
     for other in rows.values():
         train.require_same_encoder(other)
-    built = _built(detectors, k)
+    built = build_all(detectors, k)
 
     failures: dict[str, Exception] = {}
-    fitted = _fitted(built, train, list(rows.values()), failures)
+    fitted = fit_all(built, train, list(rows.values()), failures)
     where = _Map(train)
     samples: dict[str, np.ndarray] = {}
     scores: dict[str, dict[str, np.ndarray]] = {}
@@ -98,19 +100,17 @@ def ood(
     ties: dict[str, dict[str, float]] = {}
     saturated: dict[str, dict[str, float]] = {}
     for spec in fitted:
-        with _lost_alone(spec, failures):
+        with lost_alone(spec, failures):
             of_sets = {key: found[spec] for key, found in scores.items()}
             found = measured(of_sets, resamples=resamples, seed=seed)
             metrics |= {f"{spec}/{name}": Metric(value, interval95(drawn)) for name, (value, drawn) in found.items()}
             ties[spec], saturated[spec] = _ties(of_sets, alike)
             samples |= {f"score/{spec}/{key}": found for key, found in of_sets.items()}
     samples |= {f"sample_id/{key}": each.sample_ids.astype(np.str_) for key, each in rows.items()}
-    failed = {spec: f"{type(error).__name__}: {error}" for spec, error in failures.items()}
     if not metrics:
         reasons = "; ".join(f"{spec}: {error}" for spec, error in failures.items())
         raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
-    for spec, reason in failed.items():
-        warnings.warn(f"detector {spec} failed and is left out: {reason}", RuntimeWarning, stacklevel=2)
+    failed = warn_of_failed(failures)
     for spec, shares in saturated.items():
         worst = max(shares, key=lambda key: shares[key])
         if shares[worst] > _MOST_TIED:
@@ -208,21 +208,33 @@ def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def _named_sets(near: Mapping[str, Store], far: Mapping[str, Store], csid: Mapping[str, Store]) -> dict[str, Store]:
-    """The stores by `GROUP/NAME`."""
-    if not (near or far):
-        raise ValueError("no OOD set was given; pass at least one as near or far, e.g. near={'tin': 'tin.zarr'}")
+def named_sets(**groups: Mapping[str, Store] | None) -> dict[str, Store]:
+    """The stores of near, far and csid sets by `GROUP/NAME`. Raises `ValueError` for a name that cannot be one."""
     sets: dict[str, Store] = {}
-    for group, given in (("near", near), ("far", far), ("csid", csid)):
-        for name, store in given.items():
+    for group, given in groups.items():
+        for name, store in (given or {}).items():
             if not name or "/" in name or name == "mean":
                 raise ValueError(f"{name!r} cannot name a {group} set; use a name without '/' other than 'mean'")
             sets[f"{group}/{name}"] = store
     return sets
 
 
-def _built(specs: Sequence[str], k: int | None) -> dict[str, registry.Detector]:
-    """The detectors by their spec as metrics have it, in the order given."""
+def require_apart(rows: Mapping[str, Rows]) -> None:
+    """Raise `ValueError` for a store with two parts to play, by the keys of `rows`: ID and OOD, or two of ID. One that is
+    two OOD sets, or two csid sets, warns."""
+    seen: dict[str, str] = {}
+    for key, each in rows.items():
+        first = seen.setdefault(os.path.realpath(each.name), key)
+        parts = {"OOD" if of in ("near", "far") else of for of in (first.partition("/")[0], key.partition("/")[0])}
+        if len(parts) > 1:
+            raise ValueError(f"{each.name} is both {first} and {key}; give other images as {key}")
+        if first != key:
+            warnings.warn(f"{each.name} is both {first} and {key}: it counts twice", UserWarning, stacklevel=3)
+
+
+def build_all(specs: Sequence[str], k: int | None = None) -> dict[str, registry.Detector]:
+    """The detectors by their spec as metrics have it, in the order given. Raises `ValueError` for a spec that cannot be
+    read or is given twice, and when there is none."""
     built: dict[str, registry.Detector] = {}
     k_taken = False
     for spec in specs:
@@ -257,7 +269,7 @@ def _without_paths(spec: str) -> tuple[str, str, dict[str, str]]:
 
 
 @contextmanager
-def _lost_alone(spec: str, failures: dict[str, Exception]) -> Iterator[None]:
+def lost_alone(spec: str, failures: dict[str, Exception]) -> Iterator[None]:
     """What goes wrong inside is this detector's failure, and nobody else's."""
     try:
         yield
@@ -265,13 +277,21 @@ def _lost_alone(spec: str, failures: dict[str, Exception]) -> Iterator[None]:
         failures[spec] = error
 
 
-def _fitted(
+def warn_of_failed(failures: Mapping[str, Exception]) -> dict[str, str]:
+    """Why each detector failed, as result files have it, after a warning for each."""
+    failed = {spec: f"{type(error).__name__}: {error}" for spec, error in failures.items()}
+    for spec, reason in failed.items():
+        warnings.warn(f"detector {spec} failed and is left out: {reason}", RuntimeWarning, stacklevel=3)
+    return failed
+
+
+def fit_all(
     built: Mapping[str, registry.Detector], train: Rows, scored: Sequence[Rows], failures: dict[str, Exception]
 ) -> dict[str, registry.Detector]:
     """The detectors that could be fitted and whose fields every store has."""
     fitted: dict[str, registry.Detector] = {}
     for spec, detector in built.items():
-        with _lost_alone(spec, failures):
+        with lost_alone(spec, failures):
             for rows in (train, *scored):
                 for field in registry.needs(detector):
                     rows.require_field(field)
@@ -279,23 +299,37 @@ def _fitted(
     return fitted
 
 
-def _scores(
-    fitted: dict[str, registry.Detector], where: _Map, rows: Rows, failures: dict[str, Exception]
-) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
-    """Each detector's scores, the places on the map and a hash of each embedding, from one pass over the rows.
+def score_all(
+    fitted: dict[str, registry.Detector],
+    rows: Rows,
+    failures: dict[str, Exception],
+    look: Callable[[Float[np.ndarray, "_ d"]], None] = lambda embedding: None,
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Each detector's scores from one pass over the rows, in which `look` sees every block's embeddings too.
 
     A detector that fails is taken out of `fitted`.
     """
     parts: dict[str, list[np.ndarray]] = {spec: [] for spec in fitted}
-    places: list[np.ndarray] = []
-    hashes: list[int] = []
     fields = dict.fromkeys(field for detector in fitted.values() for field in registry.needs(detector))
     for block in rows.blocks_of(fields | {"embedding": None}):
-        places.append(where.place(block["embedding"]))
-        hashes += (hash(row.tobytes()) for row in block["embedding"])
+        look(block["embedding"])
         for spec, detector in list(fitted.items()):
-            with _lost_alone(spec, failures):
+            with lost_alone(spec, failures):
                 parts[spec].append(detector.score(*(block[field] for field in registry.needs(detector))))
             if spec in failures:
                 del fitted[spec]
-    return {spec: np.concatenate(parts[spec]) for spec in fitted}, np.concatenate(places), np.array(hashes)
+    return {spec: np.concatenate(parts[spec]) for spec in fitted}
+
+
+def _scores(
+    fitted: dict[str, registry.Detector], where: _Map, rows: Rows, failures: dict[str, Exception]
+) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
+    """`score_all`'s, the places on the map and a hash of each embedding, from the same pass over the rows."""
+    places: list[np.ndarray] = []
+    hashes: list[int] = []
+
+    def look(embedding: Float[np.ndarray, "_ d"]) -> None:
+        places.append(where.place(embedding))
+        hashes.extend(hash(row.tobytes()) for row in embedding)
+
+    return score_all(fitted, rows, failures, look), np.concatenate(places), np.array(hashes)

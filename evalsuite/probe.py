@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 
 from evalsuite.knn import aligned_labels
 from evalsuite.metrics import bootstrap_accuracy, bootstrap_macro_accuracy, interval95, macro_accuracy
-from evalsuite.result import Metric, Result, versions
+from evalsuite.result import Metric, Result, versions, whole_file
 from evalsuite.rows import Rows, Store
+from featcache._disk import require_writable
 
 CANDIDATES = tuple(10.0**e for e in range(-3, 6))
 """The C that are tried where none is given."""
@@ -51,12 +53,16 @@ def probe(
     the held-out rows. Labels are matched as in `evalsuite.knn`; test rows of a class without training rows are
     wrong, and counted as `unreachable`. The training rows are held in memory, many of them as float32.
 
+    A warning says when a fit stopped at its limit of steps, short of its tolerance (`parameters["unfinished"]` has its
+    C), and when the C taken is the smallest or largest of three or more.
+
     `save` writes the classifier: `weight` (C, D) and `bias` (C,) in float64 with logits = embedding · weightᵀ +
     bias for embeddings as they are stored, and as metadata `class_names` and `labels` (JSON lists, one entry a
     row of `weight`), `fingerprint`, `encoder` and `c`. `progress` is called with (fits done, of how many).
 
     Raises `ValueError` when the stores come from different encoders or are one, one has no labels or a value that
-    is not finite, `train` has one class, no C is positive, or no class has a row to spare for choosing C.
+    is not finite, `train` has one class, no C is positive, no class has a row to spare for choosing C, or `save` cannot
+    be written.
 
     Objective and choice of C: Oquab et al. 2023, arXiv 2304.07193 (`log_regression.py`).
     """
@@ -76,25 +82,47 @@ def probe(
     if len(candidates) > 1 and not held_out.any():
         raise ValueError(f"no class of {train_rows.name} has two rows to choose C with; give one C")
 
+    if save is not None:
+        require_writable(save, "file for the head")
+
     order = np.argsort(held_out, kind="stable")  # rows to choose C with come last
     x = np.concatenate([block["embedding"] for block in train_rows.pick(order).blocks_of(["embedding"])])
     task = _Task(x, target[order], len(labels), device)
     everything, kept, held = slice(len(x)), slice(int((~held_out).sum())), slice(int((~held_out).sum()), len(x))
     fits = len(candidates) + 1 if len(candidates) > 1 else 1
     tried: list[tuple[float, float]] = []  # accuracy and cross-entropy on the held-out rows
+    unfinished: list[float] = []
     head, best = task.zeros(), candidates[0]
     if len(candidates) > 1:
         at = head
         for candidate in candidates:
-            at, _ = task.fit(kept, candidate, at, _CHOICE_GRADIENT)  # from where the last one ended: that is near
+            at, _, done = task.fit(kept, candidate, at, _CHOICE_GRADIENT)  # from where the last one ended: that is near
+            if not done:
+                unfinished.append(candidate)
             correct, cross_entropy = task.judge(held, at)
             if not tried or (correct, -cross_entropy) > max((a, -e) for a, e in tried):
                 head, best = at, candidate
             tried.append((correct, cross_entropy))
             if progress:
                 progress(len(tried), fits)
-    head, steps = task.fit(everything, best, head)
+    head, steps, done = task.fit(everything, best, head)
+    if not done and best not in unfinished:
+        unfinished.append(best)
     weight, bias = task.on_rows(head)
+    if unfinished:
+        warnings.warn(
+            f"the fit with C = {', '.join(f'{each:g}' for each in unfinished)} stopped at its limit of {_MOST_STEPS} "
+            "steps, short of its tolerance; give a smaller c",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if len(candidates) > 2 and best in (candidates[0], candidates[-1]):
+        end, beyond = ("smallest", "smaller") if best == candidates[0] else ("largest", "larger")
+        warnings.warn(
+            f"C = {best:g} is the {end} of those tried, a {beyond} one may be better; give {beyond} ones too",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if progress:
         progress(fits, fits)
 
@@ -128,7 +156,7 @@ def probe(
             "encoder": str(train_rows.record()["encoder"]),
             "c": repr(best),
         }
-        _save(save, weight, bias, metadata)
+        _save(Path(save), weight, bias, metadata)
     return Result(
         "probe",
         {
@@ -144,6 +172,7 @@ def probe(
             "held_out_cross_entropy": [cross_entropy for _, cross_entropy in tried],
             "normalisation": "centred, divided by the root mean square length",
             "steps": steps,
+            "unfinished": unfinished,
             "head": None if save is None else os.fspath(save),
             "resamples": resamples,
             "seed": seed,
@@ -184,8 +213,9 @@ class _Task:
 
     def fit(
         self, rows: slice, c: float, start: Float[np.ndarray, "c d1"], gradient: float = _GRADIENT
-    ) -> tuple[Float[np.ndarray, "c d1"], int]:
-        """The minimum of ½‖W‖² / (C m) + mean cross-entropy of m rows, sought from `start`, and the steps it took."""
+    ) -> tuple[Float[np.ndarray, "c d1"], int, bool]:
+        """The minimum of ½‖W‖² / (C m) + mean cross-entropy of m rows, sought from `start`, the steps it took, and
+        whether these were enough."""
         import torch
 
         m = len(self._target[rows])
@@ -211,7 +241,12 @@ class _Task:
 
         with torch.no_grad():
             optimizer.step(closure)
-        return head.cpu().numpy(), int(optimizer.state[head]["n_iter"])
+            closure()  # the gradient where the search ended; its own last one may be of a point it went back from
+        state = optimizer.state[head]
+        limited = state["n_iter"] >= _MOST_STEPS or state["func_evals"] >= 2 * _MOST_STEPS
+        assert head.grad is not None
+        done = not limited or float(head.grad.abs().max()) <= gradient
+        return head.cpu().numpy(), int(state["n_iter"]), done
 
     def judge(self, rows: slice, head: Float[np.ndarray, "c d1"]) -> tuple[float, float]:
         """Accuracy and mean cross-entropy."""
@@ -251,19 +286,13 @@ def _place(logits: Float[np.ndarray, "n c"], true_class: Int[np.ndarray, " n"]) 
 
 
 def _save(
-    path: str | os.PathLike[str],
+    target: Path,
     weight: Float[np.ndarray, "c d"],
     bias: Float[np.ndarray, " c"],
     metadata: dict[str, str],
 ) -> None:
-    """At once: readers see the old file or the new one, never half of one."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        save_file({"weight": np.ascontiguousarray(weight), "bias": bias}, partial, metadata)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target) as file:
+        file.write(save({"weight": np.ascontiguousarray(weight), "bias": bias}, metadata))

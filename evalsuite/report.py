@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.result import Result
+from evalsuite.result import Result, refuse_inputs, whole_file
+from featcache._disk import require_writable
 
 _PARTS = Path(__file__).with_name("_page")
 _SCRIPTS = ("elements", "numbers", "plot", "parts", "summary", "fidelity", "ood", "robustness", "map", "rest", "start")
@@ -54,18 +55,22 @@ def report(
     fingerprint, by encoder name or by a result's path as given in `results`; results of one encoder under two
     names are two rows. Teachers are the encoders that fidelity results name as such and the one shown as
     "teacher". Where two results of one row have different values for one metric, the later one counts, the page
-    says so and shows both, and a `RuntimeWarning` tells.
+    says so and shows both, and a `RuntimeWarning` tells; so it does of a result without metrics.
 
     Histograms have 48 equal bins from the 0.5th to the 99.5th percentile of a detector's pooled scores; what lies
     beyond is in the outermost bins. Curves keep at most 161 of their corners and maps at most 2,000 places a set,
     evenly spread over its rows.
 
-    Raises `ValueError` when there is no result, a file is not one, or one name is given to two encoders.
+    Raises `ValueError` when there is no result, a file is not one, one name is given to two encoders, or no page can
+    be written to `out`: it is a folder, or one of `results`.
     """
     if not results:
         raise ValueError("no result was given; write one with `evalsuite COMMAND … --json RESULT.json`")
+    refuse_inputs(out, [each for each in results if not isinstance(each, Result)])
+    require_writable(out, "path for the page")
     rows, sources = _grouped([_Source.of(each, number) for number, each in enumerate(results, 1)], names or {})
-    notices = list(_conflicts(rows, sources))
+    notices = [f"{source.file} has no metrics" for source in sources if not source.result.metrics]
+    notices += _conflicts(rows, sources)
     for notice in notices:
         warnings.warn(notice, RuntimeWarning, stacklevel=2)
     if len(notices) > _SHOWN_NOTICES:
@@ -84,7 +89,11 @@ def report(
         "maps": [drawn for source in sources for drawn in _maps(source)],
         "robustness": [drawn for source in sources for drawn in _robustness(source)],
     }
-    return _write(Path(out), _page(title, data))
+    target = Path(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(target) as file:
+        file.write(_page(title, data).encode())
+    return target
 
 
 @dataclass
@@ -99,15 +108,7 @@ class _Source:
     def of(cls, given: Result | str | os.PathLike[str], number: int) -> _Source:
         if isinstance(given, Result):
             return cls(given, f"result {number}")
-        path = os.fspath(given)
-        if not os.path.exists(path):
-            raise ValueError(f"{path} does not exist; write it with `evalsuite COMMAND … --json {path}`")
-        result = Result.read(path)
-        if not isinstance(result.command, str) or not all(
-            isinstance(part, dict) for part in (result.inputs, result.parameters, result.versions)
-        ):
-            raise ValueError(f"{path} is not a result file; write one with `evalsuite COMMAND … --json {path}`")
-        return cls(result, path)
+        return cls(Result.read(given), os.fspath(given))
 
     @property
     def encoder(self) -> tuple[str, str] | None:
@@ -440,15 +441,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)
-
-
-def _write(target: Path, text: str) -> Path:
-    """A reader sees an old page or a new one, never half of one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(text.encode())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target

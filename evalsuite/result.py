@@ -8,13 +8,15 @@ import math
 import os
 import platform
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from featcache._disk import require_writable
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,18 @@ class Result:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the JSON to `path`, and `samples` beside it (`r.json`: `r.samples.npz`).
 
-        Readers see an old file or a new one, never half of one.
+        Readers see an old file or a new one, never half of one. Raises `ValueError` where no file can be made at `path`.
         """
         target = Path(path)
         text = self.to_json().encode()
+        require_writable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.samples:
-            with _whole(_beside(target)) as file:
+            with whole_file(_beside(target)) as file:
                 np.savez_compressed(file, **self.samples)  # type: ignore[arg-type]
         else:
             _beside(target).unlink(missing_ok=True)
-        with _whole(target) as file:
+        with whole_file(target) as file:
             file.write(text)
         return target
 
@@ -83,8 +86,11 @@ class Result:
     def read(cls, path: str | os.PathLike[str]) -> Result:
         """Read a file written by `write`; without samples where their file is not beside it.
 
-        Raises `ValueError` when a file is not what `write` writes.
+        Raises `ValueError` when there is no file, or one that is not what `write` writes, or the samples are another
+        result's.
         """
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder; give result files (.json)")
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             metrics = {
@@ -92,16 +98,48 @@ class Result:
                 for name, entry in record["metrics"].items()
             }
             result = cls(record["command"], record["inputs"], record["parameters"], metrics, record["versions"])
+            for name, kind in (("command", str), ("inputs", dict), ("parameters", dict), ("versions", dict)):
+                if not isinstance(record[name], kind):
+                    raise TypeError(f"{name} is no {kind.__name__}")
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist; write it with `evalsuite COMMAND … --json {path}`") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a result file ({error}); write one with `evalsuite COMMAND … --json {path}`"
             ) from error
         result.samples = _read_samples(_beside(Path(path)))
+        if not _fitting(result):
+            raise ValueError(
+                f"{_beside(Path(path))} does not fit {path}: it is of another result; "
+                f"run the same `evalsuite {result.command}` command again with --json {path}"
+            )
         return result
 
 
+def refuse_inputs(path: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise `ValueError` where `path` is one of the result files `inputs`, or the samples beside one."""
+    read = {os.path.realpath(file) for each in inputs for file in (each, _beside(Path(each)))}
+    if os.path.realpath(path) in read:
+        raise ValueError(f"cannot write {path} (it is one of the results to read); give another path")
+
+
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.samples.npz")
+    return path.parent / f"{path.stem}.samples.npz"
+
+
+def _fitting(result: Result) -> bool:
+    """Whether the samples are of metrics that the result has, and every array has a row for each sample of its set."""
+    ids = "sample_id/" if result.command == "ood" else "sample_id"
+    rows = {name.removeprefix("sample_id"): of.size for name, of in result.samples.items() if name.startswith(ids)}
+    for name, of in result.samples.items():
+        if not any(name.endswith(key) and of.shape[:1] == (n,) for key, n in rows.items()):
+            return False
+    if result.command != "ood":
+        return result.samples.keys() - {"sample_id"} <= result.metrics.keys()
+    scores = {name for name in result.samples if name.startswith("score/")}
+    detectors = {name.split("/")[1] for name in scores}
+    measured = {name.partition("/")[0] for name in result.metrics}
+    return detectors <= measured and scores == {f"score/{spec}{key}" for spec in detectors for key in rows}
 
 
 def _read_samples(path: Path) -> dict[str, np.ndarray]:
@@ -117,7 +155,7 @@ def _read_samples(path: Path) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[IO[bytes]]:
+def whole_file(target: Path) -> Iterator[IO[bytes]]:
     """A file that is at `target` once it is written and on the disk."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -126,6 +164,8 @@ def _whole(target: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
+    except OSError as error:
+        raise OSError(f"cannot write {target} ({error.strerror or error}); give another path") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from evalsuite import detectors as registry
 from evalsuite._adversarial import Pgd
 from evalsuite.head import Head
 from evalsuite.knn import knn
 from evalsuite.metrics import auroc, bootstrap_accuracy, bootstrap_ood_metrics, interval95
+from evalsuite.ood import build_all, fit_all, lost_alone, named_sets, require_apart, score_all, warn_of_failed
 from evalsuite.result import Metric, Result, versions
 from evalsuite.rows import Rows, Store
 
@@ -66,7 +66,8 @@ def robustness(
 
     - `WHERE/top1@K`: accuracy, in [0, 1].
     - `WHERE/DETECTOR/near|far/NAME/auroc`, where OOD stores are given (clean ones of the same encoder): how well the
-      detector tells these images, as ID, from the OOD set; 0.5 is chance.
+      detector tells these images, as ID, from the OOD set; 0.5 is chance. DETECTOR is named, and one that fails warns
+      and is recorded, as in `evalsuite.ood`; accuracies and the others' results stand.
     - `mce` and `relative_mce`, given a `reference`, which is another encoder's result (or its file) for the same
       images, severities, size and K. A corruption's error is Σ over severities of (1 − top1), over the reference's
       (`CORRUPTION/ce`); `mce` is the mean over corruptions: a ratio, ≥ 0, 1 for the reference itself, lower is better;
@@ -81,8 +82,8 @@ def robustness(
     `overwrite` are `featcache.extract`'s; the clean store's precision serves all.
 
     Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled, `bank` or an OOD
-    store another encoder's, k larger than the bank, an OOD set misnamed, the reference of something else, or `pgd` given
-    without a head that knows the corpus's classes.
+    store another encoder's, k larger than the bank, an OOD set misnamed or the bank itself, a detector's spec cannot be
+    read, the reference of something else, or `pgd` given without a head that knows the corpus's classes.
 
     Hendrycks & Dietterich 2019, arXiv 1903.12261; Madry et al. 2018, arXiv 1706.06083.
     """
@@ -114,6 +115,7 @@ def robustness(
         reference = reference if isinstance(reference, Result) else Result.read(reference)
         _require_same_task(reference, top1, list(corrupted), {"size": size, "temperature": temperature})
 
+    failed = warn_of_failed(sets.failures)
     images, folder = {CLEAN: corpus, **corrupted}, os.fspath(out).rstrip("/")
     total = (len(images) + (len(attack.epsilons) if attack else 0)) * len(corpus)
 
@@ -143,16 +145,22 @@ def robustness(
         raise ValueError(
             f"the reference is of other images or labels than {corpus.spec}; measure it on the same corpus"
         )
-    measured: dict[str, _Measured] = {}
+    votes: dict[str, Result] = {}
+    aurocs: dict[str, dict[str, tuple[float, np.ndarray]]] = {}
     inputs: dict[str, Any] = {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
     for where in images:
         store = clean
         if where != CLEAN:
             finished = None if overwrite else _finished(paths[where], clean)
             store = finished or extracted(where, paths[where], clean.manifest["extraction"]["precision"])
-        votes = knn(bank, store, [k], temperature, resamples=resamples, seed=seed)
-        measured[where] = _Measured(votes, top1, sets.measure(store, resamples, seed))
-        inputs[where] = votes.inputs["query"]
+        votes[where] = knn(bank, store, [k], temperature, resamples=resamples, seed=seed)
+        aurocs[where] = sets.measure(store, resamples, seed)
+        inputs[where] = votes[where].inputs["query"]
+    failed |= warn_of_failed({spec: error for spec, error in sets.failures.items() if spec not in failed})
+    measured = {
+        where: _Measured(votes[where], top1, {n: of for n, of in found.items() if n.partition("/")[0] not in failed})
+        for where, found in aurocs.items()
+    }
 
     metrics = {f"{where}/{what}": metric for where, of in measured.items() for what, metric in of.metrics.items()}
     for name in names:
@@ -191,7 +199,8 @@ def robustness(
             "size": size,
             "k": k,
             "temperature": temperature,
-            "detectors": {spec: registry.parameters(detector) for spec, detector in sets.detectors.items()},
+            "detectors": {spec: registry.parameters(detector) for spec, detector in sets.built.items()},
+            "failed_detectors": failed,
             "head": None if head is None else os.fspath(head),
             "pgd": attack.record() if attack else None,
             "reference": None if reference is None else reference.parameters["encoder"],
@@ -219,7 +228,10 @@ class _Measured:
 
 
 class _OodSets:
-    """The near and far sets, scored once by detectors that are fitted once, to `bank`; without sets, no detector."""
+    """The near and far sets, scored once by detectors that are fitted once, to `bank`; without sets, no detector.
+
+    `failures` holds the detectors that failed, as in `evalsuite.ood`.
+    """
 
     def __init__(
         self,
@@ -231,23 +243,16 @@ class _OodSets:
     ) -> None:
         self._head = None if head is None else Head.read(head)
         self.bank = Rows.of(bank, self._head)
-        given = {f"near/{name}": store for name, store in near.items()}
-        given |= {f"far/{name}": store for name, store in far.items()}
-        for name in given:
-            if name.count("/") != 1 or name.endswith(("/", "/mean")):
-                raise ValueError(f"{name!r} cannot name an OOD set; use a name without '/' other than 'mean'")
-        self._sets = {name: Rows.of(store, self._head) for name, store in given.items()}
+        self._sets = {name: Rows.of(store, self._head) for name, store in named_sets(near=near, far=far).items()}
+        require_apart({"bank": self.bank} | self._sets)
         for rows in self._sets.values():
             self.bank.require_same_encoder(rows)
-        self.detectors = {"".join(spec.split()): registry.build("".join(spec.split())) for spec in specs if given}
-        needed = {field for detector in self.detectors.values() for field in registry.needs(detector)}
-        for rows in (self.bank, *self._sets.values()):
-            for field in needed:
-                rows.require_field(field)
+        self.failures: dict[str, Exception] = {}
+        self.built = build_all(specs) if self._sets else {}
+        self._fitted = fit_all(self.built, self.bank, list(self._sets.values()), self.failures)
+        self._scores = {name: score_all(self._fitted, rows, self.failures) for name, rows in self._sets.items()}
+        needed = {field for detector in self._fitted.values() for field in registry.needs(detector)}
         self.fields = sorted({"embedding"} | needed - ({"logits"} if head is not None else set()))
-        for detector in self.detectors.values():
-            detector.fit(self.bank)
-        self._scores = {name: self._scored(rows) for name, rows in self._sets.items()}
 
     def record(self, group: str) -> dict[str, Any]:
         """What a result file says about the sets of one group, by name."""
@@ -260,21 +265,14 @@ class _OodSets:
     def measure(self, store: FeatureStore, resamples: int, seed: int) -> dict[str, tuple[float, np.ndarray]]:
         """`DETECTOR/near|far/NAME/auroc` with the store's rows as ID, and its value on bootstrap resamples."""
         found: dict[str, tuple[float, np.ndarray]] = {}
-        id_scores = self._scored(Rows.of(store, self._head)) if self._sets else {}
-        for spec in self.detectors:
-            for stream, (name, of_set) in enumerate(self._scores.items()):
-                pair = id_scores[spec], of_set[spec]
-                resampled = bootstrap_ood_metrics(*pair, resamples=resamples, seed=seed, stream=stream)["auroc"]
-                found[f"{spec}/{name}/auroc"] = auroc(*pair), resampled
+        rows = Rows.of(store, self._head)
+        for spec, of_id in (score_all(self._fitted, rows, self.failures) if self._fitted else {}).items():
+            with lost_alone(spec, self.failures):
+                for stream, (name, of_sets) in enumerate(self._scores.items()):
+                    pair = of_id, of_sets[spec]
+                    resampled = bootstrap_ood_metrics(*pair, resamples=resamples, seed=seed, stream=stream)["auroc"]
+                    found[f"{spec}/{name}/auroc"] = auroc(*pair), resampled
         return found
-
-    def _scored(self, rows: Rows) -> dict[str, Float[np.ndarray, " n"]]:
-        parts: dict[str, list[np.ndarray]] = {spec: [] for spec in self.detectors}
-        fields = dict.fromkeys(field for detector in self.detectors.values() for field in registry.needs(detector))
-        for block in rows.blocks_of(fields):
-            for spec, detector in self.detectors.items():
-                parts[spec].append(detector.score(*(block[field] for field in registry.needs(detector))))
-        return {spec: np.concatenate(of) for spec, of in parts.items()}
 
 
 def _sealed(path: str) -> bool:

@@ -59,9 +59,10 @@ class Rows:
         if head is not None and (
             head.weight.shape[1] != store.embedding_dim or head.fingerprint not in (None, store.fingerprint)
         ):
+            of = f" of encoder {head.fingerprint}" if head.fingerprint else ""
             raise ValueError(
-                f"{head.name} was fitted to {head.weight.shape[1]} dimensions of encoder {head.fingerprint}, "
-                f"{store.path} has {store.embedding_dim} of {store.fingerprint}; fit a head on this encoder's rows"
+                f"{head.name} was fitted to {head.weight.shape[1]} dimensions{of}, {store.path} has "
+                f"{store.embedding_dim} of {store.fingerprint}; fit a head on this encoder's rows"
             )
         return cls(store, index, head)
 
@@ -83,7 +84,10 @@ class Rows:
         return len(self.index)
 
     def blocks(self, size: int | None = None) -> Iterator[Float[np.ndarray, "_ d"]]:
-        """The embeddings in order as float32, `size` rows at a time (default: 64 MiB)."""
+        """The embeddings in order as float32, `size` rows at a time (default: 64 MiB).
+
+        Raises `ValueError` when a value is not finite.
+        """
         size = size or max(1, _BLOCK_FLOATS // self.embedding_dim)
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
@@ -102,14 +106,7 @@ class Rows:
             positions = np.arange(start, min(start + size, len(self)))
             block = {field: self.take(positions, field) for field in fields if head is None or field != "logits"}
             if head is not None:  # of the embeddings already read
-                block["logits"] = head.logits(block["embedding"]).astype(np.float32)
-            for field, values in block.items():
-                finite = np.isfinite(values).all(axis=1)
-                if not finite.all():
-                    row = self.index[start + int(finite.argmin())]
-                    raise ValueError(
-                        f"{self.name} row {row}: {field} is not finite; extract it again in a wider precision"
-                    )
+                block["logits"] = self._finite(head.logits(block["embedding"]), positions, "logits")
             yield block
 
     def _width(self, field: str) -> int:
@@ -136,13 +133,27 @@ class Rows:
         return self.head
 
     def take(self, positions: Int[np.ndarray, " b"], field: str = "embedding") -> Float[np.ndarray, "b d"]:
-        """The embeddings (or another field) at these positions (0..n-1), in this order, as float32."""
+        """The embeddings (or another field) at these positions (0..n-1), in this order, as float32.
+
+        Raises `ValueError` when a value is not finite.
+        """
         if field == "logits" and self.head is not None:
-            return self.head.logits(self.take(positions)).astype(np.float32)
+            return self._finite(self.head.logits(self.take(positions)), positions, field)
         gathered = np.asarray(self._store.gather(self.index[positions], field=field, view=0))
         if gathered.nbytes > _RELEASED_BYTES:
             self._store.release(field)
-        return gathered.astype(np.float32)
+        return self._finite(gathered, positions, field)
+
+    def _finite(
+        self, values: Float[np.ndarray, "b d"], positions: Int[np.ndarray, " b"], field: str
+    ) -> Float[np.ndarray, "b d"]:
+        """The values of the rows at these positions as float32. Raises `ValueError` when one is not finite."""
+        values = values.astype(np.float32)
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            row = self.index[positions[finite.argmin()]]
+            raise ValueError(f"{self.name} row {row}: {field} is not finite; extract it again in a wider precision")
+        return values
 
     @property
     def sample_ids(self) -> np.ndarray:

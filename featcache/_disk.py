@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 RESUMES = "run the same command again: it resumes"
 
@@ -37,3 +39,21 @@ def writing(path: str | os.PathLike[str], again: str = RESUMES, out: str = "--ou
         else:
             message = f"{path}: cannot be read or written ({said}); check the path and its disk, then {again}"
         raise OSError(error.errno, message) from error
+
+
+def require_writable(path: str | os.PathLike[str], what: str = "path") -> None:
+    """Before any work: a file can be made at `path`. Nothing is left behind.
+
+    Raises:
+        ValueError: it cannot; give another `what`.
+    """
+    target, reason = Path(path), None
+    try:
+        if target.exists() and not target.is_file():
+            reason = "it is a folder" if target.is_dir() else "it is no plain file"
+        folder = next(each for each in target.absolute().parents if each.exists())
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise ValueError(f"cannot write {path} ({reason}); give another {what}")

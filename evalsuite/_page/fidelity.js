@@ -74,6 +74,7 @@ function tradeoff() {
       );
       marks.push({ x: ax.left + 30, y: ax.Y(value), text: readMetric(i, b) });
     }
+    const labels = []; // above every interval
     const taken = drawn.map((i) => {
       const x = ax.X(held[i].get(a).value);
       return { left: x - 8, right: x + 8, y: ax.Y(held[i].get(b).value) + 4 };
@@ -103,8 +104,8 @@ function tradeoff() {
             !taken.some((other) => one.left < other.right && other.left < one.right && Math.abs(one.y - other.y) < 14),
         ) || places[0];
       taken.push(free);
-      ax.node.append(
-        svg("path", { d: shape(px, py, 6), paint: { fill: colour } }),
+      ax.node.append(svg("path", { d: shape(px, py, 6), paint: { fill: colour } }));
+      labels.push(
         svg(
           "text",
           { x: free.end ? free.right : free.left, y: free.y, "text-anchor": free.end ? "end" : "start", class: "name" },
@@ -113,6 +114,7 @@ function tradeoff() {
       );
       marks.push({ x: px, y: py, text: `${readMetric(i, b)}\n${readMetric(i, a).split("\n").slice(1).join("\n")}` });
     }
+    ax.node.append(...labels);
     return { node: ax.node, marks };
   };
   const host = plot("Quality against fidelity, a point an encoder", draw);

@@ -116,7 +116,7 @@ function maps() {
     "map",
     "Map",
     "Map of embeddings",
-    "Unit embeddings on the two principal directions of the ID training rows, one scale for both; at most 2,000 rows a set, evenly spread over it. Two directions show little of a space: sets that overlap here may be far apart in it.",
+    "Unit embeddings on the two principal directions of the ID training rows, one scale for both axes, and each encoder has its own; at most 2,000 rows a set, evenly spread over it. Two directions show little of a space: sets that overlap here may be far apart in it.",
     el(
       "div",
       { class: "controls" },

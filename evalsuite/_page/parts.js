@@ -125,6 +125,19 @@ function headlines(detector) {
     .filter(([, , metric]) => metric && held_by(metric))
     .map(([label, sub, metric]) => ({ label, sub, metric }));
 }
+/** Over what a mean of corruptions was taken. */
+function meanOf({ metrics, inputs }, metric) {
+  const parts = Object.keys(metrics)
+    .map((name) => /^([^/]+)\/(\d+)\/(.+)$/.exec(name))
+    .filter((found) => found && metric === `mean/${found[3]}`);
+  const [corruptions, severities] = [1, 2].map((n) => [...new Set(parts.map((found) => found[n]))].sort());
+  const plural = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+  return (
+    `mean over ${plural(corruptions.length, "corruption", "corruptions")} at ` +
+    `${severities.length === 1 ? "severity" : "severities"} ${severities.join(", ")}` +
+    (inputs.clean?.rows ? ` of ${plural(inputs.clean.rows, "image", "images")}` : "")
+  );
+}
 const source = ({ value, chance }, file) => `${value}${chance === undefined ? "" : `, chance ${chance}`} · ${file}`;
 const noun = encoders.some((each) => each.teacher) ? "student" : "encoder";
 const taught = (i) => encoders[i].taught_by;

@@ -155,7 +155,7 @@ function comparisons() {
     "Comparisons",
     "Two results on the same samples. Positive differences mean that B's value is higher; an interval that leaves out 0 tells the two apart. Nothing is corrected for the number of metrics.",
     all.map((result) => {
-      const { a = {}, b = {}, verdicts = {} } = result.parameters,
+      const { a = {}, b = {}, verdicts = {}, differing = [], not_compared = [] } = result.parameters,
         entries = Object.entries(result.metrics),
         other = (side, metric) =>
           typeof side[metric] === "number" ? el("data", { value: side[metric] }, number4(side[metric])) : "";
@@ -214,6 +214,8 @@ function comparisons() {
             ),
           ),
         ),
+        differing.length > 0 && el("p", { class: "foot" }, `A and B differ in: ${differing.join("; ")}.`),
+        not_compared.length > 0 && el("p", { class: "foot" }, breakable(`Not compared: ${not_compared.join(", ")}.`)),
       );
     }),
   );
@@ -317,7 +319,7 @@ function introduction() {
       el(
         "aside",
         { class: "notice", "aria-label": "Remarks" },
-        el("p", {}, "Some metrics were given more than once"),
+        el("p", {}, "Remarks"),
         el(
           "ul",
           {},

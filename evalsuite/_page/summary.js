@@ -57,7 +57,12 @@ function summary() {
           if (!found) return el("td", { class: "number none" }, el("span", { "aria-label": "not measured" }, "–"));
           return el(
             "td",
-            { class: best ? "number best" : "number", title: source(found, found.result.file) },
+            {
+              class: best ? "number best" : "number",
+              title:
+                (metric.startsWith("mean/") ? `${meanOf(found.result, metric)}: ` : "") +
+                source(found, found.result.file),
+            },
             el("data", { class: "value", value: found.value }, shown(metric, found.value)),
             best && el("span", { class: "unseen" }, ` best ${noun}`),
             el("span", { class: "interval" }, interval(metric, found) || "\u00a0"),
@@ -123,6 +128,10 @@ function summary() {
   if (chooser) chooser.value = detector;
   if (!headlines(detector).length) return;
   render();
+  const corrupted = headlines(detector).find(({ metric }) => metric.startsWith("mean/"));
+  const means = held
+    .filter((of) => of.has(corrupted?.metric))
+    .map((of) => meanOf(of.get(corrupted.metric).result, corrupted.metric));
   section(
     "summary",
     "Summary",
@@ -144,6 +153,7 @@ function summary() {
         encoders.some((_, i) => taught(i) !== null)
           ? ", and how far it is from the teacher's (pp: percentage points)."
           : ".",
+        corrupted && ` ${corrupted.label}: ${[...new Set(means)].join("; or ")}.`,
       ),
     ),
   );

@@ -20,6 +20,9 @@ from jaxtyping import Float
 
 from evalsuite.rows import Rows
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+_BOOLEANS = {"True": "true", "False": "false"}
+
 
 @runtime_checkable
 class Detector(Protocol):
@@ -67,18 +70,24 @@ def load(name: str) -> type[Detector]:
 def build(spec: str, **defaults: Any) -> Detector:
     """An unfitted detector from its spec. `defaults` are arguments that the spec may override.
 
-    Raises `ValueError` for an unknown name, an unknown argument or a spec that does not read
-    NAME:ARG=VALUE,….
+    Raises `ValueError` for an unknown name, an unknown argument, a value of another kind than the argument's default
+    or a spec that does not read NAME:ARG=VALUE,….
     """
     from featcache.plugins import suggest
 
     name, arguments = _parse(spec)
     detector = load(name)
-    known = _arguments(detector)
-    for argument in (*arguments, *defaults):
+    known = inspect.signature(detector).parameters
+    given = defaults | arguments
+    for argument, value in given.items():
         if argument not in known:
             raise ValueError(f"detector {name!r} takes no argument {argument!r}; {suggest(argument, known)}")
-    return detector(**(defaults | arguments))
+        kind = type(known[argument].default)
+        if kind is float and type(value) is int:
+            value = given[argument] = float(value)
+        if kind in _KINDS and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+            raise ValueError(f"detector {name}: {argument} must be {_KINDS[kind]}, got {value!r}")
+    return detector(**given)
 
 
 def arguments_of(spec: str) -> list[str]:
@@ -100,7 +109,7 @@ def _parse(spec: str) -> tuple[str, dict[str, Any]]:
         if not (argument and equals and text) or "/" in text or argument in arguments:
             raise ValueError(f"cannot read the detector spec {spec!r}; write NAME or NAME:ARG=VALUE,ARG=VALUE")
         try:
-            arguments[argument] = tomllib.loads(f"value = {text}")["value"]
+            arguments[argument] = tomllib.loads(f"value = {_BOOLEANS.get(text, text)}")["value"]
         except tomllib.TOMLDecodeError:  # a bare word
             arguments[argument] = text
     return name, arguments

@@ -49,10 +49,14 @@ def _read(path: str, argument: str) -> Float[np.ndarray, "c d"]:
             text = np.load(path, allow_pickle=False)
         else:
             arrays = load_file(path)
+            if len(arrays) != 1 and "embedding" not in arrays:
+                raise ValueError(f"of its arrays {', '.join(sorted(arrays))} none is called 'embedding'")
             text = next(iter(arrays.values())) if len(arrays) == 1 else arrays["embedding"]
         if text.ndim != 2 or not len(text) or text.dtype.kind not in "fiu":
             raise ValueError(f"{text.dtype} of shape {text.shape}")
-    except (OSError, EOFError, KeyError, ValueError, SafetensorError) as error:
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; give another {argument}=FILE") from None
+    except (OSError, EOFError, ValueError, SafetensorError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path} holds no (texts, dimensions) array ({said}); give another {argument}=FILE") from error
     return text.astype(np.float64)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import add_by_group, pieces
+from evalsuite.head import Head
 from evalsuite.rows import Rows
 
 
@@ -23,7 +24,7 @@ class SHE:
     def fit(self, bank: Rows) -> SHE:
         """One pass over the bank's labelled rows.
 
-        Raises `ValueError` without a head or labels, or when a class of the head has no row.
+        Raises `ValueError` without a head or labels, or when a class of the head has no row or another name there.
         """
         bank = bank.labelled()
         self.head_ = bank.require_head()
@@ -34,6 +35,7 @@ class SHE:
                 f"{bank.name} has no row of class {missing[0]}, which {self.head_.name} predicts; "
                 "use a bank with all of its classes"
             )
+        _require_same_names(self.head_, bank)
         order = np.argsort(numbers)
         place = order[np.searchsorted(numbers, bank.labels, sorter=order).clip(max=len(numbers) - 1)]
         known = numbers[place] == bank.labels
@@ -58,3 +60,15 @@ class SHE:
         return np.concatenate(
             [-(x * self.pattern_[self.head_.logits(x).argmax(axis=1)]).sum(axis=1) for x in pieces(features, width)]
         )
+
+
+def _require_same_names(head: Head, bank: Rows) -> None:
+    """Raise `ValueError` where a class of the head has another name in the bank; numbers are names nobody gave."""
+    if head.class_names is None or bank.class_names is None or head.class_names == list(map(str, head.labels)):
+        return
+    for number, name in zip(head.labels, head.class_names, strict=True):
+        if bank.class_names[number] != name:
+            raise ValueError(
+                f"class {number} is {name} for {head.name} and {bank.class_names[number]} in {bank.name}; "
+                "she matches classes by number: fit a head on this store's rows"
+            )

@@ -33,7 +33,7 @@ class ViM:
         self.head_ = bank.require_head()
         d = bank.embedding_dim
         components = principal(d) if self.components is None else self.components
-        if not (isinstance(components, int) and 1 <= components < d):
+        if not (type(components) is int and 1 <= components < d):
             raise ValueError(
                 f"components={components!r} does not suit {bank.name}, whose rows have {d} dimensions; "
                 f"use components from 1 to {d - 1}"

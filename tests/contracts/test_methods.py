@@ -88,6 +88,16 @@ def test_prepare_is_a_function_of_source_and_seed(case, source):
         assert torch.equal(value, first.state_dict()[key]), key
 
 
+def test_prepare_takes_what_an_earlier_one_left(case, source):
+    first, report = build(case, source)
+    second, again = build(case, source, fitted=(dict(first.named_buffers()), report))
+    assert again == report
+    assert second.fields == first.fields
+    assert second.state_dict().keys() == first.state_dict().keys()
+    for key, value in second.state_dict().items():
+        assert torch.equal(value, first.state_dict()[key]), key
+
+
 def test_fields_are_the_embedding_and_what_else_loss_reads(method, teacher, student):
     assert set(method.fields) <= set(FIELDS)
     assert method.fields[0] == method.student_fields[0] == "embedding"

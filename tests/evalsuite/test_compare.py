@@ -6,13 +6,27 @@ import pytest
 import cli
 import commands.screen
 import evalsuite.compare
-from evalsuite import Metric, Result, compare, knn, ood, probe
+from evalsuite import Metric, Result, compare, knn, ood, probe, report
 from evalsuite.metrics import interval95, ood_metrics
 
 
-def accuracies(ids, command="knn", **correct):
+def accuracies(ids, command="knn", parameters=None, **correct):
     metrics = {name: Metric(float(np.mean(right))) for name, right in correct.items()}
-    return Result(command, {}, {}, metrics, {}, {"sample_id": np.array(ids), **correct})
+    return Result(command, {}, parameters or {}, metrics, {}, {"sample_id": np.array(ids), **correct})
+
+
+def corrupted(ids, right, severities=(1, 5)):
+    """A result of `robustness` from what was right under each corruption and severity, (2, severities, n)."""
+    single = {
+        f"{name}/{level}/top1@20": right[i, j]
+        for i, name in enumerate(("fog", "snow"))
+        for j, level in enumerate(severities)
+    }
+    result = accuracies(ids, "robustness", {"severities": list(severities)}, **{"clean/top1@20": right[0, 0]}, **single)
+    for i, name in enumerate(("fog", "snow")):
+        result.metrics[f"{name}/mean/top1@20"] = Metric(float(right[i].mean()))
+    result.metrics |= {"mean/top1@20": Metric(float(right.mean())), "mean/knn/near/tin/auroc": Metric(0.5)}
+    return result
 
 
 def scored(sets, spec="knn"):
@@ -171,6 +185,91 @@ def test_results_of_the_evaluators_compare(make_store, clusters, rng, tmp_path):
     assert result.parameters["verdicts"]["knn/far/far/auroc"] == "A better"
 
 
+def test_means_over_corruptions_equal_a_slow_loop(ids, rng):
+    ours, theirs = rng.random((2, 2, 40)) < 0.4, rng.random((2, 2, 40)) < 0.7
+    a, b = corrupted(ids, ours), corrupted(ids, theirs)
+    result = compare(a, b, resamples=50, seed=3)
+    draws = np.random.default_rng(3).integers(40, size=(50, 40))
+    for name, x, y in (
+        ("mean", ours, theirs),
+        ("fog/mean", ours[0], theirs[0]),
+        ("snow/mean", ours[1], theirs[1]),
+        ("snow/5", ours[1, 1], theirs[1, 1]),
+    ):
+        slow = np.array([y[..., rows].mean() - x[..., rows].mean() for rows in draws])
+        assert result.metrics[f"{name}/top1@20"].ci95 == pytest.approx(interval95(slow), abs=1e-12)
+        assert result.parameters["a"][f"{name}/top1@20"] == pytest.approx(a.metrics[f"{name}/top1@20"].value, abs=1e-12)
+        assert result.parameters["b"][f"{name}/top1@20"] == pytest.approx(b.metrics[f"{name}/top1@20"].value, abs=1e-12)
+    assert result.parameters["verdicts"]["mean/top1@20"] == "B better"
+    assert result.parameters["not_compared"] == ["mean/knn/near/tin/auroc"]
+    same = compare(a, a).metrics
+    assert {metric.ci95 for metric in same.values()} == {(0.0, 0.0)}
+
+
+def test_means_over_other_severities_are_not_compared(ids, rng):
+    a = corrupted(ids, rng.random((2, 2, 40)) < 0.5)
+    b = corrupted(ids, rng.random((2, 3, 40)) < 0.5, severities=(1, 3, 5))
+    with pytest.warns(RuntimeWarning, match="A and B differ in: severities 1, 5 against 1, 3, 5"):
+        result = compare(a, b)
+    assert result.metrics.keys() == {f"{name}/top1@20" for name in ("clean", "fog/1", "fog/5", "snow/1", "snow/5")}
+    assert {"fog/mean/top1@20", "mean/top1@20"} <= set(result.parameters["not_compared"])
+
+
+def test_settings_that_differ_are_said(ids, two):
+    right = np.ones(40, bool)
+    given = {"k": [5, 10], "temperature": 0.07, "shots": None, "seed": 0, "chance": {"top1": 0.1}, "index": "exact"}
+    a = accuracies(ids, parameters=given, top1=right)
+    b = accuracies(ids, parameters=given | {"temperature": 10.0, "shots": 3, "seed": 1, "chance": {}}, top1=right)
+    with pytest.warns(RuntimeWarning, match="A and B differ in: temperature 0.07 against 10; shots none against 3$"):
+        assert compare(a, b).parameters["differing"] == ["temperature 0.07 against 10", "shots none against 3"]
+    a, b = scored(two[0]), scored(two[0])
+    a.parameters |= {"detectors": {"knn": {"k": 50}, "rmd": {}, "mcm": {"text": "a/x.npy"}}, "head": "a", "tied": {}}
+    b.parameters |= {
+        "detectors": {"knn": {"k": 1}, "msp": {}, "mcm": {"text": "b/x.npy"}},
+        "head": "b",
+        "tied": {"k": 1},
+    }
+    with pytest.warns(RuntimeWarning, match="differ in: knn k 50 against 1$"):
+        compare(a, b)
+    b.parameters |= {"detectors": a.parameters["detectors"], "head": None}
+    with pytest.warns(RuntimeWarning, match="differ in: head given against none$"):
+        compare(a, b)
+    outcomes = {"c": 0.1, "steps": 9, "held_out_top1": [0.5], "head": "a", "candidates": [0.1, 1.0]}
+    a = accuracies(ids, "probe", outcomes, top1=right)
+    b = accuracies(ids, "probe", outcomes | {"c": 1.0, "steps": 8, "held_out_top1": [0.6], "head": None}, top1=right)
+    assert compare(a, b).parameters["differing"] == []
+
+
+def test_samples_of_another_result_are_named(ids, two, tmp_path):
+    right = np.ones(40, bool)
+    of_knn, of_ood = accuracies(ids, top1=right), scored(two[0])
+    of_ood.metrics["knn/near/n/auroc"] = Metric(0.5)
+    lacking, named_otherwise = scored(two[0]), scored(two[0], "rmd")
+    del lacking.samples["score/knn/far/x"]
+    for good, other in (
+        (of_knn, of_ood),
+        (of_knn, accuracies(ids, "probe", **{"probe/top1": right})),
+        (of_knn, accuracies(ids[:-1], top1=right)),
+        (of_ood, of_knn),
+        (of_ood, lacking),
+        (of_ood, named_otherwise),
+    ):
+        good.write(tmp_path / "good.json")
+        good.write(tmp_path / "bad.json")
+        samples = other.samples
+        if other.command == good.command == "knn":
+            samples = good.samples | {"sample_id": other.samples["sample_id"]}
+        np.savez(tmp_path / "bad.samples.npz", **samples)
+        message = (
+            rf"bad\.samples\.npz does not fit .*bad\.json: .*run the same `evalsuite {good.command}` command again"
+        )
+        with pytest.raises(ValueError, match=message):
+            compare(tmp_path / "good.json", tmp_path / "bad.json")
+        with pytest.raises(ValueError, match=message):
+            report([tmp_path / "bad.json"], tmp_path / "r.html")
+    assert compare(tmp_path / "good.json", tmp_path / "good.json").metrics
+
+
 def test_what_cannot_be_compared_says_why(ids, two):
     right = np.ones(40, bool)
     good, other = accuracies(ids, **{"top1@1": right}), accuracies(ids, **{"top1@5": right})
@@ -227,6 +326,14 @@ def test_the_command_prints_a_table_and_writes_json(ids, rng, tmp_path, capsys, 
     assert "–: no difference shown" in out
     assert "38 samples, left out 2 only in A and 0 only in B" in out
     assert Result.read(tmp_path / "c.json") == compare(tmp_path / "a.json", tmp_path / "b.json")
+    accuracies(ids, parameters={"temperature": 1.0}, top1=right["a"]).write(tmp_path / "d.json")
+    accuracies(ids, parameters={"temperature": 2.0}, top1=right["a"]).write(tmp_path / "e.json")
+    with pytest.warns(RuntimeWarning, match=r"d\.json and .*e\.json differ in: temperature 1 against 2"):
+        _, out, _ = command(tmp_path / "d.json", tmp_path / "e.json", "--resamples", 10)
+    assert "A and B differ in: temperature 1 against 2" in out
+    fogged = corrupted(ids, rng.random((2, 2, 40)) < 0.5).write(tmp_path / "f.json")
+    _, out, _ = command(fogged, fogged)
+    assert "not compared: mean/knn/near/tin/auroc" in out
     code, out, err = command(tmp_path / "a.json", tmp_path / "none.json")
     assert code == 2
     assert "none.json" in err

@@ -1,5 +1,7 @@
 """Detectors that need a head, against the slow way and against pytorch-ood."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -300,3 +302,19 @@ def test_heads_that_do_not_suit_are_explained(data):
     origin = Head(data.head.weight, np.zeros(CLASSES), data.head.labels)
     with pytest.raises(ValueError, match=r"flat lies within 5 dimensions.*use fewer vim:components"):
         build("vim").fit(Rows.from_arrays(np.zeros((9, D), np.float32), name="flat", head=origin))
+
+
+def test_she_refuses_a_head_whose_classes_have_other_names(data):
+    def fit(of_bank, of_head):
+        bank = data.bank(replace(data.head, class_names=of_head))
+        bank.class_names = of_bank
+        return build("she").fit(bank).pattern_
+
+    names = ["ant", "bee", "cat", "dog"]
+    expected = build("she").fit(data.bank()).pattern_
+    for given in ((names, names), (names, None), (None, names), (names, ["0", "1", "2", "3"])):
+        np.testing.assert_array_equal(fit(*given), expected)
+    with pytest.raises(
+        ValueError, match=r"class 1 is cat for head\.safetensors and bee in train; she matches .*: fit a"
+    ):
+        fit(names, ["ant", "cat", "bee", "dog"])

@@ -21,7 +21,8 @@ def test_a_file_is_a_detector(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(detectors, "__path__", [*detectors.__path__, str(tmp_path)])
     assert "flat" in detectors.names()
-    assert detectors.build("flat:level=high").level == "high"
+    with pytest.raises(ValueError, match="detector flat: level must be a number, got 'high'"):
+        detectors.build("flat:level=high")
     flat = detectors.build("flat:level=0.5")
     assert flat.score(np.zeros((2, 3))).tolist() == [0.5, 0.5]
     assert detectors.parameters(flat) == {"level": 0.5}
@@ -40,13 +41,25 @@ def test_specs():
     assert detectors.build("knn:k=3").k == 3
     assert detectors.build("knn", k=4).k == 4
     assert detectors.build("knn:k=3", k=4).k == 3
+    for text, value in (("true", True), ("True", True), ("false", False), ("False", False)):
+        assert detectors.build(f"knn:mean={text}").mean is value
+    assert detectors.build("energy:temperature=2").temperature == 2
+    assert detectors.build("ash:variant=b").variant == "b"
     assert type(detectors.build("mahalanobis++")) is detectors.load("mahalanobis_pp")
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("kn", "unknown .*'kn'; did you mean knn?"),
+        ("kn", "^unknown detector 'kn'; did you mean knn?"),
+        ("foo", rf"^unknown detector 'foo'; known: {', '.join(detectors.names())}$"),
+        ("knn:mean=maybe", "^detector knn: mean must be true or false, got 'maybe'$"),
+        ("knn:mean=1", "mean must be true or false, got 1"),
+        ("knn:k=1.5", "detector knn: k must be a whole number, got 1.5"),
+        ("knn:k=true", "k must be a whole number, got True"),
+        ("energy:temperature=warm", "detector energy: temperature must be a number, got 'warm'"),
+        ("energy:temperature=True", "temperature must be a number, got True"),
+        ("ash:variant=1", "detector ash: variant must be a word, got 1"),
         ("knn:n=3", "takes no argument 'n'; known: k"),
         ("knn:k", "cannot read .*NAME:ARG=VALUE"),
         ("knn:", "cannot read"),

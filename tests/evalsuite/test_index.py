@@ -160,7 +160,7 @@ def test_what_cannot_be_is_explained(bank, monkeypatch):
     bad = bank.copy()
     bad[1204, 3] = np.nan
     for spec in ("IVF32,Flat", "HNSW4"):
-        with pytest.raises(ValueError, match=r"bank row 1204 is not finite; extract it again"):
+        with pytest.raises(ValueError, match=r"array row 1204: embedding is not finite; extract it again"):
             Index(Rows.from_arrays(bad), spec)
     with pytest.raises(ValueError, match="query row 1204 is not finite"):
         Index(rows, "HNSW4").search(bad, 1)

@@ -172,6 +172,22 @@ def test_failed_and_unlabelled_rows_are_left_out_and_counted(make_store):
     assert result.inputs["bank"]["path"] == str(bank.path)
 
 
+@pytest.mark.parametrize("index", ["exact", "HNSW8"])
+def test_a_row_that_is_not_finite_is_named_by_its_store(task, make_store, monkeypatch, index):
+    monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", 6 * 10)
+    bank, labels, query, truth = (each.copy() for each in task)
+    whole = make_store("bank", bank, labels=labels), make_store("query", query, labels=truth)
+    bank[77, 2], query[33, 1] = np.nan, np.inf
+    labels[5] = truth[5] = -1
+    bad = [
+        make_store(name, x, labels=of, failed={3: "truncated"})
+        for name, x, of in (("bad-bank", bank, labels), ("bad-query", query, truth))
+    ]
+    for given, said in (((bad[0], whole[1]), "bad-bank.zarr row 77"), ((whole[0], bad[1]), "bad-query.zarr row 33")):
+        with pytest.raises(ValueError, match=f"{said}: embedding is not finite; extract it again"):
+            knn(*given, k=[3], index=index)
+
+
 def test_wrong_input_names_the_store_and_the_remedy(make_store):
     bank = make_store("bank", np.eye(4), labels=[0, 1, 2, 3])
     with pytest.raises(ValueError, match=r"k=5 exceeds the bank .*bank\.zarr, which has 4 .* use k of at most 4"):

@@ -229,10 +229,21 @@ def test_a_head_that_does_not_fit_is_refused(stores, head, tmp_path, make_store)
         run(stores, head=head(fingerprint="other"))
     with pytest.raises(ValueError, match=r"head\.safetensors holds no classifier .*2 labels"):
         run(stores, head=head(labels="[0, 1]"))
+    with pytest.raises(ValueError, match=r"head\.safetensors holds no classifier .*4 labels, 1 class names"):
+        run(stores, head=head(class_names='["ant"]'))
+    narrow = {name: make_store(f"narrow-{name}", np.ones((5, 3)) * i) for i, name in enumerate(stores)}
+    with pytest.raises(
+        ValueError, match=r"was fitted to 6 dimensions, .*narrow-train\.zarr has 3 of arrays; fit a head"
+    ):
+        run(narrow, head=head())
     (tmp_path / "text.safetensors").write_text("nothing")
-    for name in ("text", "missing"):
-        with pytest.raises(ValueError, match=rf"{name}\.safetensors holds no classifier .*evalsuite probe"):
-            run(stores, head=tmp_path / f"{name}.safetensors")
+    for name, said in (
+        ("text.safetensors", " holds no classifier "),
+        ("missing.safetensors", ": no such file"),
+        ("near.zarr", ": this is a store or another folder"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}{said}.*; give a head that `evalsuite probe"):
+            run(stores, head=tmp_path / name)
 
 
 def test_a_row_that_is_not_finite_is_named(stores, arrays, make_store):
@@ -332,17 +343,26 @@ BAD_INPUT = {
         "the rows of alone.zarr do not vary about their means",
     ),
     "no head": ("--near x=near.zarr --detector vim", "a head is needed to score against train.zarr"),
-    "head missing": ("--near x=near.zarr --detector vim --head gone.safetensors", "gone.safetensors holds no classif"),
+    "head missing": ("--near x=near.zarr --detector vim --head gone.safetensors", "gone.safetensors: no such file"),
+    "test rows as OOD": ("--near x=test.zarr", "test.zarr is both id_test and near/x; give other images as near/x"),
+    "bank as OOD": ("--far x=train.zarr", "train.zarr is both id_train and far/x"),
+    "test rows as shifted ones": ("--far x=near.zarr --csid c=test.zarr", "test.zarr is both id_test and csid/c"),
+    "shifted rows as OOD": ("--far x=near.zarr --csid c=near.zarr", "near.zarr is both far/x and csid/c"),
+    "unknown detector": ("--near x=near.zarr --detector kn", "unknown detector 'kn'; did you mean knn"),
+    "neither true nor false": ("--near x=near.zarr --detector knn:mean=maybe", "mean must be true or false, got 'may"),
     "no logits": ("--near x=near.zarr --detector msp", "train.zarr has no logits"),
     "no text": ("--near x=near.zarr --detector mcm", "mcm needs text embeddings: give mcm:text=FILE"),
-    "text missing": ("--near x=near.zarr --detector mcm:text=gone.npy", "gone.npy holds no (texts, dimensions) array"),
+    "text missing": ("--near x=near.zarr --detector mcm:text=gone.npy", "gone.npy: no such file"),
     "text of another model": (
         "--near x=near.zarr --detector mcm:text=wide.npy",
         "wide.npy holds text embeddings of 9 dimensions, the images of train.zarr have 6",
     ),
     "unknown preset": ("--preset openood-cifar11 --stores .", "did you mean openood-cifar10"),
-    "preset and stores": ("--preset openood-cifar10 --stores . --near x=near.zarr", "give preset and stores alone"),
-    "preset alone": ("--preset openood-cifar10", "give preset and stores"),
+    "preset and stores": (
+        "--preset openood-cifar10 --stores . --near x=near.zarr",
+        "--stores FOLDER go together, with",
+    ),
+    "preset alone": ("--preset openood-cifar10", "--preset NAME and --stores FOLDER go together"),
 }
 
 
@@ -369,7 +389,7 @@ def test_bad_input_gets_one_clear_line(arrays, make_store, tmp_path, monkeypatch
         assert stopped.value.code in (1, 2), case
         assert said in " ".join(err.replace("│", " ").split()), (case, err)
         assert "Traceback" not in out + err, case
-        if case != "no name":  # usage: printed with the command's synopsis
+        if not err.startswith("Usage: "):  # of the command: more than one line
             assert len(err.strip().splitlines()) == 1, (case, err)
 
 
@@ -406,6 +426,13 @@ def test_wrong_input_names_the_store_and_the_remedy(stores, make_store):
         run(stores, detectors=[])
     with pytest.raises(ValueError, match="'knn' is given twice"):
         run(stores, detectors=["knn", " knn"])
+
+
+def test_an_ood_set_given_twice_warns(stores, tmp_path):
+    (tmp_path / "link.zarr").symlink_to(stores["near"].path)
+    sets = {"near": {"n": stores["near"]}, "far": {"f": tmp_path / "link.zarr"}}
+    with pytest.warns(UserWarning, match=r"link\.zarr is both near/n and far/f: it counts twice"):
+        ood(id_train=stores["train"], id_test=stores["test"], resamples=5, **sets)
 
 
 def test_samples_hold_what_was_measured_of_each(make_store, rng, clusters):

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import numpy as np
@@ -69,6 +70,50 @@ def test_equals_scikit_learn(task, make_store, tmp_path, c):
     assert json.loads(metadata["class_names"]) == [names[n] for n in NUMBERS]
     assert (metadata["fingerprint"], metadata["encoder"], float(metadata["c"])) == ("f", "e", c)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["head.safetensors"]
+    assert result.parameters["unfinished"] == []
+
+
+def test_the_head_may_be_read_by_whom_the_umask_lets(make_store, tmp_path):
+    train, test = (make_store(name, np.eye(4), labels=[0, 0, 1, 1]) for name in ("train", "test"))
+    before = os.umask(0o027)
+    try:
+        probe(train, test, c=1.0, save=tmp_path / "head.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "head.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_where_the_head_cannot_be_written_nothing_is_fitted(make_store, tmp_path):
+    train, test = (make_store(name, np.eye(4), labels=[0, 0, 1, 1]) for name in ("train", "test"))
+    (tmp_path / "file").write_text("kept")
+    for target in (tmp_path / "train.zarr", tmp_path / "file" / "head.safetensors", "/dev/null", "/sys/h.safetensors"):
+        with pytest.raises(ValueError, match=f"^cannot write {target} .*; give another file for the head$"):
+            probe(train, test, c=1.0, save=target, progress=lambda *at: pytest.fail("it was fitted"))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_fit_that_stopped_short_is_said(task, make_store, monkeypatch):
+    x, labels, query, truth = task
+    stores = make_store("train", x, labels=labels), make_store("test", query, labels=truth)
+    needed = probe(*stores, c=1.0).parameters["steps"]
+    monkeypatch.setattr(sys.modules["evalsuite.probe"], "_MOST_STEPS", needed - 1)
+    with pytest.warns(RuntimeWarning, match=f"the fit with C = 1 stopped at its limit of {needed - 1} steps, short of"):
+        assert probe(*stores, c=1.0).parameters["unfinished"] == [1.0]
+    monkeypatch.setattr(sys.modules["evalsuite.probe"], "_MOST_STEPS", 1)
+    with pytest.warns(RuntimeWarning, match=r"the fit with C = 0\.5, 2 stopped at its limit of 1 steps"):
+        assert probe(*stores, c=[0.5, 2.0]).parameters["unfinished"] == [0.5, 2.0]
+
+
+def test_a_c_at_the_end_of_those_tried_is_said(task, make_store):
+    x, labels, query, truth = task
+    stores = make_store("train", x, labels=labels), make_store("test", query, labels=truth)
+    for candidates, best, said in (
+        ([1e-6, 1e-5, 1.0], 1.0, "C = 1 is the largest of those tried, a larger one may be better; give larger ones"),
+        ([1e5, 1e6, 1e7], 1e5, "C = 100000 is the smallest of those tried, a smaller one may be better"),
+    ):
+        with pytest.warns(RuntimeWarning, match=said):
+            assert probe(*stores, c=candidates).parameters["c"] == best
+    assert probe(*stores, c=[1e-6, 1.0]).parameters["c"] == 1.0  # of two, one end or the other is no news
 
 
 def test_two_classes_are_the_binary_regression_of_twice_c(task, make_store):
@@ -152,7 +197,7 @@ def test_wrong_input_names_the_store_and_the_remedy(make_store, tmp_path):
         (make_store("nan", nan, labels=[0, 0, 1, 1]), r"nan\.zarr row 2: embedding is not finite"),
     ):
         with pytest.raises(ValueError, match=said):
-            probe(train, other, save=tmp_path / "head.safetensors")
+            probe(train, other, c=1.0, save=tmp_path / "head.safetensors")
     assert not (tmp_path / "head.safetensors").exists()
     with pytest.raises(ValueError, match=r"one\.zarr has one class"):
         probe(make_store("one", np.eye(4), labels=[1] * 4), test)
@@ -165,4 +210,5 @@ def test_wrong_input_names_the_store_and_the_remedy(make_store, tmp_path):
 def test_rows_that_are_all_alike_give_chance(make_store):
     train = make_store("train", np.ones((6, 3)), labels=[0, 0, 0, 1, 1, 1])
     test = make_store("test", np.ones((4, 3)), labels=[0, 0, 1, 1])
-    assert probe(train, test).metrics["probe/top1"].value == 0.5
+    with pytest.warns(RuntimeWarning, match=r"C = 0\.001 is the smallest of those tried"):
+        assert probe(train, test).metrics["probe/top1"].value == 0.5

@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from typer.testing import CliRunner
 
 import cli
-from evalsuite import Metric, report
+from evalsuite import Metric, Result, report
 
 
 def test_histograms_count_every_score(tmp_path: Path) -> None:
@@ -190,6 +190,24 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bad\.json is not a result file"):
         report([tmp_path / "bad.json"], out)
     assert not out.exists()
+
+
+def test_no_result_is_overwritten_by_the_page(tmp_path: Path) -> None:
+    result = ood_result("f", "vit").write(tmp_path / "r.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for out in (result, tmp_path / "r.samples.npz"):
+        with pytest.raises(ValueError, match="it is one of the results to read"):
+            report([result], out)
+    with pytest.raises(ValueError, match=r"cannot write .* \(it is a folder\)"):
+        report([result], tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_result_without_metrics_is_said(tmp_path: Path) -> None:
+    empty = Result("knn", {}, {}, {}).write(tmp_path / "e.json")
+    with pytest.warns(RuntimeWarning, match=r"e\.json has no metrics"):
+        page = Page(report([empty, knn_result("f", "vit", 0.5)], tmp_path / "r.html"))
+    assert page.data["notices"] == [f"{empty} has no metrics"]
 
 
 def test_an_old_page_is_replaced_whole(tmp_path: Path) -> None:

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from report_cases import BREAKOUT, FORMULA, HOSTILE, compare_result, knn_result, ood_result, study
+from report_cases import (
+    BREAKOUT,
+    FORMULA,
+    HOSTILE,
+    compare_result,
+    knn_result,
+    ood_result,
+    robustness_result,
+    study,
+)
 
 from evalsuite import Result, report
 
@@ -93,6 +102,7 @@ def test_every_part_is_drawn(wide: Opened) -> None:
       const bytes = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
       return bytes.filter((byte, n) => n % 4 === 3 && byte).length; }""")
     assert inks > 1000, "the map shows its points"
+    assert "one scale for both axes, and each encoder has its own" in wide.page.locator("#map .about").inner_text()
 
 
 def test_hostile_names_are_text(wide: Opened) -> None:
@@ -211,6 +221,66 @@ def test_a_phone_shows_it_without_scrolling_sideways(chromium, page_of_study: Pa
     page.close()
 
 
+def test_a_wide_table_shows_that_it_goes_on(chromium, page_of_study: Path) -> None:
+    for colours in ("light", "dark"):
+        opened = Opened(chromium, page_of_study, 390, colours)
+        table = opened.page.locator("#summary .scroll")
+
+        def ends(table=table) -> list[bytes]:
+            """The few columns at the table's left and right edge, between its rows' text."""
+            table.evaluate(
+                "e => { e.querySelectorAll('table *').forEach(each => { each.style.visibility = 'hidden'; }); }"
+            )
+            box = table.bounding_box()
+            clips = [
+                {"x": x, "y": box["y"] + 4, "width": 6, "height": 20} for x in (box["x"], box["x"] + box["width"] - 6)
+            ]
+            return [table.page.screenshot(clip=clip, full_page=True) for clip in clips]
+
+        none, more = ends()
+        assert none != more, "there is more on the right only"
+        table.evaluate("e => { e.scrollLeft = 1e5; }")
+        assert ends()[1] == none
+        table.evaluate("e => { e.scrollLeft = 40; }")
+        assert ends()[1] == more
+        assert ends()[0] != none
+        opened.page.close()
+
+
+def test_names_in_the_scatter_stand_above_its_lines(wide: Opened) -> None:
+    order = wide.page.eval_on_selector_all(
+        "#tradeoff .plot svg > *", "all => all.map(each => each.matches('text.name') ? 'name' : each.tagName)"
+    )
+    names = [n for n, what in enumerate(order) if what == "name"]
+    lines = [n for n, what in enumerate(order) if what == "line"]
+    assert names[-1] > names[-2] > lines[-1]
+    name = wide.page.locator("#tradeoff .plot text.name").last
+    assert name.evaluate("e => getComputedStyle(e).paintOrder").startswith("stroke")
+    assert name.evaluate("e => getComputedStyle(e).stroke") == wide.page.locator("#tradeoff .card").evaluate(
+        "e => getComputedStyle(e).backgroundColor"
+    )
+
+
+def test_a_mean_over_corruptions_says_over_what(chromium, tmp_path: Path) -> None:
+    result = robustness_result("f", "vit")
+    result.inputs["clean"] = {"rows": 10_000}
+    opened = Opened(chromium, report([result], tmp_path / "r.html"))
+    expected = "mean over 2 corruptions at severities 1, 3, 5 of 10,000 images"
+    assert f"Corrupted top‑1: {expected}." in opened.page.locator("#summary .foot").inner_text()
+    assert opened.page.locator(f'#summary-table td[title^="{expected}: 0.55"]').count() == 1
+    assert opened.wrong == []
+    opened.page.close()
+
+
+def test_a_comparison_says_what_differs_and_what_it_leaves_out(chromium, tmp_path: Path) -> None:
+    result = compare_result()
+    result.parameters |= {"differing": ["knn k 50 against 1"], "not_compared": ["macro_top1@20"]}
+    opened = Opened(chromium, report([result], tmp_path / "r.html"))
+    feet = opened.page.locator("#comparisons .foot").all_inner_texts()
+    assert feet == ["A and B differ in: knn k 50 against 1.", "Not compared: macro_top1@20."]
+    opened.page.close()
+
+
 def test_results_without_samples_make_a_page(chromium, tmp_path: Path) -> None:
     bare = ood_result("f", "vit")
     bare.samples = {}
@@ -219,7 +289,9 @@ def test_results_without_samples_make_a_page(chromium, tmp_path: Path) -> None:
     parts = opened.page.eval_on_selector_all("main > section", "all => all.map(each => each.id)")
     assert parts == ["summary", "ood", "metrics", "provenance"]
     opened.page.close()
-    nothing = Opened(chromium, report([Result("knn", {}, {}, {})], tmp_path / "n.html"))
+    with pytest.warns(RuntimeWarning, match="result 1 has no metrics"):
+        nothing = Opened(chromium, report([Result("knn", {}, {}, {})], tmp_path / "n.html"))
+    assert "result 1 has no metrics" in nothing.page.locator("#notices").inner_text()
     only = Opened(chromium, report([compare_result()], tmp_path / "c.html"))
     assert (opened.wrong, nothing.wrong, only.wrong) == ([], [], [])
     nothing.page.close()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evalsuite import Metric, Result
-from evalsuite.result import versions
+from evalsuite.result import refuse_inputs, versions
+from featcache._disk import require_writable
 
 
 @pytest.fixture
@@ -35,7 +36,11 @@ def test_write_and_read_are_inverse(result, tmp_path):
 
 
 def test_samples_lie_beside_the_json(result, tmp_path):
-    result.samples = {"sample_id": np.array(["a/1.jpg", "é"]), "score/knn:k=1/near/tin": np.array([0.5, -np.inf])}
+    result.command, result.metrics = "ood", {"knn:k=1/near/tin/auroc": Metric(0.5)}
+    result.samples = {
+        "sample_id/near/tin": np.array(["a/1.jpg", "é"]),
+        "score/knn:k=1/near/tin": np.array([0.5, -np.inf]),
+    }
     path = result.write(tmp_path / "r.json")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r.samples.npz"]
     read = Result.read(path).samples
@@ -62,13 +67,33 @@ def test_a_failed_write_leaves_the_old_file(result, tmp_path, monkeypatch):
     result.command = "other"
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(28, "disk full", ".r.json.partial")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match=r"^cannot write .*/r\.json \(disk full\); give another path$"):
         result.write(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_what_cannot_be_written_is_named_before_anything_is(result, tmp_path):
+    result.samples = {"sample_id": np.array(["a"])}
+    (tmp_path / "folder").mkdir()
+    file = result.write(tmp_path / "r.json")
+    for target, reason in (
+        (tmp_path / "folder", "it is a folder"),
+        (file / "under" / "x.json", "Not a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot write {target} \\({reason}\\); give another path"):
+            result.write(target)
+        with pytest.raises(ValueError, match=f"{reason}.*; give another --json path"):
+            require_writable(target, "--json path")
+    for target in (file, tmp_path / "r.samples.npz"):
+        with pytest.raises(ValueError, match="it is one of the results to read"):
+            refuse_inputs(target, ["other.json", file])
+    refuse_inputs(tmp_path / "new" / "x.json", [file])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "r.json", "r.samples.npz"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -82,12 +107,25 @@ def test_what_is_not_finite_is_refused(result, bad):
         result.to_json()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"command": "knn", "metrics": {"a": 1}}', '{"metrics": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"command": "knn", "metrics": {"a": 1}}', '{"metrics": []}'),
+        '{"command": "knn", "inputs": [], "parameters": {}, "metrics": {}, "versions": {}}',
+    ],
+)
 def test_other_files_are_refused_by_name(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"other\.json is not a result file"):
         Result.read(path)
+
+
+def test_what_is_no_file_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder; give result files \(\.json\)"):
+        Result.read(tmp_path)
+    with pytest.raises(ValueError, match=r"none\.json does not exist; write it with `evalsuite COMMAND"):
+        Result.read(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(

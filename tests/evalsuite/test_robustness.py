@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 import cli
 import commands.screen
 from evalsuite import Metric, knn, ood, robustness
+from evalsuite import detectors as registry
+from evalsuite.detectors import load
 from evalsuite.metrics import interval95
 from featcache import extract
 
@@ -216,14 +218,62 @@ def test_wrong_input_is_refused_before_anything_is_extracted(with_ood, tmp_path)
             r"foreign\.zarr was made by encoder tiny .*extract the bank with",
         ),
         ({"near": {"n": foreign}}, r"foreign\.zarr was made by encoder"),
-        ({"near": {"a/b": with_ood["bank"]}}, "'near/a/b' cannot name an OOD set"),
-        ({"detectors": ["energy"]}, r"bank\.zarr has no logits"),
+        ({"near": {"a/b": with_ood["bank"]}}, "'a/b' cannot name a near set"),
+        ({"near": {"n": with_ood["bank"]}}, r"bank\.zarr is both bank and near/n"),
+        ({"detectors": ["knn", " knn"]}, "detector 'knn' is given twice"),
+        ({"detectors": ["knn:mean=maybe"]}, "mean must be true or false"),
         ({"k": 31}, "k=31: give 1 to 30"),
         ({"corpus": str(tmp_path / "flat")}, "has no labels"),
     ):
         with pytest.raises(ValueError, match=message):
             robustness(**with_ood | changed)
     assert not with_ood["out"].exists()
+
+
+def test_a_failing_detector_loses_neither_accuracies_nor_the_others(with_ood, tmp_path):
+    expected = robustness(**with_ood)
+    np.save(tmp_path / "text.npy", np.random.default_rng(0).normal(size=(3, with_ood["bank"].embedding_dim)))
+    text, broken = f"mcm:text={tmp_path}/text.npy", ["vim", "knn:k=20000", "energy"]
+    with pytest.warns(RuntimeWarning) as warned:
+        result = robustness(**with_ood | {"detectors": [*broken, text, *with_ood["detectors"]]})
+    reasons = result.parameters["failed_detectors"]
+    assert list(reasons) == broken
+    assert [str(each.message) for each in warned] == [
+        f"detector {spec} failed and is left out: {reason}" for spec, reason in reasons.items()
+    ]
+    assert "a head is needed" in reasons["vim"]
+    assert "k=20000 does not suit the bank" in reasons["knn:k=20000"]
+    assert "bank.zarr has no logits" in reasons["energy"]
+    assert expected.metrics.items() <= result.metrics.items()
+    others = {name for name in result.metrics if name not in expected.metrics}
+    assert {name.partition("/mcm:text=text.npy/")[2] for name in others} == {"near/n/auroc", "far/f/auroc"}
+    assert list(result.parameters["detectors"]) == [*broken, "mcm:text=text.npy", *with_ood["detectors"]]
+
+    with pytest.warns(RuntimeWarning, match="detector vim failed"):
+        alone = robustness(**with_ood | {"detectors": ["vim"]})
+    assert alone.metrics == robustness(**with_ood | {"near": None, "far": None}).metrics
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_detector_that_fails_on_corrupted_images_is_left_out_everywhere(with_ood, monkeypatch, raises):
+    class Late:
+        scored = 0
+
+        def fit(self, bank):
+            return self
+
+        def score(self, features):
+            Late.scored += 1
+            if raises and Late.scored == 5:
+                raise RuntimeError("out of luck")
+            return np.full(len(features), np.nan if Late.scored == 5 else 0.0)
+
+    expected = robustness(**with_ood | {"detectors": ["knn:k=2"]})
+    monkeypatch.setattr(registry, "load", lambda name: Late if name == "late" else load(name))
+    with pytest.warns(RuntimeWarning, match="detector late failed and is left out: .*(out of luck|NaN)"):
+        result = robustness(**with_ood | {"detectors": ["late", "knn:k=2"]})
+    assert result.metrics == expected.metrics
+    assert list(result.parameters["failed_detectors"]) == ["late"]
 
 
 def test_without_the_package_the_extra_is_named(given, monkeypatch):

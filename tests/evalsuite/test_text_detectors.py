@@ -131,9 +131,9 @@ def test_texts_that_do_not_suit_are_named(texts, bank, tmp_path):
         ("words.npy", r"words\.npy holds no .*array"),
         ("zero.npy", r"zero\.npy row 4 is zero or not finite"),
         ("one.npy", r"one\.npy has one class name"),
-        ("two.safetensors", r"two\.safetensors holds no .*'embedding'"),
+        ("two.safetensors", r"two\.safetensors holds no .*of its arrays a, b none is called 'embedding'"),
         ("damaged.safetensors", r"damaged\.safetensors holds no"),
-        ("gone.npy", r"gone\.npy holds no"),
+        ("gone.npy", r"gone\.npy: no such file; give another mcm:text=FILE"),
         ("gone.zarr", r"gone\.zarr: no such store"),
     ):
         with pytest.raises(ValueError, match=message) as refused:

@@ -1,0 +1,137 @@
+"""The `evalsuite` commands as a user types them: what they refuse, and their tables in a narrow terminal."""
+
+import re
+import shlex
+import sys
+
+import numpy as np
+import pytest
+
+import cli
+import commands.screen
+from evalsuite import Metric, Result, detectors
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Runs one line in the test's own folder; gives exit code, stdout, stderr with its boxes and line breaks undone."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", ["evalsuite", *shlex.split(line)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run_evalsuite()
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
+
+    return run
+
+
+@pytest.fixture
+def stores(make_store, rng):
+    labels = np.repeat(range(3), 8)
+    for name in ("train", "test"):
+        make_store(name, np.eye(8)[labels] + 0.1 * rng.normal(size=(24, 8)), labels=labels)
+    make_store("far", rng.normal(size=(24, 8)))
+
+
+KNN = "knn --bank train.zarr --query test.zarr"
+OOD = "ood --id-train train.zarr --id-test test.zarr"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"{OOD}", "no OOD set was given; give --near NAME=STORE or --far NAME=STORE"),
+        ("ood --id-test t.zarr --near a=b", "give --id-train STORE and --id-test STORE, or --preset NAME and --stores"),
+        ("ood --preset openood-cifar10", "--preset NAME and --stores FOLDER go together"),
+        (f"{OOD} --preset openood-cifar10 --stores s", "go together, without --id-train, --id-test, --near and --far"),
+        (f"{KNN} --k ''", "--k '': give whole numbers"),
+        ("probe --train a --test b --c ''", "--c '': give numbers"),
+        ("robustness --encoder e --corpus c --bank b --out o --pgd ''", "--pgd '': give numbers"),
+        ("compare r.json .", "error: . is a folder; give result files (.json)"),
+        ("report .", "error: . is a folder; give result files (.json)"),
+        (f"{KNN} --json .", "error: cannot write . (it is a folder); give another --json path"),
+        (
+            f"{KNN} --json r.json/x.json",
+            "error: cannot write r.json/x.json (Not a directory); give another --json path",
+        ),
+        ("probe --train a --test b --save .", "error: cannot write . (it is a folder); give another --save path"),
+        ("report r.json --out .", "error: cannot write . (it is a folder); give another --out path"),
+        ("report r.json --out r.json", "error: cannot write r.json (it is one of the results to read); give another"),
+        (
+            "report r.json --json r.json",
+            "error: cannot write r.json (it is one of the results to read); give another path",
+        ),
+        ("compare r.json r.json --json r.samples.npz", "(it is one of the results to read); give another path"),
+    ],
+)
+def test_what_is_refused_is_said_in_the_words_of_the_command_line(command, tmp_path, line, said):
+    metric = {"top1@1": Metric(1.0)}
+    Result("knn", {}, {}, metric, {}, {"sample_id": np.array(["a", "b"]), "top1@1": np.ones(2, bool)}).write("r.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, err = command(line)
+    assert code == 2
+    assert said in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_costs_the_file_and_not_the_table(command, stores, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    code, out, err = command(f"{KNN} --k 1 --json r.json")
+    assert code == 1
+    assert "top1@1" in out
+    assert err == "error: cannot write r.samples.npz (No space left on device); give another path"
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_names_stay_whole_and_intervals_come_where_there_is_room(command, stores, monkeypatch, width):
+    monkeypatch.setattr(commands.screen.results, "width", width)
+    given = "--near n=far.zarr --detector mahalanobis_pp --detector energy --detector knn --k 3 --resamples 20 --seed 5"
+    with pytest.warns(RuntimeWarning, match="detector energy failed"):
+        _, out, _ = command(f"{OOD} {given} --json r.json")
+    result = Result.read("r.json")
+    assert (result.parameters["resamples"], result.parameters["seed"]) == (20, 5)
+    assert "mahalanobis_pp; energy temperature=1.0 (failed); knn k=3 mean=False" in out
+    low, high = result.metrics["knn/near/n/auroc"].ci95
+    assert (f"{low:.4f}–{high:.4f}" in out) == (width == 130)
+    assert ("95 % intervals are in the JSON" in out) == (width == 80)
+    _, compared, _ = command("compare r.json r.json --resamples 10 --seed 2 --json c.json")
+    compared_with = Result.read("c.json").parameters
+    assert (compared_with["resamples"], compared_with["seed"]) == (10, 2)
+    for table in (out, compared):
+        assert max(map(len, table.splitlines())) <= width
+        cells = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
+        assert all(re.fullmatch(r"(mahalanobis_pp|knn|near|n|mean|[a-z]+\d*_?[a-z]*|/)+", cell) for cell in cells)
+        pieces = {piece for cell in cells for piece in cell.split("/") if piece}
+        assert pieces <= {piece for name in result.metrics for piece in name.split("/")}
+
+
+def test_the_help_names_every_detector(command):
+    _, out, _ = command("ood --help")
+    listed = " ".join(out.split()).partition("Detectors: ")[2].rstrip(".").split(", ")
+    assert listed == detectors.names()
+
+
+def test_probe_says_what_it_is_doing(command, stores, monkeypatch):
+    said = []
+
+    class Clock:
+        at = 0.0
+
+        def monotonic(self):
+            self.at += 60
+            return self.at
+
+    monkeypatch.setattr(commands.screen, "time", Clock())
+    monkeypatch.setattr(commands.screen.screen, "print", lambda text, **_: said.append(text))
+    command("probe --train train.zarr --test test.zarr --c 0.1,1")
+    lines = [line.split(" · ")[:2] for line in said if "fits" in line]
+    assert lines == [
+        ["probe 1/3 fits", "choosing C"],
+        ["probe 2/3 fits", "with the chosen C"],
+        ["probe 3/3 fits", "with the chosen C"],
+    ]
