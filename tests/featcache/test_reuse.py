@@ -279,7 +279,9 @@ def test_max_failures_stops_the_run_and_keeps_what_is_done(make_images, tmp_path
     for path in broken[:2]:
         shutil.copy(path, folder / f"0-{path.name}")
     for _ in range(2):  # the same command again stops as well: what could not be read before counts
-        with pytest.raises(RuntimeError, match=rf"3 images .* more than --max-failures 2 \(last: \S*{broken[0].name}: "):
+        with pytest.raises(
+            RuntimeError, match=rf"3 images .* more than --max-failures 2 \(last: \S*{broken[0].name}: "
+        ):
             extract(str(folder), tiny_encoder(), tmp_path / "s.zarr", max_failures=2, **EXACT)
     told = []
     store = extract(str(folder), tiny_encoder(), tmp_path / "s.zarr", max_failures=5, progress=told.append, **EXACT)
