@@ -10,9 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from commands.screen import HELP, Device, DeviceOption, Json, Workers, bar, make_table, results, screen, write_json
+from commands.screen import (
+    HELP,
+    Device,
+    DeviceOption,
+    Json,
+    Workers,
+    bar,
+    make_table,
+    results,
+    screen,
+    shown,
+    write_json,
+)
 
 app = typer.Typer(help="Stage two: train small students against the kept features.", **HELP)
 
@@ -48,26 +59,36 @@ def fit(
         TrainingPrecision | None, typer.Option(help="'auto' is bf16 on a GPU, else fp32.", show_default="auto")
     ] = None,
     workers: Workers = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in RUN.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, as its config.toml says.")] = False,
     config: Annotated[
         Path | None, typer.Option(metavar="RUN.TOML", help="Start from a run's config.toml; flags win over it.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting or method option.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting or method option; see `distill settings`."),
     ] = None,
     to_json: Json = None,
 ) -> None:
     """Train a student so that it behaves like the teacher.
 
     [dim]distill fit --store teacher.zarr --corpus photos/ --student timm/resnet18 --method tintem --out runs/a[/dim]
+    [dim]distill fit --store a.zarr --corpus a/ --store b.zarr --corpus b/ --student tiny --out runs/b[/dim]
+    [dim]distill fit --store a.zarr --student tiny --out runs/c --set mapping=orthogonal --set ema=0.999 --set views=plain[/dim]
+    [dim]distill fit --out runs/a --resume[/dim]
+    [dim]distill fit --config runs/a/config.toml --method proteus --out runs/d[/dim]
+    [dim]torchrun --nproc-per-node 8 --no-python distill fit --config runs/a/config.toml --out runs/e[/dim]
 
-    On several GPUs: [dim]torchrun --nproc-per-node 8 --no-python distill fit …[/dim]
+    `distill settings` lists every KEY of --set, with its default.
     """
     import distill
+    from distill.run import Run
 
     first_process = os.environ.get("RANK", "0") == "0"  # of those that torchrun started: it alone tells
     screen.quiet = not first_process
+    if resume and config is None and out and (out / "config.toml").exists():
+        config = out / "config.toml"
     given: dict[str, Any] = _read_config(config) if config else {}
+    method_of_file, options_of_file = given.get("method", "tintem"), given.pop("method_options", {})
     flags = {
         "store": _one_or_all(store), "corpus": _one_or_all(corpus), "out": out, "student": student, "method": method,
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
@@ -76,9 +97,12 @@ def fit(
     given |= {key: value for key, value in flags.items() if value is not None}
     for setting in settings or []:
         _set(given, setting)
+    if given.get("method", "tintem") == method_of_file:  # another method has other options
+        given["method_options"] = {**options_of_file, **given.get("method_options", {})}
     missing = [f"--{name}" for name in ("store", "out", "student") if name not in given]
     if missing:
         raise typer.BadParameter(f"give {', '.join(missing)}")
+    finished_before = Run(given["out"]).finished
     with bar("fit", "steps") as update:
 
         def show(at: Any) -> None:
@@ -101,8 +125,10 @@ def fit(
     if not first_process:
         return
     final = run.metrics[-1]
+    speed = f"{final['images_per_second']:,.0f} images/s"
     screen.print(
-        f"[green]finished[/] {run.path}: loss {final['loss']:.4f} after {final['epoch']} epochs, {final['images_per_second']:,.0f} images/s"
+        f"[green]finished{' before' if finished_before else ''}[/] {shown(run.path)}: loss {final['loss']:.4f} after "
+        f"{final['epoch']} epochs, {'nothing is left to train' if finished_before else speed}"
     )
     if "holdout/gram_pearson" in final:
         named = {name.partition("/")[2]: value for name, value in final.items() if name.startswith("holdout/")}
@@ -117,13 +143,16 @@ def fit(
             f"mapping: {loss}singular values {final['mapping/singular_min']:.2f}–{final['mapping/singular_max']:.2f}, "
             f"deviation from orthogonal {final['mapping/deviation']:.3f}"
         )
-    screen.print(f"embed with it: featcache extract CORPUS --teacher run:{run.path}")
+    screen.print(f"embed with it: featcache extract CORPUS --teacher run:{shown(run.path)}")
     write_json({"command": "fit", "run": str(run.path), "config": run.config, "metrics": final}, to_json)
 
 
 @app.command()
 def methods(to_json: Json = None) -> None:
-    """The methods there are, a line each."""
+    """The methods there are, a line each.
+
+    [dim]distill methods[/dim]
+    """
     from distill import load_method
     from featcache.plugins import plugin_names
 
@@ -131,9 +160,38 @@ def methods(to_json: Json = None) -> None:
     if to_json != "-":
         table = make_table("", "method", "what it does")
         for name, line in described.items():
-            table.add_row(name, line)
+            table.add_row(name, shown(line))
         results.print(table)
     write_json({"command": "methods", "methods": described}, to_json)
+
+
+@app.command()
+def settings(
+    method: Annotated[str, typer.Option(help="Whose options to list; see `distill methods`.")] = "tintem",
+    to_json: Json = None,
+) -> None:
+    """What `distill fit --set KEY=VALUE` takes, with defaults: its settings and the options of a method.
+
+    [dim]distill settings --method tintem[/dim]
+    """
+    import distill
+
+    made = distill.load_method(method)
+    listed = {
+        "settings": _described(distill.FitConfig) | _described(distill.fit, *_OF_PROCESS),
+        "options": _described(made),
+    }
+    for name in ("teacher_dim", "student_dim"):
+        listed["options"].pop(name, None)
+    listed["settings"].pop("method_options")
+    if to_json != "-":
+        for title, of in (("settings", listed["settings"]), (f"options of method {method}", listed["options"])):
+            table = make_table(title, "KEY = default", "what it is")
+            for name, each in of.items():
+                default = "" if each["default"] is None else f" = {json.dumps(each['default'])}"
+                table.add_row(shown(name + default), shown(each["what"]))
+            results.print(table)
+    write_json({"command": "settings", "method": method, **listed}, to_json)
 
 
 class RunFormat(StrEnum):
@@ -162,7 +220,7 @@ def export_run(
     with screen.status(f"exporting to {format.value}"):
         made = distill.export(run, out, format=format.value, results=result or [])
     screen.print(
-        f"[green]exported[/] {made.path}: {', '.join(made.files)}; loaded again, it differs from the student by at most "
+        f"[green]exported[/] {shown(made.path)}: {', '.join(made.files)}; loaded again, it differs from the student by at most "
         f"{made.max_difference:.1e}",
         highlight=False,
     )
@@ -172,7 +230,7 @@ def export_run(
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="See the head of distill/sweep.py.")],
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="What to train; see above.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="For runs and results.", show_default="`out` in the file")
     ] = None,
@@ -180,23 +238,48 @@ def sweep(
     workers: Workers = None,
     to_json: Json = None,
 ) -> None:
-    """Train every combination of methods, students, seeds and dimensions from one cache, and tell mean ± sd.
+    r"""Train every combination of methods, students, seeds and dimensions from one cache, and tell mean ± sd.
 
     Run it again to resume: finished runs are kept, a failed one is tried again.
 
     [dim]distill sweep sweep.toml --out sweeps/first[/dim]
+
+    The file:
+
+    store = "teacher.zarr"              # or a list, with a corpus for each
+    corpus = "photos/"
+    methods = ["tintem", {name = "tintem-long", method = "tintem", epochs = 200}]
+    students = ["tiny", {name = "vit", student = "timm/vit_tiny_patch16_224", patch_size = 8}]
+    seeds = [0, 1, 2]
+    dimensions = [64, 128]              # of the embedding; 0 is the student's own
+
+    \[common]                            # any of `distill settings`
+    epochs = 100
+    method_options = {mapping = "orthogonal"}
+
+    \[evaluate]                          # optional; corpora, not stores
+    bank = "photos/"
+    query = "photos-test/"
+    near = {tin = "tiny-imagenet/"}
+    far = {textures = "dtd/"}
+    k = 20                              # neighbours
+    detectors = ["knn", "rmd"]
     """
     import distill
-    from distill.sweep import cells, expand, markdown, read_sweep, tabulate
+    from distill.sweep import cells, check, expand, markdown, naming, read_sweep, reason, tabulate
 
     asked = read_sweep(file)
     if out is None and asked.out is None:
         raise ValueError(f"{file}: names no out folder; add out = … or give --out FOLDER")
     folder = out or Path(str(asked.out))
-    runs, failed, rows = expand(asked), {}, []
-    evaluate = _SweepEvaluation(asked, folder, device.value, workers) if asked.evaluate else None
-    if evaluate and evaluate.teacher:
-        rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
+    failed, rows = {}, []
+    with naming(file):
+        runs = expand(asked)
+        check(asked, runs)
+        with naming("[evaluate]"):
+            evaluate = _SweepEvaluation(asked, folder, device.value, workers) if asked.evaluate else None
+            if evaluate and evaluate.teacher:
+                rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
     for number, named in enumerate(runs, 1):
         try:
             with bar(named.name, "steps") as update:
@@ -212,24 +295,99 @@ def sweep(
                 )  # fmt: skip
             final = {k: v for k, v in run.metrics[-1].items() if k == "loss" or k.startswith("holdout/")}
             rows.append((named.group, evaluate.measure(named.name, f"run:{run.path}") if evaluate else final))
-            screen.print(f"[green]finished[/] {named.name} ({number} of {len(runs)})", highlight=False)
-        except (ValueError, OSError, RuntimeError) as error:
-            failed[named.name] = " ".join(str(error).split())
-            screen.print(f"[red]failed[/] {named.name}: {escape(failed[named.name])}", highlight=False)
-    table = tabulate(rows)
+            screen.print(f"[green]finished[/] {shown(named.name)} ({number} of {len(runs)})", highlight=False)
+        except Exception as error:
+            failed[named.name] = reason(error)
+            screen.print(f"[red]failed[/] {shown(f'{named.name}: {failed[named.name]}')}", highlight=False)
+    table = tabulate(rows, failed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(markdown(table))
     (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
     if to_json != "-":
         header, *body = cells(table)
-        shown = make_table(str(folder), *header)
+        printed = make_table(str(folder), *header)
         for line in body:
-            shown.add_row(*line)
-        results.print(shown)
-    write_json({"command": "sweep", "out": str(folder), "failed": failed, **table}, to_json)
+            printed.add_row(*map(shown, line))
+        results.print(printed)
+    write_json({"command": "sweep", "out": str(folder), **table}, to_json)
     if failed:
-        screen.print(f"[red]{len(failed)} of {len(runs)} runs failed[/]: {', '.join(failed)}", highlight=False)
+        screen.print(f"[red]{len(failed)} of {len(runs)} runs failed[/]: {shown(', '.join(failed))}", highlight=False)
         raise typer.Exit(1)
+
+
+_REPORTED = {
+    "sne": "SNE\nloss ↓",
+    "singular": "singular\nvalues",
+    "deviation": "‖WWᵀ/c\n− I‖ ↓",
+    "gram_pearson": "Gram\ncorr. ↑",
+    "mutual_knn@10": "mutual\nkNN@10 ↑",
+    "top1@20": "top-1 ↑\nk = 20",
+    "auroc@1": "AUROC ↑\nk = 1",
+    "auroc@50": "AUROC ↑\nk = 50",
+}
+"""Columns of `distill mapping`: name in the report, heading."""
+
+
+@app.command()
+def mapping(
+    store: Annotated[str, typer.Option(metavar="STORE", help="The teacher's features: to fit to, and the neighbours.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--mapping", metavar="NAME", help="Repeat for several.", show_default="all that suit the store"),
+    ] = None,
+    dim: Annotated[int, typer.Option(min=1, help="Of the student's space.")] = 128,
+    id_test: Annotated[
+        str | None, typer.Option(metavar="STORE", help="Held-out features, for kNN accuracy and as ID for AUROC.")
+    ] = None,
+    ood: Annotated[str | None, typer.Option(metavar="STORE", help="Features of another distribution.")] = None,
+    to_json: Json = None,
+) -> None:
+    """Fit mappings from the teacher's space to a student's, and tell how much of the teacher each keeps.
+
+    [dim]distill mapping --store teacher.zarr --dim 128 --id-test test.zarr --ood textures.zarr[/dim]
+    [dim]distill mapping --store teacher.zarr --mapping sne --mapping orthogonal --json report.json[/dim]
+    """
+    import featcache
+    from distill.mappings import load_mapping, report
+    from distill.source import Source
+    from featcache.plugins import plugin_names
+
+    if ood and not id_test:
+        raise ValueError("--ood: AUROC compares it with held-out features; give --id-test as well")
+    bank = featcache.open_store(store)
+    test, strangers = (featcache.open_store(path) if path else None for path in (id_test, ood))
+    Source([each for each in (bank, test, strangers) if each is not None])  # refuses stores of different encoders
+    found, refused = {}, {}
+    for each in name or plugin_names("distill.mappings"):
+        try:
+            with bar(each, "steps") as update:
+                fitted = load_mapping(each)(dim).fit(bank, update)  # type: ignore[call-arg]
+        except ValueError as error:
+            if name:
+                raise
+            refused[each] = str(error)
+            continue
+        found[each] = report(fitted, bank, id_test=test, ood=strangers)
+    if not found:
+        raise ValueError([*refused.values()][-1])
+    for each, why in refused.items():
+        screen.print(f"[yellow]left out[/] {shown(f'{each}: {why}')}", highlight=False)
+    if to_json != "-":
+        kept = next(iter(found.values()))
+        teacher = {key.removeprefix("teacher/"): value for key, value in kept.items() if key.startswith("teacher/")}
+        columns = {key: title for key, title in _REPORTED.items() if key in kept or key == "singular"}
+        table = make_table(f"{store} → {dim} dimensions", "mapping", *columns.values())
+        for each, numbers in {**({"(the teacher)": teacher} if teacher else {}), **found}.items():
+            cells = {key: f"{value:.3f}" for key, value in numbers.items()}
+            if "singular_min" in numbers:
+                cells["singular"] = f"{numbers['singular_min']:.2f}–{numbers['singular_max']:.2f}"
+            table.add_row(shown(each), *(cells.get(key, "") for key in columns))
+        results.print(table)
+        results.print(
+            "↓ less is better, ↑ more is better. SNE loss: nats. ‖WWᵀ/c − I‖: over √dim, 0 is orthogonal. Correlation: −1…1. "
+            "Shared neighbours, kNN accuracy and AUROC (0.5 is chance): 0…1. All of cosines."
+        )
+    write_json({"command": "mapping", "store": store, "dim": dim, "mappings": found, "left_out": refused}, to_json)
 
 
 class _SweepEvaluation:
@@ -241,6 +399,8 @@ class _SweepEvaluation:
 
     def __init__(self, asked: Any, folder: Path, device: str, workers: int | None):
         import featcache
+        from distill.sweep import naming
+        from evalsuite import detectors
 
         given = asked.evaluate
         self._folder, self._options = folder, {"device": device, "workers": workers}
@@ -250,8 +410,12 @@ class _SweepEvaluation:
         first = asked.store if isinstance(asked.store, str) else asked.store[0]
         self.teacher = given["teacher"] if "teacher" in given else featcache.open_store(first).encoder_name
         self._teacher_query: Any = None
-        for corpus in self._corpora.values():
-            featcache.open_corpus(corpus)  # refuses before anything is trained
+        for part, corpus in self._corpora.items():  # refuses before anything is trained
+            with naming(part):
+                featcache.open_corpus(corpus)
+        for spec in self._detectors:
+            with naming("detectors"):
+                detectors.build(spec)
 
     def measure(self, name: str, encoder: str) -> dict[str, float]:
         """kNN accuracy, AUROC and, where there is a teacher, fidelity to it; result files are left in `results/`."""
@@ -282,20 +446,37 @@ class _SweepEvaluation:
             found["fidelity"] = evalsuite.fidelity(self._teacher_query, stores["query"])
         for command, result in found.items():
             result.write(self._folder / "results" / f"{name}-{command}.json")
-        shown = re.compile(r"top1@\d+|.*/mean/auroc|gram_pearson|cka_debiased|mutual_knn@\d+")
+        wanted = re.compile(r"top1@\d+|.*/mean/auroc|gram_pearson|cka_debiased|mutual_knn@\d+")
         metrics = {key: metric.value for result in found.values() for key, metric in result.metrics.items()}
-        return {key: value for key, value in metrics.items() if shown.fullmatch(key)}
+        return {key: value for key, value in metrics.items() if wanted.fullmatch(key)}
+
+
+_OF_PROCESS = ("checkpoint_minutes", "trackers")
+"""What `distill.fit` takes besides the fields of FitConfig and what has a flag."""
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    import tomllib
+    """The config.toml of a run, as keyword arguments of `distill.fit`."""
+    from distill import FitConfig
+    from distill.sweep import ANY, PATHS, TABLE, TEXT, check_keys, naming, read_toml
 
-    try:
-        given = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not TOML ({error})") from None
-    given.pop("teacher", None)
+    given = {key: value for key, value in read_toml(path).items() if key not in ("teacher", "store_digest")}
+    keys = {**dict.fromkeys((*FitConfig.__dataclass_fields__, *_OF_PROCESS), ANY), "method": TEXT}
+    with naming(path):
+        check_keys(given, {**keys, **PATHS, "method_options": TABLE})
     return given
+
+
+def _described(made: Any, *names: str) -> dict[str, dict[str, Any]]:
+    """Of each argument, or of `names`: its "default" (None for none) and "what" the docstring says of it."""
+    import inspect
+
+    said = {}
+    for keys, text in re.findall(r"^ {4}([\w, ]+): (.+(?:\n {8}.+)*)", inspect.getdoc(made) or "", re.MULTILINE):
+        said.update(dict.fromkeys(keys.split(", "), " ".join(text.split())))
+    arguments = inspect.signature(made).parameters
+    defaults = {name: None if each.default is each.empty else each.default for name, each in arguments.items()}
+    return {name: {"default": defaults[name], "what": said.get(name, "")} for name in names or defaults}
 
 
 def _one_or_all(given: list[str] | None) -> str | list[str] | None:
@@ -315,27 +496,32 @@ def _announce_fit(plan: Any) -> None:
 
 
 def _set(given: dict[str, Any], setting: str) -> None:
-    """Put `key=value` (the value in TOML, or a bare word) where `distill.fit` looks for it."""
-    import inspect
+    """Put `key=value` (the value in TOML, True or False, or a bare word) where `distill.fit` looks for it."""
     import tomllib
 
-    from distill import FitConfig, load_method
-    from featcache.plugins import suggest
+    from distill import FitConfig
+    from distill.config import method_options
+    from featcache.plugins import plugin_names, suggest
 
-    key, equals, text = setting.partition("=")
+    key, equals, text = (part.strip() for part in setting.partition("="))
+    if not (key and equals and text):
+        raise ValueError(f"--set {setting}: --set takes KEY=VALUE, such as --set ema=0.999")
+    if text.lower() == "none":
+        raise ValueError(f"--set {setting}: None is no value; leave the setting out for its default")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
-    options = inspect.signature(load_method(given.get("method", "tintem"))).parameters
-    settings = {*FitConfig.__dataclass_fields__, "checkpoint_minutes", "trackers"} - {"method_options"}
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    method = str(given.get("method", "tintem"))
+    options = method_options(method)
+    settings = {*FitConfig.__dataclass_fields__, *_OF_PROCESS} - {"method_options"}
     if key == "trackers":
         value = [value] if isinstance(value, str) else value
-    if key in settings and equals:
+    if key in settings:
         given[key] = value
-    elif key in options and equals:
+    elif key in options:
         given["method_options"] = {**given.get("method_options", {}), key: value}
     else:
-        raise ValueError(
-            f"--set {setting}: no such setting; {suggest(key, {*settings, *options} - {'teacher_dim', 'student_dim'})}"
-        )
+        others = [name for name in plugin_names("distill.methods") if key in method_options(name)]
+        remedy = f"it is an option of {', '.join(others)}" if others else suggest(key, {*settings, *options})
+        raise ValueError(f"--set {setting}: method {method} has no such setting; {remedy}")

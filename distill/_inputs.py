@@ -1,11 +1,105 @@
 """What a fit is given, opened and checked before anything is written."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from distill.config import FitConfig
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from distill.config import FitConfig, load_method
+from distill.evaluation import HeldOut, split
+from distill.pairs import Pairs, teacher_preprocess
+from distill.source import Source
+from distill.students import make_student
 from featcache.corpora.store import KeptImages
 from featcache.corpus import Corpus, open_corpus
-from featcache.store import EMBEDDING, FeatureStore, open_store
+from featcache.layout import EMBEDDING
+from featcache.preprocess import Preprocess
+from featcache.store import FeatureStore, open_store
+
+
+@dataclass
+class Inputs:
+    """Everything that a fit trains with.
+
+    Attributes:
+        source, corpora: the teacher's features and the images, of all stores.
+        pairs: what is trained on.
+        held: rows of `source` that are kept for evaluation.
+        student, preprocess, record: as `make_student` gives them.
+        method: a `DistillationMethod`.
+    """
+
+    settings: FitConfig
+    source: Source
+    corpora: list[Corpus]
+    pairs: Pairs
+    held: np.ndarray
+    student: Any
+    preprocess: Preprocess
+    record: dict[str, Any]
+    method: Any
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.toml` holds: all that decides the result."""
+        stores = self.source.stores
+        paths, specs = [str(store.path) for store in stores], [corpus.spec for corpus in self.corpora]
+        digests = [store.manifest["sealed"]["digest"] for store in stores]
+        one = len(stores) == 1
+        return {
+            **asdict(self.settings),
+            "store": paths[0] if one else paths,
+            "store_digest": digests[0] if one else digests,
+            "corpus": specs[0] if one else specs,
+            "teacher": stores[0].fingerprint,
+        }
+
+    @property
+    def failed(self) -> int:
+        """Rows of the stores without features."""
+        return sum(len(store.failed) for store in self.source.stores)
+
+    def held_out(self, workers: int | None) -> HeldOut | None:
+        """The evaluation on `held`, where there are any."""
+        if not len(self.held):
+            return None
+        held = Pairs(self.source.take(self.held), self.corpora, self.preprocess, workers)
+        return HeldOut(held, self.pairs, self.method, self.settings.seed)
+
+
+def set_up(
+    settings: FitConfig, store: Any, corpus: Any, accelerator: Accelerator, workers: int | None = None
+) -> Inputs:
+    """Open, make and check everything; the student's and the method's weights are drawn from the seed.
+
+    Args:
+        store, corpus, workers: as `distill.fit` takes them.
+
+    Raises:
+        ValueError: stores, corpora and settings do not fit together.
+    """
+    stores, corpora = open_all(store, corpus)
+    torch.manual_seed(settings.seed)
+    source, processes = Source(stores), accelerator.num_processes
+    student, preprocess, record = make_student(
+        settings.student,
+        teacher_preprocess(stores[0]),
+        embedding_dim=settings.embedding_dim or None,
+        image_size=settings.image_size or None,
+        patch_size=settings.patch_size or None,
+        drop_path=settings.drop_path,
+        pretrained=settings.pretrained,
+    )
+    trained, held = split(len(source), settings.holdout, settings.seed)
+    views: dict[str, Any] = {"views": settings.views, "student_augment": settings.student_augment}
+    pairs = Pairs(source.take(trained), corpora, preprocess, workers, processes=processes, **views)
+    pairs.check()
+    refuse_unequal_parts(settings, len(pairs), processes)
+    method = load_method(settings.method)(source.embedding_dim, student.embedding_dim, **settings.method_options)
+    refuse_missing_fields(method, student, stores)
+    return Inputs(settings, source, corpora, pairs, held, student, preprocess, record, method)
 
 
 def open_all(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]:
@@ -16,7 +110,7 @@ def open_all(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]
         corpus: a corpus or its spec, None for the images that the store keeps, or a list of these.
 
     Raises:
-        ValueError: not as many corpora as stores.
+        ValueError: not as many corpora as stores, or a store is not sealed.
     """
     given = list(store) if isinstance(store, list | tuple) else [store]
     images = list(corpus) if isinstance(corpus, list | tuple) else [corpus] * (1 if corpus is not None else len(given))
@@ -25,6 +119,9 @@ def open_all(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]
             f"{len(given)} stores, {len(images)} corpora: give each store its corpus, in the same order, or no corpus at all"
         )
     stores = [each if isinstance(each, FeatureStore) else open_store(each) for each in given]
+    for each in stores:
+        if not each.sealed:
+            raise ValueError(f"{each.path}: is not sealed; finish its extraction first")
     return stores, [
         KeptImages(kept) if each is None else open_corpus(each) if isinstance(each, str) else each
         for kept, each in zip(stores, images, strict=True)

@@ -1,9 +1,10 @@
 """What decides a run's result: one record, mirrored by `config.toml`."""
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 from distill.augment import AUGMENTS
 from featcache.plugins import load_plugin, suggest
@@ -12,6 +13,31 @@ VIEWS = ("all", "plain", "student")
 OPTIMIZERS = ("adamw", "lars")
 EVALUATED_SHARE = 0.05
 """Held out when evaluations are asked for and `holdout` is not given."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", _is_number),
+    str: ("text", lambda value: isinstance(value, str)),
+    Sequence[float]: (
+        "a list of numbers",
+        lambda value: isinstance(value, list | tuple) and all(map(_is_number, value)),
+    ),
+    Mapping[str, Any]: ("a table", lambda value: isinstance(value, Mapping)),
+    NoneType: ("left out", lambda value: value is None),
+}
+
+
+def refuse_wrong_type(name: str, value: Any, annotation: Any) -> None:
+    """Raises ValueError where `value` is not what `annotation` says; one that is not among `_TYPES` takes anything."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if all(kind in _TYPES and not _TYPES[kind][1](value) for kind in kinds):
+        raise ValueError(f"{name} must be {' or '.join(_TYPES[kind][0] for kind in kinds)}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +54,7 @@ class FitConfig:
         student_augment: with views "student": "photometric" (brightness, contrast, saturation, grey, blur) or "crops".
         optimizer: "adamw" or "lars".
         lr: its peak; linear warm-up, then half a cosine down to `min_lr`.
-        warmup_epochs: may be a fraction; a tenth of `epochs` when None.
+        warmup_epochs: may be a fraction, at most `epochs`; a tenth of them when None.
         min_lr: at the last step.
         weight_decay: of weights with two dimensions or more; biases and norms are not decayed.
         clip_norm: largest norm of all gradients together; 0 does not clip.
@@ -77,6 +103,8 @@ class FitConfig:
     method_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            refuse_wrong_type(each.name, getattr(self, each.name), each.type)
         if self.warmup_epochs is None:
             object.__setattr__(self, "warmup_epochs", self.epochs / 10)
         if self.eval_every and not self.holdout:
@@ -93,6 +121,9 @@ class FitConfig:
         for name in ("ema", "holdout", "drop_path"):
             if not getattr(self, name) < 1:
                 raise ValueError(f"{name} must be less than 1, got {getattr(self, name)}")
+        assert self.warmup_epochs is not None
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} is more than the {self.epochs} epochs; lower it")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be accumulated in {self.accumulate} equal parts")
         for name, known in (
@@ -104,12 +135,13 @@ class FitConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         options = method_options(self.method)
-        for name in self.method_options:
+        for name, value in self.method_options.items():
             if name not in options:
                 raise ValueError(
                     f"method {self.method} has no option {name!r}; "
                     f"{suggest(name, options) if options else 'it has none'}"
                 )
+            refuse_wrong_type(name, value, options[name])
 
 
 def load_method(name: str) -> Any:
@@ -121,7 +153,11 @@ def load_method(name: str) -> Any:
     return load_plugin("distill.methods", name.replace("-", "_")).Method
 
 
-def method_options(name: str) -> list[str]:
-    """Keyword arguments of that method."""
+def method_options(name: str) -> dict[str, Any]:
+    """Keyword arguments of that method, and their annotations."""
     parameters = inspect.signature(load_method(name)).parameters
-    return [option for option in parameters if option not in ("teacher_dim", "student_dim")]
+    return {
+        option: parameter.annotation
+        for option, parameter in parameters.items()
+        if option not in ("teacher_dim", "student_dim")
+    }

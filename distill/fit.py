@@ -1,26 +1,26 @@
 """Stage two: train a student against cached targets."""
 
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from distill._inputs import open_all, refuse_missing_fields, refuse_unequal_parts
+from distill._inputs import Inputs, set_up
+from distill._interrupt import PutOffInterrupt
 from distill._schedule import learning_rate, warmup_steps
 from distill._training import Training, checkpoint_bytes, make_accelerator, on_main
-from distill.config import FitConfig, load_method
-from distill.evaluation import HeldOut, split
-from distill.pairs import Pairs, teacher_preprocess
+from distill.config import FitConfig, load_method, refuse_wrong_type
+from distill.pairs import Batch
+from distill.progress import Plan, Progress
 from distill.run import Run
-from distill.source import Source
-from distill.students import make_student
 from featcache.allocator import keep_freed_memory
 from featcache.corpus import Corpus
 from featcache.extract import resolve_device
@@ -28,58 +28,12 @@ from featcache.store import FeatureStore
 
 __all__ = ["FitConfig", "Plan", "Progress", "fit", "load_method"]
 
+log = logging.getLogger("distill")
+
 LOG_EVERY = 10
 """Steps between readings of the loss, which a GPU has to be waited for; checkpoints are written at them."""
 
 Store = FeatureStore | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a fit is about to do.
-
-    Attributes:
-        samples: trained on; one epoch sees each once.
-        failed: rows of the stores without features, left out.
-        held_out: samples kept for evaluation.
-        views: which views are trained on, in words.
-        student_weights: their number.
-        steps, done: in all, and of an earlier, interrupted run.
-        processes: that share every batch.
-        checkpoint_bytes: of one; at most three lie on the disk at once.
-    """
-
-    samples: int
-    failed: int
-    held_out: int
-    views: str
-    student_weights: int
-    steps: int
-    done: int
-    processes: int
-    checkpoint_bytes: int
-
-
-@dataclass
-class Progress:
-    """Where a fit stands; handed to the progress callback after every step.
-
-    Attributes:
-        stage: "mapping" or "training".
-        done, total: steps of that stage.
-        loss: mean over the epoch when it was last read (every tenth step), NaN before.
-        terms: the same of the method's terms, by name; the loss is their sum.
-        images_per_second: over the epoch so far.
-        wait: share of the epoch's time spent waiting for batches, 0…1.
-    """
-
-    stage: str
-    done: int
-    total: int
-    loss: float = math.nan
-    terms: dict[str, float] = field(default_factory=dict)
-    images_per_second: float = 0.0
-    wait: float = 0.0
 
 
 def fit(
@@ -98,7 +52,12 @@ def fit(
 ) -> Run:
     """Train a student so that it behaves like the teacher whose features `store` holds.
 
-    Under `torchrun` or `accelerate launch`, processes share every batch, and the first one alone writes and tells.
+    Under `torchrun` or `accelerate launch`, processes share every batch, and the first one alone writes and tells. On
+    GPUs, batch norms then take their statistics over the whole batch; on CPUs, over their own process's share of it, so
+    that a student with batch norms does not train there as it does in one process.
+
+    Ctrl-C in a run of one process leaves a checkpoint of the step that it came in; a second one, or a step that does not
+    end within ten seconds, stops at once with the checkpoints that there are.
 
     Args:
         store: sealed teacher store, or its path; or a list of stores of one teacher, which train together.
@@ -117,173 +76,243 @@ def fit(
     Raises:
         ValueError: stores, corpora, config or folder do not fit; nothing has been trained.
         OSError: the disk is too small for the checkpoints.
+        KeyboardInterrupt: Ctrl-C, between two steps.
         RuntimeError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
     """
     settings = FitConfig(**config)
-    stores, corpora = open_all(store, corpus)
+    refuse_wrong_type("checkpoint_minutes", checkpoint_minutes, float)
+    if not checkpoint_minutes >= 0:
+        raise ValueError(f"checkpoint_minutes must not be negative, got {checkpoint_minutes}")
     device = resolve_device(device)
     if device == "cpu":
         keep_freed_memory()
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
     accelerator = make_accelerator(device, "bf16" if bf16 else "fp32", list(trackers), str(out))
-    processes, main = accelerator.num_processes, accelerator.is_main_process
-
-    torch.manual_seed(settings.seed)
-    source = Source(stores)
-    student, preprocess, record = make_student(
-        settings.student,
-        teacher_preprocess(stores[0]),
-        embedding_dim=settings.embedding_dim or None,
-        image_size=settings.image_size or None,
-        patch_size=settings.patch_size or None,
-        drop_path=settings.drop_path,
-        pretrained=settings.pretrained,
-    )
-    kept, held = split(len(source), settings.holdout, settings.seed)
-    views: dict[str, Any] = {
-        "views": settings.views,
-        "student_augment": settings.student_augment,
-        "processes": processes,
-    }
-    pairs = Pairs(source.take(kept), corpora, preprocess, workers, **views)
-    pairs.check()
-    refuse_unequal_parts(settings, len(pairs), processes)
-    method = load_method(settings.method)(source.embedding_dim, student.embedding_dim, **settings.method_options)
-    refuse_missing_fields(method, student, stores)
-
-    run = Run(out)
-    one = len(stores) == 1
-    config = {
-        **asdict(settings),
-        "store": str(stores[0].path) if one else [str(each.path) for each in stores],
-        "corpus": corpora[0].spec if one else [each.spec for each in corpora],
-        "teacher": stores[0].fingerprint,
-    }
-
-    on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
-
-    def prepare() -> tuple[bool, dict[str, float], Any]:
-        """Claim the folder, fit what is fitted before training: whether the run is finished, the report, the method."""
-        if not run.finished:
-            run.refuse_small_disk(checkpoint_bytes(student, method, settings))
-        new = run.config is None
-        run.open(config, resume=resume)
-        if run.finished:
-            return True, {}, None
-        try:
-            return False, method.prepare(pairs.source, seed=settings.seed, progress=on_mapping), method
-        except ValueError:
-            if new:
-                run.give_up()
-            raise
-
-    finished, report, method = on_main(accelerator, prepare)
+    inputs, run = set_up(settings, store, corpus, accelerator, workers), Run(out)
+    finished, report, inputs.method = on_main(accelerator, lambda: _claim_and_prepare(run, inputs, resume, progress))
     if finished:
         return run
-    checkpoint = run.load_checkpoint()
-    training = Training(accelerator, student, method, preprocess, settings, checkpoint)
-    per_epoch = pairs.batches(settings.batch_size)
-    steps, step = settings.epochs * per_epoch, checkpoint["step"] if checkpoint else 0
-    totals: dict[str, float] = checkpoint["totals"] if checkpoint else {}
-    history = run.metrics[: step // per_epoch]
-    held_out = None
+
+    loop = _Loop(run, inputs, accelerator, checkpoint_minutes, progress)
+    main, history = accelerator.is_main_process, run.metrics[: loop.epochs_done]
+    held_out = inputs.held_out(workers) if main else None
+    accelerator.init_trackers("distill", inputs.config)
     if main:
-        run.save_tensors("mapping.safetensors", dict(method.named_buffers()))
-        if settings.holdout:
-            held_out = HeldOut(Pairs(source.take(held), corpora, preprocess, workers), pairs, method, settings.seed)
-    accelerator.init_trackers("distill", config)
-    failed = sum(len(each.failed) for each in stores)
-    weights = sum(weight.numel() for weight in student.parameters())
-    if announce and main:
-        size = checkpoint_bytes(student, method, settings)
-        announce(Plan(len(pairs), failed, len(held), pairs.description, weights, steps, step, processes, size))
-
-    def refuse_not_finite(loss: float) -> None:
-        if math.isfinite(loss) and training.finite():
-            return
-        what = f"the loss became {loss}" if not math.isfinite(loss) else "a weight became NaN or infinite"
-        last = (
-            f"the last good checkpoint is {run.checkpoints[-1]}" if run.checkpoints else "no checkpoint was written yet"
-        )
-        raise RuntimeError(f"{run.path}: {what} by step {step} (epoch {epoch + 1}); lower lr and start again; {last}")
-
-    def save() -> None:
-        if main:
-            run.save_checkpoint(step, {"step": step, "totals": totals, **training.state()})
-
-    saved = time.monotonic()
-    with SummaryWriter(str(run.path), purge_step=step // per_epoch + 1) if main else nullcontext() as board:
-        for epoch in range(step // per_epoch, settings.epochs):
-            first, unread, at = step, [], Progress("training", step, steps)
-            waited, clock = 0.0, time.perf_counter()
-            began = clock
-            batches = pairs.epoch(
-                epoch,
-                batch_size=settings.batch_size,
-                seed=settings.seed,
-                fields=method.fields,
-                start=step % per_epoch,
-                process=accelerator.process_index,
-                processes=processes,
-            )
-            for batch in batches:
-                waited += time.perf_counter() - clock
-                lr = learning_rate(step, steps, settings.lr, warmup_steps(settings, per_epoch), settings.min_lr)
-                unread.append(training.step(batch, step, lr))
-                step += 1
-                if step % LOG_EVERY == 0 or step % per_epoch == 0:
-                    for name, value in _sums(accelerator, unread).items():
-                        totals[name] = totals.get(name, 0.0) + value
-                    unread.clear()
-                    seen = (step - 1) % per_epoch + 1
-                    at.terms = {name: value / seen for name, value in totals.items()}
-                    at.loss = sum(at.terms.values())
-                    refuse_not_finite(at.loss)
-                    if step % per_epoch and time.monotonic() - saved >= 60 * checkpoint_minutes:
-                        save()
-                        saved = time.monotonic()
-                seconds = time.perf_counter() - began
-                at.done, at.wait = step, waited / seconds
-                at.images_per_second = (step - first) * min(settings.batch_size, len(pairs)) / seconds
-                if progress and main:
-                    progress(replace(at))
-                clock = time.perf_counter()
-            metrics = {
-                "epoch": epoch + 1,
-                "loss": at.loss,
-                **{f"loss/{name}": value for name, value in at.terms.items()},
-                "lr": lr,
-                "images_per_second": at.images_per_second,
-                "wait_share": at.wait,
-                **{f"mapping/{name}": value for name, value in report.items()},
-            }
-            last = epoch + 1 == settings.epochs
-            if held_out and (last or (settings.eval_every and (epoch + 1) % settings.eval_every == 0)):
-                metrics |= held_out.measure(training.embed)
-            totals = {}
-            if board is not None:
+        _warn(inputs, accelerator)
+        if announce:
+            announce(_plan(inputs, loop, accelerator.num_processes))
+    board = SummaryWriter(str(run.path), purge_step=loop.epochs_done + 1) if main else None
+    with board or nullcontext(), loop.interrupt:
+        for epoch in range(loop.epochs_done + 1, settings.epochs + 1):
+            metrics = loop.train_epoch() | {f"mapping/{name}": value for name, value in report.items()}
+            due = epoch == settings.epochs or (settings.eval_every and epoch % settings.eval_every == 0)
+            if held_out and due:
+                metrics |= held_out.measure(loop.training.embed)
+            if board:
                 for name, value in metrics.items():
-                    board.add_scalar(name, value, epoch + 1)
-                accelerator.log(metrics, step=epoch + 1)
+                    board.add_scalar(name, value, epoch)
+                accelerator.log(metrics, step=epoch)
                 history.append(metrics)
                 run.log(history)
-            save()
-            saved = time.monotonic()
+            loop.save()
+            loop.interrupt.stop_if_asked()
     for tracker in accelerator.trackers:
         tracker.finish()
     if main:
-        record |= {
-            "method": settings.method,
-            "teacher": stores[0].encoder_name,
-            "trained_on": {"samples": len(pairs), "failed": failed, "held_out": len(held), "views": pairs.description},
-        }
-        run.save_tensors("mapping.safetensors", method.state_dict())
-        run.finish(training.saved.state_dict(), record)
+        _finish(run, inputs, loop.training, report)
     accelerator.wait_for_everyone()
     return run
 
 
-def _sums(accelerator: Any, steps: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Of each term over these steps; the mean over all processes."""
-    table = torch.stack([torch.stack(list(terms.values())) for terms in steps]).double().sum(0)
-    return dict(zip(steps[0], accelerator.reduce(table, "mean").tolist(), strict=True))
+def _claim_and_prepare(
+    run: Run, inputs: Inputs, resume: bool, progress: Callable[[Progress], None] | None
+) -> tuple[bool, dict[str, float], Any]:
+    """Claim the folder, and fit what is fitted before training or read it where an earlier process has.
+
+    Returns:
+        Whether the run is finished already; what `prepare` reports; the method.
+    """
+    method, settings = inputs.method, inputs.settings
+    if not run.finished:
+        run.refuse_small_disk(checkpoint_bytes(inputs.student, method, settings))
+    new = run.config is None
+    run.open(inputs.config, resume=resume)
+    if run.finished:
+        return True, {}, None
+    on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
+    try:
+        report = method.prepare(inputs.pairs.source, seed=settings.seed, progress=on_mapping, fitted=run.load_mapping())
+        run.save_mapping(dict(method.named_buffers()), report)
+    except Exception:
+        if new:
+            run.give_up()
+        raise
+    return False, report, method
+
+
+def _warn(inputs: Inputs, accelerator: Any) -> None:
+    samples, batch_size = len(inputs.pairs), inputs.settings.batch_size
+    if samples < batch_size:
+        log.warning("batch_size %d is more than the %d samples; every step is of all of them", batch_size, samples)
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in inputs.student.modules())
+    if norms and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        log.warning("batch norms see only their process's share of the batch on a CPU")
+
+
+def _plan(inputs: Inputs, loop: "_Loop", processes: int) -> Plan:
+    return Plan(
+        samples=len(inputs.pairs),
+        failed=inputs.failed,
+        held_out=len(inputs.held),
+        views=inputs.pairs.description,
+        student_weights=sum(weight.numel() for weight in inputs.student.parameters()),
+        steps=loop.steps,
+        done=loop.step,
+        processes=processes,
+        checkpoint_bytes=checkpoint_bytes(inputs.student, inputs.method, inputs.settings),
+    )
+
+
+def _finish(run: Run, inputs: Inputs, training: Training, report: dict[str, float]) -> None:
+    record = {
+        **inputs.record,
+        "method": inputs.settings.method,
+        "teacher": inputs.source.stores[0].encoder_name,
+        "trained_on": {
+            "samples": len(inputs.pairs),
+            "failed": inputs.failed,
+            "held_out": len(inputs.held),
+            "views": inputs.pairs.description,
+        },
+    }
+    run.save_mapping(inputs.method.state_dict(), report)
+    run.finish(training.saved.state_dict(), record)
+
+
+class _Loop:
+    """The steps of a run, from its newest checkpoint on.
+
+    Attributes:
+        training: the student and what trains it.
+        interrupt: to be entered around all epochs.
+        step, steps: done, and in all.
+
+    Raises:
+        ValueError: the checkpoint is of a longer run.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        inputs: Inputs,
+        accelerator: Any,
+        checkpoint_minutes: float,
+        progress: Callable[[Progress], None] | None,
+    ):
+        self._run, self._inputs, self._accelerator = run, inputs, accelerator
+        self._seconds = 60 * checkpoint_minutes
+        self._progress = progress if accelerator.is_main_process else None
+        checkpoint, settings = run.load_checkpoint(), inputs.settings
+        self._per_epoch = inputs.pairs.batches(settings.batch_size)
+        self.steps, self.step = settings.epochs * self._per_epoch, checkpoint["step"] if checkpoint else 0
+        if self.step > self.steps:
+            raise ValueError(
+                f"{run.checkpoints[-1]}: is of step {self.step}, but this run has {self.steps}; choose another --out"
+            )
+        self.training = Training(accelerator, inputs.student, inputs.method, inputs.preprocess, settings, checkpoint)
+        self.interrupt = PutOffInterrupt(active=accelerator.num_processes == 1)
+        self._totals: dict[str, float] = checkpoint["totals"] if checkpoint else {}
+        self._unread: list[dict[str, Tensor]] = []
+        self._saved = time.monotonic()
+
+    @property
+    def epochs_done(self) -> int:
+        return self.step // self._per_epoch
+
+    def train_epoch(self) -> dict[str, Any]:
+        """What is left of the epoch; its metrics.
+
+        Raises:
+            RuntimeError: the loss or a weight became NaN or infinite.
+            KeyboardInterrupt: between two steps, a checkpoint is written.
+        """
+        settings, epoch, first = self._inputs.settings, self.epochs_done, self.step
+        warmup, batch_size = warmup_steps(settings, self._per_epoch), min(settings.batch_size, len(self._inputs.pairs))
+        at = Progress("training", self.step, self.steps)
+        waited, began = 0.0, time.perf_counter()
+        clock = began
+        for batch in self._batches(epoch):
+            waited += time.perf_counter() - clock
+            lr = learning_rate(self.step, self.steps, settings.lr, warmup, settings.min_lr)
+            self._unread.append(self.training.step(batch, self.step, lr))
+            self.step += 1
+            within = self.step % self._per_epoch > 0
+            if self.step % LOG_EVERY == 0 or not within:
+                self._read(at)
+                if within and time.monotonic() - self._saved >= self._seconds:
+                    self.save()
+            seconds = time.perf_counter() - began
+            at.done, at.wait = self.step, waited / seconds
+            at.images_per_second = (self.step - first) * batch_size / seconds
+            try:
+                if self._progress:
+                    self._progress(replace(at))
+                if within:
+                    self.interrupt.stop_if_asked()
+            except KeyboardInterrupt:
+                if within and self._accelerator.num_processes == 1:
+                    self._read(at)
+                    self.save()
+                raise
+            clock = time.perf_counter()
+        self._totals = {}
+        return {
+            "epoch": epoch + 1,
+            "loss": at.loss,
+            **{f"loss/{name}": value for name, value in at.terms.items()},
+            "lr": lr,
+            "images_per_second": at.images_per_second,
+            "wait_share": at.wait,
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint, in the main process."""
+        if self._accelerator.is_main_process:
+            state = {"step": self.step, "totals": self._totals, **self.training.state()}
+            self._run.save_checkpoint(self.step, state)
+        self._saved = time.monotonic()
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        return self._inputs.pairs.epoch(
+            epoch,
+            batch_size=self._inputs.settings.batch_size,
+            seed=self._inputs.settings.seed,
+            fields=self._inputs.method.fields,
+            start=self.step % self._per_epoch,
+            process=self._accelerator.process_index,
+            processes=self._accelerator.num_processes,
+        )
+
+    def _read(self, at: Progress) -> None:
+        """Add the losses since the last reading, means over all processes, to the epoch's, and tell `at` of them."""
+        if self._unread:
+            table = torch.stack([torch.stack(list(terms.values())) for terms in self._unread]).double().sum(0)
+            sums = self._accelerator.reduce(table, "mean").tolist()
+            for name, value in zip(self._unread[0], sums, strict=True):
+                self._totals[name] = self._totals.get(name, 0.0) + value
+            self._unread.clear()
+        seen = (self.step - 1) % self._per_epoch + 1
+        at.terms = {name: value / seen for name, value in self._totals.items()}
+        at.loss = sum(at.terms.values())
+        self._refuse_not_finite(at.loss)
+
+    def _refuse_not_finite(self, loss: float) -> None:
+        if math.isfinite(loss) and self.training.finite():
+            return
+        what = f"the loss became {loss}" if not math.isfinite(loss) else "a weight became NaN or infinite"
+        kept = self._run.checkpoints
+        last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
+        epoch = (self.step - 1) // self._per_epoch + 1
+        raise RuntimeError(
+            f"{self._run.path}: {what} by step {self.step} (epoch {epoch}); choose another --out with a lower --lr; {last}"
+        )

@@ -11,9 +11,10 @@ from distill.augment import photometric
 from distill.source import Source
 from featcache.corpora.store import KeptImages
 from featcache.corpus import Corpus
+from featcache.layout import EMBEDDING
 from featcache.preprocess import Preprocess
 from featcache.samples import content_hash, cores, prefetch
-from featcache.store import EMBEDDING, FeatureStore
+from featcache.store import FeatureStore
 from featcache.views import View, Views, decode, render
 
 MEMORY_SHARE = 0.25

@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 KEEP = 2
@@ -61,9 +62,9 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             _atomically(self.path / "config.toml", lambda part: part.write_text(tomli_w.dumps(config)))
             (self.path / "checkpoints").mkdir()
-        elif self.config != config:
+        elif difference := _difference(self.config, config):
             raise ValueError(
-                f"{self.path}: holds a run with another configuration ({_difference(self.config, config)}); choose another --out"
+                f"{self.path}: holds a run with another configuration ({difference}); choose another --out"
             )
         elif not resume and not self.finished:
             raise ValueError(
@@ -113,9 +114,24 @@ class Run:
                 f"{free / 1e6:,.1f} MB free; make room or choose another --out",
             )
 
-    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    def save_tensors(
+        self, name: str, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+    ) -> None:
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        _atomically(self.path / name, lambda part: save_file(contiguous, part))
+        _atomically(self.path / name, lambda part: save_file(contiguous, part, metadata))
+
+    def save_mapping(self, tensors: Mapping[str, torch.Tensor], report: Mapping[str, float]) -> None:
+        """The method's own tensors; what `prepare` reported goes along, as JSON in the file's metadata."""
+        self.save_tensors("mapping.safetensors", tensors, {"report": json.dumps(report)})
+
+    def load_mapping(self) -> tuple[dict[str, torch.Tensor], dict[str, float]] | None:
+        """What `save_mapping` was given; None where there is no such file, or none that can be read."""
+        try:
+            with safe_open(self.path / "mapping.safetensors", "pt") as file:
+                report = {name: float(value) for name, value in json.loads(file.metadata()["report"]).items()}
+                return {name: file.get_tensor(name) for name in file.keys()}, report  # noqa: SIM118
+        except Exception:  # whatever is wrong with the file, what it holds can be fitted again
+            return None
 
     def finish(self, student: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
         self.save_tensors("student.safetensors", student)
@@ -132,5 +148,22 @@ def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
-    return ", ".join(f"{key}: {was.get(key)!r} there, {now.get(key)!r} here" for key in keys)
+    """In words, digests by their beginning; "" where both name the same, by whatever path."""
+    keys = sorted(key for key in {*was, *now} if _resolved(key, was.get(key)) != _resolved(key, now.get(key)))
+    return ", ".join(f"{key}: {_short(key, was.get(key))!r} there, {_short(key, now.get(key))!r} here" for key in keys)
+
+
+def _resolved(key: str, value: Any) -> Any:
+    """Of a store or corpus, the path at its end (`mixed:8000:photos/`) made absolute; of a list, of each."""
+    if isinstance(value, list):
+        return [_resolved(key, each) for each in value]
+    if key not in ("store", "corpus") or value is None or "://" in value:
+        return value
+    source, _, path = value.rpartition(":")
+    return source, os.path.realpath(path)
+
+
+def _short(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_short(key, each) for each in value]
+    return value[:8] if key in ("store_digest", "teacher") and value else value

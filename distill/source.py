@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float16, Int64
 
-from featcache.store import EMBEDDING, FeatureStore
+from featcache.layout import EMBEDDING
+from featcache.store import FeatureStore
 
 
 class Source:

@@ -1,23 +1,7 @@
 """A sweep: methods × students × seeds × dimensions over one cache, from one TOML file, into one table.
 
-    store = "teacher.zarr"              # or a list, with a corpus for each
-    corpus = "photos/"
-    out = "sweeps/first"
-    methods = ["tintem", {name = "tintem-long", method = "tintem", epochs = 200}]
-    students = ["tiny", {name = "vit", student = "timm/vit_tiny_patch16_224", patch_size = 8}]
-    seeds = [0, 1, 2]
-    dimensions = [64, 128]
-
-    [common]                            # any setting of `distill fit`
-    epochs = 100
-
-    [evaluate]                          # optional; corpora, not stores
-    bank = "photos/"
-    query = "photos-test/"
-    near = {tin = "tiny-imagenet/"}
-    far = {textures = "dtd/"}
-
-This module reads it and makes the table; training and evaluating is the caller's, see `distill sweep`.
+`distill sweep --help` shows such a file. This module reads it and makes the table; training and evaluating is the
+caller's, see `distill sweep`.
 """
 
 import itertools
@@ -26,16 +10,56 @@ import os
 import re
 import statistics
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill._inputs import open_all, set_up
+from distill._training import make_accelerator
 from distill.config import FitConfig
 from featcache.plugins import suggest
 
-KEYS = ("store", "corpus", "out", "methods", "students", "seeds", "dimensions", "common", "evaluate")
-EVALUATE_KEYS = ("bank", "query", "near", "far", "teacher", "k", "detectors")
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and bool(value) and all(map(of, value))
+
+
+Keys = Mapping[str, tuple[str, Callable[[Any], bool]]]
+"""What may stand in a file: key → (what its value must be, in words; whether a value is that)."""
+
+ANY = ("anything", lambda value: True)
+TEXT = ("a text", _text)
+TABLE = ("a table", lambda value: isinstance(value, dict))
+PATHS: Keys = dict.fromkeys(
+    ("store", "corpus"), ("a path, or a list of them", lambda value: _text(value) or _list(_text)(value))
+) | {"out": ("a path", _text)}
+_ENTRIES = ("a list of at least one name or table", _list(lambda value: isinstance(value, str | dict)))
+_COUNTS = ("a list of at least one whole number, 0 or more", _list(_count))
+_CORPORA = ("a table of corpora", lambda value: isinstance(value, dict) and all(map(_text, value.values())))
+_SWEEP: Keys = {
+    **PATHS,
+    **dict.fromkeys(("methods", "students"), _ENTRIES),
+    **dict.fromkeys(("seeds", "dimensions"), _COUNTS),
+    **dict.fromkeys(("common", "evaluate"), TABLE),
+}
+_EVALUATE: Keys = {
+    **dict.fromkeys(("bank", "query"), ("a corpus", _text)),
+    **dict.fromkeys(("near", "far"), _CORPORA),
+    "teacher": ("the spec of an encoder", lambda value: isinstance(value, str)),
+    "k": ("a whole number, 1 or more", lambda value: _count(value) and value > 0),
+    "detectors": ("a list of at least one name", _list(_text)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,43 +103,65 @@ class NamedRun:
 
 
 def read_sweep(path: str | os.PathLike[str]) -> Sweep:
-    """Raises ValueError, naming the file and near names, for what is no sweep."""
+    """Raises ValueError, naming the file and the key, for what is no sweep."""
+    given = read_toml(path)
+    with naming(path):
+        check_keys(given, _SWEEP)
+        common, evaluate = given.get("common", {}), given.get("evaluate", {})
+        with naming("[common]"):
+            check_keys(common, dict.fromkeys(FitConfig.__dataclass_fields__, ANY))
+        with naming("[evaluate]"):
+            check_keys(evaluate, _EVALUATE)
+            missing = [key for key in ("bank", "query") if evaluate and key not in evaluate]
+            if missing:
+                raise ValueError(f"needs {' and '.join(missing)}, corpora with labels")
+            parts = ["bank", "query", *evaluate.get("near", {}), *evaluate.get("far", {})]
+            twice = sorted({part for part in parts if parts.count(part) > 1})
+            if twice:
+                raise ValueError(f"has two sets called {', '.join(twice)}; give each a name of its own")
+        if "store" not in given:
+            raise ValueError('names no store; add store = "teacher.zarr"')
+    return Sweep(**given)
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Raises ValueError, naming the file, where there is none or it is not TOML."""
     try:
-        given = tomllib.loads(Path(path).read_text())
-    except (FileNotFoundError, IsADirectoryError):
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ValueError(f"{path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not TOML ({error})") from None
-    for keys, known, where in (
-        (given, KEYS, ""),
-        (given.get("common", {}), FitConfig.__dataclass_fields__, "[common] "),
-        (given.get("evaluate", {}), EVALUATE_KEYS, "[evaluate] "),
-    ):
-        for key in keys:
-            if key not in known:
-                raise ValueError(f"{path}: {where}{key}: no such setting; {suggest(key, known)}")
-    if "store" not in given:
-        raise ValueError(f'{path}: names no store; add store = "teacher.zarr"')
-    for key in ("methods", "students", "seeds", "dimensions"):
-        if key in given and (not isinstance(given[key], list) or not given[key]):
-            raise ValueError(f"{path}: {key} = {given[key]!r}: give a list of at least one")
-    missing = [key for key in ("bank", "query") if given.get("evaluate") and key not in given["evaluate"]]
-    if missing:
-        raise ValueError(f"{path}: [evaluate] needs {' and '.join(missing)}, corpora with labels")
-    parts = ["bank", "query", *given.get("evaluate", {}).get("near", {}), *given.get("evaluate", {}).get("far", {})]
-    twice = sorted({part for part in parts if parts.count(part) > 1})
-    if twice:
-        raise ValueError(f"{path}: [evaluate] has two sets called {', '.join(twice)}; give each a name of its own")
-    return Sweep(**given)
+
+
+def check_keys(given: Mapping[str, Any], known: Keys) -> None:
+    """Raises ValueError, naming the key, for one that is not known or whose value is not what it must be."""
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"{key}: no such setting; {suggest(key, known)}")
+        what, right = known[key]
+        if not right(value):
+            raise ValueError(f"{key} = {value!r}: give {what}")
+
+
+@contextmanager
+def naming(place: object) -> Iterator[None]:
+    """A ValueError raised within says first where: a file, or a key in it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 def expand(sweep: Sweep) -> list[NamedRun]:
     """Every run of a sweep, each checked, seeds innermost.
 
     Raises:
-        ValueError: a setting that `FitConfig` refuses, or two runs of the same name.
+        ValueError: a setting that `FitConfig` refuses, or that one of the lists would override, with all runs that
+            have it; or two runs of the same name.
     """
     runs: dict[str, NamedRun] = {}
+    wrong: dict[str, list[str]] = defaultdict(list)
     named = (
         [_named(entry, "method") for entry in sweep.methods],
         [_named(entry, "student") for entry in sweep.students],
@@ -123,32 +169,74 @@ def expand(sweep: Sweep) -> list[NamedRun]:
     for (method, of_method), (student, of_student), dimension, seed in itertools.product(
         *named, sweep.dimensions, sweep.seeds
     ):
-        width = {"embedding_dim": dimension} if dimension else {}
+        own = {"seed": seed, **({"embedding_dim": dimension} if dimension else {})}
         group = f"{method}-{student}" + (f"-d{dimension}" if dimension else "")
         name = f"{group}-s{seed}"
-        settings = {**sweep.common, **of_student, **of_method, **width, "seed": seed}
-        for key in settings:
-            if key not in FitConfig.__dataclass_fields__:
-                raise ValueError(f"run {name}: {key}: no such setting; {suggest(key, FitConfig.__dataclass_fields__)}")
-        try:
-            FitConfig(**settings)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"run {name}: {error}") from None
+        given = {**sweep.common, **of_student, **of_method}
+        settings = {**given, **own}
         if name in runs:
             raise ValueError(f"two runs are called {name}; give one of them a name: {{name = …, …}}")
         runs[name] = NamedRun(name=name, group=group, settings=settings)
+        try:
+            check_keys(settings, dict.fromkeys(FitConfig.__dataclass_fields__, ANY))
+            overridden = {key: value for key, value in sweep.common.items() if key in ("method", "student")}
+            overridden |= {key: given[key] for key in own if key in given}
+            for key, value in overridden.items():
+                several = "dimensions" if key == "embedding_dim" else f"{key}s"
+                raise ValueError(
+                    f"{key} = {value!r}: {several} would override it; write {several} = [{value!r}] instead"
+                )
+            FitConfig(**settings)
+        except ValueError as error:
+            wrong[str(error)].append(name)
+    _refuse(wrong)
     return list(runs.values())
 
 
-def tabulate(rows: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, Any]:
+def check(sweep: Sweep, runs: Sequence[NamedRun]) -> None:
+    """Open and build all that `distill.fit` will, once for runs that differ in nothing but the seed.
+
+    Raises:
+        ValueError: something cannot be had or does not fit, with all runs that it concerns; nothing has been trained.
+    """
+    with naming("store and corpus"):
+        stores, corpora = open_all(sweep.store, sweep.corpus)
+    accelerator = make_accelerator("cpu", "fp32", [], "")
+    wrong: dict[str, list[str]] = defaultdict(list)
+    for _, group in itertools.groupby(runs, key=lambda run: run.group):
+        first, *others = group
+        try:
+            set_up(FitConfig(**first.settings), stores, corpora, accelerator)
+        except Exception as error:
+            wrong[reason(error)] += [run.name for run in (first, *others)]
+    _refuse(wrong)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line; with its kind, unless it is one of those that have a message for users."""
+    said, ours = " ".join(str(error).split()), isinstance(error, ValueError | OSError | RuntimeError)
+    return said if ours and said else f"{type(error).__name__}: {said}"
+
+
+def _refuse(wrong: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError for everything that is wrong, with the runs that it concerns; nothing may be."""
+    if wrong:
+        said = (f"run{'s' * (len(names) > 1)} {', '.join(names)}: {error}" for error, names in wrong.items())
+        raise ValueError(" · ".join(said))
+
+
+def tabulate(
+    rows: Iterable[tuple[str, Mapping[str, float]]], failed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Mean ± sd of each metric over the runs of a group.
 
     Args:
         rows: (group, metrics by name) of each run, in the order of the table.
+        failed: reason of each run that failed, by its name.
 
     Returns:
-        {"metrics": names, "rows": [{"name", "runs", "metrics": {NAME: {"mean", "sd", "values"}}}]}. The sd is the
-        sample's (n − 1); None for a single run. What is not finite is left out.
+        {"metrics": names, "rows": [{"name", "runs", "metrics": {NAME: {"mean", "sd", "values"}}}], "failed"}. The sd
+        is the sample's (n − 1); None for a single run. What is not finite is left out.
     """
     groups: dict[str, list[Mapping[str, float]]] = {}
     for group, metrics in rows:
@@ -163,7 +251,7 @@ def tabulate(rows: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, Any]:
                 sd = statistics.stdev(values) if len(values) > 1 else None
                 summary[name] = {"mean": statistics.fmean(values), "sd": sd, "values": values}
         table.append({"name": group, "runs": len(runs), "metrics": summary})
-    return {"metrics": names, "rows": table}
+    return {"metrics": names, "rows": table, "failed": dict(failed or {})}
 
 
 def cells(table: Mapping[str, Any]) -> list[list[str]]:
@@ -178,18 +266,19 @@ def cells(table: Mapping[str, Any]) -> list[list[str]]:
 def markdown(table: Mapping[str, Any]) -> str:
     header, *body = cells(table)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    failed = "".join(f"\nFailed: {name}: {why}\n" for name, why in table["failed"].items())
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + failed
 
 
 def _named(entry: Any, key: str) -> tuple[str, dict[str, Any]]:
     """Name and settings of one entry of `methods` or `students`."""
     if isinstance(entry, str):
         entry = {key: entry}
-    if not isinstance(entry, dict) or key not in entry:
+    if not isinstance(entry, dict) or not _text(entry.get(key)):
         raise ValueError(f"{key}s: {entry!r}: give a name, or a table with {key} = …")
     settings = {name: value for name, value in entry.items() if name != "name"}
     # timm/resnet18:weights/a.safetensors → resnet18
-    spec = str(entry[key])
+    spec = entry[key]
     short = re.sub(r":.*", "", spec.partition("/")[2]) if "/" in spec else spec
     name = str(entry.get("name", short))
     return re.sub(r"[^\w.]+", "-", name).strip("-") or key, settings

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distill import load_method
+from distill.methods import Fitted
 from distill.source import Source
 from featcache.plugins import plugin_names
 from featcache.store import OK, FeatureStore, create_store
@@ -64,13 +65,15 @@ def write_token_store(path: Path, fields: dict[str, tuple[int, ...]] = FIELDS, s
     return store
 
 
-def build(case: tuple[str, dict[str, Any]], source: Source) -> tuple[Any, dict[str, float]]:
+def build(
+    case: tuple[str, dict[str, Any]], source: Source, fitted: Fitted | None = None
+) -> tuple[Any, dict[str, float]]:
     """A prepared method, its heads drawn from seed 0, and what it reports."""
     name, options = case
     few = {"mapping_steps": 3} if name == "tintem" and not options.keys() & {"joint", "mapping"} else {}
     torch.manual_seed(0)
     method = load_method(name)(TEACHER, STUDENT, **few, **options)
-    return method, method.prepare(source, seed=0, progress=None)
+    return method, method.prepare(source, seed=0, progress=None, fitted=fitted)
 
 
 def teacher_batch(source: Source, fields: tuple[str, ...], view: int = 0) -> dict[str, Tensor]:

@@ -1,19 +1,24 @@
 """The commands as a user types them: what they print, what they write, how they refuse."""
 
 import json
+import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 import cli
 import commands.screen
 from featcache.arrays import write_store
 from featcache.store import open_store
+from featcache.views import Views
 
 TEACHER = "run:student"
 
@@ -142,7 +147,10 @@ REFUSALS = {
         "efficientnet_lite0",
     ),
     "missing run": ("featcache extract photos --teacher run:nowhere --out x.zarr", "distill fit"),
-    "out is a folder of photos": ("featcache extract photos --teacher {T} --out photos", "not a feature store"),
+    "out is a folder of photos": (
+        "featcache extract photos --teacher {T} --out photos",
+        "photos: already exists and is not a store",
+    ),
     "views without augment": ("featcache extract photos --teacher {T} --out x.zarr --views 3", "--augment"),
     "not a store": ("featcache info photos", "photos: not a feature store"),
     "no store": ("evalsuite knn --bank nowhere.zarr --query t.zarr", "nowhere.zarr: no such store"),
@@ -158,7 +166,7 @@ REFUSALS = {
         "nowhere: no such file",
     ),
     "unknown detector": (
-        "evalsuite ood --id-train t.zarr --id-test u.zarr --far x=u.zarr --detector knm",
+        "evalsuite ood --id-train t.zarr --id-test u.zarr --far x=v.zarr --detector knm",
         "did you mean knn",
     ),
     "unknown method": (
@@ -187,7 +195,8 @@ def with_stores(here, command):
     command(f"featcache extract photos --teacher {TEACHER} --out t.zarr")
     ids, labels = list(open_store("t.zarr").sample_ids), open_store("t.zarr").labels
     write_store("other.zarr", np.ones((24, 128)), labels=labels, sample_ids=ids, fingerprint="another")
-    write_store("u.zarr", np.ones((24, 128)), labels=labels, fingerprint=open_store("t.zarr").fingerprint)
+    for name in ("u", "v"):
+        write_store(f"{name}.zarr", np.ones((24, 128)), labels=labels, fingerprint=open_store("t.zarr").fingerprint)
     write_store("unsealed.zarr", np.ones((24, 128)), labels=labels)
     manifest = json.loads((here / "unsealed.zarr/zarr.json").read_text())
     manifest["attributes"]["featcache"]["sealed"] = None
@@ -258,6 +267,35 @@ def test_methods_are_listed(command):
     assert set(json.loads(out)["methods"]) >= {"tintem", "proteus"}
 
 
+def test_mappings_are_compared_in_one_table(here, command):
+    from distill.mappings import load_mapping, report
+
+    rng = np.random.default_rng(0)
+    for name, centre in (("train", 0), ("test", 0), ("far", 5)):
+        write_store(f"{name}.zarr", rng.normal((9, 0, 0, 3 * centre), 1, (60, 4)), labels=np.arange(60) % 3)
+    line = "distill mapping --store train.zarr --id-test test.zarr --ood far.zarr"
+    code, out, _ = command(f"{line} --mapping spectral --mapping identity --dim 4 --json -")
+    assert code == 0
+    opened = [open_store(f"{name}.zarr") for name in ("train", "test", "far")]
+    expected = report(load_mapping("spectral")(4).fit(opened[0]), opened[0], id_test=opened[1], ood=opened[2])
+    assert json.loads(out)["mappings"]["spectral"] == pytest.approx(expected)
+    code, out, err = command(f"{line} --dim 2")
+    assert code == 0
+    assert "left out identity" in err
+    assert all(name in out for name in ("(the teacher)", "spectral", "phi_s", "sne", "AUROC ↑", "↓ less is better"))
+    write_store("other.zarr", rng.normal(size=(60, 4)), fingerprint="another")
+    for wrong, said in (
+        ("--dim 2 --mapping identity", "needs a student of 4"),
+        ("--dim 5", "have 4 dimensions, a mapping cannot make 5 of them"),
+        ("--mapping snee --dim 2", "unknown mapping 'snee'; did you mean sne"),
+        ("--id-test other.zarr --dim 2", "other.zarr was made by encoder"),
+    ):
+        code, _, err = command(f"{line} {wrong}")
+        assert code == 2, wrong
+        assert said in err
+    assert "give --id-test as well" in command("distill mapping --store train.zarr --ood far.zarr")[2]
+
+
 @pytest.mark.parametrize("program", ["featcache", "distill", "evalsuite"])
 def test_help_imports_nothing_heavy(program):
     probe = f"import sys; sys.argv = ['{program}', '--help']\nimport cli\ntry: cli.run_{program}()\nexcept SystemExit: pass\n"
@@ -265,3 +303,108 @@ def test_help_imports_nothing_heavy(program):
     shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert "Usage" in shown
     assert "heavy: []" in shown
+
+
+def commands_of(program: str):
+    """(name, command) of each, as typer builds them."""
+    return sorted(typer.main.get_command(cli.APPS[program]).commands.items())
+
+
+@pytest.mark.parametrize("program", cli.APPS)
+def test_every_command_has_json_and_examples_that_parse(program):
+    for name, described in commands_of(program):
+        assert any("--json" in option.opts for option in described.params), name
+        examples = re.findall(rf"\[dim\]({program} .*?)\[/dim\]", described.help)
+        complete = [shlex.split(line) for line in examples if "…" not in line]
+        assert complete, name
+        for words in complete:
+            assert words[:2] == [program, name]
+            given = described.make_context(name, words[2:]).params
+            if name == "extract":
+                assert given["teacher"].count(",") == (given["out"] or given["teacher"]).count(",")
+                Views(count=given["views"], augment=given["augment"])
+
+
+def test_auto_is_the_same_as_leaving_an_option_out(here, command):
+    line = f"featcache extract photos --teacher {TEACHER} --out t.zarr"
+    assert command(f"{line} --batch-size auto --workers auto")[0] == 0
+    assert open_store("t.zarr").manifest["extraction"]["batch_size"] == 16
+    for option in ("--batch-size", "--workers"):
+        for wrong in ("many", "0", "-1", "1.5"):
+            code, _, err = command(f"{line} {option} {wrong}")
+            assert code == 2
+            unframed = " ".join(err.replace("│", " ").split())
+            assert f"'{option}': {wrong}: give a whole number, 1 or more, or auto" in unframed
+    assert command(f"{line} --overwrite --batch-size 5 --workers 1")[0] == 0
+    assert open_store("t.zarr").manifest["extraction"]["batch_size"] == 5
+
+
+UNSEEN = {"a\nb.png": r"a\nb.png", "\x1b[31mred.png": r"\x1b[31mred.png", "x\u202egpj.png": r"x\u202egpj.png"}
+"""File names that would act on a terminal, and how they are shown."""
+
+
+def test_ids_that_would_act_on_the_terminal_are_shown_escaped(here, command):
+    for name in UNSEEN:
+        (here / "photos/cat" / name).write_bytes(b"not a picture")
+    (here / "photos/owl").rename(here / "photos/o\nwl[b]")
+    command(f"featcache extract photos --teacher {TEACHER} --out t.zarr")
+    _, out, _ = command("featcache info t.zarr")
+    listed = [line for line in out.splitlines() if line.startswith("failed ")]
+    assert sorted(line.partition(": ")[0] for line in listed) == sorted(f"failed cat/{as_}" for as_ in UNSEEN.values())
+    assert not any(character in out for character in "\x1b\u202e")
+    _, out, _ = command("featcache info t.zarr --json -")
+    assert set(json.loads(out)["reasons"]) == {f"cat/{name}" for name in UNSEEN}
+    _, out, _ = command("evalsuite fidelity --teacher t.zarr --student t.zarr --k 3")
+    assert r"o\nwl[b] " in out
+
+
+def test_a_path_in_an_error_is_shown_escaped(here, command):
+    code, _, err = command("featcache info 'a\nb\x1b[31m[red].zarr'")
+    assert code == 2
+    assert err.startswith(r"error: a b\x1b[31m[red].zarr: no such store")
+    assert len(err.splitlines()) == 1
+
+
+def test_rm_says_what_it_removed_as_json(with_stores, command):
+    code, out, _ = command("featcache rm t.zarr --json -")
+    assert (code, json.loads(out)) == (0, {"command": "rm", "store": "t.zarr"})
+    assert not list(with_stores.glob("t.zarr*"))
+
+
+def test_options_that_would_be_ignored_are_refused(here, command):
+    code, _, err = command(f"featcache extract photos --teacher {TEACHER} --out t.zarr --pixels-format raw")
+    assert code == 2
+    assert "--pixels-format raw: no images are kept; give --pixels SIZE too" in err
+    assert not (here / "t.zarr").exists()
+    line = "evalsuite robustness --encoder run:student --corpus photos --bank t.zarr --out c --pgd-steps 5"
+    code, _, err = command(line)
+    assert code == 2
+    assert "--pgd-steps 5: nothing is attacked; give --pgd EPS too" in err
+
+
+def test_another_precision_for_a_finished_store_is_ignored_with_a_warning(here, command):
+    line = f"featcache extract photos --teacher {TEACHER} --out t.zarr --precision"
+    assert "warning" not in command(f"{line} fp32")[2]
+    kept = open_store("t.zarr").manifest["extraction"]["precision"]
+    warning = f"warning: --precision bf16 is ignored: the store was finished already in {kept}"
+    code, _, err = command(f"{line} bf16")
+    assert code == 0
+    assert warning in err
+    shutil.rmtree(os.environ["FEATCACHE_HOME"])  # and its receipt: now the store itself is looked at
+    assert warning in command(f"{line} bf16")[2]
+    for same in ("auto", "fp32"):
+        assert "warning" not in command(f"{line} {same}")[2]
+
+
+def test_of_several_teachers_each_store_says_whether_it_was_reused(here, command):
+    command(f"featcache extract photos --teacher {TEACHER} --out a.zarr --precision fp32")
+    weights = here / "student"
+    shutil.copytree(weights, here / "another")
+    record = json.loads((here / "another/student.json").read_text())
+    record["preprocess"]["resize"] = 40
+    (here / "another/student.json").write_text(json.dumps(record))
+    line = f"featcache extract photos --teacher {TEACHER},run:another --out a.zarr,b.zarr --precision fp32 --json -"
+    _, out, err = command(line)
+    assert [made["reused"] for made in json.loads(out)["stores"]] == [True, False]
+    assert "reused a.zarr" in err
+    assert "sealed b.zarr" in err

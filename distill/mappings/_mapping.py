@@ -88,6 +88,24 @@ class Frozen(nn.Module):
         return F.linear(features, self.weight, self.bias)
 
 
+def restored(mapping: Mapping, tensors: dict[str, Tensor], teacher_dim: int) -> Frozen | None:
+    """The module that an earlier `fit` of such a mapping left, None where it takes more or other tensors than these.
+
+    Args:
+        mapping: not fitted yet.
+        tensors: "weight", "mean" and "bias", those that the module has.
+    """
+    try:
+        for name, tensor in tensors.items():
+            setattr(mapping, f"{name}_", tensor.numpy())
+        module = mapping.module()
+        if isinstance(module, Frozen) and module.state_dict().keys() == tensors.keys():
+            return module if module(torch.zeros(1, teacher_dim)).shape == (1, mapping.dim) else None
+    except Exception:  # tensors of another mapping fail in their own ways
+        pass
+    return None
+
+
 def checked_source(store: Source | FeatureStore, dim: int, least_rows: int = 1) -> Source:
     """The rows to fit a mapping to `dim` dimensions from.
 

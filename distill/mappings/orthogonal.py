@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from distill.mappings._descent import minimise_sne
 from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
 from distill.mappings._report import orthogonality
-from distill.mappings._training import minimise_sne
 from distill.mappings.spectral import Spectral
 from distill.objectives import TEMPERATURES
 from distill.source import Source

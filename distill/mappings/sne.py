@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.mappings._descent import minimise_sne
 from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
 from distill.mappings._moments import Rows, leading_directions, second_moment, unit_rows
 from distill.mappings._report import orthogonality
-from distill.mappings._training import minimise_sne
 from distill.objectives import TEMPERATURES
 from distill.source import Source
 from featcache.store import FeatureStore

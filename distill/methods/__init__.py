@@ -9,6 +9,8 @@ from distill.source import Source
 
 Features = dict[str, Tensor]
 """What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D)."""
+Fitted = tuple[dict[str, Tensor], dict[str, float]]
+"""What an earlier `prepare` left: the method's buffers by name, and the report."""
 
 
 class DistillationMethod(Protocol):
@@ -30,9 +32,19 @@ class DistillationMethod(Protocol):
     student_fields: tuple[str, ...]
 
     def prepare(
-        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        source: Source,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        fitted: Fitted | None = None,
     ) -> dict[str, float]:
-        """Fit what is fitted before training, as a function of (source, seed); returns what to report of it."""
+        """Fit what is fitted before training, as a function of (source, seed); returns what to report of it.
+
+        Args:
+            fitted: what a `prepare` of the same (source, seed) left, to be taken instead of fitting again; a method
+                may ignore it, and does where it is not its own.
+        """
 
     def target(self, teacher: Features) -> Tensor | None:
         """(B, d): where the student's embedding should point, in the student's own space; None when a method has none."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from distill.methods import Features
+from distill.methods import Features, Fitted
 from distill.objectives import match
 from distill.source import Source
 
@@ -48,7 +48,12 @@ class StudentHead(nn.Module):
         self.head = make_head(head, student_dim, teacher_dim)
 
     def prepare(
-        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        source: Source,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        fitted: Fitted | None = None,
     ) -> dict[str, float]:
         return {}
 

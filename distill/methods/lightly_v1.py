@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.methods import Features
+from distill.methods import Features, Fitted
 from distill.objectives import cosines, gathered, kl
 from distill.source import Source
 
@@ -33,6 +33,10 @@ class Method(nn.Module):
 
     def __init__(self, teacher_dim: int, student_dim: int, *, queue: int = 0, temperature: float = 0.07):
         super().__init__()
+        if queue < 0:
+            raise ValueError(f"queue must not be negative, got {queue}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be greater than 0, got {temperature}")
         self._temperature = temperature
         self.head = nn.Linear(student_dim, teacher_dim)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -40,7 +44,12 @@ class Method(nn.Module):
         self.register_buffer("queue", torch.zeros(queue, teacher_dim))
 
     def prepare(
-        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        source: Source,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        fitted: Fitted | None = None,
     ) -> dict[str, float]:
         size = len(self.queue) or QUEUES[np.searchsorted(SAMPLES, len(source), side="right")]
         self.queue = self.queue.new_zeros(size, self.queue.shape[1])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from distill.methods import Features
+from distill.methods import Features, Fitted
 from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import match
@@ -28,7 +28,12 @@ class Method(nn.Module):
         self.tokens_head = make_head("layernorm_linear", student_dim, teacher_dim) if tokens else None
 
     def prepare(
-        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        source: Source,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        fitted: Fitted | None = None,
     ) -> dict[str, float]:
         if self.tokens_head:
             check_tokens(source)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.methods import Features
+from distill.methods import Features, Fitted
 from distill.methods._heads import make_head
 from distill.objectives import gathered, match
 from distill.source import Source
@@ -43,6 +43,9 @@ class Method(nn.Module):
         match: float = 0.0,
     ):
         super().__init__()
+        for name, weight in {"distance": distance, "angle": angle, "match": match}.items():
+            if not weight >= 0:
+                raise ValueError(f"{name} must not be negative, got {weight}")
         if angle_batch < 3:
             raise ValueError(f"angle_batch must be 3 or more, got {angle_batch}: an angle is between three samples")
         self._distance, self._angle, self._match = distance, angle, match
@@ -50,7 +53,12 @@ class Method(nn.Module):
         self.head = make_head("linear", student_dim, teacher_dim) if match else None
 
     def prepare(
-        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        source: Source,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        fitted: Fitted | None = None,
     ) -> dict[str, float]:
         return {}
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from distill.mappings import load_mapping
+from distill.mappings._mapping import restored
 from distill.mappings._report import orthogonality
-from distill.methods import Features
+from distill.methods import Features, Fitted
 from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import TEMPERATURES, cosines, gathered, match, relation_kl
 from distill.source import Source
-from featcache.store import EMBEDDING
+from featcache.layout import EMBEDDING
 
 
 class Method(nn.Module):
@@ -70,6 +71,15 @@ class Method(nn.Module):
             "lr": mapping_lr,
         }
         self._options = {name: value for name, value in given.items() if value is not None}
+        for name, value in {"relation": relation, "mapping_steps": mapping_steps}.items():
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        for name, value in {"mapping_batch_size": mapping_batch_size, "mapping_lr": mapping_lr}.items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be greater than 0, got {value}")
+        for name, values in (("temperatures", temperatures), ("relation_temperatures", relation_temperatures)):
+            if not values or not all(value > 0 for value in values):
+                raise ValueError(f"{name} must be one or more numbers greater than 0, got {list(values)}")
         self._mapping_class: Any = load_mapping(mapping)
         self._student_dim = student_dim
         unknown = [f"mapping_{name}" for name in self._options if name not in self._known]
@@ -87,9 +97,14 @@ class Method(nn.Module):
         return set(inspect.signature(self._mapping_class).parameters)
 
     def prepare(
-        self, source: Source, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        source: Source,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        fitted: Fitted | None = None,
     ) -> dict[str, float]:
-        """Fit the mapping; with `joint` there is nothing to fit.
+        """Fit the mapping, or take the one that is fitted already; with `joint` there is nothing to fit.
 
         Raises:
             ValueError: the store lacks tokens of the embedding's width, or does not suit the mapping.
@@ -102,8 +117,13 @@ class Method(nn.Module):
             return {}
         options = {"temperatures": self._temperatures, "seed": seed}
         options = {name: value for name, value in options.items() if name in self._known}
-        mapping = self._mapping_class(self._student_dim, **options, **self._options).fit(source, progress)
-        self.mapping = mapping.module()
+        mapping = self._mapping_class(self._student_dim, **options, **self._options)
+        if fitted:
+            tensors = {name.removeprefix("mapping."): tensor for name, tensor in fitted[0].items()}
+            self.mapping = restored(mapping, tensors, source.embedding_dim)
+            if self.mapping:
+                return fitted[1]
+        self.mapping = mapping.fit(source, progress).module()
         return {**orthogonality(mapping.weight_), **getattr(mapping, "report_", {})}
 
     def target(self, teacher: Features) -> Tensor:

@@ -1,9 +1,10 @@
 """Small images, a teacher of one convolution, and the paper's formula in plain loops."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -82,6 +83,14 @@ def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
         return write_store(tmp_path / f"{name}.zarr", embedding, **given)
 
     return make
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the type checks that only run under pytest: what users get for an argument of the wrong kind."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`distill fit` at the command line: several stores, what it says, and settings that are not flags."""
+"""`distill fit` at the command line: several stores, what it says, config files, and settings that are not flags."""
 
 import json
 import sys
@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 import cli
+import commands.distill
 import commands.screen
+from distill.config import FitConfig, method_options
 from distill.run import Run
 from featcache.extract import extract
 
@@ -77,3 +79,109 @@ def test_another_process_of_the_group_says_nothing(stores, command, tmp_path, mo
         f"distill fit {stores} --student tiny --out {out} --method proteus --epochs 1 --batch-size 5 --json -"
     )
     assert (done.code, done.out, done.err) == (0, "", "")
+
+
+FEW = "--student tiny --method mse --epochs 1 --batch-size 5"
+
+
+@pytest.fixture
+def run_folder(stores, command, tmp_path):
+    """A finished run of mse with an option of its own."""
+    assert command(f"distill fit {stores} {FEW} --set head=mlp --out {tmp_path / 'run'}").code == 0
+    return tmp_path / "run"
+
+
+def config_of(command, line):
+    """The `config.toml` of `distill fit` with these words."""
+    done = command(f"distill fit {line} --json -")
+    assert done.code == 0, done.err
+    return json.loads(done.out)["config"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("False", False), ("TRUE", True), ("false", False), ("0.5", 0.5), ("a", "a")]
+)
+def test_set_reads_toml_and_pythons_booleans(text, value):
+    given = {}
+    commands.distill._set(given, f"compile={text}")
+    assert given == {"compile": value}
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("epochs", "--set takes KEY=VALUE"),
+        ("epochs=", "--set takes KEY=VALUE"),
+        ("warmup_epochs=None", "None is no value; leave the setting out for its default"),
+        ("mapping=sne", "method mse has no such setting; it is an option of tintem"),
+        ("heat=mlp", "method mse has no such setting; did you mean head"),
+    ],
+)
+def test_set_refuses_with_the_remedy(command, setting, said):
+    refused = command(f"distill fit --store t.zarr --out r --student tiny --method mse --set {setting}")
+    assert refused.code == 2
+    assert refused.err.startswith(f"error: --set {setting}: ")
+    assert said in refused.err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"epochs = 1\nfoo = 3", "foo: no such setting; known: "),
+        (b"epoch = 1", "epoch: no such setting; did you mean epochs"),
+        (b"store = 3", "store = 3: give a path"),
+        (b"method_options = 3", "method_options = 3: give a table"),
+        (b"epochs = = 1", "not TOML"),
+        (b"\xff\xfe", "not TOML"),
+        (None, "no such file"),
+    ],
+)
+def test_a_config_file_that_is_none_is_refused_by_name(command, tmp_path, text, said):
+    file = tmp_path / "c.toml"
+    if text is not None:
+        file.write_bytes(text)
+    refused = command(f"distill fit --config {file} --store t.zarr --out r --student tiny")
+    assert refused.code == 2
+    assert refused.err.startswith(f"error: {file}: {said}")
+
+
+def test_resume_takes_all_from_the_folder_and_says_when_it_was_finished(run_folder, command):
+    (run_folder / "student.json").unlink()
+    resumed = command(f"distill fit --resume --out {run_folder}")
+    assert resumed.code == 0, resumed.err
+    assert "images/s" in resumed.err
+    again = command(f"distill fit --resume --out {run_folder} --epochs 1 --set head=mlp")
+    assert again.code == 0, again.err
+    assert "finished before" in again.err
+    assert "images/s" not in again.err
+    for changed, said in (("--epochs 2", "epochs: 1 there, 2 here"), ("--set head=linear", "'head': 'linear'}")):
+        refused = command(f"distill fit --resume --out {run_folder} {changed}")
+        assert refused.code == 2
+        assert "holds a run with another configuration" in refused.err
+        assert said in refused.err
+
+
+def test_another_method_leaves_the_files_options_behind(run_folder, command, tmp_path):
+    base = f"--config {run_folder / 'config.toml'} --out"
+    assert config_of(command, f"{base} {tmp_path / 'same'} --seed 1")["method_options"] == {"head": "mlp"}
+    other = config_of(
+        command, f"{base} {tmp_path / 'other'} --method tintem --set mapping=spectral --set embedding_dim=4"
+    )
+    assert (other["method"], other["method_options"]) == ("tintem", {"mapping": "spectral"})
+    third = config_of(command, f"{base} {tmp_path / 'third'} --set method=proteus")
+    assert (third["method"], third["method_options"]) == ("proteus", {})
+
+
+def test_settings_lists_every_setting_and_option_with_its_default(command):
+    listed = json.loads(command("distill settings --method tintem --json -").out)
+    defaults = {name: each["default"] for name, each in listed["settings"].items()}
+    assert {*FitConfig.__dataclass_fields__} - {*defaults} == {"method_options"}
+    assert (defaults["epochs"], defaults["ema"], defaults["checkpoint_minutes"]) == (100, 0.0, 10.0)
+    assert {*listed["options"]} == {*method_options("tintem")}
+    assert listed["options"]["joint"]["default"] is False
+    for name, each in (listed["settings"] | listed["options"]).items():
+        assert each["what"], name
+    shown = command("distill settings --method mse").out
+    assert "lr = 0.003" in shown
+    assert "options of method mse" in shown
+    assert "head = " in shown

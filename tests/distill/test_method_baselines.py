@@ -332,6 +332,20 @@ def test_lightly_keeps_a_queue_that_was_asked_for(tmp_path):
     assert method.queue.shape == (7, TEACHER)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lightly_v1", {"queue": -1}, "queue must not be negative, got -1"),
+        ("lightly_v1", {"temperature": 0.0}, r"temperature must be greater than 0, got 0\.0"),
+        ("rkd", {"distance": -1.0}, r"distance must not be negative, got -1\.0"),
+        ("rkd", {"match": -0.5}, r"match must not be negative, got -0\.5"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_method(name)(TEACHER, STUDENT, **options)
+
+
 def test_lightly_head_starts_as_in_the_original():
     torch.manual_seed(0)
     weight = load_method("lightly_v1")(200, 300).head.weight

@@ -240,6 +240,60 @@ def test_options_reach_the_mapping(source):
     assert told[-1] == (4, 4)
 
 
+def test_no_steps_leave_the_start_of_the_mapping(source):
+    method = load_method("tintem")(TEACHER, STUDENT, mapping_steps=0)
+    report = method.prepare(source, seed=0)
+    np.testing.assert_allclose(method.mapping.weight, load_mapping("spectral")(STUDENT).fit(source).weight_, rtol=1e-6)
+    assert report["sne"] == report["sne_start"]
+
+
+@pytest.mark.parametrize("mapping", ["sne", "phi_s", "spectral", "random_orthonormal", "orthogonal"])
+def test_a_mapping_that_was_fitted_is_taken_as_it_is(source, mapping):
+    first, report = prepared(source, mapping=mapping)
+    tensors = {name: tensor + 1 for name, tensor in first.named_buffers()}
+    second, again = load_method("tintem")(TEACHER, STUDENT, mapping=mapping), {**report, "deviation": 7.0}
+    assert second.prepare(source, seed=0, fitted=(tensors, again)) == again
+    teacher = teacher_batch(source, ("embedding",))
+    assert second.mapping.normalised == first.mapping.normalised
+    assert not torch.equal(second.target(teacher), first.target(teacher))
+    for name, tensor in second.named_buffers():
+        assert torch.equal(tensor, tensors[name])
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"mapping.weight": torch.ones(STUDENT, TEACHER + 1)},
+        {"mapping.weight": torch.ones(STUDENT + 1, TEACHER)},
+        {"mapping.weight": torch.ones(STUDENT, TEACHER)},
+        {"mapping.weight": torch.ones(STUDENT, TEACHER), "mapping.bias": torch.ones(STUDENT)},
+        {"mapping.weight": torch.ones(STUDENT, TEACHER), "mapping.mean": torch.ones(TEACHER + 1)},
+    ],
+    ids=lambda tensors: str({name: tuple(tensor.shape) for name, tensor in tensors.items()}),
+)
+def test_tensors_of_another_mapping_are_not_taken(source, tensors):
+    expected, report = prepared(source, mapping="phi_s")
+    method = load_method("tintem")(TEACHER, STUDENT, mapping="phi_s")
+    assert method.prepare(source, seed=0, fitted=(tensors, {})) == report
+    for name, tensor in expected.named_buffers():
+        assert torch.equal(method.get_buffer(name), tensor)
+
+
+def test_the_mapping_of_a_package_with_a_module_of_its_own_is_fitted_again(source, monkeypatch):
+    class Own(type(load_mapping("spectral")(1))):
+        def module(self):
+            return nn.Sequential(super().module())
+
+    monkeypatch.setattr("distill.methods.tintem.load_mapping", lambda name: Own)
+    first, report = prepared(source, mapping="own")
+    tensors = {name: tensor + 1 for name, tensor in first.named_buffers()}
+    second, again = load_method("tintem")(TEACHER, STUDENT, mapping="own"), dict.fromkeys(report, 7.0)
+    assert second.prepare(source, seed=0, fitted=(tensors, again)) == report
+    teacher = teacher_batch(source, ("embedding",))
+    assert torch.equal(second.target(teacher), first.target(teacher))
+
+
 # --- tokens
 
 
@@ -307,10 +361,17 @@ def test_stores_without_suitable_tokens_are_refused(tmp_path, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mapping": "sen"}, "unknown distill.mappings 'sen'; did you mean sne"),
+        ({"mapping": "sen"}, "unknown mapping 'sen'; did you mean sne"),
         ({"mapping": "spectral", "mapping_steps": 3, "mapping_lr": 0.1}, "spectral has no mapping_steps, mapping_lr"),
         ({"joint": True, "mapping": "spectral"}, "with joint the head trains beside the student"),
         ({"joint": True, "mapping_steps": 3}, "with joint the head trains beside the student"),
+        ({"mapping_steps": -1}, "mapping_steps must not be negative, got -1"),
+        ({"mapping_batch_size": 0}, "mapping_batch_size must be greater than 0, got 0"),
+        ({"mapping_lr": 0.0}, "mapping_lr must be greater than 0, got 0.0"),
+        ({"relation": -0.1}, "relation must not be negative, got -0.1"),
+        ({"temperatures": ()}, r"^temperatures must be one or more numbers greater than 0, got \[\]"),
+        ({"temperatures": (0.1, 0.0)}, r"^temperatures must be one or more .* got \[0\.1, 0\.0\]"),
+        ({"relation_temperatures": [-0.1]}, r"relation_temperatures must be one or more .* got \[-0\.1\]"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):

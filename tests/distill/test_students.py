@@ -41,6 +41,9 @@ def own_code(tmp_path, monkeypatch):
         "def flat():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())\n"
         "def patches():\n    return nn.Sequential(nn.Conv2d(3, 5, 64), nn.Flatten())\n"
         "def number():\n    return 3\n"
+        "def boom():\n    return {}['oops']\n"
+        "def wanting(width):\n    return nn.Flatten()\n"
+        "class Late(nn.Module):\n    def forward(self, images):\n        return {}['oops']\n"
     )
 
 
@@ -222,6 +225,9 @@ def test_a_module_of_the_users_own(own_code, tmp_path):
         ("my_students:number", "returned a int, not an nn.Module"),
         ("my_students:flatt", "no attribute 'flatt'; give MODULE:CALLABLE"),
         ("my_student:flat", "No module named 'my_student'"),
+        ("my_students:boom", r"student my_students:boom: it raised KeyError: 'oops'"),
+        ("my_students:wanting", r"student my_students:wanting: it raised TypeError: wanting\(\) missing 1 required"),
+        ("my_students:Late", r"does not take images of 36 px \(KeyError: 'oops'\)"),
         ("my_students:patches", "does not take images of 36 px"),
     ],
 )

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 import cli
+import commands.distill
 import commands.screen
+import distill
 from distill.sweep import Sweep, cells, expand, markdown, read_sweep, tabulate
 
 FEW = {"epochs": 1, "batch_size": 16, "embedding_dim": 6, "image_size": 16}
@@ -70,12 +72,22 @@ def test_names_are_fit_for_folders():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"methods": ["tintm"]}, "run tintm-tiny-s0: unknown distill.methods 'tintm'; did you mean tintem"),
+        ({"methods": ["tintm"]}, "run tintm-tiny-s0: unknown method 'tintm'; did you mean tintem"),
         ({"methods": [{"method": "tintem", "epoch": 3}]}, "epoch: no such setting; did you mean epochs"),
         ({"methods": [{"name": "a"}]}, "methods: .*: give a name, or a table with method = …"),
         ({"common": {"epochs": 0}}, "epochs must be greater than 0"),
         ({"methods": ["tintem", "tintem"]}, "two runs are called tintem-tiny-s0; give one of them a name"),
         ({"seeds": [1, 1]}, "two runs are called tintem-tiny-s1"),
+        (
+            {"seeds": [0, 1], "common": {"method_options": {"joint": "yes"}}},
+            "runs tintem-tiny-s0, tintem-tiny-s1: joint",
+        ),
+        ({"common": {"seed": 3}}, r"seed = 3: seeds would override it; write seeds = \[3\] instead"),
+        (
+            {"common": {"embedding_dim": 32}, "dimensions": [0, 64]},
+            r"run tintem-tiny-d64-s0: embedding_dim = 32: .* write dimensions = \[32\]",
+        ),
+        ({"common": {"student": "timm/resnet18"}}, r"write students = \['timm/resnet18'\] instead"),
     ],
 )
 def test_what_could_not_be_trained_is_refused_before_anything_is(given, message):
@@ -88,9 +100,9 @@ def test_what_could_not_be_trained_is_refused_before_anything_is(given, message)
     [
         ("store = ", "not TOML"),
         ("method = ['tintem']\nstore = 't.zarr'", "method: no such setting; did you mean methods"),
-        ("store = 't.zarr'\n[common]\nepoch = 1", r"\[common\] epoch: no such setting; did you mean epochs"),
-        ("store = 't.zarr'\n[evaluate]\nbanks = 'x'", r"\[evaluate\] banks: no such setting; did you mean bank"),
-        ("store = 't.zarr'\n[evaluate]\nbank = 'x'", r"\[evaluate\] needs query"),
+        ("store = 't.zarr'\n[common]\nepoch = 1", r"\[common\]: epoch: no such setting; did you mean epochs"),
+        ("store = 't.zarr'\n[evaluate]\nbanks = 'x'", r"\[evaluate\]: banks: no such setting; did you mean bank"),
+        ("store = 't.zarr'\n[evaluate]\nbank = 'x'", r"\[evaluate\]: needs query"),
         (
             "store = 't.zarr'\n[evaluate]\nbank = 'x'\nquery = 'x'\nnear = {a = 'x'}\nfar = {a = 'x'}",
             "two sets called a",
@@ -98,6 +110,17 @@ def test_what_could_not_be_trained_is_refused_before_anything_is(given, message)
         ("out = 'x'", "names no store"),
         ("store = 't.zarr'\nseeds = 3", "seeds = 3: give a list of at least one"),
         ("store = 't.zarr'\nseeds = []", "give a list of at least one"),
+        ("store = 't.zarr'\nseeds = ['a']", r"seeds = \['a'\]: give a list of at least one whole number, 0 or more"),
+        ("store = 't.zarr'\ndimensions = [-1]", r"dimensions = \[-1\]: give a list"),
+        ("store = 't.zarr'\nmethods = [3]", r"methods = \[3\]: give a list of at least one name or table"),
+        ("store = 3", "store = 3: give a path, or a list of them"),
+        ("store = 't.zarr'\ncommon = 3", "common = 3: give a table"),
+        ("store = 't.zarr'\nevaluate = 3", "evaluate = 3: give a table"),
+        (
+            "store = 't.zarr'\n[evaluate]\nbank = 'x'\nquery = 'y'\nnear = 'x'",
+            r"\[evaluate\]: near = 'x': give a table of corpora",
+        ),
+        ("store = 't.zarr'\n[evaluate]\nk = 0", r"\[evaluate\]: k = 0: give a whole number"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_refused(write, text, message):
@@ -107,12 +130,12 @@ def test_a_file_that_is_no_sweep_is_refused(write, text, message):
         read_sweep("nowhere.toml")
 
 
-def test_the_example_in_the_module_is_a_sweep(write):
-    import distill.sweep
-
-    example = distill.sweep.__doc__.partition("\n\n")[2].rpartition("\n\nThis module")[0]
-    found = expand(read_sweep(write("\n".join(line.strip() for line in example.splitlines()))))
-    assert len(found) == 2 * 2 * 3 * 2
+def test_the_example_in_the_help_is_a_sweep(write):
+    example = commands.distill.sweep.__doc__.partition("The file:\n")[2].replace("\\[", "[")
+    found = read_sweep(write("\n".join(line.strip() for line in example.splitlines())))
+    assert len(expand(found)) == 2 * 2 * 3 * 2
+    assert found.common
+    assert found.evaluate
 
 
 # -- the table --------------------------------------------------------------------------------------------
@@ -206,6 +229,47 @@ def test_a_failed_run_stops_no_other_and_is_named(command, sweep_file, tmp_path)
     summary = json.loads(out)
     assert "holds no run" in summary["failed"]["proteus-tiny-s0"]
     assert [row["runs"] for row in summary["rows"]] == [1]
+
+
+def test_a_run_that_fails_by_a_bug_is_in_the_table_and_stops_no_other(command, sweep_file, tmp_path, monkeypatch):
+    fit = distill.fit
+
+    def sometimes(*given, seed, **settings):
+        if seed == 0:
+            raise KeyError("weights")
+        return fit(*given, seed=seed, **settings)
+
+    monkeypatch.setattr(distill, "fit", sometimes)
+    code, _, err = command(f"distill sweep {sweep_file()} --device cpu")
+    assert code == 1
+    assert "failed proteus-tiny-s0: KeyError: 'weights'" in err
+    table = json.loads((tmp_path / "swept/table.json").read_text())
+    assert (table["failed"], table["rows"][0]["runs"]) == ({"proteus-tiny-s0": "KeyError: 'weights'"}, 1)
+    assert "Failed: proteus-tiny-s0: KeyError: 'weights'" in (tmp_path / "swept/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("'proteus'", "'mse', 'proteus'", ["runs mse-resnet81-s0, mse-resnet81-s1, proteus-resnet81-s0, proteus-res",
+                                            "timm/resnet81: no such model; did you mean"]),
+        ("'proteus'", "{method='tintem', method_options={mapping='snee'}}", ["runs tintem-tiny-s0, tintem-tiny-s1: ", "did you mean sne"]),
+        ("store = '", "store = 'nowhere", ["store and corpus: nowhere", "no such store"]),
+        ("corpus = '", "corpus = 'nowhere", ["store and corpus: nowhere", "no such folder"]),
+        ("query = '", "query = 'nowhere", ["[evaluate]: query: nowhere", "no such folder"]),
+        ("['knn']", "['knm']", ["[evaluate]: detectors: ", "did you mean knn"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_is_found_before_the_first_run(command, sweep_file, images, tmp_path, old, new, said):
+    file = sweep_file(f"[evaluate]\nbank = '{images}'\nquery = '{images}'\ndetectors = ['knn']\nteacher = ''")
+    students = "students = ['timm/resnet81', 'tiny']\n" if "resnet81" in said[1] else ""
+    file.write_text(students + file.read_text().replace(old, new))
+    code, _, err = command(f"distill sweep {file} --device cpu")
+    assert code == 2
+    assert err.startswith(f"error: {file}: ")
+    assert all(each in err for each in said), err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "swept").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*scores saturate:RuntimeWarning")  # of a student that learned nothing
