@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -344,12 +345,12 @@ def _probe(
     def read(row: int) -> Sample:
         return read_sample(corpus, row, recipe, [Wanted(preprocess)])
 
-    for row, sample in enumerate(prefetch(read, range(len(corpus)), pool, ahead=PROBE_IMAGES)):
-        if (seen := sample.seen[0]) and seen.pixels is not None:
-            found[row] = seen.pixels[0]
-        first = first or (f"{corpus.ids[row]}: {sample.reason}" if sample.reason else "")
-        if len(found) == PROBE_IMAGES:
-            break
+    rows = iter(range(len(corpus)))
+    while len(found) < PROBE_IMAGES and (some := list(islice(rows, PROBE_IMAGES - len(found)))):
+        for row, sample in zip(some, pool.map(read, some), strict=True):
+            if (seen := sample.seen[0]) and seen.pixels is not None:
+                found[row] = seen.pixels[0]
+            first = first or (f"{corpus.ids[row]}: {sample.reason}" if sample.reason else "")
     if not found:
         raise ValueError(f"{corpus.spec}: not one of {len(corpus)} images could be read (the first: {first})")
     began = time.perf_counter()

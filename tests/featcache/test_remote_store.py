@@ -389,7 +389,7 @@ def test_another_machine_resumes_what_one_left(make_images, url, tmp_path, anoth
     another_home("c")
     encoder = tiny_encoder()
     extract(folder, encoder, url, **EXACT)
-    assert len(set(encoder.module.seen)) == 8 + 29 - 16
+    assert len(set(encoder.module.seen)) == 8 + 29 - 20
     assert objects(url) == files(local.path)
 
 
