@@ -1,16 +1,15 @@
 """`distill`: stage two."""
 
 import json
-import math
 import os
 import re
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from commands.mapping import mapping
 from commands.screen import (
     HELP,
     Device,
@@ -24,6 +23,7 @@ from commands.screen import (
     shown,
     write_json,
 )
+from commands.sweep import sweep
 
 app = typer.Typer(help="Stage two: train small students against the kept features.", **HELP)
 
@@ -228,227 +228,8 @@ def export_run(
     write_json({"command": "export", **summary, "max_difference": made.max_difference}, to_json)
 
 
-@app.command()
-def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="What to train; see above.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For runs and results.", show_default="`out` in the file")
-    ] = None,
-    device: DeviceOption = Device.auto,
-    workers: Workers = None,
-    to_json: Json = None,
-) -> None:
-    r"""Train every combination of methods, students, seeds and dimensions from one cache, and tell mean ± sd.
-
-    Run it again to resume: finished runs are kept, a failed one is tried again.
-
-    [dim]distill sweep sweep.toml --out sweeps/first[/dim]
-
-    The file:
-
-    store = "teacher.zarr"              # or a list, with a corpus for each
-    corpus = "photos/"
-    methods = ["tintem", {name = "tintem-long", method = "tintem", epochs = 200}]
-    students = ["tiny", {name = "vit", student = "timm/vit_tiny_patch16_224", patch_size = 8}]
-    seeds = [0, 1, 2]
-    dimensions = [64, 128]              # of the embedding; 0 is the student's own
-
-    \[common]                            # any of `distill settings`
-    epochs = 100
-    method_options = {mapping = "orthogonal"}
-
-    \[evaluate]                          # optional; corpora, not stores
-    bank = "photos/"
-    query = "photos-test/"
-    near = {tin = "tiny-imagenet/"}
-    far = {textures = "dtd/"}
-    k = 20                              # neighbours
-    detectors = ["knn", "rmd"]
-    """
-    import distill
-    from distill.sweep import cells, check, expand, markdown, naming, read_sweep, reason, tabulate
-
-    asked = read_sweep(file)
-    if out is None and asked.out is None:
-        raise ValueError(f"{file}: names no out folder; add out = … or give --out FOLDER")
-    folder = out or Path(str(asked.out))
-    failed, rows = {}, []
-    with naming(file):
-        runs = expand(asked)
-        check(asked, runs)
-        with naming("[evaluate]"):
-            evaluate = _SweepEvaluation(asked, folder, device.value, workers) if asked.evaluate else None
-            if evaluate and evaluate.teacher:
-                rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
-    for number, named in enumerate(runs, 1):
-        try:
-            with bar(named.name, "steps") as update:
-
-                def show(
-                    at: Any, update: Callable[..., None] = update, label: str = f"{number}/{len(runs)} {named.name}"
-                ) -> None:
-                    update(at.done, at.total, "" if math.isnan(at.loss) else f"loss {at.loss:.4f}", label)
-
-                run = distill.fit(
-                    asked.store, asked.corpus, out=folder / "runs" / named.name, device=device.value, workers=workers,
-                    resume=True, progress=show, **named.settings,
-                )  # fmt: skip
-            final = {k: v for k, v in run.metrics[-1].items() if k == "loss" or k.startswith("holdout/")}
-            rows.append((named.group, evaluate.measure(named.name, f"run:{run.path}") if evaluate else final))
-            screen.print(f"[green]finished[/] {shown(named.name)} ({number} of {len(runs)})", highlight=False)
-        except Exception as error:
-            failed[named.name] = reason(error)
-            screen.print(f"[red]failed[/] {shown(f'{named.name}: {failed[named.name]}')}", highlight=False)
-    table = tabulate(rows, failed)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(markdown(table))
-    (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
-    if to_json != "-":
-        header, *body = cells(table)
-        printed = make_table(str(folder), *header)
-        for line in body:
-            printed.add_row(*map(shown, line))
-        results.print(printed)
-    write_json({"command": "sweep", "out": str(folder), **table}, to_json)
-    if failed:
-        screen.print(f"[red]{len(failed)} of {len(runs)} runs failed[/]: {shown(', '.join(failed))}", highlight=False)
-        raise typer.Exit(1)
-
-
-_REPORTED = {
-    "sne": "SNE\nloss ↓",
-    "singular": "singular\nvalues",
-    "deviation": "‖WWᵀ/c\n− I‖ ↓",
-    "gram_pearson": "Gram\ncorr. ↑",
-    "mutual_knn@10": "mutual\nkNN@10 ↑",
-    "top1@20": "top-1 ↑\nk = 20",
-    "auroc@1": "AUROC ↑\nk = 1",
-    "auroc@50": "AUROC ↑\nk = 50",
-}
-"""Columns of `distill mapping`: name in the report, heading."""
-
-
-@app.command()
-def mapping(
-    store: Annotated[str, typer.Option(metavar="STORE", help="The teacher's features: to fit to, and the neighbours.")],
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--mapping", metavar="NAME", help="Repeat for several.", show_default="all that suit the store"),
-    ] = None,
-    dim: Annotated[int, typer.Option(min=1, help="Of the student's space.")] = 128,
-    id_test: Annotated[
-        str | None, typer.Option(metavar="STORE", help="Held-out features, for kNN accuracy and as ID for AUROC.")
-    ] = None,
-    ood: Annotated[str | None, typer.Option(metavar="STORE", help="Features of another distribution.")] = None,
-    to_json: Json = None,
-) -> None:
-    """Fit mappings from the teacher's space to a student's, and tell how much of the teacher each keeps.
-
-    [dim]distill mapping --store teacher.zarr --dim 128 --id-test test.zarr --ood textures.zarr[/dim]
-    [dim]distill mapping --store teacher.zarr --mapping sne --mapping orthogonal --json report.json[/dim]
-    """
-    import featcache
-    from distill.mappings import load_mapping, report
-    from distill.source import Source
-    from featcache.plugins import plugin_names
-
-    if ood and not id_test:
-        raise ValueError("--ood: AUROC compares it with held-out features; give --id-test as well")
-    bank = featcache.open_store(store)
-    test, strangers = (featcache.open_store(path) if path else None for path in (id_test, ood))
-    Source([each for each in (bank, test, strangers) if each is not None])  # refuses stores of different encoders
-    found, refused = {}, {}
-    for each in name or plugin_names("distill.mappings"):
-        try:
-            with bar(each, "steps") as update:
-                fitted = load_mapping(each)(dim).fit(bank, update)  # type: ignore[call-arg]
-        except ValueError as error:
-            if name:
-                raise
-            refused[each] = str(error)
-            continue
-        found[each] = report(fitted, bank, id_test=test, ood=strangers)
-    if not found:
-        raise ValueError([*refused.values()][-1])
-    for each, why in refused.items():
-        screen.print(f"[yellow]left out[/] {shown(f'{each}: {why}')}", highlight=False)
-    if to_json != "-":
-        kept = next(iter(found.values()))
-        teacher = {key.removeprefix("teacher/"): value for key, value in kept.items() if key.startswith("teacher/")}
-        columns = {key: title for key, title in _REPORTED.items() if key in kept or key == "singular"}
-        table = make_table(f"{store} → {dim} dimensions", "mapping", *columns.values())
-        for each, numbers in {**({"(the teacher)": teacher} if teacher else {}), **found}.items():
-            cells = {key: f"{value:.3f}" for key, value in numbers.items()}
-            if "singular_min" in numbers:
-                cells["singular"] = f"{numbers['singular_min']:.2f}–{numbers['singular_max']:.2f}"
-            table.add_row(shown(each), *(cells.get(key, "") for key in columns))
-        results.print(table)
-        results.print(
-            "↓ less is better, ↑ more is better. SNE loss: nats. ‖WWᵀ/c − I‖: over √dim, 0 is orthogonal. Correlation: −1…1. "
-            "Shared neighbours, kNN accuracy and AUROC (0.5 is chance): 0…1. All of cosines."
-        )
-    write_json({"command": "mapping", "store": store, "dim": dim, "mappings": found, "left_out": refused}, to_json)
-
-
-class _SweepEvaluation:
-    """Embeds the test corpora of a sweep with each student, and measures.
-
-    Attributes:
-        teacher: spec of the encoder to compare with, "" for none.
-    """
-
-    def __init__(self, asked: Any, folder: Path, device: str, workers: int | None):
-        import featcache
-        from distill.sweep import naming
-        from evalsuite import detectors
-
-        given = asked.evaluate
-        self._folder, self._options = folder, {"device": device, "workers": workers}
-        self._near, self._far = given.get("near", {}), given.get("far", {})
-        self._corpora = {"bank": given["bank"], "query": given["query"], **self._near, **self._far}
-        self._k, self._detectors = given.get("k", 20), given.get("detectors", ["knn"])
-        first = asked.store if isinstance(asked.store, str) else asked.store[0]
-        self.teacher = given["teacher"] if "teacher" in given else featcache.open_store(first).encoder_name
-        self._teacher_query: Any = None
-        for part, corpus in self._corpora.items():  # refuses before anything is trained
-            with naming(part):
-                featcache.open_corpus(corpus)
-        for spec in self._detectors:
-            with naming("detectors"):
-                detectors.build(spec)
-
-    def measure(self, name: str, encoder: str) -> dict[str, float]:
-        """kNN accuracy, AUROC and, where there is a teacher, fidelity to it; result files are left in `results/`."""
-        import evalsuite
-        import featcache
-
-        loaded = featcache.load_encoder(encoder)
-        with bar(f"{name}: embed", "images") as update:
-            stores = {
-                part: featcache.extract(
-                    corpus, loaded, self._folder / "stores" / f"{name}-{part}.zarr", overwrite=True,
-                    progress=lambda at: update(at.done, at.rows), **self._options,
-                )
-                for part, corpus in self._corpora.items()
-            }  # fmt: skip
-        if encoder == self.teacher:
-            self._teacher_query = stores["query"]
-        found = {"knn": evalsuite.knn(stores["bank"], stores["query"], k=[self._k])}
-        if self._near or self._far:
-            found["ood"] = evalsuite.ood(
-                id_train=stores["bank"],
-                id_test=stores["query"],
-                near={part: stores[part] for part in self._near},
-                far={part: stores[part] for part in self._far},
-                detectors=self._detectors,
-            )
-        if self._teacher_query is not None:
-            found["fidelity"] = evalsuite.fidelity(self._teacher_query, stores["query"])
-        for command, result in found.items():
-            result.write(self._folder / "results" / f"{name}-{command}.json")
-        wanted = re.compile(r"top1@\d+|.*/mean/auroc|gram_pearson|cka_debiased|mutual_knn@\d+")
-        metrics = {key: metric.value for result in found.values() for key, metric in result.metrics.items()}
-        return {key: value for key, value in metrics.items() if wanted.fullmatch(key)}
+app.command()(sweep)
+app.command()(mapping)
 
 
 _OF_PROCESS = ("checkpoint_minutes", "trackers")

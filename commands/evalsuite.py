@@ -1,6 +1,5 @@
 """`evalsuite`: the evaluators."""
 
-import json
 import os
 import pkgutil
 import re
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from typer.core import TyperCommand
 
+from commands.result_tables import show
 from commands.screen import (
     HELP,
     Device,
@@ -20,8 +19,6 @@ from commands.screen import (
     Json,
     Workers,
     bar,
-    make_table,
-    results,
     screen,
     shown,
     writable,
@@ -88,7 +85,7 @@ def knn(
             index=index,
             seed=seed,
         )
-    _show(result, to_json)
+    show(result, to_json)
 
 
 @app.command(cls=_ListsDetectors)
@@ -168,7 +165,7 @@ def ood(
             resamples=resamples,
             seed=seed,
         )
-    _show(result, to_json)
+    show(result, to_json)
 
 
 @app.command()
@@ -200,7 +197,7 @@ def fidelity(
         result = evalsuite.fidelity(
             teacher, student, k=k, mapping=mapping, teacher_bank=teacher_bank, student_bank=student_bank, seed=seed
         )
-    _show(result, to_json)
+    show(result, to_json)
 
 
 @app.command()
@@ -237,7 +234,7 @@ def probe(
             progress=lambda done, of: update(done, of, "choosing C" if done < of - 1 else "with the chosen C"), **given,
         )  # fmt: skip
     screen.print(f"C = {result.parameters['c']:g}, {result.parameters['steps']} steps", highlight=False)
-    _show(result, to_json)
+    show(result, to_json)
 
 
 @app.command()
@@ -298,7 +295,7 @@ def robustness(
             detectors=detector or ["knn"], head=head, pgd=() if pgd is None else _numbers(pgd, "--pgd"), pgd_steps=pgd_steps or 20,
             reference=reference, workers=workers, device=device.value, overwrite=overwrite, seed=seed, progress=update,
         )  # fmt: skip
-    _show(result, to_json)
+    show(result, to_json)
 
 
 @app.command()
@@ -318,7 +315,7 @@ def compare(
     _require_no_input(to_json, [a, b])
     with screen.status("comparing"):
         result = evalsuite.compare(a, b, resamples=resamples, seed=seed)
-    _show(result, to_json)
+    show(result, to_json)
 
 
 @app.command()
@@ -394,136 +391,3 @@ def _numbers(text: str, flag: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{flag} {text or repr(text)}: give numbers, separated by commas") from None
-
-
-def _show(result: Any, to_json: str | None) -> None:
-    if to_json != "-":
-        tables = {"ood": _ood_table, "robustness": _robustness_table, "compare": _comparison_table}
-        results.print(tables.get(result.command, _metric_table)(result))
-    if to_json not in (None, "-"):
-        result.write(to_json)  # and, beside it, what was measured of each sample
-    else:
-        write_json(json.loads(result.to_json()), to_json)
-
-
-def _metric_table(result: Any) -> Table:
-    """A row a metric, with what chance would reach; below, the three classes of the lowest values (the rest: JSON)."""
-    chance = result.parameters.get("chance", {})
-    table = make_table(result.command, "metric", "value", "chance", "95 % interval")
-    overall = {name: metric for name, metric in result.metrics.items() if not name.startswith("per_class/")}
-    for name, metric in overall.items():
-        interval = f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else ""
-        table.add_row(shown(name), f"{metric.value:.4f}", f"{chance[name]:.4f}" if name in chance else "", interval)
-    lowest = []
-    for what in overall:
-        classes = [
-            (metric.value, name.removeprefix("per_class/").removesuffix(f"/{what}"))
-            for name, metric in result.metrics.items()
-            if name.startswith("per_class/") and name.endswith(f"/{what}")
-        ]
-        if classes:
-            named = ", ".join(f"{name} {value:.4f}" for value, name in sorted(classes)[:3])
-            lowest.append(shown(f"lowest {what}: {named}"))
-    table.caption = "\n".join(lowest) or None
-    table.caption_justify = "left"
-    return table
-
-
-def _filled(title: str, columns: list[str], rows: list[list[str]], longest: int = 10_000) -> Table:
-    """The rows as a table, their names folded after slashes where they are longer than `longest`."""
-    table = make_table(title, *columns)
-    table.collapse_padding = True
-    for name, *values in rows:
-        lines = [""]
-        for part in re.findall(r"[^/]*/|[^/]+", name):
-            if lines[-1] and len(lines[-1] + part) > longest:
-                lines.append("")
-            lines[-1] += part
-        table.add_row("\n".join(map(shown, lines)), *values)
-    return table
-
-
-def _folded(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """The rows as a table, their names folded as far as the terminal's width wants it."""
-    excess = _excess(_filled(title, columns, rows))
-    longest = max(len(name) for name, *_ in rows)
-    return _filled(title, columns, rows, longest - excess) if excess > 0 else _filled(title, columns, rows)
-
-
-def _excess(table: Table) -> int:
-    """By how many characters the table is wider than the terminal."""
-    return results.measure(table, options=results.options.update(max_width=10_000)).maximum - results.width
-
-
-def _comparison_table(result: Any) -> Table:
-    """A row a metric; below, what differs in the settings, what was not compared, and how many samples were paired."""
-    given = result.parameters
-    rows = []
-    for name, metric in result.metrics.items():
-        interval = f"{metric.ci95[0]:+.4f} to {metric.ci95[1]:+.4f}"
-        verdict = given["verdicts"][name]
-        rows.append([
-            name, f"{given['a'][name]:.4f}", f"{given['b'][name]:.4f}", f"{metric.value:+.4f}", interval,
-            f"[bold]{verdict}[/]" if verdict.endswith("better") else "–",
-        ])  # fmt: skip
-    table = _folded(
-        f"A: {result.inputs['a']['path']}   B: {result.inputs['b']['path']}",
-        [given["command"], "A", "B", "B − A", "95 % interval", "verdict"],
-        rows,
-    )
-    said = ["–: no difference shown"]
-    if given["differing"]:
-        said.append(f"A and B differ in: {'; '.join(given['differing'])}")
-    if left := given["not_compared"]:
-        more = f", and {len(left) - 6} more: --json has them" if len(left) > 6 else ""
-        said.append(f"not compared: {', '.join(left[:6])}{more}")
-    for name, count in given["samples"].items():
-        left_out = count["only_a"] + count["only_b"]
-        said.append(
-            f"{name}: {count['paired']:,} samples"
-            + (f", left out {count['only_a']:,} only in A and {count['only_b']:,} only in B" if left_out else "")
-        )
-    table.caption, table.caption_justify = "\n".join(map(shown, said)), "left"
-    return table
-
-
-def _ood_table(result: Any) -> Table:
-    """A row a detector and set, a column a metric, and the AUROC's interval where there is room."""
-    rows: dict[str, dict[str, str]] = {}
-    for name, metric in result.metrics.items():
-        where, _, what = name.rpartition("/")
-        rows.setdefault(where, {})[what] = f"{metric.value:.4f}"
-        if what == "auroc":
-            rows[where]["95 %_interval"] = f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}"
-    settings = "; ".join(
-        " ".join([spec, *(f"{name}={value}" for name, value in given.items())])
-        + (" (failed)" if spec in result.parameters["failed_detectors"] else "")
-        for spec, given in result.parameters["detectors"].items()
-    )
-    columns = ["ood", *(column.replace("_", "\n") for column in next(iter(rows.values())))]
-    cells = [[where, *values.values()] for where, values in rows.items()]
-    table = _filled(settings, columns, cells)
-    if _excess(table) > 0:
-        at = columns.index("95 %\ninterval")
-        for each in (columns, *cells):
-            del each[at]
-        table = _folded(settings, columns, cells)
-        table.caption, table.caption_justify = "95 % intervals are in the JSON: --json PATH", "left"
-    return table
-
-
-def _robustness_table(result: Any) -> Table:
-    """A row a metric and corruption, a column a severity; intervals are in the JSON."""
-    levels = [*map(str, result.parameters["severities"]), "mean"]
-    rows: dict[str, dict[str, str]] = {}
-    for name, metric in result.metrics.items():
-        corruption, _, rest = name.partition("/")
-        level, _, what = rest.partition("/")
-        if corruption == "pgd" or level not in levels:  # of the clean images, attacked, or a mean over all
-            corruption, level, what = name, "mean", ""
-        rows.setdefault(f"{corruption}/{what}".rstrip("/"), {})[level] = f"{metric.value:.4f}"
-    return _folded(
-        "robustness",
-        ["", *levels],
-        [[row, *(values.get(level, "") for level in levels)] for row, values in rows.items()],
-    )

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import cli
-import commands.distill
 import commands.screen
+import commands.sweep
 import distill
 from distill.sweep import Sweep, cells, expand, markdown, read_sweep, tabulate
 
@@ -131,7 +131,7 @@ def test_a_file_that_is_no_sweep_is_refused(write, text, message):
 
 
 def test_the_example_in_the_help_is_a_sweep(write):
-    example = commands.distill.sweep.__doc__.partition("The file:\n")[2].replace("\\[", "[")
+    example = commands.sweep.sweep.__doc__.partition("The file:\n")[2].replace("\\[", "[")
     found = read_sweep(write("\n".join(line.strip() for line in example.splitlines())))
     assert len(expand(found)) == 2 * 2 * 3 * 2
     assert found.common
