@@ -49,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--mixed", type=int, default=0, help="also train on so many mixtures of the training images")
     parser.add_argument(
-        "--unlabelled", type=Path, nargs="*", default=[], help="folders of images to train on besides CIFAR-10's"
+        "--unlabelled", type=Path, nargs="*", default=[], help="folders or .tar files of images to train on too"
     )
     parser.add_argument(
         "--tiles", type=int, default=0, help="also train on so many squares of each of the 250 photographs"
@@ -59,7 +59,10 @@ def main() -> None:
     teacher = stores(options.work, images, "teacher", TEACHER)
     views = {"augment": options.augment, "views": 1 if options.augment == "none" else options.views}
     views_name = options.augment + (f"-{views['views']}" if views["views"] > 2 else "")
-    extra: dict[str, Path | str] = {folder.name: folder for folder in options.unlabelled}
+    extra: dict[str, Path | str] = {}
+    for given in options.unlabelled:
+        folder = unpacked(given.stem, given.parent, options.work) if given.suffix == ".tar" else given
+        extra[folder.name] = folder
     if options.mixed:
         extra[f"mixed-{options.mixed}"] = f"mixed:{options.mixed}:{images['train']}"
     if options.tiles:
@@ -80,7 +83,7 @@ def main() -> None:
             out = options.work / "runs" / name
             method, method_options = parsed(recipe)
             distill.fit(
-                targets, [str(corpus) for corpus in corpora.values()], out=out, student="tiny", method=method, method_options=method_options,
+                targets, list(map(str, corpora.values())), out=out, student="tiny", method=method, method_options=method_options,
                 epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), resume=True, **student_views,
             )  # fmt: skip
             found = measure(stores(options.work, images, name, f"run:{out}"), teacher)

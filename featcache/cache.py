@@ -1,5 +1,6 @@
 """$FEATCACHE_HOME: stores without a name of their own, and the index by which any row is found by its content."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -59,20 +60,31 @@ def known_stores() -> list[str | Path]:
     return [*sorted(local | set((cache_home() / "stores").glob("*.zarr"))), *sorted(filter(is_url, registered))]
 
 
-def set_aside(path: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Before a finished store on this machine is replaced by one of the same recipe: its rows can still be found.
+@contextlib.contextmanager
+def set_aside(path: str | Path, manifest: Mapping[str, Any]) -> Iterator[None]:
+    """While a finished store on this machine is replaced by one of the same recipe: its rows can still be found.
 
-    To be called by the only writer; `discard_replaced` ends it.
+    For the only writer, around the new store's creation; the old one is back where that fails. `discard_replaced` ends it.
     """
-    if is_url(str(path)) or not Path(path).exists():
-        return
+    moved = not is_url(str(path)) and _is_finished(path, manifest)
+    if moved:
+        discard_replaced(path)
+        os.replace(path, _replaced(path))
+    try:
+        yield
+    except BaseException:
+        if moved and not Path(path).exists():
+            os.replace(_replaced(path), path)
+        raise
+
+
+def _is_finished(path: str | Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a sealed store of the manifest's recipe is there."""
     try:
         store = FeatureStore(path)
     except ValueError:
-        return
-    if store.sealed and _recipe(store.manifest) == _recipe(manifest):
-        discard_replaced(path)
-        os.replace(path, _replaced(path))
+        return False
+    return store.sealed and _recipe(store.manifest) == _recipe(manifest)
 
 
 def discard_replaced(path: str | Path) -> None:

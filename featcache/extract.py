@@ -321,9 +321,7 @@ def _prepare(
     if store is None:
         batch = batch_size or (256 if device == "cuda" else 16)
         manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
-        with writing(path):
-            if overwrite:
-                set_aside(path, manifest)
+        with writing(path), set_aside(path, manifest) if overwrite else contextlib.nullcontext():
             store = create_store(path, manifest, overwrite=overwrite)
     return store, speed
 

@@ -1,5 +1,6 @@
 """No row is ever computed twice; damage is repaired and nothing else."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -174,6 +175,20 @@ def test_an_image_that_can_be_read_again_is_all_that_is_made(make_images, tmp_pa
         extract(str(folder), tiny_encoder(), out, **EXACT)
     store = extract(str(folder), tiny_encoder(), out, overwrite=True, progress=told.append, **EXACT)
     assert (len(store.failed), told[-1].reused) == (0, 11)
+
+
+def test_a_store_that_cannot_be_replaced_stays(make_images, tmp_path, monkeypatch):
+    folder, out = Path(make_images(12)), tmp_path / "a.zarr"
+    whole = files(extract(str(folder), tiny_encoder(), out, **EXACT))
+    shutil.copy(sorted(p for p in folder.rglob("*.*"))[3], folder / "added.png")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("featcache.store._write_skeleton", full)
+    with pytest.raises(OSError, match="its disk is full"):
+        extract(str(folder), tiny_encoder(), out, overwrite=True, **EXACT)
+    assert files(open_store(out)) == whole
 
 
 class Stop(BaseException):
