@@ -24,6 +24,7 @@ from pytorch_ood.metrics import OODMetrics
 from safetensors.numpy import save_file
 
 import evalsuite
+from evalsuite.detectors._moments import principal
 from featcache import write_store
 
 FEATURES = {
@@ -31,7 +32,7 @@ FEATURES = {
     "mahalanobis": lambda w, b: peer.Mahalanobis(None),
     "rmd": lambda w, b: peer.RMD(None),
     "gmm": lambda w, b: peer.GMM(None),
-    "vim": lambda w, b: peer.ViM(None, w.shape[1] // 2, w, b),
+    "vim": lambda w, b: peer.ViM(None, principal(w.shape[1]), w, b),
 }
 LOGITS = {
     "msp": lambda: peer.MaxSoftmax(None),
