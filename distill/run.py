@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 KEEP = 2
@@ -130,7 +130,7 @@ class Run:
             with safe_open(self.path / "mapping.safetensors", "pt") as file:
                 report = {name: float(value) for name, value in json.loads(file.metadata()["report"]).items()}
                 return {name: file.get_tensor(name) for name in file.keys()}, report  # noqa: SIM118
-        except Exception:  # whatever is wrong with the file, what it holds can be fitted again
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):  # it can be fitted again
             return None
 
     def finish(self, student: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:

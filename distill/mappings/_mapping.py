@@ -101,7 +101,7 @@ def restored(mapping: Mapping, tensors: dict[str, Tensor], teacher_dim: int) -> 
         module = mapping.module()
         if isinstance(module, Frozen) and module.state_dict().keys() == tensors.keys():
             return module if module(torch.zeros(1, teacher_dim)).shape == (1, mapping.dim) else None
-    except Exception:  # tensors of another mapping fail in their own ways
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # tensors of another mapping
         pass
     return None
 

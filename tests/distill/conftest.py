@@ -3,14 +3,18 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+from fit_cases import BATCH, EPOCHS, STUDENT
 from PIL import Image
 from torch import Tensor, nn
 
+from distill.fit import fit
+from distill.students import make_student
 from featcache.arrays import write_store
 from featcache.corpus import open_corpus
 from featcache.encoder import Encoder
@@ -73,6 +77,37 @@ def store(images: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureStor
     return extract(
         open_corpus(str(images)), make_teacher(), out, views=3, augment="rrc", device="cpu", precision="fp32"
     )
+
+
+@pytest.fixture(scope="module")
+def train(store, images):
+    """`train(out, ...)`: a small fit into `out`, fields and arguments as given."""
+
+    def train(out: Path, **given):
+        few = {"mapping_steps": 3, "mapping_batch_size": 16} if given.get("method", "tintem") == "tintem" else {}
+        arguments = {
+            "student": "tiny",
+            "embedding_dim": STUDENT,
+            "image_size": 16,
+            "epochs": EPOCHS,
+            "batch_size": BATCH,
+            "method_options": few,
+            "device": "cpu",
+            **given,
+        }
+        return fit(store, str(images), out=out, **arguments)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
+    """One run with the student that it trained and the progress it told; tests only read it."""
+    told, made = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill._inputs.make_student", lambda *a, **k: made.append(make_student(*a, **k)) or made[-1])
+        run = train(tmp_path_factory.mktemp("run") / "a", progress=told.append)
+    return SimpleNamespace(run=run, path=run.path, told=told, student=made[0][0], preprocess=made[0][1])
 
 
 @pytest.fixture
