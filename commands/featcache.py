@@ -76,6 +76,9 @@ def extract(
     augment: Annotated[
         Augment, typer.Option(help="What views 1, 2, … are: mirrored, turned by 90°, or random resized crops.")
     ] = Augment.none,
+    crop_area: Annotated[
+        float, typer.Option(metavar="SHARE", help="Least area of a random resized crop, of the image's.")
+    ] = 0.35,
     fields: Annotated[
         str, typer.Option(help="Comma list of embedding, tokens (of patches), prefix_tokens (class token …), logits.")
     ] = "embedding",
@@ -128,7 +131,7 @@ def extract(
     teachers, outs = teacher.split(","), out.split(",") if out else None
     request = {
         "corpus": corpus, "teachers": teachers, "outs": outs, "views": views, "augment": augment.value,
-        "fields": fields, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
+        "crop_area": crop_area, "fields": fields, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
     }  # fmt: skip
     known = None if overwrite else receipts.recall(request)
     if known is not None:
@@ -155,7 +158,8 @@ def extract(
             update(at.done, at.rows, f"{at.images_per_second:,.0f} images/s{failed}")
 
         stores = featcache.extract_all(
-            images, encoders, outs, views=views, augment=augment.value, fields=fields.split(","),
+            images, encoders, outs, views=views, augment=augment.value, crop_area=crop_area,
+            fields=fields.split(","),
             pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
             batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
             max_failures=max_failures, overwrite=overwrite, announce=announce, progress=show,

@@ -216,7 +216,7 @@ class _Recipe:
 
     def __init__(self, store: FeatureStore):
         self.preprocess = teacher_preprocess(store)
-        self.views = Views(**{key: store.manifest["views"][key] for key in ("count", "augment", "seed")})
+        self.views = Views.from_record(store.manifest["views"])
 
 
 def _join(store: FeatureStore, corpus: Corpus, rows: list[int]) -> Int64[np.ndarray, " n"]:

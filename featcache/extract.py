@@ -34,7 +34,7 @@ from featcache.precision import choose_precision
 from featcache.preprocess import Preprocess
 from featcache.samples import Sample, Wanted, bursts, content_hash, cores, prefetch, read_sample
 from featcache.store import FeatureStore, create_store, looks_like_store
-from featcache.views import PARAMETERS, Views
+from featcache.views import CROP_AREA, PARAMETERS, Views
 
 PROBE_IMAGES = 8
 log = logging.getLogger("featcache")
@@ -126,6 +126,7 @@ def extract_all(
     views: int = 1,
     augment: str = "none",
     seed: int = 0,
+    crop_area: float = CROP_AREA,
     fields: Iterable[str] = (EMBEDDING,),
     pixels: KeptPixels | None = None,
     batch_size: int | None = None,
@@ -147,7 +148,7 @@ def extract_all(
         corpus: a corpus or its spec.
         teachers: encoders or their specs.
         outs: the stores' paths or URLs; under $FEATCACHE_HOME, named by content, when left out.
-        views, augment, seed: the recipe of `featcache.views.Views`.
+        views, augment, seed, crop_area: the recipe of `featcache.views.Views`.
         fields: features to keep, of each teacher's `fields`; the embedding always is.
         pixels: keep the decoded and resized images too.
         batch_size: images a forward pass; by default 16 on a CPU, 256 on a GPU.
@@ -167,7 +168,7 @@ def extract_all(
     """
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
     encoders = [load_encoder(teacher) if isinstance(teacher, str) else teacher for teacher in teachers]
-    recipe = Views(count=views, augment=augment, seed=seed)  # type: ignore[arg-type]
+    recipe = Views(count=views, augment=augment, seed=seed, crop_area=crop_area)  # type: ignore[arg-type]
     device = resolve_device(device)
     if device == "cpu":
         keep_freed_memory()
@@ -382,7 +383,7 @@ def _manifest(
             "digest": rows.hexdigest(),
             "class_names": list(corpus.class_names) if corpus.class_names else None,
         },
-        "views": {**asdict(recipe), "parameters": list(PARAMETERS)},
+        "views": {**recipe.record, "parameters": list(PARAMETERS)},
         "fields": {name: list(encoder.fields[name]) for name in fields},
         "pixels": asdict(pixels) if pixels else None,
         "chunk_rows": chunk_rows(2 * recipe.count * encoder.embedding_dim, len(corpus)),

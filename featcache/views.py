@@ -8,8 +8,9 @@ import hashlib
 import io
 import math
 import random
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,6 +26,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What Pillow may decode. Not all that it can: EPS, for one, would start Ghostscript on a stranger's file."""
 
 AUGMENTS = ("none", "flip", "rotate4", "rrc")
+
+CROP_AREA = 0.35
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused unread. Pillow's own number: there it warns, and raises only at twice as many."""
@@ -69,13 +72,15 @@ class Views:
         count: views a sample. View 0 is always the encoder's plain evaluation view.
         augment: what views 1, 2, … are. "none": nothing, `count` must be 1. "flip": odd views mirror the plain view.
             "rotate4": view v turns the plain view by (v mod 4) × 90° counter-clockwise. "rrc": random resized crop
-            (area 0.35…1 of the image, aspect 3/4…4/3), mirrored with probability 1/2.
+            (area `crop_area`…1 of the image, aspect 3/4…4/3), mirrored with probability 1/2.
         seed: changes every drawn view.
+        crop_area: least area of a random crop, as a share of the image's, above 0 and up to 1.
     """
 
     count: int = 1
     augment: Literal["none", "flip", "rotate4", "rrc"] = "none"
     seed: int = 0
+    crop_area: float = CROP_AREA
 
     def __post_init__(self) -> None:
         if self.augment not in AUGMENTS:
@@ -85,6 +90,24 @@ class Views:
                 f"{self.count} views with augment {self.augment!r}: give --views 2 or more together with "
                 "--augment flip, rotate4 or rrc, or --views 1 alone"
             )
+        if not 0 < self.crop_area <= 1:
+            raise ValueError(f"crop area {self.crop_area} is no share of an image; give one above 0 and up to 1")
+        if self.crop_area != CROP_AREA and self.augment != "rrc":
+            raise ValueError(f"crop area {self.crop_area} with augment {self.augment!r}: only --augment rrc crops")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Views":
+        """What `record` was made of; of a store's manifest, too."""
+        return cls(**{each.name: record[each.name] for each in fields(cls) if each.name in record})
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As the manifest holds it. Without `crop_area` where it is the usual one, so that stores from before there
+        was a choice are still of the same recipe."""
+        record = asdict(self)
+        if self.crop_area == CROP_AREA:
+            del record["crop_area"]
+        return record
 
     def draw(self, size: tuple[int, int], preprocess: Preprocess, sample_id: str, view: int) -> View:
         """The view numbered `view` of an image of `size` (width, height) px."""
@@ -92,7 +115,7 @@ class Views:
             box, flip, turns = _plain_box(size, preprocess), self.augment == "flip" and view % 2 == 1, view % 4
             return View(box, flip=flip, turns=turns if self.augment == "rotate4" else 0)
         digest = hashlib.blake2b(f"{self.seed}\0{sample_id}\0{view}".encode(), digest_size=16).digest()
-        return _random_resized_crop(size, random.Random(int.from_bytes(digest, "little")))
+        return _random_resized_crop(size, self.crop_area, random.Random(int.from_bytes(digest, "little")))
 
 
 def decode(encoded: bytes) -> Image.Image:
@@ -161,14 +184,14 @@ def _plain_box(size: tuple[int, int], preprocess: Preprocess) -> tuple[float, fl
     return left * x, top * y, (left + preprocess.crop) * x, (top + preprocess.crop) * y
 
 
-def _random_resized_crop(size: tuple[int, int], rng: random.Random) -> View:
+def _random_resized_crop(size: tuple[int, int], least: float, rng: random.Random) -> View:
     """Inception-style crop (Szegedy et al. 2015), the draw order of torchvision's RandomResizedCrop.
 
     Only `rng.random()` is used: the one stream that Python promises never to change.
     """
     width, height = size
     for _ in range(10):
-        area = width * height * (0.35 + 0.65 * rng.random())
+        area = width * height * (least + (1 - least) * rng.random())
         aspect = math.exp((2 * rng.random() - 1) * math.log(4 / 3))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:

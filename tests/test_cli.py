@@ -152,6 +152,10 @@ REFUSALS = {
         "photos: already exists and is not a store",
     ),
     "views without augment": ("featcache extract photos --teacher {T} --out x.zarr --views 3", "--augment"),
+    "crop area without crops": (
+        "featcache extract photos --teacher {T} --out x.zarr --crop-area 0.5",
+        "only --augment rrc",
+    ),
     "not a store": ("featcache info photos", "photos: not a feature store"),
     "no store": ("evalsuite knn --bank nowhere.zarr --query t.zarr", "nowhere.zarr: no such store"),
     "unsealed": (

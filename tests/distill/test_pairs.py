@@ -41,14 +41,13 @@ def folder(tmp_path, make_images):
     return make_images(tmp_path / "images", 11)
 
 
-@pytest.fixture
-def seen(folder, tmp_path, make_teacher):
+@pytest.fixture(params=[0.35, 0.8], ids=["crops", "mild crops"])
+def seen(request, folder, tmp_path, make_teacher):
     """Corpus, store, and what the teacher was given: pixels' bytes → (row, view). File 004 is broken."""
     (folder / "004.png").write_bytes(b"no image")
     corpus, teacher = open_corpus(str(folder)), make_teacher()
-    store = extract(
-        corpus, teacher, tmp_path / "s.zarr", views=VIEWS, augment="rrc", seed=5, precision="fp32", workers=2
-    )
+    recipe = {"views": VIEWS, "augment": "rrc", "seed": 5, "crop_area": request.param}
+    store = extract(corpus, teacher, tmp_path / "s.zarr", **recipe, precision="fp32", workers=2)
     rows = [row for row in range(11) if row != 4]
     given = teacher.seen[-len(rows) * VIEWS :]  # before them come the probe's
     where = [(row, view) for row in rows for view in range(VIEWS)]

@@ -281,11 +281,12 @@ def test_one_encoder_serves_several_corpora_in_half_precision(make_images, tmp_p
         (lambda f: {"teacher": tiny_encoder(1)}, "was made by another encoder"),
         (lambda f: {"teacher": tiny_encoder(resize=20)}, "was made by another encoder"),
         (lambda f: {"views": 2, "augment": "rrc"}, "was made with other views"),
+        (lambda f: {"views": 2, "augment": "rrc", "crop_area": 0.5}, "was made with other views"),
         (lambda f: {"fields": ["embedding", "logits"]}, "was made with other fields"),
         (lambda f: (Path(f) / "ant/000.png").unlink(), "was made from other samples or labels"),
         (lambda f: shutil.move(Path(f) / "ant", Path(f) / "owl") and None, "was made from other samples or labels"),
     ],
-    ids=["weights", "preprocessing", "views", "fields", "removed", "renamed"],
+    ids=["weights", "preprocessing", "views", "crop area", "fields", "removed", "renamed"],
 )
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_store_of_something_else_is_refused_and_left_alone(make_images, tmp_path, change, message, finished):

@@ -104,12 +104,14 @@ def test_a_very_long_image_falls_back_to_its_centred_square():
     assert RRC.draw((1000, 10), SQUARE, "a", 1).box == (495, 0, 505, 10)
 
 
-def test_random_crops_fill_their_ranges():
-    """Area is uniform in 0.35…1, aspect log-uniform in 3/4…4/3 and half of the views are mirrored."""
-    drawn = [RRC.draw((1200, 1200), SQUARE, "a", view) for view in range(1, 1000)]
+@pytest.mark.parametrize("least", [0.35, 0.08])
+def test_random_crops_fill_their_ranges(least):
+    """Area is uniform in `crop_area`…1, aspect log-uniform in 3/4…4/3 and half of the views are mirrored."""
+    recipe = Views(count=1000, augment="rrc", crop_area=least)
+    drawn = [recipe.draw((1200, 1200), SQUARE, "a", view) for view in range(1, 1000)]
     sides = np.array([(v.box[2] - v.box[0], v.box[3] - v.box[1]) for v in drawn])
     area, aspect = sides.prod(1) / 1200**2, np.log(sides[:, 0] / sides[:, 1])
-    assert area.min() < 0.37
+    assert least * 0.99 < area.min() < least + 0.02
     assert area.max() > 0.93
     assert abs(aspect.mean()) < 0.02
     assert np.abs(aspect).max() == pytest.approx(np.log(4 / 3), abs=0.01)
@@ -210,11 +212,23 @@ def test_view_0_of_any_recipe_is_the_plain_view():
         ({"count": 2}, "2 views with augment 'none'.*--augment flip, rotate4 or rrc"),
         ({"augment": "rrc"}, "1 views with augment 'rrc': give --views 2 or more"),
         ({"count": 0}, "0 views"),
+        ({"count": 2, "augment": "rrc", "crop_area": 0}, "crop area 0 is no share"),
+        ({"count": 2, "augment": "rrc", "crop_area": 1.5}, "crop area 1.5 is no share"),
+        ({"count": 2, "augment": "flip", "crop_area": 0.5}, "crop area 0.5 with augment 'flip': only --augment rrc"),
     ],
 )
 def test_a_wrong_recipe_is_refused(given, message, unchecked):
     with pytest.raises(ValueError, match=message):
         Views(**given)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"count": 3, "augment": "rrc"}, {"count": 3, "augment": "rrc", "crop_area": 0.8}]
+)
+def test_a_recipe_is_read_back_from_its_record(given):
+    recipe = Views(**given)
+    assert Views.from_record({**recipe.record, "parameters": ["x0"]}) == recipe
+    assert ("crop_area" in recipe.record) == ("crop_area" in given), "as stores made before there was a choice"
 
 
 @pytest.mark.parametrize(
