@@ -2,9 +2,11 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import tomllib
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import tomli_w
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+log = logging.getLogger("distill")
 
 KEEP = 2
 """Checkpoints kept; older ones go. The last but one is for a disk that loses the last."""
@@ -90,8 +94,25 @@ class Run:
             old.unlink()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest, or None."""
-        return torch.load(self.checkpoints[-1], map_location="cpu", weights_only=True) if self.checkpoints else None
+        """The newest that is whole, or None where there is none yet.
+
+        Raises:
+            RuntimeError: there are some, and all are damaged.
+        """
+        for path in reversed(self.checkpoints):
+            try:
+                with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+                    whole = archive.testzip() is None
+                if whole:
+                    return torch.load(path, map_location="cpu", weights_only=True)
+            except (zipfile.BadZipFile, RuntimeError, EOFError, OSError):
+                pass
+            log.warning("%s: is damaged, so it is passed over", path)
+        if self.checkpoints:
+            raise RuntimeError(
+                f"{self.path / 'checkpoints'}: every checkpoint is damaged; train again with another --out"
+            )
+        return None
 
     @property
     def checkpoints(self) -> list[Path]:

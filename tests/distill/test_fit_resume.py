@@ -215,6 +215,45 @@ def test_a_weight_that_is_no_number_is_never_saved(train, tmp_path, monkeypatch)
     assert not Run(tmp_path / "run").finished
 
 
+def flip_a_byte(path):
+    """In the middle of the file, where the tensors are: `torch.load` reads it without a word."""
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    path.write_bytes(damaged)
+    torch.load(path, weights_only=True)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_byte, cut_off, lambda path: path.write_bytes(b"")], ids=["byte", "cut", "empty"]
+)
+def test_a_damaged_checkpoint_is_passed_over_and_costs_nothing_but_time(train, tmp_path, damage, caplog):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", progress=interrupt_at("training", 11))
+    old, new = Run(tmp_path / "run").checkpoints
+    damage(new)
+    train(tmp_path / "run", resume=True)
+    assert caplog.messages == [f"{new}: is damaged, so it is passed over"]
+    for name, weight in load_file(train(tmp_path / "whole").path / "student.safetensors").items():
+        assert torch.equal(weight, load_file(tmp_path / "run" / "student.safetensors")[name]), name
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(train, tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", progress=interrupt_at("training", 11))
+    for path in Run(tmp_path / "run").checkpoints:
+        cut_off(path)
+    before = files(tmp_path / "run")
+    with pytest.raises(
+        RuntimeError, match=r"run/checkpoints: every checkpoint is damaged; train again with another --out"
+    ):
+        train(tmp_path / "run", resume=True)
+    assert files(tmp_path / "run") == before
+
+
 def test_a_disk_too_small_for_the_checkpoints_is_refused_at_once(train, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=5_000_000)
     monkeypatch.setattr("distill.run.shutil.disk_usage", lambda folder: usage)
