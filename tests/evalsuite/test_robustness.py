@@ -302,6 +302,8 @@ def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, m
     ]
     refused = CliRunner().invoke(cli.evalsuite.app, [*line.split(), "--severity", "1-9"])
     assert isinstance(refused.exception, ValueError)
+    refused = CliRunner().invoke(cli.evalsuite.app, line.replace(f"--near n={stores['near'].path} ", "").split())
+    assert "--detector knn:k=2: there is no OOD set to tell apart; give --near or --far" in str(refused.exception)
 
 
 def test_a_corpus_of_fog_is_named_in_letters(tmp_path, monkeypatch, capsys):
