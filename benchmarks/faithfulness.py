@@ -12,6 +12,8 @@ one of its views.
 """
 
 import argparse
+import json
+import re
 import statistics
 from pathlib import Path
 
@@ -40,10 +42,12 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the students' training")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--recipes", default="proteus,mse,cosine,rkd,lightly_v1,tintem,tintem:relation=0.3")
     parser.add_argument("--augment", default="flip", choices=["none", "flip", "rrc"], help="of the stored views")
     parser.add_argument("--views", type=int, default=2, help="stored of each image, unless --augment none")
+    parser.add_argument("--crop-area", type=float, default=0.35, help="least area of a stored crop, of the image's")
     parser.add_argument(
         "--student-augment", choices=["photometric", "crops"], help="train on view 0 against the student's own views"
     )
@@ -59,6 +63,9 @@ def main() -> None:
     teacher = stores(options.work, images, "teacher", TEACHER)
     views = {"augment": options.augment, "views": 1 if options.augment == "none" else options.views}
     views_name = options.augment + (f"-{views['views']}" if views["views"] > 2 else "")
+    if options.augment == "rrc":
+        views["crop_area"] = options.crop_area
+        views_name += f"-{options.crop_area}"
     extra: dict[str, Path | str] = {}
     for given in options.unlabelled:
         folder = unpacked(given.stem, given.parent, options.work) if given.suffix == ".tar" else given
@@ -77,14 +84,16 @@ def main() -> None:
     student_views = {"views": "student", "student_augment": options.student_augment} if options.student_augment else {}
     table = {"teacher": [measure(teacher, teacher)]}
     for seed in options.seeds.split(","):
-        for recipe in options.recipes.split(","):
+        for recipe in re.split(r",(?![^\[]*\])", options.recipes):  # not at the commas of a list
             name = f"{recipe.replace(':', '-')}-{views_name}-{options.epochs}-{options.batch_size}-{seed}"
-            name = "-".join([name, *filter(None, [options.student_augment]), *extra])
+            precision = [options.precision] if options.precision != "fp32" else []
+            name = "-".join([name, *filter(None, [options.student_augment]), *extra, *precision])
             out = options.work / "runs" / name
             method, method_options = parsed(recipe)
             distill.fit(
                 targets, list(map(str, corpora.values())), out=out, student="tiny", method=method, method_options=method_options,
-                epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), resume=True, **student_views,
+                epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), precision=options.precision, resume=True,
+                **student_views,
             )  # fmt: skip
             found = measure(stores(options.work, images, name, f"run:{out}"), teacher)
             table.setdefault(recipe, []).append(found)
@@ -123,10 +132,8 @@ def parsed(recipe: str) -> tuple[str, dict[str, float | bool | str]]:
 
 def value_of(text: str) -> float | bool | str:
     """A number, true or false, or a word."""
-    if text in ("true", "false"):
-        return text == "true"
     try:
-        return float(text)
+        return json.loads(text)
     except ValueError:
         return text
 

@@ -286,7 +286,9 @@ def robustness(
     if pgd_steps and not pgd:
         raise ValueError(f"--pgd-steps {pgd_steps}: nothing is attacked; give --pgd EPS too")
     if detector and not (near or far):
-        raise ValueError(f"--detector {detector[0]}: there is no OOD set to tell apart; give --near or --far NAME=STORE too")
+        raise ValueError(
+            f"--detector {detector[0]}: there is no OOD set to tell apart; give --near or --far NAME=STORE too"
+        )
     import evalsuite
 
     sets = {group: _named_stores(stores or [], f"--{group}") for group, stores in (("near", near), ("far", far))}

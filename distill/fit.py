@@ -18,6 +18,7 @@ from distill._interrupt import PutOffInterrupt
 from distill._schedule import learning_rate, warmup_steps
 from distill._training import Training, checkpoint_bytes, make_accelerator, on_main
 from distill.config import FitConfig, load_method, refuse_wrong_type
+from distill.methods import fitted_tensors
 from distill.pairs import Batch
 from distill.progress import Plan, Progress
 from distill.run import Run
@@ -142,7 +143,7 @@ def _claim_and_prepare(
     on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
     try:
         report = method.prepare(inputs.pairs.source, seed=settings.seed, progress=on_mapping, fitted=run.load_mapping())
-        run.save_mapping(dict(method.named_buffers()), report)
+        run.save_mapping(fitted_tensors(method), report)
     except Exception:
         if new:
             run.give_up()

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.source import Source
 
 Features = dict[str, Tensor]
 """What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D)."""
 Fitted = tuple[dict[str, Tensor], dict[str, float]]
-"""What an earlier `prepare` left: the method's buffers by name, and the report."""
+"""What an earlier `prepare` left: the tensors of `fitted_tensors`, and the report."""
 
 
 class DistillationMethod(Protocol):
@@ -51,3 +51,9 @@ class DistillationMethod(Protocol):
 
     def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
         """Weighted terms by name, of the same (sample, view) pairs; their sum is minimised."""
+
+
+def fitted_tensors(method: nn.Module) -> dict[str, Tensor]:
+    """What `prepare` fitted, by name: the buffers of the method's state."""
+    buffers = dict(method.named_buffers())
+    return {name: value for name, value in method.state_dict().items() if name in buffers}

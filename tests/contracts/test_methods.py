@@ -22,6 +22,7 @@ from method_cases import (
 from torch import nn
 
 from distill import load_method
+from distill.methods import fitted_tensors
 from distill.source import Source
 
 
@@ -90,7 +91,7 @@ def test_prepare_is_a_function_of_source_and_seed(case, source):
 
 def test_prepare_takes_what_an_earlier_one_left(case, source):
     first, report = build(case, source)
-    second, again = build(case, source, fitted=(dict(first.named_buffers()), report))
+    second, again = build(case, source, fitted=(fitted_tensors(first), report))
     assert again == report
     assert second.fields == first.fields
     assert second.state_dict().keys() == first.state_dict().keys()

@@ -233,7 +233,7 @@ def cut_off(path):
 def test_a_damaged_checkpoint_is_passed_over_and_costs_nothing_but_time(train, tmp_path, damage, caplog):
     with pytest.raises(Interrupted):
         train(tmp_path / "run", progress=interrupt_at("training", 11))
-    old, new = Run(tmp_path / "run").checkpoints
+    *_, new = Run(tmp_path / "run").checkpoints
     damage(new)
     train(tmp_path / "run", resume=True)
     assert caplog.messages == [f"{new}: is damaged, so it is passed over"]

@@ -1,0 +1,89 @@
+"""Ours: TinTeM, and at every step each sample's place among the same landmarks, as the teacher sees it."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.methods import Features, Fitted
+from distill.methods.tintem import Method as TinTeM
+from distill.objectives import relation_kl
+from distill.source import Source
+from featcache.layout import EMBEDDING
+
+
+class Method(TinTeM):
+    """TinTeM with a fitted mapping, and the similarities to landmarks that the teacher finds (not in the paper).
+
+    The landmarks are rows of the store, drawn once: possible because the teacher's features are all there before
+    training begins. A batch says little of who is near whom; against the same thousands of landmarks, each sample is
+    told at every step where it lies in the whole corpus, and what of it the mapping lost.
+
+    Head: the mapping, teacher side, fitted before training and frozen. The student has none.
+
+    Terms: TinTeM's, and "landmarks", relation_kl between cos(teacher, landmark) and cos(student, mapped landmark), rows
+    the batch, columns the landmarks, mean over temperatures.
+
+    Options:
+        mapping, tokens: as in `tintem`.
+        landmarks: how many; all rows where there are fewer.
+        weight: of the term "landmarks".
+        temperatures: of the similarity distributions.
+    """
+
+    landmarks: Tensor
+    mapped_landmarks: Tensor
+
+    def __init__(
+        self,
+        teacher_dim: int,
+        student_dim: int,
+        *,
+        mapping: str = "sne",
+        tokens: bool = False,
+        landmarks: int = 4096,
+        weight: float = 0.3,
+        temperatures: Sequence[float] = (0.05, 0.1),
+    ):
+        super().__init__(teacher_dim, student_dim, mapping=mapping, tokens=tokens)
+        if landmarks < 2:
+            raise ValueError(f"landmarks must be 2 or more, got {landmarks}")
+        if not weight >= 0:
+            raise ValueError(f"weight must not be negative, got {weight}")
+        if not temperatures or not all(value > 0 for value in temperatures):
+            raise ValueError(f"temperatures must be one or more numbers greater than 0, got {list(temperatures)}")
+        self._count, self._weight, self._landmark_temperatures = landmarks, weight, tuple(temperatures)
+        # Of unit length. Not of the state: a resumed run draws the same rows again.
+        self.register_buffer("landmarks", None, persistent=False)
+        self.register_buffer("mapped_landmarks", None, persistent=False)
+
+    def prepare(
+        self,
+        source: Source,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        fitted: Fitted | None = None,
+    ) -> dict[str, float]:
+        """Fit the mapping, or take the one that is fitted already; draw the landmarks, in their plain views.
+
+        Raises:
+            ValueError: as in `tintem`.
+        """
+        report = super().prepare(source, seed=seed, progress=progress, fitted=fitted)
+        rows = np.random.default_rng(seed).choice(len(source), min(self._count, len(source)), replace=False)
+        landmarks = torch.from_numpy(source.gather(rows)).float()
+        self.landmarks, self.mapped_landmarks = (F.normalize(x, dim=-1) for x in (landmarks, self._map(landmarks)))
+        return report
+
+    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        similarities = (
+            F.normalize(teacher[EMBEDDING], dim=-1) @ self.landmarks.mT,
+            F.normalize(student[EMBEDDING], dim=-1) @ self.mapped_landmarks.mT,
+        )
+        term = relation_kl(
+            *similarities, temperatures=self._landmark_temperatures, symmetric=False, mask_diagonal=False
+        )
+        return {**super().loss(student, teacher), "landmarks": self._weight * term}
