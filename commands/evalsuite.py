@@ -3,6 +3,7 @@
 import os
 import pkgutil
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -65,7 +66,7 @@ def knn(
     index: Annotated[
         str, typer.Option(metavar="SPEC", help="exact, or a FAISS index: HNSW32, 'IVF4096,Flat;nprobe=16' (quoted), …")
     ] = "exact",
-    seed: Annotated[int, typer.Option(help="Of the few-shot draw and of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
     """k-nearest-neighbour classification: micro (top1, top5) and macro accuracy.
@@ -129,7 +130,7 @@ def ood(
         str | None, typer.Option(metavar="FILE", help="A classifier, for detectors that need one: `evalsuite probe`'s.")
     ] = None,
     resamples: Resamples = 1000,
-    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
     """How well detectors tell ID images from others. AUROC 0.5 is chance, 1 is perfect.
@@ -148,6 +149,7 @@ def ood(
         )
     import evalsuite
 
+    _keep_apart([to_json], [head])
     groups = ("near", near), ("far", far), ("csid", csid)
     sets = {group: _named_stores(given, f"--{group}") if given else None for group, given in groups}
     with screen.status("scoring"):
@@ -184,7 +186,7 @@ def fidelity(
         typer.Option(metavar="STORE", help="Labelled rows that vote.", show_default="the compared rows themselves"),
     ] = None,
     student_bank: Annotated[str | None, typer.Option(metavar="STORE", help="The same samples of the student.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample of rows, chance levels and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample of rows, chance levels and intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
     """How faithfully a student keeps the teacher's angles between images, its neighbours and its votes.
@@ -193,6 +195,7 @@ def fidelity(
     """
     import evalsuite
 
+    _keep_apart([to_json], [mapping])
     with screen.status("comparing"):
         result = evalsuite.fidelity(
             teacher, student, k=k, mapping=mapping, teacher_bank=teacher_bank, student_bank=student_bank, seed=seed
@@ -218,7 +221,7 @@ def probe(
         ),
     ] = None,
     device: DeviceOption = Device.auto,
-    seed: Annotated[int, typer.Option(help="Of the rows that choose C, and of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rows that choose C, and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
     """Logistic regression on the kept embeddings.
@@ -227,6 +230,7 @@ def probe(
     """
     import evalsuite
 
+    _keep_apart([save, to_json], [])
     given: dict[str, Any] = {} if c is None else {"c": _numbers(c, "--c")}
     with bar("probe", "fits") as update:
         result = evalsuite.probe(
@@ -276,7 +280,7 @@ def robustness(
     workers: Workers = None,
     device: DeviceOption = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all stores in --out anew.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the intervals, and where --pgd starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and where --pgd starts.")] = 0,
     to_json: Json = None,
 ) -> None:
     """Accuracy, and AUROC, on corrupted images. Run it again to resume: finished stores are not made again.
@@ -291,6 +295,7 @@ def robustness(
         )
     import evalsuite
 
+    _keep_apart([to_json], [head, reference])
     sets = {group: _named_stores(stores or [], f"--{group}") for group, stores in (("near", near), ("far", far))}
     with bar("robustness", "images") as update:
         result = evalsuite.robustness(
@@ -307,7 +312,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A.json", help="A result of knn, probe, ood or robustness: --json.")],
     b: Annotated[str, typer.Argument(metavar="B.json", help="Another of the same command, on the same samples.")],
     resamples: Resamples = 1000,
-    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
     """Is B better than A? The difference of every metric, with an interval over the samples that both have.
@@ -316,7 +321,7 @@ def compare(
     """
     import evalsuite
 
-    _require_no_input(to_json, [a, b])
+    _keep_apart([to_json], [a, b])
     with screen.status("comparing"):
         result = evalsuite.compare(a, b, resamples=resamples, seed=seed)
     show(result, to_json)
@@ -350,21 +355,24 @@ def report(
         if equals and not os.path.exists(item):
             if not (name and path):
                 raise typer.BadParameter(f"{item}: give RESULT.json or NAME=RESULT.json")
-            names[path] = name
+            if names.setdefault(path, name) != name:
+                raise typer.BadParameter(f"{item}: {path} is called {names[path]} already; give each result one name")
         else:
             path = item
         paths.append(path)
-    _require_no_input(to_json, paths)
+    _keep_apart([out, to_json], paths)
     page = evalsuite.report(paths, out, names=names, title=title)
     screen.print(f"[green]written[/] {shown(page)}: {len(paths)} results, {page.stat().st_size / 1e6:.1f} MB")
     write_json({"command": "report", "out": str(page), "results": paths, "bytes": page.stat().st_size}, to_json)
 
 
-def _require_no_input(to_json: str | None, read: list[str]) -> None:
-    if to_json and to_json != "-":
-        from evalsuite.result import refuse_inputs
+def _keep_apart(written: Sequence[str | Path | None], read: Sequence[str | None]) -> None:
+    """Before any work: no file to be written is one of the files to read, or another one to be written."""
+    from evalsuite.result import refuse_inputs
 
-        refuse_inputs(to_json, read)
+    outputs = [str(path) for path in written if path is not None and str(path) != "-"]
+    for number, path in enumerate(outputs):
+        refuse_inputs(path, [*(each for each in read if each is not None), *outputs[:number]])
 
 
 def _named_stores(given: list[str], flag: str) -> dict[str, str]:

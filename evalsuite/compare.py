@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 
 from evalsuite.metrics import interval95, lower_is_better
 from evalsuite.ood import measured
-from evalsuite.result import Metric, Result, versions
+from evalsuite.result import Metric, Result, samples_file, versions
 
 COMMANDS = ("knn", "ood", "probe", "robustness")
 """The commands whose results hold what was measured of each sample."""
@@ -111,7 +112,7 @@ def _check(names: tuple[str, str], both: list[Result]) -> None:
         )
     for name, result in zip(names, both, strict=True):
         if not result.samples:
-            beside = f"{os.path.splitext(name)[0]}.samples.npz" if name not in ("A", "B") else "its samples"
+            beside = samples_file(Path(name)) if name not in ("A", "B") else "its samples"
             raise ValueError(
                 f"{name} comes without {beside}, what was measured of each sample; "
                 f"run the same `evalsuite {result.command}` command again with --json {name}"
@@ -172,7 +173,7 @@ def _compare_accuracy(
 
 def _parts(result: Result) -> dict[str, list[str]]:
     """By accuracy the names of those that it is the mean of: itself alone, or every severity (and corruption)."""
-    parts = {name: [name] for name in result.samples if name != "sample_id"}
+    parts = {name: [name] for name in result.samples if name not in ("sample_id", "content")}
     corrupted = [found for name in parts if (found := re.fullmatch(r"([^/]+)/\d+/(top1@\d+)", name))]
     for found in corrupted:
         parts.setdefault(f"{found[1]}/mean/{found[2]}", []).append(found[0])
@@ -249,6 +250,15 @@ def _paired(
             f"{names[0]} and {names[1]} share {len(left)} samples{of_set}, too few to compare; "
             "evaluate both on the same corpus"
         )
+    contents = [each.samples.get(key.replace("sample_id", "content", 1)) for each in both]
+    if contents[0] is not None and contents[1] is not None:
+        a, b = contents[0][left], contents[1][right]
+        others = int(((a != b) & (a != 0) & (b != 0)).sum())
+        if others:
+            raise ValueError(
+                f"{names[0]} and {names[1]} are of different images under {others} of the {len(left)} ids{of_set} that "
+                "both have; evaluate both on the same corpus"
+            )
     order = np.argsort(left)
     count = {"paired": len(left), "only_a": len(ids[0]) - len(left), "only_b": len(ids[1]) - len(left)}
     return left[order], right[order], count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from evalsuite.metrics import (
     macro_accuracy,
 )
 from evalsuite.neighbors import search
-from evalsuite.result import Metric, Result, versions
+from evalsuite.result import Metric, Result, content_of, versions
 from evalsuite.rows import Rows, Store
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -84,8 +85,8 @@ def knn(
     bank_rows = labelled_bank if shots is None else _few_shots(labelled_bank, shots, seed)
     own = _positions(bank_rows, query_rows) if same_store else None
     ks = _checked_k(k, bank_rows, same_store)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive, finite number, got {temperature}")
     truth = aligned_labels(bank_rows, query_rows)
 
     approximate = None if index == "exact" else Index(bank_rows, index)
@@ -111,7 +112,10 @@ def knn(
         start += len(block)
 
     metrics: dict[str, Metric] = {}
-    measured: dict[str, np.ndarray] = {"sample_id": query_rows.sample_ids.astype(np.str_)}
+    measured: dict[str, np.ndarray] = {
+        "sample_id": query_rows.sample_ids.astype(np.str_),
+        "content": content_of(query_rows),
+    }
     chance: dict[str, float] = {}
     for n in ks:
         chance |= {

@@ -15,7 +15,7 @@ from evalsuite import detectors as registry
 from evalsuite._presets import stores_of
 from evalsuite.head import Head
 from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics, tied
-from evalsuite.result import Metric, Result, versions
+from evalsuite.result import Metric, Result, content_of, versions
 from evalsuite.rows import Rows, Store
 
 _MOST_TIED = 0.1  # share of rows tied with others that differ, above which scores are said to saturate
@@ -107,6 +107,7 @@ def ood(
             ties[spec], saturated[spec] = _ties(of_sets, alike)
             samples |= {f"score/{spec}/{key}": found for key, found in of_sets.items()}
     samples |= {f"sample_id/{key}": each.sample_ids.astype(np.str_) for key, each in rows.items()}
+    samples |= {f"content/{key}": content_of(each) for key, each in rows.items()}
     if not metrics:
         reasons = "; ".join(f"{spec}: {error}" for spec, error in failures.items())
         raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
@@ -311,7 +312,13 @@ def score_all(
     """
     parts: dict[str, list[np.ndarray]] = {spec: [] for spec in fitted}
     fields = dict.fromkeys(field for detector in fitted.values() for field in registry.needs(detector))
-    for block in rows.blocks_of(fields | {"embedding": None}):
+
+    def lose(field: str, error: Exception) -> None:
+        for spec in [spec for spec, detector in fitted.items() if field in registry.needs(detector)]:
+            failures[spec] = error
+            del fitted[spec]
+
+    for block in rows.blocks_of(fields | {"embedding": None}, lose):
         look(block["embedding"])
         for spec, detector in list(fitted.items()):
             with lost_alone(spec, failures):

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from evalsuite.knn import aligned_labels
 from evalsuite.metrics import bootstrap_accuracy, bootstrap_macro_accuracy, interval95, macro_accuracy
-from evalsuite.result import Metric, Result, versions, whole_file
+from evalsuite.result import Metric, Result, content_of, versions, whole_file
 from evalsuite.rows import Rows, Store
 from featcache._disk import require_writable
 
@@ -180,7 +180,12 @@ def probe(
         },
         metrics,
         versions("torch"),
-        {"sample_id": test_rows.sample_ids.astype(np.str_), "probe/top1": top1, "probe/top5": top5},
+        {
+            "sample_id": test_rows.sample_ids.astype(np.str_),
+            "content": content_of(test_rows),
+            "probe/top1": top1,
+            "probe/top5": top5,
+        },
     )
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from jaxtyping import UInt64
 
 from featcache._disk import require_writable
 
@@ -43,9 +45,11 @@ class Result:
     `samples` holds what was measured of each sample, which a report draws and a comparison pairs by `sample_id`:
 
     - knn and probe: `sample_id` (n,) and, for each accuracy, whether the sample was right, under the metric's name.
-    - robustness: `sample_id` (n,) and the same under `clean/top1@K`, `CORRUPTION/SEVERITY/top1@K` and `pgd/EPS/top1`.
+    - robustness: the same under `clean/top1@K`, `CORRUPTION/SEVERITY/top1@K` and `pgd/EPS/top1`.
     - ood, SET being `id_test`, `near/NAME`, `far/NAME` or `csid/NAME`: `sample_id/SET` (n,), `score/DETECTOR/SET` (n,), and
       `map/SET` (n, 2): unit embeddings on the two principal directions of `id_train`.
+    - all of them: `content` (n,), of ood `content/SET`: the first 8 bytes of the encoded image's hash as a whole number,
+      0 where there is no image, by which a comparison knows that both saw the same image.
     """
 
     command: str
@@ -62,6 +66,8 @@ class Result:
         """
         record = asdict(replace(self, samples={}))
         del record["samples"]
+        if self.samples:
+            record["samples"] = _digest(self.samples)
         return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, path: str | os.PathLike[str]) -> Path:
@@ -74,10 +80,10 @@ class Result:
         require_writable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.samples:
-            with whole_file(_beside(target)) as file:
+            with whole_file(samples_file(target)) as file:
                 np.savez_compressed(file, **self.samples)  # type: ignore[arg-type]
         else:
-            _beside(target).unlink(missing_ok=True)
+            samples_file(target).unlink(missing_ok=True)
         with whole_file(target) as file:
             file.write(text)
         return target
@@ -107,24 +113,39 @@ class Result:
             raise ValueError(
                 f"{path} is not a result file ({error}); write one with `evalsuite COMMAND … --json {path}`"
             ) from error
-        result.samples = _read_samples(_beside(Path(path)))
-        if not _fitting(result):
+        result.samples, digest = _read_samples(samples_file(Path(path))), record.get("samples")
+        if not _fitting(result) or (result.samples and digest not in (None, _digest(result.samples))):
             raise ValueError(
-                f"{_beside(Path(path))} does not fit {path}: it is of another result; "
+                f"{samples_file(Path(path))} does not fit {path}: it is of another result; "
                 f"run the same `evalsuite {result.command}` command again with --json {path}"
             )
         return result
 
 
 def refuse_inputs(path: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]) -> None:
-    """Raise `ValueError` where `path` is one of the result files `inputs`, or the samples beside one."""
-    read = {os.path.realpath(file) for each in inputs for file in (each, _beside(Path(each)))}
-    if os.path.realpath(path) in read:
-        raise ValueError(f"cannot write {path} (it is one of the results to read); give another path")
+    """Raise `ValueError` where writing a result or a page to `path` would replace one of the files `inputs`, or the
+    samples beside one."""
+    read = {os.path.realpath(file) for each in inputs for file in (each, samples_file(Path(each)))}
+    if read & {os.path.realpath(path), os.path.realpath(samples_file(Path(path)))}:
+        raise ValueError(f"cannot write {path} (it is one of this command's other files); give another path")
 
 
-def _beside(path: Path) -> Path:
-    return path.parent / f"{path.stem}.samples.npz"
+def samples_file(path: Path) -> Path:
+    """Of `r.json` r.samples.npz; of any other name, all of it stays, so that no two results share their samples."""
+    return path.parent / f"{path.name.removesuffix('.json')}.samples.npz"
+
+
+def _digest(samples: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, of in sorted(samples.items()):
+        digest.update(f"{name} {of.dtype.str} {of.shape}".encode())
+        digest.update(np.ascontiguousarray(of).tobytes())
+    return digest.hexdigest()
+
+
+def content_of(rows: Any) -> UInt64[np.ndarray, " n"]:
+    """What `samples` holds under `content`, of `evalsuite.rows.Rows`."""
+    return np.ascontiguousarray(rows.content[:, :8]).view(np.uint64)[:, 0]
 
 
 def _fitting(result: Result) -> bool:
@@ -135,7 +156,7 @@ def _fitting(result: Result) -> bool:
         if not any(name.endswith(key) and of.shape[:1] == (n,) for key, n in rows.items()):
             return False
     if result.command != "ood":
-        return result.samples.keys() - {"sample_id"} <= result.metrics.keys()
+        return result.samples.keys() - {"sample_id", "content"} <= result.metrics.keys()
     scores = {name for name in result.samples if name.startswith("score/")}
     detectors = {name.split("/")[1] for name in scores}
     measured = {name.partition("/")[0] for name in result.metrics}

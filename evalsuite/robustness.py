@@ -187,7 +187,8 @@ def robustness(
     accuracies = [name for name in metrics if name.endswith(f"/{top1}")]
     samples = {}
     if _same_images(list(measured.values())):
-        samples = {"sample_id": measured[CLEAN].ids} | {f"{w}/{top1}": of.correct for w, of in measured.items()}
+        samples = {"sample_id": measured[CLEAN].ids, "content": measured[CLEAN].content}
+        samples |= {f"{where}/{top1}": of.correct for where, of in measured.items()}
         samples |= attacked
     return Result(
         "robustness",
@@ -219,7 +220,8 @@ class _Measured:
 
     def __init__(self, votes: Result, top1: str, aurocs: dict[str, tuple[float, np.ndarray]]) -> None:
         self.top1 = top1
-        self.ids, self.correct = votes.samples["sample_id"], votes.samples[top1]
+        self.ids, self.content = votes.samples["sample_id"], votes.samples["content"]
+        self.correct = votes.samples[top1]
         self.chance: float = votes.parameters["chance"][top1]
         self.aurocs = aurocs
         self.metrics = {top1: votes.metrics[top1]} | {

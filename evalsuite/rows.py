@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -92,21 +92,34 @@ class Rows:
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
 
-    def blocks_of(self, fields: Iterable[str]) -> Iterator[dict[str, Float[np.ndarray, "_ d"]]]:
+    def blocks_of(
+        self, fields: Iterable[str], lose: Callable[[str, Exception], None] | None = None
+    ) -> Iterator[dict[str, Float[np.ndarray, "_ d"]]]:
         """Several fields of the same rows in order, as float32: 64 MiB of them all at a time.
+
+        With `lose`, a field other than the embedding in which a value is not finite ends nothing: `lose` is told, and
+        the field is missing from that block on.
 
         Raises `ValueError` when the store lacks a field or a value is not finite.
         """
-        fields = tuple(fields)
+        fields = list(fields)
         for field in fields:
             self.require_field(field)
         size = max(1, _BLOCK_FLOATS // max(1, sum(self._width(field) for field in fields)))
-        head = self.head if {"embedding", "logits"} <= set(fields) else None
         for start in range(0, len(self), size):
             positions = np.arange(start, min(start + size, len(self)))
-            block = {field: self.take(positions, field) for field in fields if head is None or field != "logits"}
-            if head is not None:  # of the embeddings already read
-                block["logits"] = self._finite(head.logits(block["embedding"]), positions, "logits")
+            block: dict[str, np.ndarray] = {}
+            for field in sorted(fields, key="embedding".__ne__):
+                try:
+                    if field == "logits" and self.head is not None and "embedding" in block:  # already read
+                        block[field] = self._finite(self.head.logits(block["embedding"]), positions, field)
+                    else:
+                        block[field] = self.take(positions, field)
+                except ValueError as error:
+                    if lose is None or field == "embedding":
+                        raise
+                    lose(field, error)
+                    fields.remove(field)
             yield block
 
     def _width(self, field: str) -> int:

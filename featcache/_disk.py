@@ -51,6 +51,8 @@ def require_writable(path: str | os.PathLike[str], what: str = "path") -> None:
     try:
         if target.exists() and not target.is_file():
             reason = "it is a folder" if target.is_dir() else "it is no plain file"
+        if any((each / "zarr.json").exists() for each in target.absolute().parents):
+            reason = "it would lie inside a store"
         folder = next(each for each in target.absolute().parents if each.exists())
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

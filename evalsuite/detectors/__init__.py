@@ -11,6 +11,7 @@ for `_pp`, as no module can have a plus in its name: `mahalanobis++` is `mahalan
 from __future__ import annotations
 
 import inspect
+import math
 import tomllib
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -85,6 +86,8 @@ def build(spec: str, **defaults: Any) -> Detector:
         kind = type(known[argument].default)
         if kind is float and type(value) is int:
             value = given[argument] = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"detector {name}: {argument} must be a finite number, got {value}")
         if kind in _KINDS and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
             raise ValueError(f"detector {name}: {argument} must be {_KINDS[kind]}, got {value!r}")
     return detector(**given)

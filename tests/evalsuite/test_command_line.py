@@ -58,12 +58,26 @@ OOD = "ood --id-train train.zarr --id-test test.zarr"
         ),
         ("probe --train a --test b --save .", "error: cannot write . (it is a folder); give another --save path"),
         ("report r.json --out .", "error: cannot write . (it is a folder); give another --out path"),
-        ("report r.json --out r.json", "error: cannot write r.json (it is one of the results to read); give another"),
+        (
+            "report r.json --out r.json",
+            "error: cannot write r.json (it is one of this command's other files); give another",
+        ),
         (
             "report r.json --json r.json",
-            "error: cannot write r.json (it is one of the results to read); give another path",
+            "error: cannot write r.json (it is one of this command's other files); give another path",
         ),
-        ("compare r.json r.json --json r.samples.npz", "(it is one of the results to read); give another path"),
+        ("compare r.json r.json --json r.samples.npz", "(it is one of this command's other files); give another path"),
+        ("compare r.json r.json --json r", "(it is one of this command's other files); give another path"),
+        ("report r.json --out p.html --json p.html", "cannot write p.html (it is one of this command's other files)"),
+        ("report A=r.json B=r.json --out p.html", "B=r.json: r.json is called A already; give each result one name"),
+        ("probe --train a --test b --save h --json h", "cannot write h (it is one of this command's other files)"),
+        (f"{OOD} --near n=n.zarr --head h --json h", "cannot write h (it is one of this command's other files)"),
+        ("fidelity --teacher t --student s --mapping m --json m", "cannot write m (it is one of this command's other"),
+        (
+            "robustness --encoder e --corpus c --bank b --out o --reference r.json --json r.json",
+            "cannot write r.json (it is one of this command's other files)",
+        ),
+        (f"{KNN} --seed -1", "Invalid value for '--seed'"),
     ],
 )
 def test_what_is_refused_is_said_in_the_words_of_the_command_line(command, tmp_path, line, said):
@@ -74,6 +88,28 @@ def test_what_is_refused_is_said_in_the_words_of_the_command_line(command, tmp_p
     assert code == 2
     assert said in err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_no_result_is_written_into_a_store(command, stores, tmp_path):
+    before = (tmp_path / "train.zarr" / "zarr.json").read_bytes()
+    for place in ("train.zarr/zarr.json", "train.zarr/new/r.json"):
+        code, _, err = command(f"{KNN} --k 1 --json {place}")
+        assert code == 2
+        assert f"cannot write {place} (it would lie inside a store); give another --json path" in err
+    assert (tmp_path / "train.zarr" / "zarr.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"{KNN} --k 1 --temperature inf", "temperature must be a positive, finite number, got inf"),
+        (f"{OOD} --near n=far.zarr --detector gmm:reg=nan", "detector gmm: reg must be a finite number, got nan"),
+    ],
+)
+def test_numbers_that_no_result_file_can_hold_are_refused(command, stores, line, said):
+    code, _, err = command(f"{line} --json r.json")
+    assert code == 2
+    assert said in err
 
 
 def test_a_full_disk_costs_the_file_and_not_the_table(command, stores, monkeypatch):

@@ -296,6 +296,30 @@ def test_what_cannot_be_compared_says_why(ids, two):
             compare(a, b)
 
 
+def test_other_images_under_the_same_ids_are_not_compared(make_store, rng, monkeypatch):
+    """Two stores of other images whose ids are the same; one that keeps no images is nobody's contradiction."""
+    labels, rows = np.repeat(range(3), 8), np.eye(8)[np.repeat(range(3), 8)]
+    train = make_store("train", rows + 0.1 * rng.normal(size=(24, 8)), labels=labels)
+    contents = {"a": rng.integers(1, 255, (24, 16), np.uint8), "none": np.zeros((24, 16), np.uint8)}
+    contents["b"] = np.where(np.arange(24)[:, None] < 5, contents["a"] ^ 1, contents["a"])
+    found = {}
+    for name, content in contents.items():
+        query = make_store(name, rows + 0.1 * rng.normal(size=(24, 8)), labels=labels)
+        monkeypatch.setattr(query, "content", content, raising=False)
+        found[name] = [
+            knn(train, query, [3]),
+            probe(train, query, c=[1.0]),
+            ood(id_train=train, id_test=query, near={"n": make_store(f"{name}-n", rows)}, detectors=["knn:k=3"]),
+        ]
+    for a, b, none in zip(found["a"], found["b"], found["none"], strict=True):
+        with pytest.raises(
+            ValueError, match=r"are of different images under 5 of the 24 ids.* evaluate both on the same"
+        ):
+            compare(a, b)
+        assert compare(a, none, resamples=5).metrics
+        assert compare(a, a, resamples=5).metrics
+
+
 def test_a_file_without_samples_beside_it_says_how_to_get_them(ids, tmp_path):
     paths = [accuracies(ids, top1=np.ones(40, bool)).write(tmp_path / f"{name}.json") for name in "ab"]
     (tmp_path / "b.samples.npz").unlink()

@@ -196,7 +196,7 @@ def test_wrong_input_names_the_store_and_the_remedy(make_store):
         knn(bank, bank, k=[4])
     with pytest.raises(ValueError, match="at least 1"):
         knn(bank, bank, k=[0])
-    with pytest.raises(ValueError, match="temperature must be positive"):
+    with pytest.raises(ValueError, match="temperature must be a positive, finite number"):
         knn(bank, bank, k=[1], temperature=0.0)
     with pytest.raises(ValueError, match=r"bare\.zarr has no labels; extract"):
         knn(bank, make_store("bare", np.eye(4)), k=[1])

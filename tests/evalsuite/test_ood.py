@@ -254,6 +254,21 @@ def test_a_row_that_is_not_finite_is_named(stores, arrays, make_store):
         run(stores | {"near": bad}, detectors=["knn"], resamples=5)
 
 
+@pytest.mark.parametrize("where", ["test", "far_b"])
+def test_logits_that_are_not_finite_lose_only_what_needs_them(with_logits, make_store, where):
+    """In the last row of one set: whatever was scored before it."""
+    expected = run(with_logits, detectors=["knn:k=5"], resamples=5)
+    store = with_logits[where]
+    logits = np.array(store.gather(range(len(store)), field="logits"))
+    logits[-1, 0] = np.nan
+    bad = make_store("bad", store.gather(range(len(store))), logits=logits)
+    with pytest.warns(RuntimeWarning, match=r"detector msp failed .*bad\.zarr row \d+: logits is not finite"):
+        result = run(with_logits | {where: bad}, detectors=["msp", "knn:k=5"], resamples=5)
+    assert {name: metric.value for name, metric in result.metrics.items()} == {
+        name: metric.value for name, metric in expected.metrics.items()
+    }
+
+
 def test_all_failing_names_the_bank(stores):
     with pytest.raises(ValueError, match=r"k=81 .*train\.zarr, which has 80 rows; use k from 1 to 80"):
         run(stores, k=81)
@@ -443,7 +458,7 @@ def test_samples_hold_what_was_measured_of_each(make_store, rng, clusters):
     result = ood(id_train=stores[0], id_test=stores[1], far={"far": stores[2]}, detectors=["knn:k=3"], resamples=10)
     samples = result.samples
     assert set(samples) == {
-        f"{what}/{name}" for what in ("sample_id", "map", "score/knn:k=3") for name in ("id_test", "far/far")
+        f"{what}/{name}" for what in ("sample_id", "content", "map", "score/knn:k=3") for name in ("id_test", "far/far")
     }
     scores = samples["score/knn:k=3/id_test"], samples["score/knn:k=3/far/far"]
     assert ood_metrics(*scores)["auroc"] == result.metrics["knn:k=3/far/far/auroc"].value

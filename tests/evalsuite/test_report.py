@@ -196,7 +196,7 @@ def test_no_result_is_overwritten_by_the_page(tmp_path: Path) -> None:
     result = ood_result("f", "vit").write(tmp_path / "r.json")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for out in (result, tmp_path / "r.samples.npz"):
-        with pytest.raises(ValueError, match="it is one of the results to read"):
+        with pytest.raises(ValueError, match="it is one of this command's other files"):
             report([result], out)
     with pytest.raises(ValueError, match=r"cannot write .* \(it is a folder\)"):
         report([result], tmp_path)

@@ -53,6 +53,25 @@ def test_samples_lie_beside_the_json(result, tmp_path):
     )
 
 
+def test_every_name_of_a_result_has_samples_of_its_own(result, tmp_path):
+    result.metrics = {"top1@1": Metric(1.0)}
+    for name, right in (("r.teacher", True), ("r.student", False)):
+        result.samples = {"sample_id": np.array(["a"]), "top1@1": np.array([right])}
+        result.write(tmp_path / name)
+    assert Result.read(tmp_path / "r.teacher").samples["top1@1"].tolist() == [True]
+    assert Result.read(tmp_path / "r.student").samples["top1@1"].tolist() == [False]
+
+
+def test_samples_of_another_result_are_noticed_though_names_and_rows_fit(result, tmp_path):
+    result.metrics = {"top1@1": Metric(1.0)}
+    for name, right in (("a", True), ("b", False)):
+        result.samples = {"sample_id": np.array(["x"]), "top1@1": np.array([right])}
+        result.write(tmp_path / f"{name}.json")
+    (tmp_path / "b.samples.npz").replace(tmp_path / "a.samples.npz")
+    with pytest.raises(ValueError, match=r"a\.samples\.npz does not fit .*a\.json: it is of another result"):
+        Result.read(tmp_path / "a.json")
+
+
 def test_damaged_samples_are_named(result, tmp_path):
     result.samples = {"sample_id": np.array(["a"])}
     path = result.write(tmp_path / "r.json")
@@ -90,7 +109,7 @@ def test_what_cannot_be_written_is_named_before_anything_is(result, tmp_path):
         with pytest.raises(ValueError, match=f"{reason}.*; give another --json path"):
             require_writable(target, "--json path")
     for target in (file, tmp_path / "r.samples.npz"):
-        with pytest.raises(ValueError, match="it is one of the results to read"):
+        with pytest.raises(ValueError, match="it is one of this command's other files"):
             refuse_inputs(target, ["other.json", file])
     refuse_inputs(tmp_path / "new" / "x.json", [file])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "r.json", "r.samples.npz"]
