@@ -99,6 +99,8 @@ def fit(
         _set(given, setting)
     if given.get("method", "tintem") == method_of_file:  # another method has other options
         given["method_options"] = {**options_of_file, **given.get("method_options", {})}
+    if resume and out and not given.get("store") and not (out / "config.toml").exists():
+        raise ValueError(f"{out}: holds no run to resume (config.toml); begin one with --store and --student")
     missing = [f"--{name}" for name in ("store", "out", "student") if name not in given]
     if missing:
         raise typer.BadParameter(f"give {', '.join(missing)}")
@@ -135,7 +137,7 @@ def fit(
         screen.print("held-out samples: " + ", ".join(f"{name} {value:.4f}" for name, value in named.items()))
     if "mapping/deviation" in final:
         loss = (
-            f"SNE loss {final['mapping/sne_start']:.4f} (spectral) → {final['mapping/sne']:.4f}, "
+            f"SNE loss {final['mapping/sne_start']:.4f} → {final['mapping/sne']:.4f}, "
             if "mapping/sne_start" in final
             else ""
         )

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from distill.config import FitConfig, load_method
 from distill.evaluation import HeldOut, split
-from distill.pairs import Pairs, teacher_preprocess
+from distill.pairs import CHECKED, Pairs, teacher_preprocess
 from distill.source import Source
 from distill.students import make_student
 from featcache.corpora.store import KeptImages
@@ -92,6 +92,7 @@ def set_up(
         drop_path=settings.drop_path,
         pretrained=settings.pretrained,
     )
+    refuse_small_images(preprocess, corpora)
     trained, held = split(len(source), settings.holdout, settings.seed)
     views: dict[str, Any] = {"views": settings.views, "student_augment": settings.student_augment}
     pairs = Pairs(source.take(trained), corpora, preprocess, workers, processes=processes, **views)
@@ -126,6 +127,22 @@ def open_all(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]
         KeptImages(kept) if each is None else open_corpus(each) if isinstance(each, str) else each
         for kept, each in zip(stores, images, strict=True)
     ]
+
+
+def refuse_small_images(preprocess: Preprocess, corpora: list[Corpus]) -> None:
+    """Kept images were made smaller than they had been, and smaller than the student's input is.
+
+    Raises:
+        ValueError: so it is.
+    """
+    for corpus in corpora:
+        if isinstance(corpus, KeptImages) and corpus.size < preprocess.size:
+            some = range(0, len(corpus), max(1, len(corpus) // CHECKED))
+            if any(min(corpus.original_size(i)) > corpus.size for i in some):
+                raise ValueError(
+                    f"{corpus.spec}: keeps its images at {corpus.size} px, less than the student's {preprocess.size}; give "
+                    f"the images with --corpus, extract with --pixels {preprocess.size}, or set image_size={corpus.size}"
+                )
 
 
 def refuse_unequal_parts(settings: FitConfig, samples: int, processes: int) -> None:

@@ -149,10 +149,15 @@ class Training:
         return terms
 
     def embed(self, batch: Batch) -> tuple[Tensor, Features]:
-        """Embeddings of the student that will be saved, and the teacher's features, float32."""
+        """Embeddings of the student that will be saved, as it will be used, and the teacher's features, float32."""
         images, teacher = self._on_device(batch)
-        with self._accelerator.autocast():
-            return self.saved(images).float(), teacher
+        training = self.saved.training
+        self.saved.eval()  # else batch norms would learn from these images, and drop-path would drop
+        try:
+            with self._accelerator.autocast():
+                return self.saved(images).float(), teacher
+        finally:
+            self.saved.train(training)
 
     @property
     def saved(self) -> nn.Module:

@@ -105,6 +105,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         for each in fields(self):
             refuse_wrong_type(each.name, getattr(self, each.name), each.type)
+        object.__setattr__(self, "method", self.method.replace("-", "_"))
         if self.warmup_epochs is None:
             object.__setattr__(self, "warmup_epochs", self.epochs / 10)
         if self.eval_every and not self.holdout:

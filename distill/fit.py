@@ -21,7 +21,7 @@ from distill.config import FitConfig, load_method, refuse_wrong_type
 from distill.methods import fitted_tensors
 from distill.pairs import Batch
 from distill.progress import Plan, Progress
-from distill.run import Run
+from distill.run import Run, difference
 from featcache.allocator import keep_freed_memory
 from featcache.corpus import Corpus
 from featcache.extract import resolve_device
@@ -216,6 +216,11 @@ class _Loop:
         checkpoint, settings = run.load_checkpoint(), inputs.settings
         self._per_epoch = inputs.pairs.batches(settings.batch_size)
         self.steps, self.step = settings.epochs * self._per_epoch, checkpoint["step"] if checkpoint else 0
+        if checkpoint and (edited := difference(checkpoint.get("config", inputs.config), inputs.config)):
+            raise ValueError(
+                f"{run.path}: its checkpoints were made with another configuration than its config.toml now says ({edited}); "
+                "undo that change, or choose another --out"
+            )
         if self.step > self.steps:
             raise ValueError(
                 f"{run.checkpoints[-1]}: is of step {self.step}, but this run has {self.steps}; choose another --out"
@@ -279,7 +284,7 @@ class _Loop:
     def save(self) -> None:
         """Write a checkpoint, in the main process."""
         if self._accelerator.is_main_process:
-            state = {"step": self.step, "totals": self._totals, **self.training.state()}
+            state = {"step": self.step, "totals": self._totals, "config": self._inputs.config, **self.training.state()}
             self._run.save_checkpoint(self.step, state)
         self._saved = time.monotonic()
 

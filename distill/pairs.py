@@ -207,7 +207,10 @@ class Pairs:
             return encoded, corpus.original_size(sample)
         # Of kept images, the teacher saw the kept one itself, if anything: its store was extracted from `store:PATH`.
         if any(seen) and content_hash(encoded) != seen:
-            raise ValueError(f"{corpus.ids[sample]}: has changed since {store.path} was extracted; extract it again")
+            raise ValueError(
+                f"{corpus.ids[sample]}: has changed since {store.path} was extracted; put the image back, or extract again "
+                "and train with another --out"
+            )
         return encoded, None
 
 

@@ -1,5 +1,6 @@
 """The run folder: everything a run leaves behind, each file complete or absent."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -34,7 +35,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "student.json").exists()
+        return all((self.path / name).exists() for name in ("student.json", "student.safetensors"))
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -48,7 +49,10 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """One record an epoch, oldest first."""
         file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        try:
+            return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        except ValueError:
+            raise ValueError(f"{file}: is damaged; remove it, then what it tells of earlier epochs is lost") from None
 
     def open(self, config: Mapping[str, Any], *, resume: bool) -> None:
         """Claim the folder for `config`.
@@ -63,13 +67,19 @@ class Run:
         if self.config is None:
             if self.path.exists() and any(p.suffix != ".partial" for p in self.path.iterdir()):
                 raise ValueError(f"{self.path}: is not empty and holds no run; choose another --out")
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise ValueError(f"{self.path}: lies below a file; choose another --out") from None
             _atomically(self.path / "config.toml", lambda part: part.write_text(tomli_w.dumps(config)))
             (self.path / "checkpoints").mkdir()
-        elif difference := _difference(self.config, config):
-            raise ValueError(
-                f"{self.path}: holds a run with another configuration ({difference}); choose another --out"
+        elif changed := difference(self.config, config):
+            begun = (
+                "choose another --out"
+                if self.checkpoints or self.finished
+                else "nothing is trained there yet: remove it"
             )
+            raise ValueError(f"{self.path}: holds a run with another configuration ({changed}); {begun}")
         elif not resume and not self.finished:
             raise ValueError(
                 f"{self.path}: holds this run, unfinished; continue it with --resume, or choose another --out"
@@ -79,6 +89,8 @@ class Run:
         """Leave the folder as it was before `open`: nothing has been trained."""
         (self.path / "checkpoints").rmdir()
         (self.path / "config.toml").unlink()
+        with contextlib.suppress(OSError):  # other files were there before
+            self.path.rmdir()
 
     def log(self, records: list[dict[str, Any]]) -> None:
         _atomically(
@@ -168,9 +180,13 @@ def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
     os.replace(part, path)
 
 
-def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In words, digests by their beginning; "" where both name the same, by whatever path."""
+def difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words, digests by their beginning; "" where both name the same, by whatever path. A store of the same digest
+    is the same wherever it lies."""
+    was, now = (json.loads(json.dumps(each)) for each in (was, now))  # tuples and lists compare equal
     keys = sorted(key for key in {*was, *now} if _resolved(key, was.get(key)) != _resolved(key, now.get(key)))
+    if was.get("store_digest") == now.get("store_digest"):
+        keys = [key for key in keys if key != "store"]
     return ", ".join(f"{key}: {_short(key, was.get(key))!r} there, {_short(key, now.get(key))!r} here" for key in keys)
 
 

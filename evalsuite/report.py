@@ -31,8 +31,11 @@ _EVALUATED = ("student", "encoder", "query", "test", "id_test", "id_train", "tra
 
 _BINS = 48  # of a histogram
 _BEYOND = 0.005  # share of the pooled scores that may lie beyond each end of a histogram's axis
-_CURVE_POINTS = 160  # of a ROC curve
-_MAP_POINTS = 2000  # of each set on a map
+_CURVE_POINTS, _LEAST_CURVE_POINTS = 160, 16  # of a ROC curve
+_MAP_POINTS, _LEAST_MAP_POINTS = 2000, 50  # of each set on a map
+_ALL_CURVE_POINTS = 40_000  # of all curves of a page, some 16 bytes each
+_ALL_MAP_POINTS = 80_000  # of all maps of a page, some 10 bytes each
+_MOST_BYTES = 3_000_000  # of a page; a larger one is slow to open and to send
 _MAP_STEPS = 4095  # the places of a map are whole numbers from 0 to this
 _SHOWN_NOTICES = 12
 
@@ -59,7 +62,7 @@ def report(
 
     Histograms have 48 equal bins from the 0.5th to the 99.5th percentile of a detector's pooled scores; what lies
     beyond is in the outermost bins. Curves keep at most 161 of their corners and maps at most 2,000 places a set,
-    evenly spread over its rows.
+    evenly spread over its rows; fewer each where there are many, to keep the page under 3 MB. A larger one warns.
 
     Raises `ValueError` when there is no result, a file is not one, one name is given to two encoders, or no page can
     be written to `out`: it is a folder, or one of `results`.
@@ -85,14 +88,20 @@ def report(
         "encoders": [row.record(rows) for row in rows],
         "results": [source.record() for source in sources],
         "histograms": [drawn for source in sources for drawn in _histograms(source)],
-        "rocs": [drawn for source in sources for drawn in _rocs(source)],
-        "maps": [drawn for source in sources for drawn in _maps(source)],
+        "rocs": _all_rocs(sources),
+        "maps": _all_maps(sources),
         "robustness": [drawn for source in sources for drawn in _robustness(source)],
     }
-    target = Path(out)
+    target, page = Path(out), _page(title, data).encode()
+    if len(page) > _MOST_BYTES:
+        warnings.warn(
+            f"{target} has {len(page) / 1e6:.1f} MB, a lot to open or send; report fewer results at once",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as file:
-        file.write(_page(title, data).encode())
+        file.write(page)
     return target
 
 
@@ -306,14 +315,24 @@ def _histograms(source: _Source) -> Iterator[dict[str, Any]]:
         }
 
 
-def _rocs(source: _Source) -> Iterator[dict[str, Any]]:
+def _all_rocs(sources: Sequence[_Source]) -> list[dict[str, Any]]:
+    curves = sum(
+        name.startswith("score/") and ("/near/" in name or "/far/" in name)
+        for source in sources
+        for name in source.result.samples
+    )
+    points = int(np.clip(_ALL_CURVE_POINTS // max(1, curves), _LEAST_CURVE_POINTS, _CURVE_POINTS))
+    return [drawn for source in sources for drawn in _rocs(source, points)]
+
+
+def _rocs(source: _Source, points: int) -> Iterator[dict[str, Any]]:
     if source.row < 0:
         return
     for detector, scores in _detectors(source):
         for key, values in scores.items():
             if key.startswith(("near/", "far/")) and "id_test" in scores:
                 fpr, tpr = _curve(scores["id_test"], values)
-                keep = _spread_over(fpr + tpr)
+                keep = _spread_over(fpr + tpr, points)
                 yield (
                     {"encoder": source.row, "detector": detector}
                     | _named(key)
@@ -335,15 +354,21 @@ def _curve(
     return fpr, tpr
 
 
-def _spread_over(position: Float[np.ndarray, " t"]) -> np.ndarray:
-    """The numbers of at most 161 entries of a rising array, evenly spread over its range, both ends among them."""
-    wanted = np.linspace(position[0], position[-1], _CURVE_POINTS)
+def _spread_over(position: Float[np.ndarray, " t"], points: int) -> np.ndarray:
+    """The numbers of at most `points` + 1 entries of a rising array, evenly spread over its range, both ends among them."""
+    wanted = np.linspace(position[0], position[-1], points)
     return np.unique(np.append(np.searchsorted(position, wanted).clip(max=len(position) - 1), [0, len(position) - 1]))
 
 
-def _maps(source: _Source) -> Iterator[dict[str, Any]]:
+def _all_maps(sources: Sequence[_Source]) -> list[dict[str, Any]]:
+    sets = sum(name.startswith("map/") for source in sources for name in source.result.samples)
+    points = int(np.clip(_ALL_MAP_POINTS // max(1, sets), _LEAST_MAP_POINTS, _MAP_POINTS))
+    return [drawn for source in sources for drawn in _maps(source, points)]
+
+
+def _maps(source: _Source, points: int) -> Iterator[dict[str, Any]]:
     places = {
-        key: values[np.linspace(0, len(values) - 1, min(len(values), _MAP_POINTS)).round().astype(np.int64)]
+        key: values[np.linspace(0, len(values) - 1, min(len(values), points)).round().astype(np.int64)]
         for key, values in _sets(source, "map").items()
         if values.ndim == 2 and values.shape[1] == 2 and np.isfinite(values).all()
     }

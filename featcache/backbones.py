@@ -168,7 +168,7 @@ def build_backbone(
     if pretrained and not weights:
         raise ValueError(f"{spec}: pretrained is for timm students; leave it out (open_clip: give open_clip/NAME:TAG)")
     if spec == "tiny":
-        return Backbone(Tiny(), image_size or TINY_SIZE, embedding_dim)
+        return _checked(spec, Tiny(), image_size or TINY_SIZE, embedding_dim)
     if source == "open_clip" and name:
         body, size = _open_clip(spec, name, weights, image_size)
         return _checked(spec, body, size, embedding_dim)
@@ -200,6 +200,8 @@ def load_backbone(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, A
             "finish it with `distill fit … --resume`" if unfinished else f"make one with `distill fit … --out {folder}`"
         )
         raise ValueError(f"{folder}: holds no finished student (student.json); {remedy}") from None
+    except ValueError:
+        raise ValueError(f"{folder / 'student.json'}: is damaged; train again with another --out") from None
     backbone = build_backbone(
         record["architecture"],
         embedding_dim=record["embedding_dim"],
@@ -207,6 +209,8 @@ def load_backbone(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, A
         patch_size=record.get("patch_size"),
     )
     weights = folder / "student.safetensors"
+    if not weights.exists():
+        raise ValueError(f"{weights}: is gone; `distill fit --out {folder} --resume` makes it from the last checkpoint")
     try:
         backbone.load_state_dict(read_weights(str(weights)))
     except RuntimeError as error:

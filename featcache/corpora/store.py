@@ -37,6 +37,11 @@ class KeptImages:
         """Hash of the image file that this one was made from."""
         return self._store.content[i].tobytes()
 
+    @property
+    def size(self) -> int:
+        """The most px that a kept image's shorter side has."""
+        return int(self._store.manifest["pixels"]["size"])
+
     def original_size(self, i: int) -> tuple[int, int]:
         """(width, height) in px of the image before it was resized."""
         width, height = self._store.row("image_size", i).tolist()

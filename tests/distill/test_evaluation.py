@@ -69,13 +69,14 @@ def test_evaluations_hold_out_a_twentieth_unless_told():
     assert FitConfig(student="tiny").holdout == 0
 
 
-def test_a_run_measures_its_student_on_what_it_was_not_trained_on(labelled, make_teacher, tmp_path):
+@pytest.mark.parametrize("ema", [0.5, 0.0])
+def test_a_run_measures_its_student_on_what_it_was_not_trained_on(labelled, make_teacher, tmp_path, ema):
     """The last evaluation is what evalsuite finds with the finished student and the same split."""
     corpus = open_corpus(str(labelled))
     store = extract(corpus, make_teacher(), tmp_path / "t.zarr", device="cpu", precision="fp32")
     run = fit(
         store, corpus, out=tmp_path / "run", device="cpu", student="tiny", embedding_dim=8, image_size=16, epochs=5,
-        batch_size=15, eval_every=2, holdout=0.25, ema=0.5, method_options={"mapping_steps": 3, "mapping_batch_size": 16},
+        batch_size=15, eval_every=2, holdout=0.25, ema=ema, method_options={"mapping_steps": 3, "mapping_batch_size": 16},
     )  # fmt: skip
     names = {"gram_pearson", "cosine", "top1@20", "teacher_top1@20"}
     evaluated = {"holdout/" + name for name in names}
@@ -103,6 +104,25 @@ def test_a_run_measures_its_student_on_what_it_was_not_trained_on(labelled, make
     target = torch.from_numpy(seen[held]).float() @ mapping.T
     cosine = F.cosine_similarity(torch.from_numpy(rows[held]).float(), target).mean()
     assert last["cosine"] == pytest.approx(float(cosine), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "student", [{"student": "tiny"}, {"student": "timm/vit_tiny_patch16_224", "drop_path": 0.5}], ids=str
+)
+def test_measuring_changes_nothing(labelled, make_teacher, tmp_path, student):
+    """Batch norms do not learn from held-out images, and what is drawn while training stays the same."""
+    store = extract(str(labelled), make_teacher(), tmp_path / "t.zarr", device="cpu", precision="fp32")
+    runs = [
+        fit(
+            store, str(labelled), out=tmp_path / f"every{every}", device="cpu", **student, image_size=16, epochs=3,
+            batch_size=15, method="proteus", eval_every=every, holdout=0.25,
+        )
+        for every in (1, 3)
+    ]  # fmt: skip
+    often, seldom = (load_file(run.path / "student.safetensors") for run in runs)
+    for name, weight in often.items():
+        assert torch.equal(weight, seldom[name]), name
+    assert runs[0].metrics[-1]["holdout/gram_pearson"] == runs[1].metrics[-1]["holdout/gram_pearson"]
 
 
 def test_held_out_samples_are_read_for_evaluation_only(labelled, make_teacher, tmp_path):

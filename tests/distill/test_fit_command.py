@@ -113,7 +113,7 @@ def test_set_reads_toml_and_pythons_booleans(text, value):
         ("epochs", "--set takes KEY=VALUE"),
         ("epochs=", "--set takes KEY=VALUE"),
         ("warmup_epochs=None", "None is no value; leave the setting out for its default"),
-        ("mapping=sne", "method mse has no such setting; it is an option of tintem"),
+        ("mapping=sne", "method mse has no such setting; it is an option of landmarks, tintem"),
         ("heat=mlp", "method mse has no such setting; did you mean head"),
     ],
 )

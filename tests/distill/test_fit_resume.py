@@ -18,6 +18,7 @@ from distill._schedule import learning_rate
 from distill.fit import fit
 from distill.mappings._descent import minimise_sne
 from distill.run import KEEP, Run
+from featcache.backbones import load_backbone
 from featcache.extract import extract
 from featcache.store import FeatureStore
 
@@ -85,6 +86,63 @@ def test_another_place_is_another_run(own_store):
     shutil.copytree("photos", "copied")
     with pytest.raises(ValueError, match="corpus: 'photos' there, 'copied' here"):
         fit_own(corpus="copied")
+
+
+def test_a_store_that_was_moved_is_the_same_store(own_store):
+    with pytest.raises(Interrupted):
+        fit_own(progress=interrupt_at("training", 3))
+    shutil.move("t.zarr", "moved.zarr")
+    assert fit_own("moved.zarr", resume=True).finished
+
+
+def test_hyphens_and_underscores_in_a_methods_name_are_one_configuration(own_store):
+    fit_own(method="lightly-v1")
+    assert fit_own(method="lightly_v1").config["method"] == "lightly_v1"
+
+
+def test_an_edited_config_does_not_go_on_from_checkpoints_of_another(train, tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", progress=interrupt_at("training", 6))
+    file = tmp_path / "run" / "config.toml"
+    file.write_text(file.read_text().replace("lr = 0.003", "lr = 0.1"))
+    said = r"run: its checkpoints were made with another configuration than .* \(lr: 0\.003 there, 0\.1 here\); undo"
+    with pytest.raises(ValueError, match=said):
+        train(tmp_path / "run", resume=True, lr=0.1)
+
+
+def test_a_run_of_which_nothing_is_trained_may_be_removed(train, tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", progress=interrupt_at("training", 1))
+    with pytest.raises(ValueError, match=r"\(lr: .*\); nothing is trained there yet: remove it"):
+        train(tmp_path / "run", resume=True, lr=0.1)
+
+
+def test_a_lost_student_is_made_again_from_the_last_checkpoint(train, tmp_path):
+    run = train(tmp_path / "run")
+    weights = load_file(run.path / "student.safetensors")
+    (run.path / "student.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"student\.safetensors: is gone; `distill fit --out .*run --resume` makes it"):
+        load_backbone(run.path)
+    train(tmp_path / "run", resume=True)
+    for name, weight in load_file(run.path / "student.safetensors").items():
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_damaged_files_of_a_run_are_named(train, tmp_path):
+    run = train(tmp_path / "run")
+    (run.path / "student.json").write_text("{")
+    with pytest.raises(ValueError, match=r"student\.json: is damaged; train again"):
+        load_backbone(run.path)
+    (run.path / "metrics.jsonl").write_text('{"epoch": 1')
+    (run.path / "student.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: is damaged; remove it"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_no_run_lies_below_a_file(train, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/run: lies below a file; choose another --out"):
+        train(tmp_path / "file" / "run")
 
 
 def test_a_checkpoint_of_a_longer_run_is_refused(train, tmp_path):

@@ -104,6 +104,18 @@ def test_batches_are_joined_with_the_features_of_their_row_and_view(keep):
             np.testing.assert_array_equal(embedding, made.store.gather_portable([row], view=view)[0])
 
 
+def test_a_student_larger_than_images_that_were_made_smaller_is_refused(keep, folder, tmp_path):
+    """Where nothing was made smaller, the corpus itself could give no more."""
+    small = {"student": "tiny", "method": "proteus", "epochs": 1, "batch_size": 5, "device": "cpu", "image_size": 20}
+    with pytest.raises(
+        ValueError, match=r"keeps its images at \d+ px, less than the student's 20; give .* --pixels 20"
+    ):
+        fit(keep(SMALL_JPEG).store, out=tmp_path / "run", **small)
+    assert not (tmp_path / "run").exists()
+    assert fit(keep(SMALL_JPEG, "again.zarr").store, str(folder), out=tmp_path / "run", **small).finished
+    assert fit(keep(LARGER_THAN_ALL, "whole.zarr").store, out=tmp_path / "whole", **small | {"image_size": 80}).finished
+
+
 # -- which store's images -------------------------------------------------------------------------------
 
 
@@ -120,7 +132,9 @@ def test_images_kept_of_other_originals_are_refused(keep, folder):
     shutil.copy(folder / "001.png", folder / "007.png")
     other = keep(LARGER_THAN_ALL, "other.zarr")
     pairs = Pairs(store, KeptImages(other.store), other.preprocess, 2)
-    with pytest.raises(ValueError, match=r"^007\.png: has changed since .*s\.zarr was extracted; extract it again$"):
+    with pytest.raises(
+        ValueError, match=r"^007\.png: has changed since .*s\.zarr was extracted; put the image back, or extract"
+    ):
         list(pairs.epoch(0, batch_size=5, seed=0))
 
 
@@ -203,7 +217,7 @@ def test_without_corpus_and_without_images_one_clear_line_says_what_to_do(keep, 
 def test_the_command_line_trains_without_the_corpus(keep, folder, tmp_path, monkeypatch, capsys):
     store = keep(SMALL_JPEG).store
     shutil.rmtree(folder)
-    settings = "--epochs 1 --batch-size 5 --set embedding_dim=4 --set mapping_steps=2"
+    settings = "--epochs 1 --batch-size 5 --set embedding_dim=4 --set image_size=18"
     command = f"distill fit --store {store.path} --student tiny --out {tmp_path / 'run'} {settings}"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as stopped:

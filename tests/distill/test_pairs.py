@@ -174,7 +174,7 @@ def test_a_failed_sample_may_be_missing(seen, folder):
 def test_changed_bytes_are_refused(seen, folder, memory):
     shutil.copy(folder / "001.png", folder / "007.png")
     pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
-    with pytest.raises(ValueError, match=r"007\.png: has changed since .*; extract it again"):
+    with pytest.raises(ValueError, match=r"007\.png: has changed since .*; put the image back, or extract again"):
         epoch(pairs)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def test_histograms_count_every_score(tmp_path: Path) -> None:
         ("near", "tin"),
         ("far", "svhn"),
     ]
+
+
+def test_many_results_make_a_page_under_3_mb(tmp_path: Path) -> None:
+    """Curves and maps get coarser, and stay curves and maps."""
+    detectors = tuple(f"detector{number}" for number in range(25))
+    results = [ood_result(f"f{n}", f"vit{n}", n, rows=1000, detectors=detectors) for n in range(20)]
+    page = report(results, tmp_path / "r.html")
+    assert page.stat().st_size < 3_000_000
+    data = Page(page).data
+    assert len(data["rocs"]) == 20 * 25 * 2
+    for curve in data["rocs"]:
+        assert len(curve["fpr"]) >= 16
+        assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)
+    assert all(len(of_set["x"]) >= 50 for drawn in data["maps"] for of_set in drawn["sets"])
+    one = Page(report(results[:1], tmp_path / "one.html")).data
+    assert max(len(curve["fpr"]) for curve in one["rocs"]) > 100, "of few, all there is"
+
+
+def test_a_page_too_large_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["evalsuite.report"], "_MOST_BYTES", 1000)
+    with pytest.warns(RuntimeWarning, match=r"r\.html has 0\.\d MB, a lot to open or send; report fewer results"):
+        report([ood_result("f", "vit")], tmp_path / "r.html")
 
 
 def test_equal_scores_have_a_histogram(tmp_path: Path) -> None:
