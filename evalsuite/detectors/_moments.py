@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -104,8 +105,16 @@ def whitening(covariance: Float[np.ndarray, "d d"], bank: Rows, scale: float | N
     """W with WWᵀ the pseudo-inverse of the covariance.
 
     Directions in which the bank does not vary (eigenvalues within rounding of zero, relative to `scale`, by
-    default the largest) are left out. Raises `ValueError` when none is left.
+    default the largest) are left out. Warns where the bank has no more rows than dimensions. Raises `ValueError` when no
+    direction is left.
     """
+    if len(bank) <= len(covariance):
+        warnings.warn(
+            f"{bank.name}: the covariance of {len(bank)} rows in {len(covariance)} dimensions is singular, and distances "
+            "under it say little; give a larger bank, or use knn",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     value, vector = np.linalg.eigh(covariance)
     scale = float(value[-1]) if scale is None else scale
     kept = value > len(value) * np.finfo(np.float64).eps * scale

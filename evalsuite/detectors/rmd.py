@@ -14,8 +14,9 @@ class RMD:
 
     M_c is the squared Mahalanobis distance to class c as in `mahalanobis`, M_0 that to the mean of all labelled
     rows under their own covariance: what is unusual for any image of the domain cancels. Both covariances are
-    divided by n. pytorch-ood 0.4.0 divides neither, which scales the score: the same ranking (its 0.2.0 divides
-    one of the two, which is a bug). Holds 2 × d × d and classes × d float64.
+    divided by n (as in OpenOOD; a pseudo-inverse where they are singular). pytorch-ood 0.4.0 divides neither and adds
+    1e-6 to the diagonal, which scales the score: the same ranking unless a covariance is singular or close to it (its
+    0.2.0 divides one of the two, which is a bug). Holds 2 × d × d and classes × d float64.
 
     Ren et al. 2021, "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection", arXiv 2106.09022.
     """

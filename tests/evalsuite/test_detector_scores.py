@@ -277,6 +277,28 @@ def test_directions_in_which_the_bank_does_not_vary_are_left_out(data):
         np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("spec", ["rmd", "mahalanobis", "mahalanobis++", "ssd"])
+def test_a_bank_with_fewer_rows_than_dimensions_warns_and_takes_the_pseudo_inverse(rng, spec):
+    bank, labels, x = rng.normal(size=(30, 40)), np.repeat(range(3), 10), rng.normal(size=(5, 40))
+    with pytest.warns(RuntimeWarning, match="covariance of 30 rows in 40 dimensions is singular.*give a larger bank"):
+        found = build(spec).fit(Rows.from_arrays(bank, labels)).score(x.astype(np.float32))
+    if spec in ("mahalanobis++", "ssd"):
+        bank, x = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (bank, x))
+    bank, x = bank.astype(np.float32).astype(np.float64), x.astype(np.float32).astype(np.float64)
+    means = np.stack([bank[labels == c].mean(0) for c in range(3)])
+
+    def squared(origins, covariance):
+        from_origins = x[:, None] - origins
+        return np.einsum(
+            "qcd,de,qce->qc", from_origins, np.linalg.pinv(covariance, rcond=1e-9, hermitian=True), from_origins
+        )
+
+    within = np.cov((bank - means[labels]).T, bias=True)
+    to_class, to_all = squared(means, within).min(1), squared(bank.mean(0), np.cov(bank.T, bias=True))[:, 0]
+    expected = {"rmd": to_class - to_all, "ssd": to_all}.get(spec, to_class)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_labels_need_not_be_contiguous_and_rows_without_one_are_left_out(data):
     some = np.where(data.labels == 2, -1, 10 * data.labels + 5)
     only = Rows.from_arrays(data.train[some >= 0], data.labels[some >= 0])
