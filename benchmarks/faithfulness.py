@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the students' training")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--recipes", default="proteus,mse,cosine,rkd,lightly_v1,tintem,tintem:relation=0.3")
+    parser.add_argument("--recipes", default="proteus,mse,cosine,rkd,lightly_v1,tintem,tintem:relation=0.3,landmarks")
     parser.add_argument("--augment", default="flip", choices=["none", "flip", "rrc"], help="of the stored views")
     parser.add_argument("--views", type=int, default=2, help="stored of each image, unless --augment none")
     parser.add_argument("--crop-area", type=float, default=0.35, help="least area of a stored crop, of the image's")

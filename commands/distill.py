@@ -25,6 +25,9 @@ from commands.screen import (
 )
 from commands.sweep import sweep
 
+METHOD = "landmarks"
+"""The default, here too so that `--help` need not import PyTorch."""
+
 app = typer.Typer(help="Stage two: train small students against the kept features.", **HELP)
 
 
@@ -49,7 +52,7 @@ def fit(
         str | None,
         typer.Option(metavar="SPEC", help="tiny, timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT] or MODULE:CALLABLE."),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="See `distill methods`.", show_default="tintem")] = None,
+    method: Annotated[str | None, typer.Option(help="See `distill methods`.", show_default=METHOD)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", show_default="100")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples a step.", show_default="256")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW.", show_default="0.003")] = None,
@@ -71,7 +74,7 @@ def fit(
 ) -> None:
     """Train a student so that it behaves like the teacher.
 
-    [dim]distill fit --store teacher.zarr --corpus photos/ --student timm/resnet18 --method tintem --out runs/a[/dim]
+    [dim]distill fit --store teacher.zarr --corpus photos/ --student timm/resnet18 --out runs/a[/dim]
     [dim]distill fit --store a.zarr --corpus a/ --store b.zarr --corpus b/ --student tiny --out runs/b[/dim]
     [dim]distill fit --store a.zarr --student tiny --out runs/c --set mapping=orthogonal --set ema=0.999 --set views=plain[/dim]
     [dim]distill fit --out runs/a --resume[/dim]
@@ -88,7 +91,7 @@ def fit(
     if resume and config is None and out and (out / "config.toml").exists():
         config = out / "config.toml"
     given: dict[str, Any] = _read_config(config) if config else {}
-    method_of_file, options_of_file = given.get("method", "tintem"), given.pop("method_options", {})
+    method_of_file, options_of_file = given.get("method", METHOD), given.pop("method_options", {})
     flags = {
         "store": _one_or_all(store), "corpus": _one_or_all(corpus), "out": out, "student": student, "method": method,
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
@@ -97,7 +100,7 @@ def fit(
     given |= {key: value for key, value in flags.items() if value is not None}
     for setting in settings or []:
         _set(given, setting)
-    if given.get("method", "tintem") == method_of_file:  # another method has other options
+    if given.get("method", METHOD) == method_of_file:  # another method has other options
         given["method_options"] = {**options_of_file, **given.get("method_options", {})}
     if resume and out and not given.get("store") and not (out / "config.toml").exists():
         raise ValueError(f"{out}: holds no run to resume (config.toml); begin one with --store and --student")
@@ -169,7 +172,7 @@ def methods(to_json: Json = None) -> None:
 
 @app.command()
 def settings(
-    method: Annotated[str, typer.Option(help="Whose options to list; see `distill methods`.")] = "tintem",
+    method: Annotated[str, typer.Option(help="Whose options to list; see `distill methods`.")] = METHOD,
     to_json: Json = None,
 ) -> None:
     """What `distill fit --set KEY=VALUE` takes, with defaults: its settings and the options of a method.
@@ -295,7 +298,7 @@ def _set(given: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = {"true": True, "false": False}.get(text.lower(), text)
-    method = str(given.get("method", "tintem"))
+    method = str(given.get("method", METHOD))
     options = method_options(method)
     settings = {*FitConfig.__dataclass_fields__, *_OF_PROCESS} - {"method_options"}
     if key == "trackers":

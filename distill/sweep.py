@@ -19,7 +19,7 @@ from typing import Any
 
 from distill._inputs import open_all, set_up
 from distill._training import make_accelerator
-from distill.config import FitConfig
+from distill.config import METHOD, FitConfig
 from featcache.plugins import suggest
 
 
@@ -79,7 +79,7 @@ class Sweep:
     store: str | list[str]
     corpus: str | list[str] | None = None
     out: str | None = None
-    methods: list[Any] = field(default_factory=lambda: ["tintem"])
+    methods: list[Any] = field(default_factory=lambda: [METHOD])
     students: list[Any] = field(default_factory=lambda: ["tiny"])
     seeds: list[int] = field(default_factory=lambda: [0])
     dimensions: list[int] = field(default_factory=lambda: [0])

@@ -28,6 +28,7 @@ class Method(TinTeM):
 
     Options:
         mapping, tokens: as in `tintem`.
+        mapping_start, mapping_layer_norm, mapping_steps, mapping_batch_size, mapping_lr: as in `tintem`.
         landmarks: how many; all rows where there are fewer.
         weight: of the term "landmarks".
         temperatures: of the similarity distributions.
@@ -42,12 +43,27 @@ class Method(TinTeM):
         student_dim: int,
         *,
         mapping: str = "sne",
+        mapping_start: str | None = None,
+        mapping_layer_norm: bool | None = None,
+        mapping_steps: int | None = None,
+        mapping_batch_size: int | None = None,
+        mapping_lr: float | None = None,
         tokens: bool = False,
         landmarks: int = 4096,
-        weight: float = 0.3,
-        temperatures: Sequence[float] = (0.05, 0.1),
+        weight: float = 1.0,
+        temperatures: Sequence[float] = (0.02, 0.05, 0.1),
     ):
-        super().__init__(teacher_dim, student_dim, mapping=mapping, tokens=tokens)
+        super().__init__(
+            teacher_dim,
+            student_dim,
+            mapping=mapping,
+            mapping_start=mapping_start,
+            mapping_layer_norm=mapping_layer_norm,
+            mapping_steps=mapping_steps,
+            mapping_batch_size=mapping_batch_size,
+            mapping_lr=mapping_lr,
+            tokens=tokens,
+        )
         if landmarks < 2:
             raise ValueError(f"landmarks must be 2 or more, got {landmarks}")
         if not weight >= 0:

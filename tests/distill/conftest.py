@@ -13,6 +13,7 @@ from fit_cases import BATCH, EPOCHS, STUDENT
 from PIL import Image
 from torch import Tensor, nn
 
+from distill.config import METHOD
 from distill.fit import fit
 from distill.students import make_student
 from featcache.arrays import write_store
@@ -84,7 +85,11 @@ def train(store, images):
     """`train(out, ...)`: a small fit into `out`, fields and arguments as given."""
 
     def train(out: Path, **given):
-        few = {"mapping_steps": 3, "mapping_batch_size": 16} if given.get("method", "tintem") == "tintem" else {}
+        few = (
+            {"mapping_steps": 3, "mapping_batch_size": 16}
+            if given.get("method", METHOD) in ("tintem", "landmarks")
+            else {}
+        )
         arguments = {
             "student": "tiny",
             "embedding_dim": STUDENT,

@@ -55,7 +55,7 @@ def test_the_run_folder_holds_what_the_contract_names(finished):
 def test_config_is_fully_resolved(finished, store, images):
     assert tomllib.loads((finished.path / "config.toml").read_text()) == {
         "student": "tiny",
-        "method": "tintem",
+        "method": "landmarks",
         "epochs": EPOCHS,
         "batch_size": BATCH,
         "lr": 3e-3,
@@ -99,7 +99,7 @@ def test_student_record(finished):
             "mean": [0.4, 0.5, 0.6],
             "std": [0.2, 0.25, 0.3],
         },
-        "method": "tintem",
+        "method": "landmarks",
         "teacher": "test/one_convolution",
         "trained_on": {"samples": IMAGES, "failed": 0, "held_out": 0, "views": "all 3 stored views, replayed"},
     }
@@ -153,7 +153,7 @@ def test_progress_is_told_after_every_step(finished):
 
 def test_the_loss_is_of_the_very_pairs_and_the_saved_mapping(train, store, images, tmp_path):
     """One step of all samples: the logged loss is the untrained student's, recomputed here."""
-    run = train(tmp_path / "run", epochs=1, batch_size=IMAGES, seed=3)
+    run = train(tmp_path / "run", epochs=1, batch_size=IMAGES, seed=3, method="tintem")
     torch.manual_seed(3)
     teacher = Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
     student, preprocess, _ = make_student("tiny", teacher, embedding_dim=STUDENT, image_size=16, pretrained=False)
@@ -354,9 +354,9 @@ def test_nothing_is_written_when_store_and_corpus_do_not_fit(store, images, make
     ("given", "message"),
     [
         ({"method": "tintm"}, "unknown method 'tintm'; did you mean tintem"),
-        ({"method_options": {"mapping_step": 3}}, "tintem has no option 'mapping_step'; did you mean mapping_steps"),
+        ({"method_options": {"mapping_step": 3}}, "landmarks has no option 'mapping_step'; did you mean mapping_steps"),
         ({"method": "proteus", "method_options": {"lr": 1.0}}, "proteus has no option 'lr'"),
-        ({"method_options": {"student_dim": 3}}, "tintem has no option 'student_dim'"),
+        ({"method_options": {"student_dim": 3}}, "landmarks has no option 'student_dim'"),
         ({"epochs": -1}, "epochs must be greater than 0, got -1"),
         ({"epochs": 0}, "epochs must be greater than 0, got 0"),
         ({"batch_size": 0}, "batch_size must be greater than 0, got 0"),
@@ -424,7 +424,7 @@ def test_the_student_has_to_be_named():
 def test_terms_are_told_by_name_and_add_up(train, tmp_path):
     told = []
     options = {"mapping_steps": 3, "mapping_batch_size": 16, "relation": 0.5}
-    run = train(tmp_path / "run", method_options=options, progress=told.append)
+    run = train(tmp_path / "run", method="tintem", method_options=options, progress=told.append)
     last = told[-1]
     assert set(last.terms) == {"cosine", "relation"}
     assert last.loss == pytest.approx(sum(last.terms.values()))

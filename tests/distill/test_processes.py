@@ -15,7 +15,7 @@ from distill.fit import fit
 from distill.run import Run
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
-METHODS = ["proteus", "relation", "joint", "rkd", "lightly_v1"]
+METHODS = ["proteus", "relation", "landmarks", "joint", "rkd", "lightly_v1"]
 
 
 def launch(processes: int, store, images, out: Path) -> None:

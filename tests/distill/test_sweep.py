@@ -46,7 +46,7 @@ def test_every_combination_once_seeds_innermost():
 
 def test_defaults_are_one_run_of_the_students_own_width():
     (only,) = expand(Sweep(store="t.zarr"))
-    assert (only.name, only.settings) == ("tintem-tiny-s0", {"method": "tintem", "student": "tiny", "seed": 0})
+    assert (only.name, only.settings) == ("landmarks-tiny-s0", {"method": "landmarks", "student": "tiny", "seed": 0})
 
 
 def test_tables_carry_settings_that_win_over_the_common_ones():
@@ -66,7 +66,7 @@ def test_tables_carry_settings_that_win_over_the_common_ones():
 
 def test_names_are_fit_for_folders():
     students = ["timm/resnet18:weights/a.safetensors", "open_clip/ViT-B-32:laion2b", "my.module:make"]
-    assert names(students=students) == ["tintem-resnet18-s0", "tintem-ViT-B-32-s0", "tintem-my.module-make-s0"]
+    assert names(students=students) == ["landmarks-resnet18-s0", "landmarks-ViT-B-32-s0", "landmarks-my.module-make-s0"]
 
 
 @pytest.mark.parametrize(

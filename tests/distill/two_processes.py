@@ -16,6 +16,7 @@ import distill
 METHODS = {
     "proteus": {},
     "relation": {"method": "tintem", "method_options": {"mapping_steps": 2, "mapping_batch_size": 8, "relation": 0.5}},
+    "landmarks": {"method_options": {"mapping_steps": 2, "mapping_batch_size": 8, "landmarks": 9}},
     "joint": {"method": "tintem", "method_options": {"joint": True}},
     "rkd": {},
     "lightly_v1": {"method_options": {"queue": 24}},
