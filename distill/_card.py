@@ -34,6 +34,7 @@ def write_card(
     """
     config, preprocess = run.config or {}, Preprocess.from_dict(record["preprocess"])
     teacher = str(record.get("teacher", "unknown"))
+    trained_on = [record["trained_on"]] if "trained_on" in record else []
     parameters = sum(weight.numel() for weight in backbone.parameters())
     text = [
         f"# {record['architecture']}, taught by {teacher}",
@@ -47,6 +48,10 @@ def write_card(
                 ("images", f"RGB, {preprocess.size} × {preprocess.size} px"),
                 ("teacher", f"{teacher}, fingerprint `{config.get('teacher', 'unknown')}`"),
                 *(("data", line) for line in _data(config)),
+                *(
+                    ("trained on", f"{of['samples']:,} images, {of['held_out']:,} held out; {of['views']}")
+                    for of in trained_on
+                ),
                 ("method", str(record.get("method", "unknown"))),
             ],
         ),

@@ -46,7 +46,9 @@ def make_run_in(folder, spec="tiny", embedding_dim=10, image_size=None, patch_si
     stores = {"store": str(folder / "teacher.zarr"), "corpus": "digits:train", "teacher": "abc123"}
     run.open(config | stores, resume=False)
     run.log([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "holdout/gram_pearson": 0.75}])
-    run.finish(student.state_dict(), {**record, "method": "tintem", "teacher": "timm/resnet18.a1_in1k"})
+    trained_on = {"samples": 4, "failed": 0, "held_out": 1, "views": "the plain view only"}
+    made = {"method": "tintem", "teacher": "timm/resnet18.a1_in1k", "trained_on": trained_on}
+    run.finish(student.state_dict(), record | made)
     return run
 
 
@@ -173,6 +175,7 @@ def test_the_card_says_who_taught_it_on_what_and_how_well(make_run, tmp_path):
     for said in (
         "| teacher | timm/resnet18.a1_in1k, fingerprint `abc123` |",
         "| data | digits:train: 5 images, 0 failed and left out |",
+        "| trained on | 4 images, 1 held out; the plain view only |",
         "| method | tintem |",
         "mapping_steps = 7",
         "| holdout/gram_pearson | 0.75 |",
