@@ -77,15 +77,15 @@ def test_names_are_fit_for_folders():
         ({"methods": [{"name": "a"}]}, "methods: .*: give a name, or a table with method = …"),
         ({"common": {"epochs": 0}}, "epochs must be greater than 0"),
         ({"methods": ["tintem", "tintem"]}, "two runs are called tintem-tiny-s0; give one of them a name"),
-        ({"seeds": [1, 1]}, "two runs are called tintem-tiny-s1"),
+        ({"seeds": [1, 1]}, "two runs are called landmarks-tiny-s1"),
         (
-            {"seeds": [0, 1], "common": {"method_options": {"joint": "yes"}}},
+            {"methods": ["tintem"], "seeds": [0, 1], "common": {"method_options": {"joint": "yes"}}},
             "runs tintem-tiny-s0, tintem-tiny-s1: joint",
         ),
         ({"common": {"seed": 3}}, r"seed = 3: seeds would override it; write seeds = \[3\] instead"),
         (
             {"common": {"embedding_dim": 32}, "dimensions": [0, 64]},
-            r"run tintem-tiny-d64-s0: embedding_dim = 32: .* write dimensions = \[32\]",
+            r"run landmarks-tiny-d64-s0: embedding_dim = 32: .* write dimensions = \[32\]",
         ),
         ({"common": {"student": "timm/resnet18"}}, r"write students = \['timm/resnet18'\] instead"),
     ],
