@@ -27,8 +27,10 @@ class Method(TinTeM):
     the batch, columns the landmarks, mean over temperatures.
 
     Options:
-        mapping, tokens: as in `tintem`.
-        mapping_start, mapping_layer_norm, mapping_steps, mapping_batch_size, mapping_lr: as in `tintem`.
+        mapping: a name from `distill/mappings/`, fitted to the pooled embeddings and used for tokens too.
+        mapping_start, mapping_layer_norm, mapping_steps, mapping_batch_size, mapping_lr: of a mapping that has them; its
+            own where left out.
+        tokens: with patch tokens too, as `tintem` has them.
         landmarks: how many; all rows where there are fewer.
         weight: of the term "landmarks".
         temperatures: of the similarity distributions. Weight 1 with 0.02, 0.05 and 0.1 gives better neighbours and, where
