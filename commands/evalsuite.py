@@ -266,13 +266,17 @@ def robustness(
         typer.Option(metavar="NAME", help="Repeat for more; NAME:k=1 sets an argument.", show_default="knn"),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A classifier, for detectors and --pgd: `evalsuite probe`'s.")
+        str | None, typer.Option(metavar="FILE", help="A classifier, for detectors and attacks: `evalsuite probe`'s.")
     ] = None,
     pgd: Annotated[
         str | None,
         typer.Option(metavar="EPS,…", help="Attack encoder and --head: at most so many 1/255ths a pixel, such as 4,8."),
     ] = None,
     pgd_steps: Annotated[int | None, typer.Option(min=1, help="Of each attack.", show_default="20")] = None,
+    autoattack: Annotated[
+        str | None,
+        typer.Option(metavar="EPS,…", help="The same with AutoAttack: stronger, and far slower."),
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(metavar="RESULT.json", help="Another encoder's result, that errors are relative to: mce."),
@@ -302,6 +306,7 @@ def robustness(
             encoder, corpus, bank, out, corruptions=corruptions if corruptions == "all" else corruptions.split(","),
             severities=_range(severity, "--severity"), size=size, k=k, near=sets["near"], far=sets["far"],
             detectors=detector or ["knn"], head=head, pgd=() if pgd is None else _numbers(pgd, "--pgd"), pgd_steps=pgd_steps or 20,
+            autoattack=() if autoattack is None else _numbers(autoattack, "--autoattack"),
             reference=reference, workers=workers, device=device.value, overwrite=overwrite, seed=seed, progress=update,
         )  # fmt: skip
     show(result, to_json)

@@ -133,7 +133,9 @@ def _robustness_table(result: Any) -> Table:
     for name, metric in result.metrics.items():
         corruption, _, rest = name.partition("/")
         level, _, what = rest.partition("/")
-        if corruption == "pgd" or level not in levels:  # of the clean images, attacked, or a mean over all
+        if (
+            corruption in ("pgd", "autoattack") or level not in levels
+        ):  # of the clean images, attacked, or a mean over all
             corruption, level, what = name, "mean", ""
         rows.setdefault(f"{corruption}/{what}".rstrip("/"), {})[level] = f"{metric.value:.4f}"
     return _folded(

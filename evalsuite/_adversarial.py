@@ -30,8 +30,8 @@ class Pgd:
 
     White-box projected gradient ascent on the cross-entropy with respect to the pixels at the encoder's input size,
     from a uniformly random start in the ε-ball: `steps` steps of 2.5 ε / `steps` along the gradient's sign, each put
-    back into the ball and into the pixel range. It is an attack, no proof: a stronger one may find less accuracy. No
-    ensemble of attacks (AutoAttack) is offered, for want of a maintained package that fits beside ours.
+    back into the ball and into the pixel range. It is an attack, no proof: a stronger one may find less accuracy
+    (`evalsuite/_autoattack.py`).
 
     `epsilons` are in 1/255 of the pixel range, > 0; 0, the clean accuracy, is always measured too. `head` is a file of
     `evalsuite.probe`; labels are matched to its classes by name where it has names, else by number.
@@ -41,6 +41,8 @@ class Pgd:
 
     Madry et al. 2018, arXiv 1706.06083.
     """
+
+    name = "pgd"
 
     def __init__(
         self, epsilons: Sequence[float | int], steps: int, head: str | os.PathLike[str] | None, corpus: Corpus
@@ -77,7 +79,7 @@ class Pgd:
         device: str = "auto",
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, Bool[np.ndarray, " n"]]:
-        """Whether the head is right about these labelled rows of the corpus, under `pgd/EPS/top1` for each ε.
+        """Whether the head is right about these labelled rows of the corpus, under `NAME/EPS/top1` for each ε.
 
         The encoder works in fp32; it is handed back on the device and in the precision it came in. An image's start is
         drawn from (its id, `seed`), whatever the batch. `progress` is called with the attacks done: images × ε.
@@ -90,7 +92,7 @@ class Pgd:
 
         device = resolve_device(device)
         size = batch_size or _BATCH[device]
-        correct = {f"pgd/{epsilon:g}/top1": np.zeros(len(rows), bool) for epsilon in self.epsilons}
+        correct = {f"{self.name}/{epsilon:g}/top1": np.zeros(len(rows), bool) for epsilon in self.epsilons}
         before = encoder.device, encoder.precision
         encoder.to(device)
         try:
@@ -100,12 +102,11 @@ class Pgd:
                     batch = rows[begin : begin + size]
                     pixels = np.stack([next(images) for _ in batch])
                     target = self._target[batch]
-                    shape = pixels.shape[1:]
-                    start = np.stack([unit_start(self._corpus.ids[int(row)], seed, shape) for row in batch])
+                    ids = [self._corpus.ids[int(row)] for row in batch]
                     for done, (epsilon, right) in enumerate(zip(self.epsilons, correct.values(), strict=True), 1):
                         attacked = pixels.astype(np.float32)
                         if epsilon > 0:
-                            attacked = attack(encoder, self.head, pixels, target, start, epsilon, self.steps)
+                            attacked = self.attacked(encoder, pixels, target, epsilon, ids, seed)
                         logits = logits_of(encoder, self.head, attacked)
                         right[begin : begin + size] = logits.argmax(axis=1) == target
                         if progress:
@@ -113,6 +114,19 @@ class Pgd:
         finally:
             encoder.to(*before)
         return correct
+
+    def attacked(
+        self,
+        encoder: Encoder,
+        pixels: UInt8[np.ndarray, "batch size size 3"],
+        target: Int[np.ndarray, " batch"],
+        epsilon: float,
+        ids: Sequence[str],
+        seed: int,
+    ) -> Float[np.ndarray, "batch size size 3"]:
+        """As `attack`, from starts that are drawn from the samples' ids and `seed`."""
+        start = np.stack([unit_start(name, seed, pixels.shape[1:]) for name in ids])
+        return attack(encoder, self.head, pixels, target, start, epsilon, self.steps)
 
     def record(self) -> dict[str, Any]:
         """What a result file says about the attack."""
@@ -155,7 +169,7 @@ def attack(
     for _ in range(steps):
         at.requires_grad_()
         with torch.enable_grad():
-            embedding = _embedding(encoder, at)
+            embedding = embedding_of(encoder, at)
             if not embedding.requires_grad:
                 raise ValueError(
                     f"{encoder.name} lets no gradient through to its pixels; use an encoder without no_grad or detach"
@@ -176,7 +190,7 @@ def logits_of(
     import torch
 
     with torch.no_grad():
-        embedding = _embedding(encoder, torch.from_numpy(pixels).to(encoder.device)).cpu().numpy()
+        embedding = embedding_of(encoder, torch.from_numpy(pixels).to(encoder.device)).cpu().numpy()
     logits = head.logits(embedding)
     if not np.isfinite(logits).all():
         raise ValueError(f"{encoder.name} gives what is not finite, or such gradients; it cannot be attacked in fp32")
@@ -190,7 +204,7 @@ def unit_start(sample_id: str, seed: int, shape: tuple[int, ...]) -> Float[np.nd
     return 2 * drawn - 1
 
 
-def _embedding(encoder: Encoder, pixels: Any) -> Any:
+def embedding_of(encoder: Encoder, pixels: Any) -> Any:
     """As `Encoder.encode` in fp32, of float pixels (B, S, S, 3) in 0…255 and with their gradient."""
     import torch
 

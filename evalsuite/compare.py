@@ -137,6 +137,7 @@ def _settings(result: Result) -> dict[str, Any]:
         found["head"] = "given"  # each encoder has its own
     if pgd := found.pop("pgd", None):
         found["pgd steps"] = pgd["steps"]
+    found.pop("autoattack", None)
     for spec, arguments in found.pop("detectors", {}).items():
         found |= {f"{spec} {name}": "a file" if "/" in str(value) else value for name, value in arguments.items()}
     return found

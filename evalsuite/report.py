@@ -397,7 +397,7 @@ def _robustness(source: _Source) -> Iterator[dict[str, Any]]:
         return
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for name, metric in source.result.metrics.items():
-        parts = re.fullmatch(r"(?!pgd/)([^/]+)/(\d+)/(.+)", name)  # an attack is no corruption
+        parts = re.fullmatch(r"(?!pgd/|autoattack/)([^/]+)/(\d+)/(.+)", name)  # an attack is no corruption
         if source.result.command == "robustness" and parts:
             corruption, severity, what = parts.groups()
             line = found.setdefault(what, {}).setdefault(corruption, {})

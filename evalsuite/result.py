@@ -45,7 +45,8 @@ class Result:
     `samples` holds what was measured of each sample, which a report draws and a comparison pairs by `sample_id`:
 
     - knn and probe: `sample_id` (n,) and, for each accuracy, whether the sample was right, under the metric's name.
-    - robustness: the same under `clean/top1@K`, `CORRUPTION/SEVERITY/top1@K` and `pgd/EPS/top1`.
+    - robustness: the same under `clean/top1@K`, `CORRUPTION/SEVERITY/top1@K` and `pgd/EPS/top1` or
+      `autoattack/EPS/top1`.
     - ood, SET being `id_test`, `near/NAME`, `far/NAME` or `csid/NAME`: `sample_id/SET` (n,), `score/DETECTOR/SET` (n,), and
       `map/SET` (n, 2): unit embeddings on the two principal directions of `id_train`.
     - all of them: `content` (n,), of ood `content/SET`: the first 8 bytes of the encoded image's hash as a whole number,

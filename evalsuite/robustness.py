@@ -11,6 +11,7 @@ import numpy as np
 
 from evalsuite import detectors as registry
 from evalsuite._adversarial import Pgd
+from evalsuite._autoattack import AutoAttack
 from evalsuite.head import Head
 from evalsuite.knn import knn
 from evalsuite.metrics import auroc, bootstrap_accuracy, bootstrap_ood_metrics, interval95
@@ -43,6 +44,7 @@ def robustness(
     head: str | os.PathLike[str] | None = None,
     pgd: Sequence[float | int] = (),
     pgd_steps: int = 20,
+    autoattack: Sequence[float | int] = (),
     reference: Result | str | os.PathLike[str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
@@ -76,6 +78,7 @@ def robustness(
     - `pgd/EPS/top1`, for each of `pgd` and for 0, where `pgd` is given: accuracy of `head` (saved by `evalsuite.probe`)
       on the clean images under an L∞ attack of at most EPS / 255 a pixel and `pgd_steps` steps, in [0, 1]; see
       `evalsuite/_adversarial.py`. It is measured anew in every run, `batch_size` images at a time.
+    - `autoattack/EPS/top1`, the same under AutoAttack (see `evalsuite/_autoattack.py`), where `autoattack` is given.
 
     Rows that fail are left out and counted: an image with a side under 32 px cannot be corrupted. `progress` is called
     with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device`, `precision` and
@@ -83,7 +86,7 @@ def robustness(
 
     Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled, `bank` or an OOD
     store another encoder's, k larger than the bank, an OOD set misnamed or the bank itself, a detector's spec cannot be
-    read, the reference of something else, or `pgd` given without a head that knows the corpus's classes.
+    read, the reference of something else, or an attack given without a head that knows the corpus's classes.
 
     Hendrycks & Dietterich 2019, arXiv 1903.12261; Madry et al. 2018, arXiv 1706.06083.
     """
@@ -109,7 +112,8 @@ def robustness(
         )
     if not 1 <= k <= len(voters):
         raise ValueError(f"k={k}: give 1 to {len(voters)}, the labelled rows of {voters.name}")
-    attack = Pgd(pgd, pgd_steps, head, corpus) if pgd else None
+    attacks = [Pgd(pgd, pgd_steps, head, corpus)] if pgd else []
+    attacks += [AutoAttack(autoattack, head, corpus)] if autoattack else []
     top1 = f"top1@{k}"
     if reference is not None:
         reference = reference if isinstance(reference, Result) else Result.read(reference)
@@ -117,7 +121,7 @@ def robustness(
 
     failed = warn_of_failed(sets.failures)
     images, folder = {CLEAN: corpus, **corrupted}, os.fspath(out).rstrip("/")
-    total = (len(images) + (len(attack.epsilons) if attack else 0)) * len(corpus)
+    total = (len(images) + sum(len(attack.epsilons) for attack in attacks)) * len(corpus)
 
     def extracted(where: str, path: str, precision: str) -> FeatureStore:
         before = list(images).index(where) * len(corpus)
@@ -167,16 +171,23 @@ def robustness(
         metrics |= _means(f"{name}/mean", [measured[f"{name}/{level}"] for level in severities], resamples, seed)
     metrics |= _means("mean", [measured[where] for where in corrupted], resamples, seed)
     attacked: dict[str, np.ndarray] = {}
-    if attack:
-        attacked = attack.measure(
+    done_before = len(images) * len(corpus)
+    for attack in attacks:
+
+        def told(done: int, name: str = attack.name, before: int = done_before) -> None:
+            if progress:
+                progress(before + done, total, name)
+
+        attacked |= attack.measure(
             encoder,
             Rows.of(clean).labelled().index,
             seed=seed,
             batch_size=batch_size,
             workers=workers,
             device=device,
-            progress=lambda done: progress(len(images) * len(corpus) + done, total, "pgd") if progress else None,
+            progress=told,
         )
+        done_before += len(attack.epsilons) * len(corpus)
     for name, correct in attacked.items():
         drawn = bootstrap_accuracy(correct, resamples=resamples, seed=seed)
         metrics[name] = Metric(float(correct.mean()), interval95(drawn))
@@ -203,11 +214,14 @@ def robustness(
             "detectors": {spec: registry.parameters(detector) for spec, detector in sets.built.items()},
             "failed_detectors": failed,
             "head": None if head is None else os.fspath(head),
-            "pgd": attack.record() if attack else None,
+            "pgd": None,
+            "autoattack": None,
+            **{attack.name: attack.record() for attack in attacks},
             "reference": None if reference is None else reference.parameters["encoder"],
             "resamples": resamples,
             "seed": seed,
-            "chance": dict.fromkeys(accuracies, chance) | dict.fromkeys(attacked, attack.chance if attack else 0.0),
+            "chance": dict.fromkeys(accuracies, chance)
+            | dict.fromkeys(attacked, attacks[0].chance if attacks else 0.0),
         },
         metrics,
         versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),

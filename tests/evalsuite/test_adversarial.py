@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from typer.testing import CliRunner
 
 import cli
 import commands.screen
+import evalsuite._autoattack
 from evalsuite import compare, robustness
 from evalsuite._adversarial import Pgd, attack, logits_of, unit_start
+from evalsuite._autoattack import AutoAttack
 from evalsuite.head import Head
 from featcache import extract, open_corpus
 from featcache.encoder import Encoder
@@ -96,25 +99,37 @@ def corpus(tmp_path):
     return open_corpus(str(tmp_path / "noise"))
 
 
+@pytest.fixture
+def few_queries(monkeypatch):
+    pytest.importorskip("art", reason="needs featcache[adversarial]")
+    monkeypatch.setattr(evalsuite._autoattack, "QUERIES", 20)
+
+
 def measured(encoder, corpus, head, epsilons, rows=None, steps=STEPS, **given):
     rows = np.arange(len(corpus)) if rows is None else rows
     return Pgd(epsilons, steps, head, corpus).measure(encoder, rows, device="cpu", **given)
+
+
+def optimum(encoder, path, corpus, epsilons, scale=1.0, name="pgd"):
+    """What is right under the strongest attack that there is on a linear encoder and a head of two classes."""
+    weight, bias = on_pixels(encoder, Head.read(path))
+    pixels = pixels_of(corpus).astype(np.float64)
+    sign = np.array([1 if corpus.label(i) else -1 for i in range(len(corpus))])
+    direction, offset = weight[1] - weight[0], bias[1] - bias[0]
+    expected = {}
+    for epsilon in epsilons:
+        worst = np.clip(pixels - epsilon * sign[:, None, None, None] * np.sign(direction), 0, 255)
+        margin = sign * ((worst * direction).sum((1, 2, 3)) + offset)
+        assert np.abs(margin).min() > 1e-3 * scale * 0.1  # no image is a tie that rounding decides
+        expected[f"{name}/{epsilon:g}/top1"] = margin > 0
+    return expected
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4], ids=["soft", "sure"])
 def test_a_linear_classifier_is_attacked_optimally(corpus, tmp_path, scale):
     """Of a sure one, the cross-entropy and its gradient round to zero in float32."""
     encoder, path = linear_encoder(), write_head(tmp_path / "head.safetensors", 2, 4, scale)
-    weight, bias = on_pixels(encoder, Head.read(path))
-    pixels = pixels_of(corpus).astype(np.float64)
-    sign = np.array([1 if corpus.label(i) else -1 for i in range(len(corpus))])
-    direction, offset = weight[1] - weight[0], bias[1] - bias[0]
-    expected = {}
-    for epsilon in (0, 0.5, 2, 4):
-        worst = np.clip(pixels - epsilon * sign[:, None, None, None] * np.sign(direction), 0, 255)
-        margin = sign * ((worst * direction).sum((1, 2, 3)) + offset)
-        assert np.abs(margin).min() > 1e-3 * scale * 0.1  # no image is a tie that rounding decides
-        expected[f"pgd/{epsilon:g}/top1"] = margin > 0
+    expected = optimum(encoder, path, corpus, (0, 0.5, 2, 4), scale)
     found = measured(encoder, corpus, path, [2, 0.5, 4])
     assert list(found) == list(expected)
     for name, right in expected.items():
@@ -122,6 +137,38 @@ def test_a_linear_classifier_is_attacked_optimally(corpus, tmp_path, scale):
     accuracies = [right.mean() for right in found.values()]
     assert accuracies == sorted(accuracies, reverse=True)
     assert len(set(accuracies)) >= 3
+
+
+def test_autoattack_finds_the_optimum_of_a_linear_classifier(corpus, tmp_path, few_queries):
+    encoder, path = linear_encoder(), write_head(tmp_path / "head.safetensors", 2, 4)
+    expected = optimum(encoder, path, corpus, (0, 0.5, 2), name="autoattack")
+    found = AutoAttack([0.5, 2], path, corpus).measure(encoder, np.arange(len(corpus)), device="cpu")
+    assert list(found) == list(expected)
+    for name, right in expected.items():
+        np.testing.assert_array_equal(found[name], right, err_msg=name)
+
+
+def test_autoattack_is_no_weaker_than_pgd_and_leaves_nothing_behind(corpus, tmp_path, few_queries):
+    """Three classes, so that both losses are taken; the numbers that the toolbox draws are nobody else's."""
+    encoder, path, rows = curved_encoder(), write_head(tmp_path / "head.safetensors", 3, 6), np.arange(len(corpus))
+    drawn = np.random.get_state()[1].tolist()
+    attack = AutoAttack([1], path, corpus)
+    found, again = (attack.measure(encoder, rows, device="cpu")["autoattack/1/top1"] for _ in range(2))
+    np.testing.assert_array_equal(found, again)
+    assert np.random.get_state()[1].tolist() == drawn
+    assert all(weight.grad is None for weight in encoder.module.parameters())
+    by_pgd = measured(encoder, corpus, path, [1])["pgd/1/top1"]
+    assert found.sum() <= by_pgd.sum()
+    pixels, target = pixels_of(corpus), np.array([corpus.label(i) for i in range(len(corpus))])
+    attacked = attack.attacked(encoder, pixels, target, 1.0, corpus.ids, 0)
+    assert np.abs(attacked.astype(np.float64) - pixels).max() <= 1 + 1e-4
+    assert 0 <= attacked.min() <= attacked.max() <= 255
+
+
+def test_autoattack_without_its_package_names_the_extra(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "art.attacks.evasion", None)
+    with pytest.raises(ValueError, match=r"pip install 'featcache\[adversarial\]'"):
+        AutoAttack([1], write_head(tmp_path / "head.safetensors", 2, 4), corpus)
 
 
 def test_it_is_the_papers_loop_on_cross_entropy(corpus, tmp_path):
@@ -271,7 +318,7 @@ def test_what_cannot_be_attacked_is_told_in_one_line(corpus, tmp_path):
         measured(linear_encoder(), corpus, head, [4])
 
 
-def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch):
+def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch, few_queries):
     pytest.importorskip("imagecorruptions", reason="needs featcache[robustness]")
     rng = np.random.default_rng(1)
     for i in range(9):
@@ -285,7 +332,7 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch):
     extract("test", curved_encoder(), tmp_path / "bank.zarr", device="cpu", precision="fp32")
     head = write_head(tmp_path / "head.safetensors", 2, 6)
     line = "robustness --encoder tiny:student --corpus test --bank bank.zarr --out kept --corruptions contrast"
-    line += " --severity 1 --k 3 --device cpu --json r.json --pgd 4,1 --pgd-steps 5"
+    line += " --severity 1 --k 3 --device cpu --json r.json --pgd 4,1 --pgd-steps 5 --autoattack 2"
     refused = CliRunner().invoke(cli.evalsuite.app, line.split())
     assert "needs a classifier" in str(refused.exception)
     assert not Path("kept").exists()
@@ -306,7 +353,11 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch):
         row = next(line for line in ran.output.splitlines() if name in line)
         assert f"{right.mean():.4f}" in row
     assert record["parameters"]["pgd"] == {"norm": "linf", "epsilons": [0, 1, 4], "steps": 5, "stride": 2.5}
+    assert record["parameters"]["autoattack"] == {"norm": "linf", "epsilons": [0, 2], "steps": 100, "queries": 20}
+    assert record["metrics"]["autoattack/0/top1"]["value"] == record["metrics"]["pgd/0/top1"]["value"]
+    assert "autoattack/2/top1" in ran.output
     assert compare("r.json", "r.json").metrics["pgd/4/top1"].value == 0
+    assert compare("r.json", "r.json").metrics["autoattack/2/top1"].value == 0
 
     seen: list[tuple[int, int, str]] = []
     robustness(
