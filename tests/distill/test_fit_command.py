@@ -9,6 +9,7 @@ import pytest
 import cli
 import commands.distill
 import commands.screen
+from commands.distill import METHOD
 from distill.config import FitConfig, method_options
 from distill.run import Run
 from featcache.extract import extract
@@ -185,3 +186,13 @@ def test_settings_lists_every_setting_and_option_with_its_default(command):
     assert "lr = 0.003" in shown
     assert "options of method mse" in shown
     assert "head = " in shown
+
+
+def test_the_method_that_help_names_is_the_default():
+    assert FitConfig(student="tiny").method == METHOD
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(command, tmp_path):
+    refused = command(f"distill fit --resume --out {tmp_path / 'nowhere'}")
+    assert refused.code == 2
+    assert "nowhere: holds no run to resume (config.toml); begin one with --store and --student" in refused.err
