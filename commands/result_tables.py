@@ -6,14 +6,17 @@ from typing import Any
 
 from rich.table import Table
 
-from commands.screen import make_table, results, shown, write_json
+from commands.screen import make_table, results, screen, shown, write_json
 
 
 def show(result: Any, to_json: str | None) -> None:
-    """Print a result's table, and write the result to `to_json`: unless that is "-", with its samples beside it."""
+    """Print a result's table, and its remarks, a line each; and write the result to `to_json`: unless that is "-", with its
+    samples beside it."""
     if to_json != "-":
         tables = {"ood": _ood_table, "robustness": _robustness_table, "compare": _comparison_table}
         results.print(tables.get(result.command, _metric_table)(result))
+    for remark in result.remarks:
+        screen.print(f"[yellow]note:[/] {shown(remark)}", highlight=False)
     if to_json not in (None, "-"):
         result.write(to_json)  # and, beside it, what was measured of each sample
     else:

@@ -94,6 +94,7 @@ def compare(
         },
         metrics,
         versions(),
+        remarks=[f"{side}: {remark}" for side, each in zip("AB", both, strict=True) for remark in each.remarks],
     )
 
 

@@ -76,10 +76,16 @@ def report(
     notices += _conflicts(rows, sources)
     for notice in notices:
         warnings.warn(notice, RuntimeWarning, stacklevel=2)
+    remarked: dict[str, list[str]] = {}
+    for source in sources:
+        for remark in source.result.remarks:
+            remarked.setdefault(remark, []).append(source.file)
+    notices += [f"{remark} ({', '.join(files)})" for remark, files in remarked.items()]
     if len(notices) > _SHOWN_NOTICES:
         rest = len(notices) - _SHOWN_NOTICES
         notices[_SHOWN_NOTICES:] = [
-            f"… and {rest} more; where a metric has two values, the table of metrics shows both."
+            f"… and {rest} more: the sources below have each result's remarks, and where a metric has two values, the "
+            "table of metrics shows both."
         ]
     data = {
         "title": title,
@@ -139,6 +145,7 @@ class _Source:
             "inputs": result.inputs,
             "parameters": result.parameters,
             "versions": result.versions,
+            "remarks": result.remarks,
             "metrics": {name: [each.value, *(each.ci95 or ())] for name, each in result.metrics.items()},
         }
 

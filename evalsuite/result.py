@@ -51,6 +51,9 @@ class Result:
       `map/SET` (n, 2): unit embeddings on the two principal directions of `id_train`.
     - all of them: `content` (n,), of ood `content/SET`: the first 8 bytes of the encoded image's hash as a whole number,
       0 where there is no image, by which a comparison knows that both saw the same image.
+
+    `remarks` holds what to know before believing a number (the same image on both sides, rows left out, …), a line each,
+    in words that stand alone; none where there is nothing to say. Commands print them and reports show them.
     """
 
     command: str
@@ -59,6 +62,7 @@ class Result:
     metrics: dict[str, Metric]
     versions: dict[str, str] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+    remarks: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Strict JSON (no NaN or Infinity); floats survive the round trip bit for bit.
@@ -104,10 +108,15 @@ class Result:
                 name: Metric(float(entry["value"]), None if entry["ci95"] is None else tuple(entry["ci95"]))
                 for name, entry in record["metrics"].items()
             }
-            result = cls(record["command"], record["inputs"], record["parameters"], metrics, record["versions"])
-            for name, kind in (("command", str), ("inputs", dict), ("parameters", dict), ("versions", dict)):
+            record.setdefault("remarks", [])  # results of before there were any
+            given = [record[name] for name in ("command", "inputs", "parameters", "versions")]
+            result = cls(*given[:3], metrics, given[3], remarks=record["remarks"])
+            kinds = {"command": str, "inputs": dict, "parameters": dict, "versions": dict, "remarks": list}
+            for name, kind in kinds.items():
                 if not isinstance(record[name], kind):
                     raise TypeError(f"{name} is no {kind.__name__}")
+            if not all(isinstance(remark, str) for remark in record["remarks"]):
+                raise TypeError("a remark is no str")
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; write it with `evalsuite COMMAND … --json {path}`") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -286,6 +286,14 @@ function provenance() {
           el(
             "div",
             { class: "fold" },
+            result.remarks.length > 0 && [
+              el("h4", {}, "Remarks"),
+              el(
+                "ul",
+                {},
+                result.remarks.map((text) => el("li", {}, breakable(text))),
+              ),
+            ],
             facts("Inputs", result.inputs),
             facts("Parameters", result.parameters),
             facts("Versions", result.versions),

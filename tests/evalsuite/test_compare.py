@@ -363,3 +363,9 @@ def test_the_command_prints_a_table_and_writes_json(ids, rng, tmp_path, capsys, 
     assert "none.json" in err
     assert len(err.strip().splitlines()) == 1
     assert evalsuite.compare is compare
+
+
+def test_remarks_of_both_are_kept(ids):
+    one, other = accuracies(ids, **{"top1@1": np.ones(40, bool)}), accuracies(ids, **{"top1@1": np.ones(40, bool)})
+    one.remarks, other.remarks = ["3 of 40 query rows are in the bank"], ["half precision"]
+    assert compare(one, other).remarks == ["A: 3 of 40 query rows are in the bank", "B: half precision"]

@@ -233,6 +233,14 @@ def test_a_result_without_metrics_is_said(tmp_path: Path) -> None:
     assert page.data["notices"] == [f"{empty} has no metrics"]
 
 
+def test_remarks_of_results_are_on_the_page_once_each(tmp_path):
+    one, other = knn_result("f1", "vit", 0.5), knn_result("f2", "<i>", 0.6)
+    one.remarks, other.remarks = ["both sides are one", "only here"], ["both sides are one"]
+    page = Page(report([one, other], tmp_path / "r.html"))
+    assert page.data["notices"] == ["both sides are one (result 1, result 2)", "only here (result 1)"]
+    assert [each["remarks"] for each in page.data["results"]] == [one.remarks, other.remarks]
+
+
 def test_an_old_page_is_replaced_whole(tmp_path: Path) -> None:
     out = tmp_path / "new" / "r.html"
     assert report([knn_result("f", "vit", 0.5)], out) == out

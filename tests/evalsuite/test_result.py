@@ -23,7 +23,7 @@ def result():
 
 def test_json_follows_the_contract(result):
     record = json.loads(result.to_json())
-    assert list(record) == ["command", "inputs", "parameters", "metrics", "versions"]
+    assert list(record) == ["command", "inputs", "parameters", "metrics", "versions", "remarks"]
     assert record["metrics"]["top1@1"] == {"value": 0.1 + 0.2, "ci95": [0.25, 1 / 3]}
     assert record["metrics"]["gram_pearson"] == {"value": -1.0, "ci95": None}
     assert {"python", "numpy"} <= record["versions"].keys()
@@ -33,6 +33,20 @@ def test_write_and_read_are_inverse(result, tmp_path):
     path = result.write(tmp_path / "new" / "folder" / "r.json")
     assert Result.read(path) == result
     assert [p.name for p in path.parent.iterdir()] == ["r.json"]
+
+
+def test_remarks_are_kept_and_older_results_have_none(result, tmp_path):
+    result.remarks = ["3 of 5 query rows are images that the bank has too", "é"]
+    path = result.write(tmp_path / "r.json")
+    assert Result.read(path) == result
+    record = json.loads(path.read_text())
+    for remarks in ("text", [1], {"a": 1}, None):
+        path.write_text(json.dumps(record | {"remarks": remarks}))
+        with pytest.raises(ValueError, match="is not a result file"):
+            Result.read(path)
+    del record["remarks"]
+    path.write_text(json.dumps(record))
+    assert Result.read(path).remarks == []
 
 
 def test_samples_lie_beside_the_json(result, tmp_path):
