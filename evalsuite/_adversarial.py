@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from evalsuite.classes import aligned_labels
 from evalsuite.head import Head
-from evalsuite.knn import aligned_labels
 from evalsuite.rows import Rows
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from evalsuite._index import Index, evenly_spread
+from evalsuite.classes import Classes, aligned_labels, guessing, macro_guessing, unreachable_remarks
 from evalsuite.metrics import (
     bootstrap_accuracy,
     bootstrap_macro_accuracy,
@@ -19,7 +20,7 @@ from evalsuite.metrics import (
 )
 from evalsuite.neighbors import search
 from evalsuite.result import Metric, Result, content_of, versions
-from evalsuite.rows import Rows, Store
+from evalsuite.rows import Rows, Store, left_out_remarks
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dinov2": {"k": (10, 20, 100, 200), "temperature": 0.07},
@@ -50,8 +51,9 @@ def knn(
     Reports, for every K in `k`, `top1@K`, `top5@K` and `macro_top1@K` (mean over classes of the accuracy
     within each), in [0, 1] with bootstrap 95 % intervals over the query's rows. A class nobody voted for
     never counts as among the top five, and equal votes go to the lower label. When bank and query are the
-    same store a row is not its own neighbour. `parameters["chance"]` holds what guessing one of the bank's
-    classes at random would reach.
+    same store a row is not its own neighbour. `parameters["chance"]` holds what the best answer reaches that is the
+    same for every row: the share of the most frequent class of the query that the bank has (top5: of the five most
+    frequent, or K where that is less), and 1/K of K classes for the mean over classes.
 
     `preset` is one of `PRESETS` and stands for a published protocol's `k` and `temperature`, where these are
     left out: DINOv2's, or the only K of CosPress. `shots` leaves that many bank rows a class, drawn by `seed`;
@@ -63,13 +65,14 @@ def knn(
     are at least as similar as the K-th of an exact search, over 1,000 evenly spread queries (all, where there are
     no more).
 
-    Labels are matched by class name where both stores have class names, else by number. Failed and unlabelled
-    rows are left out and counted; query rows whose class has no bank row are kept (and wrong) and counted as
-    `unreachable`.
+    Labels are matched by class name, by number where neither store has names (see `evalsuite.classes.match`). Failed
+    and unlabelled rows are left out, counted and remarked on; so are query rows whose class has no bank row, which are
+    kept (and wrong): `unreachable`.
 
     Raises `ValueError` when the stores come from different encoders, one has no labels or a value that is not finite,
-    the query has a class the bank does not know, a class has fewer bank rows than `shots`, k exceeds the bank, FAISS cannot make the index
-    of this bank, or the index finds fewer than k neighbours.
+    one has class names and the other only numbers, the query has a class the bank does not know or none that it has, a
+    class has fewer bank rows than `shots`, k is no whole number or exceeds the bank, FAISS cannot make the index of this
+    bank, or the index finds fewer than k neighbours.
 
     Oquab et al. 2023, arXiv 2304.07193; Wu et al. 2018, arXiv 1805.01978;
     CosPress: arXiv 2411.15239.
@@ -119,9 +122,9 @@ def knn(
     chance: dict[str, float] = {}
     for n in ks:
         chance |= {
-            f"top1@{n}": float(reachable.mean()) / len(classes),
-            f"top5@{n}": float(reachable.mean()) * min(5, len(classes)) / len(classes),
-            f"macro_top1@{n}": macro_accuracy(reachable, truth) / len(classes),
+            f"top1@{n}": guessing(truth, classes),
+            f"top5@{n}": guessing(truth, classes, min(5, n)),  # n neighbours vote for n classes at most
+            f"macro_top1@{n}": macro_guessing(truth, classes),
         }
         top1, top5 = place[n] == 0, (place[n] < 5) & (place[n] < len(classes))
         for name, correct in ((f"top1@{n}", top1), (f"top5@{n}", top5)):
@@ -160,6 +163,11 @@ def knn(
         metrics,
         versions("faiss-cpu", "faiss-gpu", "torch"),
         measured,
+        remarks=[
+            *left_out_remarks("bank", all_bank, len(all_bank) - len(labelled_bank)),
+            *left_out_remarks("query", all_query, len(all_query) - len(query_rows)),
+            *unreachable_remarks(bank_rows, query_rows, truth, "query"),
+        ],
     )
 
 
@@ -170,9 +178,8 @@ def _few_shots(bank: Rows, shots: int, seed: int) -> Rows:
     classes, rows = np.unique(bank.labels, return_counts=True)
     if rows.min() < shots:
         fewest = int(classes[rows.argmin()])
-        name = bank.class_names[fewest] if bank.class_names is not None else fewest
         raise ValueError(
-            f"class {name} of {bank.name} has {rows.min()} labelled rows, fewer than {shots} shots; "
+            f"class {Classes.of(bank).distinct_name(fewest)} of {bank.name} has {rows.min()} labelled rows, fewer than {shots} shots; "
             f"use at most {rows.min()}"
         )
     drawn = [
@@ -189,10 +196,10 @@ def _positions(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
 
 
 def _checked_k(k: Sequence[int], bank: Rows, exclude_self: bool) -> tuple[int, ...]:
-    ks = tuple(dict.fromkeys(int(n) for n in k))
+    ks = tuple(dict.fromkeys(int(n) for n in np.atleast_1d(np.asarray(k, np.float64))))
     most = len(bank) - exclude_self
-    if not ks or min(ks) < 1:
-        raise ValueError(f"k must hold numbers of at least 1, got {list(k)}")
+    if not ks or min(ks) < 1 or set(ks) != set(np.atleast_1d(k)):
+        raise ValueError(f"k must hold whole numbers of at least 1, got {k}")
     if max(ks) > most:
         without = ", the query row itself left out" if exclude_self else ""
         raise ValueError(
@@ -213,30 +220,6 @@ def winners(weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_c
     for part, votes in _votes(weight, label, n_classes):
         won[part] = votes.argmax(axis=1)
     return won
-
-
-def aligned_labels(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
-    """The query's labels in the bank's numbering: by class name where both have names, else as they are.
-
-    Raises `ValueError` when a store has two classes of one name or the query has one unknown to the bank.
-    """
-    if bank.class_names is None or query.class_names is None or bank.class_names == query.class_names:
-        return query.labels
-    for rows in (bank, query):
-        assert rows.class_names is not None
-        if len(set(rows.class_names)) < len(rows.class_names):
-            raise ValueError(f"{rows.name} has two classes of one name; rename one in its corpus and extract again")
-    number = {name: i for i, name in enumerate(bank.class_names)}
-    unknown = sorted({query.class_names[label] for label in np.unique(query.labels)} - number.keys())
-    if unknown:
-        some = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
-        raise ValueError(
-            f"{query.name} has {len(unknown)} classes that {bank.name} does not know ({some}); "
-            "name the class folders alike or drop these classes"
-        )
-    # Names without a query row may be unknown to the bank: their entry is never looked up.
-    renumber = np.array([number.get(name, -1) for name in query.class_names])
-    return renumber[query.labels]
 
 
 def _place(

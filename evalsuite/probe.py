@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from evalsuite.knn import aligned_labels
+from evalsuite.classes import aligned_labels, guessing, macro_guessing, unreachable_remarks
 from evalsuite.metrics import bootstrap_accuracy, bootstrap_macro_accuracy, interval95, macro_accuracy
 from evalsuite.result import Metric, Result, content_of, versions, whole_file
-from evalsuite.rows import Rows, Store
+from evalsuite.rows import Rows, Store, left_out_remarks
 from featcache._disk import require_writable
 
 CANDIDATES = tuple(10.0**e for e in range(-3, 6))
@@ -50,8 +50,8 @@ def probe(
 
     Reports `probe/top1`, `probe/top5` and `probe/macro_top1` (mean over classes of the accuracy within each), in
     [0, 1] with bootstrap 95 % intervals over the test rows; `parameters` says the chosen C and how each did on
-    the held-out rows. Labels are matched as in `evalsuite.knn`; test rows of a class without training rows are
-    wrong, and counted as `unreachable`. The training rows are held in memory, many of them as float32.
+    the held-out rows. Labels are matched, rows left out remarked on and chance levels taken as in `evalsuite.knn`; test rows
+    of a class without training rows are wrong, and counted as `unreachable`. The training rows are held in memory, many of them as float32.
 
     A warning says when a fit stopped at its limit of steps, short of its tolerance (`parameters["unfinished"]` has its
     C), and when the C taken is the smallest or largest of three or more.
@@ -61,7 +61,7 @@ def probe(
     row of `weight`), `fingerprint`, `encoder` and `c`. `progress` is called with (fits done, of how many).
 
     Raises `ValueError` when the stores come from different encoders or are one, one has no labels or a value that
-    is not finite, `train` has one class, no C is positive, no class has a row to spare for choosing C, or `save` cannot
+    is not finite, their classes cannot be matched or have none in common, `train` has one class, no C is positive, no class has a row to spare for choosing C, or `save` cannot
     be written.
 
     Objective and choice of C: Oquab et al. 2023, arXiv 2304.07193 (`log_regression.py`).
@@ -143,9 +143,9 @@ def probe(
     samples = bootstrap_macro_accuracy(top1, truth, resamples=resamples, seed=seed)
     metrics["probe/macro_top1"] = Metric(macro_accuracy(top1, truth), interval95(samples))
     chance = {
-        "probe/top1": float(reachable.mean()) / len(labels),
-        "probe/top5": float(reachable.mean()) * min(5, len(labels)) / len(labels),
-        "probe/macro_top1": macro_accuracy(reachable, truth) / len(labels),
+        "probe/top1": guessing(truth, labels),
+        "probe/top5": guessing(truth, labels, 5),
+        "probe/macro_top1": macro_guessing(truth, labels),
     }
     if save is not None:
         names = train_rows.class_names
@@ -186,6 +186,11 @@ def probe(
             "probe/top1": top1,
             "probe/top5": top5,
         },
+        remarks=[
+            *left_out_remarks("train", all_train, len(all_train) - len(train_rows)),
+            *left_out_remarks("test", all_test, len(all_test) - len(test_rows)),
+            *unreachable_remarks(train_rows, test_rows, truth, "test"),
+        ],
     )
 
 

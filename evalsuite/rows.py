@@ -239,3 +239,11 @@ class _Arrays:
 
     def release(self, field: str) -> None:
         """Nothing is mapped."""
+
+
+def left_out_remarks(role: str, rows: Rows, unlabelled: int = 0) -> list[str]:
+    """One line about what is not measured with of a store, of which `rows` are all that are ok: rows that failed, and,
+    of these, `unlabelled` ones; no line where that is nothing. `role` is the store's part, such as `bank`."""
+    failed = rows.record()["failed"]
+    parts = [f"{count:,} {what}" for count, what in ((failed, "failed"), (unlabelled, "without a label")) if count]
+    return [f"{role} {rows.name}: left out of {len(rows) + failed:,} rows: {', '.join(parts)}"] if parts else []

@@ -1,10 +1,15 @@
 import importlib
+import itertools
 
 import numpy as np
 import pytest
+from sklearn.dummy import DummyClassifier
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 import evalsuite.rows
-from evalsuite import knn
+from evalsuite import knn, probe
+
+NUMBERS = np.array([0, 1, 2, 4, 5, 7, 8, 10])
 
 
 def slow_ranking(bank, labels, query, k, temperature, own=None):
@@ -33,9 +38,8 @@ def shares(ranking, truth):
 def task(rng, clusters):
     """Eight overlapping classes, numbered with gaps and of unequal size: all metrics differ."""
     centres = rng.normal(size=(8, 6))
-    numbers = np.array([0, 1, 2, 4, 5, 7, 8, 10])
     bank, query = clusters(centres, 15, spread=1.0), clusters(centres, 6, spread=1.0)[:-3]
-    return bank, np.repeat(numbers, 15), query, np.repeat(numbers, 6)[:-3]
+    return bank, np.repeat(NUMBERS, 15), query, np.repeat(NUMBERS, 6)[:-3]
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
@@ -79,14 +83,48 @@ def test_the_same_store_leaves_each_row_out(task, make_store):
     assert result.parameters["exclude_self"] is True
 
 
-def test_chance_is_a_guess_among_the_bank_s_classes(task, make_store):
+def dummy_accuracies(truth, classes, names):
+    """The best of all answers that are the same for every row, tried one after another."""
+    answers = list(itertools.combinations(classes, min(names, len(classes))))
+    per_class = [[np.isin(truth[truth == c], answer).mean() for c in np.unique(truth)] for answer in answers]
+    return max(np.isin(truth, answer).mean() for answer in answers), max(map(np.mean, per_class))
+
+
+def test_chance_is_the_best_answer_that_is_the_same_for_every_row(task, make_store):
     bank, labels, query, truth = task
-    result = knn(make_store("bank", bank, labels=labels), make_store("query", query, labels=truth), k=[5])
-    assert result.parameters["chance"] == pytest.approx({"top1@5": 1 / 8, "top5@5": 5 / 8, "macro_top1@5": 1 / 8})
+    stores = make_store("bank", bank, labels=labels), make_store("query", query, labels=truth)
+    chance = knn(*stores, k=[2, 5]).parameters["chance"]
+    top1, macro = dummy_accuracies(truth, np.unique(labels), 1)
+    for k in (2, 5):
+        assert chance[f"top1@{k}"] == pytest.approx(top1)
+        assert chance[f"macro_top1@{k}"] == pytest.approx(macro) == 1 / 8
+        # two neighbours vote for two classes at most
+        assert chance[f"top5@{k}"] == pytest.approx(dummy_accuracies(truth, np.unique(labels), k)[0])
     fewer = make_store("fewer", bank[labels < 8], labels=labels[labels < 8])
-    chance = knn(fewer, make_store("same", query, labels=truth), k=[5]).parameters["chance"]
-    assert chance["top1@5"] == pytest.approx(np.mean(truth < 8) / 6)
-    assert chance["macro_top1@5"] == pytest.approx(6 / 8 / 6)
+    chance = knn(fewer, stores[1], k=[5]).parameters["chance"]
+    assert chance["top1@5"] == pytest.approx(dummy_accuracies(truth, NUMBERS[:6], 1)[0])
+    assert chance["top5@5"] == pytest.approx(dummy_accuracies(truth, NUMBERS[:6], 5)[0])
+    assert chance["macro_top1@5"] == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize("evaluator", [knn, probe])
+def test_chance_counts_imbalance(make_store, rng, evaluator):
+    """The majority alone: scikit-learn's dummy."""
+    labels = np.array([3] * 95 + [0, 1, 2, 4, 5])
+    truth = np.array([3] * 190 + [0, 1, 2, 4, 5, 6, 7, 0, 1, 2])
+    stores = (
+        make_store("bank", rng.normal(size=(100, 4)), labels=labels),
+        make_store("query", rng.normal(size=(200, 4)), labels=truth),
+    )
+    dummy = DummyClassifier(strategy="most_frequent").fit(np.zeros((100, 1)), labels).predict(np.zeros((200, 1)))
+    given = {"k": [20]} if evaluator is knn else {"c": 1.0}
+    chance = {
+        name.partition("@")[0].removeprefix("probe/"): v
+        for name, v in evaluator(*stores, **given).parameters["chance"].items()
+    }
+    assert chance["top1"] == accuracy_score(truth, dummy) == 0.95
+    assert chance["macro_top1"] == pytest.approx(balanced_accuracy_score(truth, dummy)) == 1 / 8
+    assert chance["top5"] == pytest.approx(0.95 + 7 / 200)
 
 
 def test_few_shots(task, make_store):
@@ -139,25 +177,6 @@ def test_presets(task, make_store):
         knn(bank, query, preset="lightly")
 
 
-def test_labels_are_matched_by_class_name(make_store):
-    axes = np.eye(3)
-    bank = make_store("bank", axes, labels=[0, 1, 2], class_names=["ant", "bee", "cat"])
-    query = make_store("query", axes[[1, 2]], labels=[0, 1], class_names=["bee", "cat"])
-    assert knn(bank, query, k=[1]).metrics["top1@1"].value == 1
-    unnamed = make_store("unnamed", axes[[1, 2]], labels=[0, 1])
-    assert knn(bank, unnamed, k=[1]).metrics["top1@1"].value == 0  # by number
-
-
-def test_an_unknown_class_is_refused_only_when_it_has_rows(make_store):
-    bank = make_store("bank", np.eye(2), labels=[0, 1], class_names=["ant", "bee"])
-    names = ["bee", "dog"]
-    assert knn(bank, make_store("a", np.eye(2)[[1]], labels=[0], class_names=names), k=[1]).metrics["top1@1"].value == 1
-    with pytest.raises(ValueError, match=r"b\.zarr has 1 classes that .*bank\.zarr does not know \(dog\)"):
-        knn(bank, make_store("b", np.eye(2), labels=[0, 1], class_names=names), k=[1])
-    with pytest.raises(ValueError, match="two classes of one name"):
-        knn(bank, make_store("c", np.eye(2), labels=[0, 1], class_names=["bee", "bee"]), k=[1])
-
-
 def test_failed_and_unlabelled_rows_are_left_out_and_counted(make_store):
     """Rows 0 and 1 of the bank would win with the wrong label if they were used."""
     near = np.array([1.0, 0.0])
@@ -170,6 +189,13 @@ def test_failed_and_unlabelled_rows_are_left_out_and_counted(make_store):
     assert (result.inputs["bank"]["unlabelled"], result.inputs["query"]["unlabelled"]) == (1, 1)
     assert result.inputs["query"]["unreachable"] == 1
     assert result.inputs["bank"]["path"] == str(bank.path)
+    assert result.remarks == [
+        f"bank {bank.path}: left out of 4 rows: 1 failed, 1 without a label",
+        f"query {query.path}: left out of 3 rows: 1 without a label",
+        f"query {query.path}: 1 of 2 rows are of classes without a row in {bank.path} (5): they can never be right, and "
+        "count as wrong",
+    ]
+    assert knn(bank, bank, k=[1]).remarks == [result.remarks[0], result.remarks[0].replace("bank", "query", 1)]
 
 
 @pytest.mark.parametrize("index", ["exact", "HNSW8"])

@@ -55,7 +55,7 @@ def test_equals_scikit_learn(task, make_store, tmp_path, c):
     for metric in result.metrics.values():
         assert metric.ci95[0] <= metric.value <= metric.ci95[1]
     assert result.parameters["chance"] == pytest.approx(
-        {"probe/top1": 1 / 6, "probe/top5": 5 / 6, "probe/macro_top1": 1 / 6}
+        {"probe/top1": 7 / 39, "probe/top5": 35 / 39, "probe/macro_top1": 1 / 6}
     )
 
     head = load_file(tmp_path / "new" / "head.safetensors")
@@ -180,6 +180,8 @@ def test_rows_of_unknown_classes_are_wrong_and_counted(make_store):
     assert result.metrics["probe/top5"].value == 0.75
     assert result.inputs["test"]["unreachable"] == 1
     assert result.parameters["chance"]["probe/top1"] == pytest.approx(0.25)
+    assert len(result.remarks) == 1
+    assert f"1 of 4 rows are of classes without a row in {train.path} (9): they can never be right" in result.remarks[0]
 
 
 def test_wrong_input_names_the_store_and_the_remedy(make_store, tmp_path):

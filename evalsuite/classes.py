@@ -1,0 +1,171 @@
+"""Which class of one side is which class of the other: by name where there are names, and what guessing would reach."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+if TYPE_CHECKING:
+    from evalsuite.rows import Rows
+else:
+    Rows = Any
+
+_SHOWN = 3  # classes named in a message
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a store, corpus or head: their distinct `numbers`, and `names` by number, None where classes are
+    only numbers. `whose` they are is for messages.
+
+    Raises `ValueError` when a number has no name.
+    """
+
+    whose: str
+    numbers: Int[np.ndarray, " c"]
+    names: Sequence[str] | None
+
+    def __post_init__(self) -> None:
+        if self.names is not None and len(self.numbers) and int(self.numbers.max()) >= len(self.names):
+            raise ValueError(
+                f"{self.whose} has label {int(self.numbers.max())}, but names for {len(self.names)} classes only; "
+                "give every class a name and make it again"
+            )
+
+    @classmethod
+    def of(cls, rows: Rows) -> Classes:
+        """Those that rows have."""
+        return cls(rows.name, np.unique(rows.labels[rows.labels >= 0]), rows.class_names)
+
+    def name(self, number: int) -> str:
+        return str(number) if self.names is None else str(self.names[number])
+
+    def distinct_name(self, number: int) -> str:
+        """The name, with the number where several classes share it."""
+        name = self.name(number)
+        shared = self.names is not None and list(self.names).count(name) > 1
+        return f"{name} ({number})" if shared else name
+
+    def some(self, numbers: Sequence[int] | np.ndarray | None = None) -> str:
+        """Some names, for messages."""
+        numbers = self.numbers if numbers is None else np.asarray(numbers)
+        named = ", ".join(self.name(int(number)) for number in numbers[:_SHOWN])
+        return named + (f", … ({len(numbers):,} in all)" if len(numbers) > _SHOWN else "")
+
+
+def match(theirs: Classes, ours: Classes) -> dict[int, int | None]:
+    """For each of their numbers the number of the same class of ours; None where we have no such class.
+
+    Two that name their classes by the same list, or by numbers only, agree on the numbers. Else names decide: exactly,
+    or, with a warning, but for case, spaces and Unicode's form where no more than one class of either side comes into
+    question. Where one side has numbers only, its classes are named by them ("0", "1", …), as in corpora whose labels are
+    numbers.
+
+    Raises `ValueError` when one side has numbers only that the other's names are not, or several classes have the
+    name that is looked for.
+    """
+    if theirs.names is ours.names or (theirs.names is not None and theirs.names == ours.names):
+        return {int(number): int(number) for number in theirs.numbers}
+    if (theirs.names is None) != (ours.names is None):
+        bare, named = (theirs, ours) if theirs.names is None else (ours, theirs)
+        assert named.names is not None
+        if not {bare.name(int(number)) for number in bare.numbers} <= set(named.names):
+            raise ValueError(
+                f"{named.whose} has class names ({named.some()}), {bare.whose} only numbers ({bare.some()}), which may "
+                f"count other classes or in another order; give {bare.whose} class names (import labels as words, "
+                "write_store(class_names=…)), or make both from corpora labelled alike"
+            )
+    of_ours: dict[str, list[int]] = {}
+    ours_numbers = ours.numbers if ours.names is None else np.arange(len(ours.names))
+    for number in ours_numbers.tolist():
+        of_ours.setdefault(ours.name(number), []).append(number)
+    theirs_numbers = theirs.numbers if theirs.names is None else np.arange(len(theirs.names))
+    their_names = Counter(theirs.name(number) for number in theirs_numbers.tolist())
+    rough: dict[str, list[str]] = {}
+    for name in of_ours.keys() - their_names.keys():
+        rough.setdefault(_rough(name), []).append(name)
+    their_rough = Counter(_rough(name) for name in their_names.keys() - of_ours.keys())
+    found: dict[int, int | None] = {}
+    near: list[tuple[str, str]] = []
+    for number in theirs.numbers.tolist():
+        name = theirs.name(number)
+        if name not in of_ours and their_rough[_rough(name)] == 1 == len(rough.get(_rough(name), ())):
+            near.append((name, rough[_rough(name)][0]))
+            their_names[near[-1][1]] += their_names[name]
+            name = near[-1][1]
+        for side, count in ((theirs, their_names[name]), (ours, len(of_ours.get(name, ())))):
+            if count > 1 and name in of_ours:
+                raise ValueError(
+                    f"{side.whose} has two classes of one name ({name}); rename one in its corpus and extract again"
+                )
+        found[number] = of_ours[name][0] if name in of_ours else None
+    if near:
+        pairs = ", ".join(f"{a!r} and {b!r}" for a, b in near[:_SHOWN]) + (", …" if len(near) > _SHOWN else "")
+        warnings.warn(
+            f"{len(near):,} classes of {theirs.whose} and {ours.whose} are taken for the same though their names differ in "
+            f"case or spaces ({pairs})",
+            UserWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def _rough(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).split()).casefold()
+
+
+def aligned_labels(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
+    """The labels of the query, all of whose rows have one, in the bank's numbering, by `match`.
+
+    Raises `ValueError` as `match` does, and when the query has a class that the bank does not know or they have no class
+    in common.
+    """
+    theirs, ours = Classes.of(query), Classes.of(bank)
+    found = match(theirs, ours)
+    reached = set(ours.numbers.tolist())
+    if not any(number in reached for number in found.values()):
+        raise ValueError(
+            f"{query.name} and {bank.name} have no class in common ({theirs.some()} against {ours.some()}), so nothing "
+            "could be right; give stores of the same classes, named alike"
+        )
+    unknown = [number for number, own in found.items() if own is None]
+    if unknown:
+        raise ValueError(
+            f"{query.name} has {len(unknown)} classes that {bank.name} does not know ({theirs.some(unknown)}); "
+            "name the class folders alike or drop these classes"
+        )
+    numbers, of_row = np.unique(query.labels, return_inverse=True)
+    return np.array([found[number] for number in numbers.tolist()], np.int64)[of_row]
+
+
+def unreachable_remarks(bank: Rows, query: Rows, truth: Int[np.ndarray, " q"], role: str) -> list[str]:
+    """One line about the query's rows whose class, in the bank's numbering `truth`, no row of the bank has; none where
+    every class has one. `role` is the query's, for the line."""
+    lost = ~np.isin(truth, bank.labels)
+    if not lost.any():
+        return []
+    return [
+        f"{role} {query.name}: {int(lost.sum()):,} of {len(lost):,} rows are of classes without a row in {bank.name} "
+        f"({Classes.of(query).some(np.unique(query.labels[lost]))}): they can never be right, and count as wrong"
+    ]
+
+
+def guessing(truth: Int[np.ndarray, " q"], known: Int[np.ndarray, " _"], names: int = 1) -> float:
+    """What answering every row with the same `names` classes reaches at most, in [0, 1]: the share of the rows that have
+    one of the most frequent of the `known` classes. For balanced classes it is a guess at random; where one class has
+    95 % of the rows it is 0.95."""
+    rows = np.unique(truth[np.isin(truth, known)], return_counts=True)[1]
+    return float(np.sort(rows)[::-1][:names].sum() / len(truth))
+
+
+def macro_guessing(truth: Int[np.ndarray, " q"], known: Int[np.ndarray, " _"]) -> float:
+    """The same of the mean over classes of the accuracy within each: one class right and the others wrong, 1/K of K."""
+    labels = np.unique(truth)
+    return float(np.isin(labels, known).any() / len(labels))
