@@ -41,6 +41,10 @@ class EncoderPrecision(StrEnum):
     auto, fp32, bf16, fp16 = "auto", "fp32", "bf16", "fp16"
 
 
+class Dtype(StrEnum):
+    float16, float32 = "float16", "float32"
+
+
 class ExportFormat(StrEnum):
     npy, parquet, safetensors, clip_retrieval = "npy", "parquet", "safetensors", "clip-retrieval"
 
@@ -82,6 +86,9 @@ def extract(
     fields: Annotated[
         str, typer.Option(help="Comma list of embedding, tokens (of patches), prefix_tokens (class token …), logits.")
     ] = "embedding",
+    dtype: Annotated[
+        Dtype, typer.Option(help="What features are kept in; float32 where float16 loses what tells them apart.")
+    ] = Dtype.float16,
     pixels: Annotated[
         int | None,
         typer.Option(
@@ -131,7 +138,7 @@ def extract(
     teachers, outs = teacher.split(","), out.split(",") if out else None
     request = {
         "corpus": corpus, "teachers": teachers, "outs": outs, "views": views, "augment": augment.value,
-        "crop_area": crop_area, "fields": fields, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
+        "crop_area": crop_area, "fields": fields, "dtype": dtype.value, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
     }  # fmt: skip
     known = None if overwrite else receipts.recall(request)
     if known is not None:
@@ -159,7 +166,7 @@ def extract(
 
         stores = featcache.extract_all(
             images, encoders, outs, views=views, augment=augment.value, crop_area=crop_area,
-            fields=fields.split(","),
+            fields=fields.split(","), dtype=dtype.value,
             pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
             batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
             max_failures=max_failures, overwrite=overwrite, announce=announce, progress=show,

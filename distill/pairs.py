@@ -23,7 +23,7 @@ CHECKED = 16
 """Images of each corpus that are compared with what the teacher saw, before training starts."""
 
 Batch = tuple[UInt8[np.ndarray, "b s s 3"], dict[str, np.ndarray]]
-"""Pixels, and the teacher's features by field, float16 (b, …)."""
+"""Pixels, and the teacher's features by field (b, …), as stored."""
 
 
 class Pairs:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float16, Int64
+from jaxtyping import Float, Int64
 
 from featcache.layout import EMBEDDING
 from featcache.store import FeatureStore
@@ -70,8 +70,10 @@ class Source:
 
     def gather(
         self, index: Sequence[int] | np.ndarray, field: str = EMBEDDING, view: int | np.ndarray = 0
-    ) -> Float16[np.ndarray, "b ..."]:
+    ) -> Float[np.ndarray, "b ..."]:
         """Features of these rows, in this order; `view` is one number for all, or one for each.
+
+        As stored, float16 or float32; the wider where the stores differ.
 
         Raises:
             ValueError: a store lacks the field.
@@ -79,7 +81,8 @@ class Source:
         index = np.asarray(index, np.int64)
         view = np.broadcast_to(np.asarray(view, np.int64), index.shape)
         shape = self.stores[0].manifest["fields"].get(field, [self.embedding_dim])
-        gathered = np.empty((len(index), *shape), np.float16)
+        dtypes = {np.dtype(store.layout[field].dtype) for store in self.stores if field in store.layout}
+        gathered = np.empty((len(index), *shape), np.result_type(np.float16, *dtypes))
         for number, store in enumerate(self.stores):
             here = np.flatnonzero(self._store[index] == number)
             if len(here) or number == 0:

@@ -98,7 +98,7 @@ def _replaced(path: str | Path) -> Path:
 
 
 class KnownRows:
-    """Rows that some registered store already holds for one recipe: encoder, views and fields.
+    """Rows that some registered store already holds for one recipe: encoder, views, fields and their dtypes.
 
     What another store holds is trusted only where its checksums hold.
 
@@ -186,7 +186,8 @@ def _put(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def _recipe(manifest: Mapping[str, Any]) -> list[Any]:
-    return [manifest["encoder"]["fingerprint"], manifest["views"], manifest["fields"]]
+    wide = [manifest["dtypes"]] if manifest.get("dtypes") else []
+    return [manifest["encoder"]["fingerprint"], manifest["views"], manifest["fields"], *wide]
 
 
 def _index_folder(manifest: Mapping[str, Any]) -> Path:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import logging
-import math
 import os
 import platform
 import shutil
@@ -28,10 +27,11 @@ from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.files import Files, files_at
 from featcache.job import Job
-from featcache.layout import EMBEDDING, PENDING, chunk_rows
+from featcache.layout import DTYPES, EMBEDDING, FLOAT16, PENDING, chunk_rows, field_bytes, field_dtype
 from featcache.pixels import KeptPixels
 from featcache.precision import choose_precision
 from featcache.preprocess import Preprocess
+from featcache.rounding import TOLERANCE, share_lost
 from featcache.samples import Sample, Wanted, bursts, content_hash, cores, prefetch, read_sample
 from featcache.store import FeatureStore, create_store, looks_like_store
 from featcache.views import CROP_AREA, PARAMETERS, Views
@@ -128,6 +128,7 @@ def extract_all(
     seed: int = 0,
     crop_area: float = CROP_AREA,
     fields: Iterable[str] = (EMBEDDING,),
+    dtype: str = FLOAT16,
     pixels: KeptPixels | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -150,6 +151,7 @@ def extract_all(
         outs: the stores' paths or URLs; under $FEATCACHE_HOME, named by content, when left out.
         views, augment, seed, crop_area: the recipe of `featcache.views.Views`.
         fields: features to keep, of each teacher's `fields`; the embedding always is.
+        dtype: that features are kept in, "float16" or "float32". Not what the encoder computes in: see `precision`.
         pixels: keep the decoded and resized images too.
         batch_size: images a forward pass; by default 16 on a CPU, 256 on a GPU.
         workers: threads that read, decode and resize; by default one a core.
@@ -172,7 +174,7 @@ def extract_all(
     device = resolve_device(device)
     if device == "cpu":
         keep_freed_memory()
-    manifests = [_manifest(corpus, encoder, recipe, fields, pixels) for encoder in encoders]
+    manifests = [_manifest(corpus, encoder, recipe, fields, dtype, pixels) for encoder in encoders]
     places = [files_at(out) for out in outs or map(default_store_path, manifests)]
     paths = [place.path for place in places]
     if len(paths) != len(encoders) or len({place.identity for place in places}) != len(paths):
@@ -319,12 +321,25 @@ def _prepare(
         log.warning(
             "%s: its embeddings are L2-normalised already: lengths, which some methods use, are lost", encoder.name
         )
+    _warn_of_float16(encoder, probe, manifest)
     if store is None:
         batch = batch_size or (256 if device == "cuda" else 16)
         manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
         with writing(path), set_aside(path, manifest) if overwrite else contextlib.nullcontext():
             store = create_store(path, manifest, overwrite=overwrite)
     return store, speed
+
+
+def _warn_of_float16(encoder: Encoder, probe: torch.Tensor, manifest: dict[str, Any]) -> None:
+    """Features that float16 cannot hold are not lost without a word."""
+    fields = [name for name in manifest["fields"] if field_dtype(manifest, name) == FLOAT16]
+    for name, features in (encoder.encode(probe, fields=fields) if fields else {}).items():
+        if share_lost(features.flatten(1).cpu().numpy()) > TOLERANCE:
+            log.warning(
+                "%s: float16 loses much of what tells one %s from another; extract with --dtype float32",
+                encoder.name,
+                name,
+            )
 
 
 def _save_unfinished(jobs: list[Job]) -> None:
@@ -360,12 +375,14 @@ def _probe(
 
 
 def _manifest(
-    corpus: Corpus, encoder: Encoder, recipe: Views, fields: Iterable[str], pixels: KeptPixels | None
+    corpus: Corpus, encoder: Encoder, recipe: Views, fields: Iterable[str], dtype: str, pixels: KeptPixels | None
 ) -> dict[str, Any]:
     fields = [EMBEDDING, *sorted(set(fields) - {EMBEDDING})]
     missing = [name for name in fields if name not in encoder.fields]
     if missing:
         raise ValueError(f"--fields {','.join(missing)}: {encoder.name} gives {', '.join(encoder.fields)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: unknown; known: {', '.join(DTYPES)}")
     rows = hashlib.blake2b(digest_size=16)
     for i, sample_id in enumerate(corpus.ids):
         rows.update(f"{sample_id}\0{corpus.label(i)}\0".encode())
@@ -385,8 +402,9 @@ def _manifest(
         },
         "views": {**recipe.record, "parameters": list(PARAMETERS)},
         "fields": {name: list(encoder.fields[name]) for name in fields},
+        **({"dtypes": dict.fromkeys(fields, dtype)} if dtype != FLOAT16 else {}),
         "pixels": asdict(pixels) if pixels else None,
-        "chunk_rows": chunk_rows(2 * recipe.count * encoder.embedding_dim, len(corpus)),
+        "chunk_rows": chunk_rows(np.dtype(dtype).itemsize * recipe.count * encoder.embedding_dim, len(corpus)),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "timm", "zarr", "pillow", "numpy")},
@@ -426,16 +444,22 @@ def _difference(store: FeatureStore, manifest: dict[str, Any]) -> str:
         ("corpus", "digest"),
         ("views", None),
         ("fields", None),
+        ("dtypes", None),
         ("pixels", None),
     ):
-        was, now = store.manifest.get(section), manifest[section]
+        was, now = store.manifest.get(section), manifest.get(section)
         was, now = (was.get(key), now[key]) if key and was else (was, now)
         if was != now:
             return {
                 "encoder": f"by another encoder ({store.encoder_name}, fingerprint {str(was)[:8]}, not {str(now)[:8]})",
                 "corpus": "from other samples or labels (images were added, removed or renamed)",
+                "dtypes": f"in {' and '.join(_dtypes(store.manifest))}, not {' and '.join(_dtypes(manifest))} (--dtype)",
             }.get(section, f"with other {section} ({was}, not {now})")
     return ""
+
+
+def _dtypes(manifest: dict[str, Any]) -> list[str]:
+    return sorted({field_dtype(manifest, name) for name in manifest["fields"]})
 
 
 def _changed_images(stores: list[FeatureStore], corpus: Corpus, pool: ThreadPoolExecutor) -> dict[str | Path, str]:
@@ -467,9 +491,9 @@ def _store_bytes(manifest: dict[str, Any]) -> int:
     """Size of a store, but for its ids, reasons and metadata; kept images are guessed."""
     unit = manifest["chunk_rows"]
     rows = -(-manifest["corpus"]["rows"] // unit) * unit
-    per_view = 2 * sum(math.prod(shape) for shape in manifest["fields"].values()) + 4 * len(PARAMETERS)
+    features = sum(field_bytes(manifest).values()) + 4 * manifest["views"]["count"] * len(PARAMETERS)
     kept = KeptPixels(**manifest["pixels"]).typical_bytes if manifest.get("pixels") else 0
-    return rows * (manifest["views"]["count"] * per_view + kept + 8 + 16 + 1)
+    return rows * (features + kept + 8 + 16 + 1)
 
 
 def _refuse_small_disks(new: Sequence[tuple[Files, dict[str, Any]]]) -> None:

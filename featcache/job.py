@@ -102,8 +102,11 @@ class Job:
         if self.encoder.device.type == "cuda":
             pixels = pixels.pin_memory()
         encoded = self.encoder.encode(pixels, fields=tuple(self.store.manifest["fields"]))
-        halves = {name: features.half().cpu().numpy() for name, features in encoded.items()}
-        by_sample = {name: half.reshape(len(readable), -1, *half.shape[1:]) for name, half in halves.items()}
+        stored = {
+            name: features.to(getattr(torch, self.store.layout[name].dtype)).cpu().numpy()
+            for name, features in encoded.items()
+        }
+        by_sample = {name: each.reshape(len(readable), -1, *each.shape[1:]) for name, each in stored.items()}
         return {
             position: {name: features[i] for name, features in by_sample.items()}
             for i, (position, _) in enumerate(readable)
@@ -136,8 +139,8 @@ class _Unit:
         """All that is known of the row at `position`, which is the next one."""
         assert position == self.done
         reason = sample.reason
-        if features and not all(np.isfinite(feature).all() for feature in features.values()):
-            features, reason = None, "features are not finite in float16"
+        if features and (lost := _not_finite(features)):
+            features, reason = None, lost
         features = features or (seen.known if seen else None)
         self._narrow["content"][position] = np.frombuffer(sample.content, np.uint8)
         self._narrow["reason"][position] = reason
@@ -207,6 +210,16 @@ class _Unit:
             return unit
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
             return None
+
+
+def _not_finite(features: dict[str, np.ndarray]) -> str:
+    """Why such features cannot be kept, and what to do; "" where they can."""
+    for name, values in features.items():
+        if not np.isfinite(values).all():
+            if values.dtype == np.float16 and not np.isnan(values).any():
+                return f"its {name} is beyond float16 (±65504); extract with --dtype float32"
+            return f"its {name} is not finite"
+    return ""
 
 
 def _joined(items: list[bytes]) -> np.ndarray:

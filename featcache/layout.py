@@ -4,15 +4,39 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from featcache.pixels import KeptPixels
 from featcache.views import PARAMETERS
 
-FORMAT = 2
+FORMAT, WIDE_FORMAT = 2, 3
+"""Of a store of float16 features, and of one where some are wider: what knows only the first must not read the second."""
+FLOAT16 = "float16"
+DTYPES = (FLOAT16, "float32")
+"""That a field may have. The manifest's `dtypes` names those that are not float16, and is missing where all are."""
 PENDING, OK, FAILED = 0, 1, 2
 CHUNK_BYTES = 16 * 2**20
 """No feature chunk is larger; its rows are the largest power of two that fits, so none is under half of it."""
 EMBEDDING, PIXELS = "embedding", "pixels"
 STATE = "state"
+
+
+def store_format(manifest: Mapping[str, Any]) -> int:
+    return WIDE_FORMAT if manifest.get("dtypes") else FORMAT
+
+
+def field_dtype(manifest: Mapping[str, Any], field: str) -> str:
+    """Of a feature array: one of `DTYPES`."""
+    return manifest.get("dtypes", {}).get(field, FLOAT16)
+
+
+def field_bytes(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of a row of each feature array, all views."""
+    views = manifest["views"]["count"]
+    return {
+        name: np.dtype(field_dtype(manifest, name)).itemsize * views * math.prod(shape)
+        for name, shape in manifest["fields"].items()
+    }
 
 
 def chunk_rows(row_bytes: int, rows: int) -> int:
@@ -42,7 +66,10 @@ def array_layout(manifest: Mapping[str, Any]) -> dict[str, ArrayLayout]:
         STATE: ((), "uint8"),
     }
     wide = manifest["wide_chunk_rows"]
-    arrays = {name: ArrayLayout((views, *shape), "float16", wide[name]) for name, shape in manifest["fields"].items()}
+    arrays = {
+        name: ArrayLayout((views, *shape), field_dtype(manifest, name), wide[name])
+        for name, shape in manifest["fields"].items()
+    }
     if manifest.get("pixels"):
         arrays |= {PIXELS: ArrayLayout((), "variable_length_bytes", wide[PIXELS])}
         arrays |= {"image_size": ArrayLayout((2,), "int32", unit)}
@@ -56,8 +83,7 @@ def wide_arrays(manifest: Mapping[str, Any]) -> list[str]:
 
 def wide_chunk_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Rows in a chunk of each wide array: those of the unit, or fewer, so that no chunk is over 16 MiB."""
-    unit, views, rows = manifest["chunk_rows"], manifest["views"]["count"], manifest["corpus"]["rows"]
-    row_bytes = {name: 2 * views * math.prod(shape) for name, shape in manifest["fields"].items()}
+    unit, rows, row_bytes = manifest["chunk_rows"], manifest["corpus"]["rows"], field_bytes(manifest)
     if manifest.get("pixels"):
         row_bytes[PIXELS] = KeptPixels(**manifest["pixels"]).typical_bytes
     return {name: min(unit, chunk_rows(width, rows)) for name, width in row_bytes.items()}

@@ -38,7 +38,7 @@ class Seen:
 
     parameters: np.ndarray  # (V, P) float32
     pixels: np.ndarray | None = None  # (V, S, S, 3) uint8
-    known: dict[str, np.ndarray] | None = None  # field → (V, …) float16
+    known: dict[str, np.ndarray] | None = None  # field → (V, …), as stored
 
 
 @dataclass(frozen=True)

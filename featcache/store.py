@@ -2,8 +2,8 @@
 
     STORE.zarr/
       zarr.json                 the group; attribute `featcache` is the manifest
-      embedding/c/0/0/0 …       (N, V, D) float16: raw rows, then 4 bytes of crc32c
-      tokens/c/0/0/0/0 …        (N, V, T, D) float16, likewise
+      embedding/c/0/0/0 …       (N, V, D) float16 or float32: raw rows, then 4 bytes of crc32c
+      tokens/c/0/0/0/0 …        (N, V, T, D), likewise
       label, sample_id, content, view, reason …
       state/c/0 …               0 pending · 1 ok · 2 failed
 
@@ -39,9 +39,11 @@ from featcache.layout import (
     FORMAT,
     OK,
     STATE,
+    WIDE_FORMAT,
     ArrayLayout,
     array_layout,
     chunk_name,
+    store_format,
     wide_chunk_rows,
 )
 
@@ -94,7 +96,9 @@ def _write_skeleton(path: Path, manifest: Mapping[str, Any]) -> None:
     """The group and every array's metadata, no chunk yet; whatever a killed run left at `path` goes."""
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.create_group(path, attributes={"featcache": {"format": FORMAT, **manifest, "sealed": None}})
+    group = zarr.create_group(
+        path, attributes={"featcache": {"format": store_format(manifest), **manifest, "sealed": None}}
+    )
     rows = manifest["corpus"]["rows"]
     for name, (tail, dtype, per_chunk) in array_layout(manifest).items():
         shape, chunks = (rows, *tail), (per_chunk, *tail)
@@ -132,15 +136,17 @@ class FeatureStore:
             self.manifest: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
             """encoder, corpus, views, fields, extraction, chunk_rows, versions, sealed: plain JSON values."""
             found = self.manifest.get("format")
-            if found == FORMAT:
+            if found == store_format(self.manifest):
                 _ = len(self), self.chunks, self.sealed, self.embedding_dim, self.layout
                 _ = self.fingerprint, self.encoder_name
         except Exception as error:
             raise ValueError(
                 f"{path}: its zarr.json is damaged ({type(error).__name__}: {error}); restore it, or extract again with --overwrite"
             ) from None
-        if found != FORMAT:
-            raise ValueError(f"{path}: store format {found}, this featcache reads {FORMAT}; extract it again")
+        if found != store_format(self.manifest):
+            raise ValueError(
+                f"{path}: store format {found}, this featcache reads {FORMAT} and {WIDE_FORMAT}; extract it again"
+            )
 
     # -- what it holds ------------------------------------------------------------------------------------
 
@@ -223,7 +229,7 @@ class FeatureStore:
             view: one view number for all rows, or (B,), one for each.
 
         Returns:
-            (B, D), or (B, T, D) for tokens, in the stored dtype (float16).
+            (B, D), or (B, T, D) for tokens, in the stored dtype (float16 or float32).
 
         Raises:
             ValueError: no such field. IndexError: a row or view out of range.

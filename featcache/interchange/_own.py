@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from featcache.interchange._arrays import STRINGS, Arrays, layout
-from featcache.layout import FORMAT, OK, STATE
+from featcache.layout import FORMAT, OK, STATE, WIDE_FORMAT, store_format
 
 
 def manifest_text(manifest: Mapping[str, Any], format: str, crc32c: Mapping[str, str]) -> str:
@@ -42,8 +42,10 @@ def parse_manifest(text: str, path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: the manifest of the export is damaged; export again, or take it away and give --encoder"
         )
-    if version != FORMAT:
-        raise ValueError(f"{path}: of store format {version}, this featcache reads {FORMAT}; export it with this one")
+    if version != store_format(manifest):
+        raise ValueError(
+            f"{path}: of store format {version}, this featcache reads {FORMAT} and {WIDE_FORMAT}; export it with this one"
+        )
     return manifest
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float16
+from jaxtyping import Float
 
 from featcache.interchange._arrays import Arrays, Checksums
 from featcache.interchange._arrow import DESCRIBING, describe, from_table, to_table, whole
@@ -17,7 +17,7 @@ from featcache.interchange._foreign import check_embeddings
 from featcache.interchange._own import manifest_text, read_manifest
 from featcache.interchange._source import Source, of_arrays
 from featcache.interchange.npy import load, write_header
-from featcache.layout import OK, STATE
+from featcache.layout import FLOAT16, FORMAT, OK, STATE, field_dtype
 from featcache.store import FeatureStore
 
 PART_ROWS = 1_000_000
@@ -51,7 +51,7 @@ def write(store: FeatureStore, units: Iterator[Arrays], out: Path, as_is: bool) 
             (out / f"img_emb/img_emb_{number}.npy").open("wb") as file,
             pq.ParquetWriter(out / f"metadata/metadata_{number}.parquet", schema) as writer,
         ):
-            write_header(file, np.dtype(np.float16), (int((store.state[rows] == OK).sum()), store.embedding_dim))
+            write_header(file, head["embedding"].dtype, (int((store.state[rows] == OK).sum()), store.embedding_dim))
             for unit in itertools.chain([head], here):
                 sums.update(unit)
                 file.write(unit["embedding"].tobytes())
@@ -65,6 +65,10 @@ def write(store: FeatureStore, units: Iterator[Arrays], out: Path, as_is: bool) 
     }
     if store.manifest.get("pixels"):
         manifest["pixels"] = None
+    if (dtype := field_dtype(manifest, "embedding")) != FLOAT16:
+        manifest["dtypes"] = {"embedding": dtype}
+    elif manifest.pop("dtypes", None):  # only of other fields
+        manifest["format"] = FORMAT
     if len(store.failed):
         manifest["corpus"].pop("digest", None)  # it is of all samples
     if not as_is:
@@ -96,10 +100,10 @@ def _metadata(unit: Arrays, class_names: Sequence[str] | None, root: str) -> Any
     return to_table(unit, [], class_names).add_column(0, "image_path", paths)
 
 
-def _unit_length(embedding: Float16[np.ndarray, "n v d"]) -> Float16[np.ndarray, "n v d"]:
-    wide = embedding.astype(np.float32)
+def _unit_length(embedding: Float[np.ndarray, "n v d"]) -> Float[np.ndarray, "n v d"]:
+    wide = embedding.astype(np.float64 if embedding.dtype == np.float32 else np.float32)
     length = np.linalg.norm(wide, axis=-1, keepdims=True)
-    return (wide / np.where(length == 0, 1, length)).astype(np.float16)
+    return (wide / np.where(length == 0, 1, length)).astype(embedding.dtype)
 
 
 def read(path: Path) -> Source:
