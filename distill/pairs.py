@@ -22,6 +22,8 @@ MEMORY_SHARE = 0.25
 CHECKED = 16
 """Images of each corpus that are compared with what the teacher saw, before training starts."""
 
+_ANY = 1 << 62
+
 Batch = tuple[UInt8[np.ndarray, "b s s 3"], dict[str, np.ndarray]]
 """Pixels, and the teacher's features by field (b, …), as stored."""
 
@@ -188,7 +190,7 @@ class Pairs:
 
     def _drawn(self, index: int, recipe: Views, view: int) -> np.ndarray:
         encoded, size = self._read(index)
-        image = decode(encoded)
+        image = decode(encoded, max_pixels=_ANY)  # the teacher has decoded it
         width, height = size or image.size
         teacher = self._recipes[self.source.locate(index)[0]].preprocess
         drawn: View = recipe.draw((width, height), teacher, self._id(index), view)

@@ -31,7 +31,9 @@ from featcache.plugins import load_plugin
 YOUNG_NS = 2_000_000_000
 """No file system in use records times more coarsely."""
 _PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "pillow", "scikit-learn")
-_ENVIRONMENT = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TIMM_USE_OLD_CACHE")
+_ENVIRONMENT = (
+    "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TIMM_USE_OLD_CACHE", "FEATCACHE_MAX_PIXELS",
+)  # fmt: skip
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".npz")
 
 

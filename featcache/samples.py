@@ -88,8 +88,12 @@ def read_sample(
                         np.stack([render(image, view, want.preprocess) for view in views]),
                     )
                 seen[i] = rendered[want.preprocess]
+    except MemoryError:
+        raise MemoryError(
+            f"{corpus.ids[row]}: does not fit into memory; take fewer --workers, or set FEATCACHE_MAX_PIXELS to leave it out"
+        ) from None
     except Exception as error:
-        if isinstance(error, (MemoryError, ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _MACHINE:
+        if isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _MACHINE:
             raise
         return Sample(content, (None,) * len(wanted), reason=f"{type(error).__name__}: {error}")
     return Sample(content, tuple(seen), size=size, kept=kept)

@@ -5,7 +5,6 @@ and nothing else, so any process, in any order, on any machine, in either stage,
 """
 
 import hashlib
-import io
 import math
 import random
 from collections.abc import Mapping
@@ -14,23 +13,23 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL import Image, ImageOps
 
+from featcache._resampling import enlarged
+from featcache.decoding import MAX_PIXELS, decode
 from featcache.preprocess import Preprocess
+
+__all__ = ["AUGMENTS", "CROP_AREA", "MAX_PIXELS", "PARAMETERS", "View", "Views", "decode", "render"]
 
 PARAMETERS = ("x0", "y0", "x1", "y1", "flip", "turns")
 """Columns of the store's `view` array: the box in px of the decoded image, 1 when mirrored, quarter turns after that."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What Pillow may decode. Not all that it can: EPS, for one, would start Ghostscript on a stranger's file."""
 
 AUGMENTS = ("none", "flip", "rotate4", "rrc")
 
 CROP_AREA = 0.35
 
-MAX_PIXELS = 89_478_485
-"""Larger images are refused unread. Pillow's own number: there it warns, and raises only at twice as many."""
+_LONG = 16
+"""Images so many times longer than wide, or wider than long, are enlarged only where the crop is."""
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -118,47 +117,20 @@ class Views:
         return _random_resized_crop(size, self.crop_area, random.Random(int.from_bytes(digest, "little")))
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """Encoded image file → upright RGB image. EXIF orientation applied, 16-bit scaled to 8, alpha dropped.
-
-    Of an animation, the first frame.
-
-    Raises:
-        DecompressionBombError: more than `MAX_PIXELS`, by the header; no pixel has been decoded.
-        ValueError: floating-point or 32-bit integer pixels, whose black and white nobody can tell.
-        Exception: whatever Pillow raises on bytes that are no image, or are truncated.
-    """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-    except UnidentifiedImageError:  # Pillow's message holds a memory address, other in every run
-        raise UnidentifiedImageError(f"not an image that Pillow knows ({len(encoded)} bytes)") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{image.width} × {image.height} px: more than {MAX_PIXELS:,} px in all")
-    # Mode "I" also holds 16 bits, of PNG and PPM files always.
-    long = image.mode == "I" and isinstance(image, TiffImageFile) and image.tag_v2[BITSPERSAMPLE][0] > 16
-    if image.mode == "F" or long:
-        kind = "32-bit integer" if long else "floating-point"
-        raise ValueError(f"{kind} pixels have no agreed range; convert the image to 8 or 16 bits")
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
 def render(image: Image.Image, view: View, preprocess: Preprocess) -> UInt8[np.ndarray, "size size 3"]:
     """The view's pixels at `preprocess.size` px, RGB.
 
     At the teacher's own size the plain view is byte-identical to torchvision's Resize + CenterCrop, which
     timm and open_clip use. At any other size, and for random crops, the box is resampled once, straight
-    from the decoded image.
+    from the decoded image. Memory is bounded by the image and the crop, however long the image.
     """
     size, resample = preprocess.size, _RESAMPLING[preprocess.interpolation]
     if view.plain and size == preprocess.crop:
         (width, height), (left, top) = _resized(image.size, preprocess)
-        image = image.resize((width, height), resample).crop((left, top, left + size, top + size))
+        if max(width, height) > _LONG * min(width, height) and min(image.size) < min(width, height):
+            image = enlarged(image, (width, height), (left, top, left + size, top + size), resample)
+        else:
+            image = image.resize((width, height), resample).crop((left, top, left + size, top + size))
     else:
         image = image.resize((size, size), resample, box=view.box)
     pixels = np.asarray(ImageOps.mirror(image) if view.flip else image)

@@ -32,6 +32,9 @@ SIZE = 256
 SMALLEST = 32
 """px; the corruptions are not defined on smaller images."""
 
+LONGEST = 1 << 14
+"""px; longer images, once reduced, are refused: the corruptions compute on many copies, as numbers of 64 bits."""
+
 _SEEDED = ("impulse_noise", "glass_blur")  # take their seed as an argument
 
 
@@ -48,7 +51,7 @@ class Corrupted:
 
     Raises:
         ValueError: on opening, no such corruption or severity, or the package is missing; on reading, an image has a
-            side under 32 px.
+            side under 32 px or, once reduced, over 16,384.
     """
 
     def __init__(self, corpus: Corpus, name: str, severity: int, size: int = SIZE):
@@ -80,6 +83,10 @@ class Corrupted:
         if min(image.size) < SMALLEST:
             width, height = image.size
             raise ValueError(f"{self.ids[i]}: {width} × {height} px; corruptions need {SMALLEST} px a side or more")
+        if max(image.size) > LONGEST:
+            raise ValueError(
+                f"{self.ids[i]}: {max(image.size):,} px long; corruptions take {LONGEST:,} px a side at most"
+            )
         corrupted = corrupt(np.asarray(image), self.name, self.severity, self.seed(i))
         file = io.BytesIO()
         Image.fromarray(corrupted).save(file, "PNG", compress_level=0)  # it is read again at once

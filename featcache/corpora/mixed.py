@@ -16,6 +16,9 @@ from featcache.views import decode
 SIZE = 256
 """Shorter side, in px, that larger images are reduced to first."""
 
+LONGEST = 1 << 14
+"""px; longer images, once reduced, are refused: others take the first one's size, and are computed on as numbers of 64 bits."""
+
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Other = Callable[[], Pixels]
 
@@ -37,7 +40,8 @@ class Mixed:
     (whole, never enlarged), and takes the first one's size where two are mixed.
 
     Raises:
-        ValueError: on opening, `count` or the corpus is empty; on reading, an image cannot be read or has a side under 2 px.
+        ValueError: on opening, `count` or the corpus is empty; on reading, an image cannot be read, has a side under 2 px
+            or, once reduced, over 16,384.
     """
 
     class_names: Sequence[str] | None = None
@@ -73,6 +77,10 @@ class Mixed:
         if min(image.size) < 2:
             raise ValueError(
                 f"{self._corpus.ids[row]}: {image.width} × {image.height} px; mixing needs 2 px a side or more"
+            )
+        if max(image.size) > LONGEST:
+            raise ValueError(
+                f"{self._corpus.ids[row]}: {image.width} × {image.height} px; mixing takes {LONGEST:,} px a side at most"
             )
         return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC) if size else image)
 

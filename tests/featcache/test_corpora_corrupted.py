@@ -156,3 +156,9 @@ def test_without_the_package_the_extra_is_named(photos, monkeypatch):
 def test_files_are_lossless_png(photos):
     encoded = open_corpus(f"corrupted:fog:1:{photos}").read(0)
     assert Image.open(io.BytesIO(encoded)).format == "PNG"
+
+
+def test_an_image_too_long_to_be_corrupted_is_refused_with_its_name(tmp_path):
+    Image.new("RGB", (40, 20_000)).save(tmp_path / "long.png")
+    with pytest.raises(ValueError, match=r"long\.png: 20,000 px long; corruptions take 16,384 px a side at most"):
+        open_corpus(f"corrupted:fog:1:{tmp_path}").read(0)

@@ -151,3 +151,9 @@ def test_an_image_that_cannot_be_read_fails_what_is_made_of_it_and_is_named(phot
 def test_what_is_wrong_with_a_spec_is_said(photos, spec, said):
     with pytest.raises(ValueError, match=said):
         open_corpus(spec.format(photos=photos))
+
+
+def test_an_image_too_long_to_be_mixed_is_refused_with_its_name(tmp_path):
+    Image.new("RGB", (20, 20_000)).save(tmp_path / "long.png")
+    with pytest.raises(ValueError, match=r"long\.png: 20 × 20000 px; mixing takes 16,384 px a side at most"):
+        open_corpus(f"mixed:1:{tmp_path}").read(0)
