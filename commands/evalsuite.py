@@ -29,6 +29,13 @@ from commands.screen import (
 app = typer.Typer(help="Evaluate teachers and students from their stores.", **HELP)
 
 
+DropIdentical = Annotated[
+    bool,
+    typer.Option(
+        "--drop-identical",
+        help="Leave out images that the other side has too (by their hashes; where a store has none, by the very same embedding).",
+    ),
+]
 Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind each interval.")]
 
 
@@ -66,6 +73,7 @@ def knn(
     index: Annotated[
         str, typer.Option(metavar="SPEC", help="exact, or a FAISS index: HNSW32, 'IVF4096,Flat;nprobe=16' (quoted), …")
     ] = "exact",
+    drop_identical: DropIdentical = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -84,6 +92,7 @@ def knn(
             preset=preset.value,
             shots=shots,
             index=index,
+            drop_identical=drop_identical,
             seed=seed,
         )
     show(result, to_json)
@@ -130,6 +139,7 @@ def ood(
         str | None, typer.Option(metavar="FILE", help="A classifier, for detectors that need one: `evalsuite probe`'s.")
     ] = None,
     resamples: Resamples = 1000,
+    drop_identical: DropIdentical = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -165,6 +175,7 @@ def ood(
             k=k,
             head=head,
             resamples=resamples,
+            drop_identical=drop_identical,
             seed=seed,
         )
     show(result, to_json)
@@ -186,6 +197,7 @@ def fidelity(
         typer.Option(metavar="STORE", help="Labelled rows that vote.", show_default="the compared rows themselves"),
     ] = None,
     student_bank: Annotated[str | None, typer.Option(metavar="STORE", help="The same samples of the student.")] = None,
+    drop_identical: DropIdentical = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of rows, chance levels and intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -198,7 +210,14 @@ def fidelity(
     _keep_apart([to_json], [mapping])
     with screen.status("comparing"):
         result = evalsuite.fidelity(
-            teacher, student, k=k, mapping=mapping, teacher_bank=teacher_bank, student_bank=student_bank, seed=seed
+            teacher,
+            student,
+            k=k,
+            mapping=mapping,
+            teacher_bank=teacher_bank,
+            student_bank=student_bank,
+            drop_identical=drop_identical,
+            seed=seed,
         )
     show(result, to_json)
 
@@ -221,6 +240,7 @@ def probe(
         ),
     ] = None,
     device: DeviceOption = Device.auto,
+    drop_identical: DropIdentical = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the rows that choose C, and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -234,7 +254,7 @@ def probe(
     given: dict[str, Any] = {} if c is None else {"c": _numbers(c, "--c")}
     with bar("probe", "fits") as update:
         result = evalsuite.probe(
-            train, test, save=save, device=device.value, seed=seed,
+            train, test, save=save, device=device.value, drop_identical=drop_identical, seed=seed,
             progress=lambda done, of: update(done, of, "choosing C" if done < of - 1 else "with the chosen C"), **given,
         )  # fmt: skip
     screen.print(f"C = {result.parameters['c']:g}, {result.parameters['steps']} steps", highlight=False)
@@ -284,6 +304,7 @@ def robustness(
     workers: Workers = None,
     device: DeviceOption = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all stores in --out anew.")] = False,
+    drop_identical: DropIdentical = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and where --pgd starts.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -307,7 +328,7 @@ def robustness(
             severities=_range(severity, "--severity"), size=size, k=k, near=sets["near"], far=sets["far"],
             detectors=detector or ["knn"], head=head, pgd=() if pgd is None else _numbers(pgd, "--pgd"), pgd_steps=pgd_steps or 20,
             autoattack=() if autoattack is None else _numbers(autoattack, "--autoattack"),
-            reference=reference, workers=workers, device=device.value, overwrite=overwrite, seed=seed, progress=update,
+            reference=reference, workers=workers, device=device.value, overwrite=overwrite, drop_identical=drop_identical, seed=seed, progress=update,
         )  # fmt: skip
     show(result, to_json)
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from evalsuite.knn import vote_weights, winners
 from evalsuite.metrics import interval95
 from evalsuite.neighbors import search
+from evalsuite.overlap import overlap, repeated
 from evalsuite.result import Metric, Result, versions
 from evalsuite.rows import Rows, Store
 
@@ -42,6 +43,7 @@ def fidelity(
     student_bank: Store | None = None,
     mapping: str | os.PathLike[str] | None = None,
     queries: int = 10_000,
+    drop_identical: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -81,6 +83,11 @@ def fidelity(
     reach: for `procrustes` what is left when every pair of rows gets a random sign, for `cosine_mapped` the
     mean over all pairs of different rows.
 
+    Rows of an image that other rows have too, under other ids or in the banks, are each other's neighbours in any space.
+    They are counted, as `inputs["identical"]` and `inputs["identical_in_bank"]`, and remarked on; `drop_identical` leaves
+    out those that are in the banks, and all but the first of each image. Images are known as in `evalsuite.knn`, by the
+    teacher's store or, where that keeps no hashes, the student's.
+
     Raises `ValueError` when a store repeats a sample id, fewer than 4 rows join, the stores hold different
     images under one id, all rows of a store are alike, a value is not finite, k is not below the number of
     rows (or exceeds the voters), the banks do not suit, or the mapping does not fit the stores.
@@ -93,10 +100,17 @@ def fidelity(
         raise ValueError(f"queries must be at least 1, got {queries}")
     all_x, all_y = Rows.of(teacher), Rows.of(student)
     x, y = _joined(all_x, all_y)
+    banks = _banks(teacher_bank, student_bank, all_x, all_y)
+    side = 0 if x.hashed or not y.hashed else 1  # whose hashes of the images are asked
+    images = (x, y)[side]
+    same = repeated(images) if drop_identical else overlap(images, [images], np.arange(len(x)))
+    in_bank = overlap(images, [] if banks is None else [banks[side]])
+    if drop_identical:
+        keep = np.flatnonzero(~(same.rows | in_bank.rows))
+        x, y = x.pick(keep), y.pick(keep)
     n = len(x)
     if not 1 <= k < n:
         raise ValueError(f"k={k} does not suit the {n} rows that {x.name} and {y.name} share; use k from 1 to {n - 1}")
-    banks = _banks(teacher_bank, student_bank, all_x, all_y)
     linear = None if mapping is None else _Mapping.read(mapping, x, y)
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -156,19 +170,26 @@ def fidelity(
     banks_record = {} if banks is None else {"teacher_bank": banks[0].record(), "student_bank": banks[1].record()}
     return Result(
         "fidelity",
-        {"teacher": all_x.record(), "student": all_y.record(), **banks_record, "joined": n},
+        {"teacher": all_x.record(), "student": all_y.record(), **banks_record, "joined": n}
+        | {"identical": same.count, **({} if banks is None else {"identical_in_bank": in_bank.count})},
         {
             "normalisation": "none for cka_debiased, l2 for the others",
             "k": k,
             "temperature": _TEMPERATURE,
             "mapping": None if mapping is None else os.fspath(mapping),
             "queries": len(drawn),
+            "drop_identical": drop_identical,
+            "identical_by": (same | in_bank).by,
             "resamples": resamples,
             "seed": seed,
             "chance": chance,
         },
         metrics,
         versions("faiss-cpu", "faiss-gpu", "torch"),
+        remarks=[
+            *same.remarks("joined rows", "of another row", "each is the nearest of the other", drop_identical),
+            *in_bank.remarks("joined rows", "of the banks", "they vote for themselves", drop_identical),
+        ],
     )
 
 

@@ -19,6 +19,7 @@ from evalsuite.metrics import (
     macro_accuracy,
 )
 from evalsuite.neighbors import search
+from evalsuite.overlap import overlap, repeated
 from evalsuite.result import Metric, Result, content_of, versions
 from evalsuite.rows import Rows, Store, left_out_remarks
 
@@ -42,6 +43,7 @@ def knn(
     preset: str = "dinov2",
     shots: int | None = None,
     index: str = "exact",
+    drop_identical: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -65,6 +67,12 @@ def knn(
     are at least as similar as the K-th of an exact search, over 1,000 evenly spread queries (all, where there are
     no more).
 
+    A query row whose image the bank has too (under another id, where both are one store) has itself for a neighbour, which
+    says nothing of images that are new. Such rows are counted, as `inputs["query"]["identical"]`, and remarked on;
+    `drop_identical` leaves them out, whether or not `shots` draws their copies, and of one store all but the first row
+    of each image, on both sides. Images are known by the hashes that stores keep, and where one side keeps none, rows by
+    all of their embedding: `parameters["identical_by"]` says which.
+
     Labels are matched by class name, by number where neither store has names (see `evalsuite.classes.match`). Failed
     and unlabelled rows are left out, counted and remarked on; so are query rows whose class has no bank row, which are
     kept (and wrong): `unreachable`.
@@ -85,8 +93,20 @@ def knn(
     all_bank.require_same_encoder(all_query)
     same_store = os.path.realpath(all_bank.name) == os.path.realpath(all_query.name)
     labelled_bank, query_rows = all_bank.labelled(), all_query.labelled()
+    if drop_identical:
+        same = repeated(query_rows) if same_store else overlap(query_rows, [labelled_bank])
+        query_rows = query_rows.pick(np.flatnonzero(~same.rows))
+        if same_store:
+            labelled_bank = query_rows
+        elif not len(query_rows):
+            raise ValueError(
+                f"every row of {all_query.name} is in {all_bank.name} too; give other images as query, or one store as "
+                "both, so that no row votes for itself"
+            )
     bank_rows = labelled_bank if shots is None else _few_shots(labelled_bank, shots, seed)
     own = _positions(bank_rows, query_rows) if same_store else None
+    if not drop_identical:
+        same = overlap(query_rows, [bank_rows], own)
     ks = _checked_k(k, bank_rows, same_store)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive, finite number, got {temperature}")
@@ -141,11 +161,12 @@ def knn(
     return Result(
         "knn",
         {
-            "bank": bank_rows.record() | {"unlabelled": len(all_bank) - len(labelled_bank)},
+            "bank": bank_rows.record() | {"unlabelled": len(all_bank) - len(all_bank.labelled())},
             "query": query_rows.record()
             | {
-                "unlabelled": len(all_query) - len(query_rows),
+                "unlabelled": len(all_query) - len(all_query.labelled()),
                 "unreachable": int((~reachable).sum()),
+                "identical": same.count,
             },
         },
         {
@@ -156,6 +177,8 @@ def knn(
             "exclude_self": same_store,
             "shots": shots,
             "index": index,
+            "drop_identical": drop_identical,
+            "identical_by": same.by,
             "resamples": resamples,
             "seed": seed,
             "chance": chance,
@@ -164,8 +187,14 @@ def knn(
         versions("faiss-cpu", "faiss-gpu", "torch"),
         measured,
         remarks=[
-            *left_out_remarks("bank", all_bank, len(all_bank) - len(labelled_bank)),
-            *left_out_remarks("query", all_query, len(all_query) - len(query_rows)),
+            *same.remarks(
+                "query rows",
+                "of the same store, under another id" if same_store else "of the bank",
+                "they are among their own neighbours",
+                drop_identical,
+            ),
+            *left_out_remarks("bank", all_bank, len(all_bank) - len(all_bank.labelled())),
+            *left_out_remarks("query", all_query, len(all_query) - len(all_query.labelled())),
             *unreachable_remarks(bank_rows, query_rows, truth, "query"),
         ],
     )

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,9 +16,11 @@ from evalsuite import detectors as registry
 from evalsuite._presets import stores_of
 from evalsuite.head import Head
 from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics, tied
+from evalsuite.overlap import Overlap, overlap
 from evalsuite.result import Metric, Result, content_of, versions
 from evalsuite.rows import Rows, Store
 
+_MOST_IDENTICAL = 0.9  # share of an OOD set's images that are ID ones, from which it is refused
 _MOST_TIED = 0.1  # share of rows tied with others that differ, above which scores are said to saturate
 
 
@@ -33,6 +36,7 @@ def ood(
     detectors: Sequence[str] = ("knn",),
     k: int | None = None,
     head: str | os.PathLike[str] | None = None,
+    drop_identical: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -58,10 +62,15 @@ def ood(
     row of `id_test` or this set. A detector warns that its scores saturate when, in one of the sets, more than a
     tenth of the rows share their score with a row of *other* embedding: duplicated images never count.
 
-    Every OOD store and `id_test` are read once, whatever the number of detectors. A detector that fails warns, is
+    Every OOD store and `id_test` are read once, whatever the number of detectors (once more where one keeps no hashes). A detector that fails warns, is
     recorded under `parameters["failed_detectors"]`, and the others' results stand.
 
-    Raises `ValueError` when stores come from different encoders, one is both ID and OOD, a set is empty or misnamed or
+    Rows of `id_test` whose image `id_train` has too, and rows of a near, far or csid set whose image an ID store has, are
+    counted, as `identical` in the set's record of `inputs`, and remarked on; `drop_identical` leaves them out. Images
+    are known as in `evalsuite.knn`.
+
+    Raises `ValueError` when stores come from different encoders, one is both ID and OOD, nine tenths of an OOD set's
+    images are ID ones, by their hashes, and not left out, a set is empty or misnamed or
     has a row that is not finite, a spec cannot be read, a preset lacks a store, or every detector failed. A store that
     is two OOD sets warns.
 
@@ -87,6 +96,8 @@ def ood(
     for other in rows.values():
         train.require_same_encoder(other)
     built = build_all(detectors, k)
+    same = overlaps(train, rows)
+    rows = {key: without_identical(key, each, same[key], drop_identical) for key, each in rows.items()}
 
     failures: dict[str, Exception] = {}
     fitted = fit_all(built, train, list(rows.values()), failures)
@@ -122,13 +133,16 @@ def ood(
                 stacklevel=2,
             )
 
+    def record(key: str) -> dict[str, Any]:
+        return rows[key].record() | {"identical": same[key].count}
+
     return Result(
         "ood",
         {
             "id_train": train.record(),
-            "id_test": test.record(),
+            "id_test": record("id_test"),
             **{
-                group: {name: rows[f"{group}/{name}"].record() for name in given or {}}
+                group: {name: record(f"{group}/{name}") for name in given or {}}
                 for group, given in (("near", near), ("far", far), ("csid", csid))
             },
         },
@@ -137,6 +151,8 @@ def ood(
             "failed_detectors": failed,
             "head": None if head is None else os.fspath(head),
             "preset": preset,
+            "drop_identical": drop_identical,
+            "identical_by": {key: each.by for key, each in same.items()},
             "tied": ties,
             "resamples": resamples,
             "seed": seed,
@@ -144,7 +160,56 @@ def ood(
         metrics,
         versions("faiss-cpu", "faiss-gpu", "torch"),
         samples,
+        remarks=remarks_on(same, drop_identical),
     )
+
+
+def overlaps(train: Rows, rows: Mapping[str, Rows]) -> dict[str, Overlap]:
+    """Which rows of `id_test` are images that `train` has, and which of each other set, images that an ID set has: of a
+    near or far set, a csid set too."""
+    of_id = [train, rows["id_test"]] if "id_test" in rows else [train]
+    shifted = [each for key, each in rows.items() if key.startswith("csid/")]
+    of_group = {"id_test": [train], "csid": of_id, "near": [*of_id, *shifted], "far": [*of_id, *shifted]}
+    return {key: overlap(each, of_group[key.partition("/")[0]]) for key, each in rows.items()}
+
+
+def remarks_on(same: Mapping[str, Overlap], dropped: bool) -> list[str]:
+    """A line for each set that has rows of an image that an ID set has."""
+    so = {
+        "id_test": "detectors were fitted to them",
+        "csid": "they are not shifted",
+        "near": "they are ID",
+        "far": "they are ID",
+    }
+    return [
+        remark
+        for key, each in same.items()
+        for remark in each.remarks(
+            f"{key} rows",
+            "of id_train" if key == "id_test" else "of an ID set",
+            so[key.partition("/")[0]],
+            dropped,
+        )
+    ]
+
+
+def without_identical(key: str, rows: Rows, same: Overlap, drop: bool) -> Rows:
+    """The rows without those that ID sets have, or, where these are not to be dropped, all of them.
+
+    Raises `ValueError` when no row is left, or an OOD set that is to stay as it is consists of ID images.
+    """
+    share = same.count / len(rows)
+    others = "id_train" if key == "id_test" else "ID sets"
+    if drop and share == 1:
+        raise ValueError(f"every row of {rows.name} is in {others} too; give other images as {key}")
+    if drop:
+        return rows.pick(np.flatnonzero(~same.rows))
+    if share >= _MOST_IDENTICAL and not same.by_embedding and key.startswith(("near/", "far/")):
+        raise ValueError(
+            f"{same.count:,} of {len(rows):,} images of {rows.name} are in {others} too; give other images as {key}, or "
+            "leave these out with --drop-identical"
+        )
+    return rows
 
 
 def measured(

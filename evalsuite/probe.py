@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from evalsuite.classes import aligned_labels, guessing, macro_guessing, unreachable_remarks
 from evalsuite.metrics import bootstrap_accuracy, bootstrap_macro_accuracy, interval95, macro_accuracy
+from evalsuite.overlap import overlap
 from evalsuite.result import Metric, Result, content_of, versions, whole_file
 from evalsuite.rows import Rows, Store, left_out_remarks
 from featcache._disk import require_writable
@@ -36,6 +37,7 @@ def probe(
     c: float | Sequence[float] = CANDIDATES,
     seed: int = 0,
     save: str | os.PathLike[str] | None = None,
+    drop_identical: bool = False,
     resamples: int = 1000,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -52,6 +54,9 @@ def probe(
     [0, 1] with bootstrap 95 % intervals over the test rows; `parameters` says the chosen C and how each did on
     the held-out rows. Labels are matched, rows left out remarked on and chance levels taken as in `evalsuite.knn`; test rows
     of a class without training rows are wrong, and counted as `unreachable`. The training rows are held in memory, many of them as float32.
+
+    A test row whose image `train` has too is counted, as `inputs["test"]["identical"]`, and remarked on; `drop_identical`
+    leaves such rows out. Images are known as in `evalsuite.knn`.
 
     A warning says when a fit stopped at its limit of steps, short of its tolerance (`parameters["unfinished"]` has its
     C), and when the C taken is the smallest or largest of three or more.
@@ -74,6 +79,11 @@ def probe(
     if os.path.realpath(all_train.name) == os.path.realpath(all_test.name):
         raise ValueError(f"{all_test.name} is both train and test; pass held-out images as test")
     train_rows, test_rows = all_train.labelled(), all_test.labelled()
+    same = overlap(test_rows, [train_rows])
+    if drop_identical:
+        if same.rows.all():
+            raise ValueError(f"every row of {all_test.name} is in {all_train.name} too; give other images as test")
+        test_rows = test_rows.pick(np.flatnonzero(~same.rows))
     truth = aligned_labels(train_rows, test_rows)
     labels, target = np.unique(train_rows.labels, return_inverse=True)
     if len(labels) < 2:
@@ -162,7 +172,11 @@ def probe(
         {
             "train": train_rows.record() | {"unlabelled": len(all_train) - len(train_rows)},
             "test": test_rows.record()
-            | {"unlabelled": len(all_test) - len(test_rows), "unreachable": int((~reachable).sum())},
+            | {
+                "unlabelled": len(all_test) - len(all_test.labelled()),
+                "unreachable": int((~reachable).sum()),
+                "identical": same.count,
+            },
         },
         {
             "c": best,
@@ -174,6 +188,8 @@ def probe(
             "steps": steps,
             "unfinished": unfinished,
             "head": None if save is None else os.fspath(save),
+            "drop_identical": drop_identical,
+            "identical_by": same.by,
             "resamples": resamples,
             "seed": seed,
             "chance": chance,
@@ -187,8 +203,9 @@ def probe(
             "probe/top5": top5,
         },
         remarks=[
+            *same.remarks("test rows", "of train", "the classifier was fitted to them", drop_identical),
             *left_out_remarks("train", all_train, len(all_train) - len(train_rows)),
-            *left_out_remarks("test", all_test, len(all_test) - len(test_rows)),
+            *left_out_remarks("test", all_test, len(all_test) - len(all_test.labelled())),
             *unreachable_remarks(train_rows, test_rows, truth, "test"),
         ],
     )

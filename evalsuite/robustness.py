@@ -15,7 +15,19 @@ from evalsuite._autoattack import AutoAttack
 from evalsuite.head import Head
 from evalsuite.knn import knn
 from evalsuite.metrics import auroc, bootstrap_accuracy, bootstrap_ood_metrics, interval95
-from evalsuite.ood import build_all, fit_all, lost_alone, named_sets, require_apart, score_all, warn_of_failed
+from evalsuite.ood import (
+    build_all,
+    fit_all,
+    lost_alone,
+    named_sets,
+    overlaps,
+    remarks_on,
+    require_apart,
+    score_all,
+    warn_of_failed,
+    without_identical,
+)
+from evalsuite.overlap import overlap
 from evalsuite.result import Metric, Result, versions
 from evalsuite.rows import Rows, Store
 
@@ -46,6 +58,7 @@ def robustness(
     pgd_steps: int = 20,
     autoattack: Sequence[float | int] = (),
     reference: Result | str | os.PathLike[str] | None = None,
+    drop_identical: bool = False,
     resamples: int = 1000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -79,6 +92,10 @@ def robustness(
       on the clean images under an L∞ attack of at most EPS / 255 a pixel and `pgd_steps` steps, in [0, 1]; see
       `evalsuite/_adversarial.py`. It is measured anew in every run, `batch_size` images at a time.
     - `autoattack/EPS/top1`, the same under AutoAttack (see `evalsuite/_autoattack.py`), where `autoattack` is given.
+
+    Images that the bank has too vote for themselves, corrupted or not, and OOD images that the bank or the corpus has are
+    ID: they are counted, as `inputs["clean"]["identical"]` and in each set's record, and remarked on; `drop_identical`
+    leaves them out, as `evalsuite.knn` and `evalsuite.ood` do.
 
     Rows that fail are left out and counted: an image with a side under 32 px cannot be corrupted. `progress` is called
     with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device`, `precision` and
@@ -117,7 +134,8 @@ def robustness(
     top1 = f"top1@{k}"
     if reference is not None:
         reference = reference if isinstance(reference, Result) else Result.read(reference)
-        _require_same_task(reference, top1, list(corrupted), {"size": size, "temperature": temperature})
+        task = {"size": size, "temperature": temperature, "drop_identical": drop_identical}
+        _require_same_task(reference, top1, list(corrupted), task)
 
     failed = warn_of_failed(sets.failures)
     images, folder = {CLEAN: corpus, **corrupted}, os.fspath(out).rstrip("/")
@@ -149,6 +167,12 @@ def robustness(
         raise ValueError(
             f"the reference is of other images or labels than {corpus.spec}; measure it on the same corpus"
         )
+    labelled = Rows.of(clean).labelled()
+    same = overlap(labelled, [voters])
+    if drop_identical and same.rows.all():
+        raise ValueError(f"every image of {corpus.spec} is in {voters.name} too; give another corpus or bank")
+    left_out = labelled.index[same.rows] if drop_identical else labelled.index[:0]
+    sets.keep_apart(clean, drop_identical)
     votes: dict[str, Result] = {}
     aurocs: dict[str, dict[str, tuple[float, np.ndarray]]] = {}
     inputs: dict[str, Any] = {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
@@ -157,9 +181,12 @@ def robustness(
         if where != CLEAN:
             finished = None if overwrite else _finished(paths[where], clean)
             store = finished or extracted(where, paths[where], clean.manifest["extraction"]["precision"])
-        votes[where] = knn(bank, store, [k], temperature, resamples=resamples, seed=seed)
-        aurocs[where] = sets.measure(store, resamples, seed)
+        rows = Rows.of(store, sets.bank.head)
+        rows = rows.pick(np.flatnonzero(~np.isin(rows.index, left_out)))
+        votes[where] = knn(sets.bank, rows, [k], temperature, resamples=resamples, seed=seed)
+        aurocs[where] = sets.measure(rows, resamples, seed)
         inputs[where] = votes[where].inputs["query"]
+    inputs[CLEAN] |= {"identical": same.count}
     failed |= warn_of_failed({spec: error for spec, error in sets.failures.items() if spec not in failed})
     measured = {
         where: _Measured(votes[where], top1, {n: of for n, of in found.items() if n.partition("/")[0] not in failed})
@@ -180,7 +207,7 @@ def robustness(
 
         attacked |= attack.measure(
             encoder,
-            Rows.of(clean).labelled().index,
+            np.setdiff1d(labelled.index, left_out),
             seed=seed,
             batch_size=batch_size,
             workers=workers,
@@ -218,6 +245,8 @@ def robustness(
             "autoattack": None,
             **{attack.name: attack.record() for attack in attacks},
             "reference": None if reference is None else reference.parameters["encoder"],
+            "drop_identical": drop_identical,
+            "identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()},
             "resamples": resamples,
             "seed": seed,
             "chance": dict.fromkeys(accuracies, chance)
@@ -226,6 +255,10 @@ def robustness(
         metrics,
         versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),
         samples,
+        remarks=[
+            *same.remarks("images", "of the bank", "they vote for themselves, corrupted or not", drop_identical),
+            *remarks_on(sets.same, drop_identical),
+        ],
     )
 
 
@@ -246,7 +279,8 @@ class _Measured:
 class _OodSets:
     """The near and far sets, scored once by detectors that are fitted once, to `bank`; without sets, no detector.
 
-    `failures` holds the detectors that failed, as in `evalsuite.ood`.
+    `failures` holds the detectors that failed, as in `evalsuite.ood`; `same`, once `keep_apart` has been called, which rows of
+    each set are ID.
     """
 
     def __init__(
@@ -273,15 +307,25 @@ class _OodSets:
     def record(self, group: str) -> dict[str, Any]:
         """What a result file says about the sets of one group, by name."""
         return {
-            name.removeprefix(f"{group}/"): rows.record()
+            name.removeprefix(f"{group}/"): rows.record() | {"identical": self.same[name].count}
             for name, rows in self._sets.items()
             if name.startswith(f"{group}/")
         }
 
-    def measure(self, store: FeatureStore, resamples: int, seed: int) -> dict[str, tuple[float, np.ndarray]]:
-        """`DETECTOR/near|far/NAME/auroc` with the store's rows as ID, and its value on bootstrap resamples."""
+    def keep_apart(self, clean: FeatureStore, drop: bool) -> None:
+        """Take rows that are images of the bank or of `clean` out of the sets, or, where these are not to be dropped,
+        only look for them. Raises `ValueError` as `evalsuite.ood` does."""
+        of_id = {"id_test": Rows.of(clean, self._head)} if self._sets else {}
+        self.same = {key: of for key, of in overlaps(self.bank, of_id | self._sets).items() if key != "id_test"}
+        for name, of in self.same.items():
+            kept = without_identical(name, self._sets[name], of, drop)
+            if drop:
+                self._sets[name] = kept
+                self._scores[name] = {spec: scores[~of.rows] for spec, scores in self._scores[name].items()}
+
+    def measure(self, rows: Rows, resamples: int, seed: int) -> dict[str, tuple[float, np.ndarray]]:
+        """`DETECTOR/near|far/NAME/auroc` with these rows as ID, and its value on bootstrap resamples."""
         found: dict[str, tuple[float, np.ndarray]] = {}
-        rows = Rows.of(store, self._head)
         for spec, of_id in (score_all(self._fitted, rows, self.failures) if self._fitted else {}).items():
             with lost_alone(spec, self.failures):
                 for stream, (name, of_sets) in enumerate(self._scores.items()):
@@ -347,10 +391,8 @@ def _require_same_task(reference: Result, top1: str, wanted: Sequence[str], para
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise ValueError(f"the reference has no {top1} for {some}; measure it with the same k, corruptions, severities")
     for name, value in parameters.items():
-        if reference.parameters[name] != value:
-            raise ValueError(
-                f"the reference has {name} {reference.parameters[name]}, not {value}; give the same {name}"
-            )
+        if (theirs := reference.parameters.get(name, False)) != value:
+            raise ValueError(f"the reference has {name} {theirs}, not {value}; give the same {name}")
 
 
 def _corruption_errors(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from evalsuite.head import Head
+from featcache.identical import embedding_hashes
 
 if TYPE_CHECKING:
     from featcache.store import FeatureStore
 
-    Store = FeatureStore | str | os.PathLike[str]
+    Store: TypeAlias = "FeatureStore | str | os.PathLike[str] | Rows"
 else:  # `import featcache` brings torch: too slow for an annotation
     FeatureStore = Store = Any
 
@@ -42,10 +43,12 @@ class Rows:
 
     @classmethod
     def of(cls, store: Store, head: Head | None = None) -> Rows:
-        """The rows of a store (open, or its path) that are ok; failed ones are left out and counted.
+        """The rows of a store (open, or its path) that are ok; failed ones are left out and counted. Rows stay as they are.
 
         Raises `ValueError` when there is no such store, none of its rows is ok, or the head is another encoder's.
         """
+        if isinstance(store, Rows):
+            return store
         if isinstance(store, str | os.PathLike):
             from featcache.store import open_store
 
@@ -178,6 +181,16 @@ class Rows:
         """(n, 16) uint8 hash of each encoded image; zeros where there is no image."""
         return np.asarray(self._store.content)[self.index]
 
+    @property
+    def hashed(self) -> bool:
+        """Whether every row's image is known by its hash."""
+        return bool(self.content.any(axis=1).all())
+
+    @cached_property
+    def embedding_hashes(self) -> UInt8[np.ndarray, "n 16"]:
+        """Equal where all of the embedding is; takes a pass over the rows."""
+        return embedding_hashes(self.blocks())
+
     def labelled(self) -> Rows:
         """Only the rows that have a label: the same object each time, so that what is learned of it can be shared.
 
@@ -194,7 +207,7 @@ class Rows:
 
     def pick(self, positions: Int[np.ndarray, " b"]) -> Rows:
         """The rows at these positions (0..n-1), in this order."""
-        return Rows(self._store, self.index[positions])
+        return Rows(self._store, self.index[positions], self.head)
 
     def require_same_encoder(self, other: Rows) -> None:
         """Raise `ValueError` unless `other` holds embeddings made by the same encoder."""

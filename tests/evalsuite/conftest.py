@@ -1,11 +1,12 @@
 """Small stores and arrays shared by the evaluators' tests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hashed import with_images
 
 from featcache.arrays import write_store
 from featcache.store import FeatureStore
@@ -13,10 +14,12 @@ from featcache.store import FeatureStore
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
-    """`make_store(name, embedding, ...)` writes a sealed store under the test's own folder."""
+    """`make_store(name, embedding, ...)` writes a sealed store under the test's own folder; `images`, a name for each row,
+    gives rows the hashes of images that extraction would have found."""
 
-    def make(name: str, embedding: np.ndarray, **given: object) -> FeatureStore:
-        return write_store(tmp_path / f"{name}.zarr", embedding, **given)
+    def make(name: str, embedding: np.ndarray, images: Iterable[object] | None = None, **given: object) -> FeatureStore:
+        store = write_store(tmp_path / f"{name}.zarr", embedding, **given)
+        return store if images is None else with_images(store, images)
 
     return make
 

@@ -32,7 +32,7 @@ def arrays(rng, clusters):
 
 @pytest.fixture
 def stores(arrays, make_store):
-    return {name: make_store(name, x) for name, x in arrays.items()}
+    return {name: make_store(name, x, [f"{name}/{i}" for i in range(len(x))]) for name, x in arrays.items()}
 
 
 def slow_knn_score(train, x, k):
@@ -151,7 +151,13 @@ def with_logits(arrays, rng, make_store):
     head = rng.normal(size=(6, 3))
     labels = np.repeat(np.arange(4), 20)
     return {
-        name: make_store(f"{name}-logits", x, logits=x @ head, labels=labels if name == "train" else None)
+        name: make_store(
+            f"{name}-logits",
+            x,
+            [f"{name}/{i}" for i in range(len(x))],
+            logits=x @ head,
+            labels=labels if name == "train" else None,
+        )
         for name, x in arrays.items()
     }
 
@@ -276,7 +282,7 @@ def test_all_failing_names_the_bank(stores):
 
 def test_full_spectrum_pools_the_shifted_sets_with_id_test(stores, arrays, make_store, monkeypatch):
     shifted = {"c": arrays["test"] + 0.7, "r": arrays["test"][:9] * 1.5 - 1}
-    csid = {name: make_store(f"csid-{name}", x) for name, x in shifted.items()}
+    csid = {name: make_store(f"csid-{name}", x, [(name, i) for i in range(len(x))]) for name, x in shifted.items()}
     plain = run(stores, detectors=["knn:k=3"], resamples=30, seed=3)
     reads = Counter()
     take = evalsuite.rows.Rows.take

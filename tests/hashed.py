@@ -1,0 +1,20 @@
+"""Stores of arrays whose rows have hashes of images, as extraction gives them."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from featcache.samples import content_hash
+from featcache.store import FeatureStore
+
+
+def with_images(store: FeatureStore, images: Iterable[object]) -> FeatureStore:
+    """The sealed store, sealed again with the hash of `images`, a name for each row; None is no image at all."""
+    hashes = [bytes(16) if each is None else content_hash(str(each).encode()) for each in images]
+    content = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
+    assert len(content) == len(store)
+    store.manifest["sealed"] = None
+    for unit in map(store.rows_of, range(store.chunks)):
+        store.write_rows("content", unit.start, content[unit.start : unit.stop])
+    store.seal()
+    return FeatureStore(store.path)
