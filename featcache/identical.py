@@ -37,7 +37,7 @@ def again(hashes: Hashes) -> Bool[np.ndarray, " n"]:
     return repeated
 
 
-def embedding_hashes(blocks: Iterable[Shaped[np.ndarray, "b d"]]) -> Hashes:
+def embedding_hashes(blocks: Iterable[Shaped[np.ndarray, "_ d"]]) -> Hashes:
     """Of embeddings: equal where all values are, whatever their dtype (float16 or float32)."""
     found = bytearray()
     for block in blocks:

@@ -31,9 +31,11 @@ def leaked(task, make_store, rng):
     ids = np.array([f"q{i}" for i in range(100)])
     return {
         "bank": make_store("bank", bank, [f"bank/{i}" for i in range(120)], labels=bank_labels),
-        "query": make_store("query", query, images, labels=query_labels, sample_ids=ids),
-        "alone": make_store("alone", query[alone], images[alone], labels=query_labels[alone], sample_ids=ids[alone]),
-        "unhashed": make_store("unhashed", query, labels=query_labels, sample_ids=ids),
+        "query": make_store("query", query, images, labels=query_labels, sample_ids=ids.tolist()),
+        "alone": make_store(
+            "alone", query[alone], images[alone], labels=query_labels[alone], sample_ids=ids[alone].tolist()
+        ),
+        "unhashed": make_store("unhashed", query, labels=query_labels, sample_ids=ids.tolist()),
         "at": at,
     }
 
@@ -87,8 +89,8 @@ def test_within_one_store_copies_under_other_ids_leak(task, make_store):
     x, labels = task["bank"]
     ids = np.array([f"r{i}" for i in range(160)])
     twice = np.concatenate([np.arange(120), np.arange(40)])
-    store = make_store("twice", x[twice], [f"i{i}" for i in twice], labels=labels[twice], sample_ids=ids)
-    once = make_store("once", x, [f"i{i}" for i in range(120)], labels=labels, sample_ids=ids[:120])
+    store = make_store("twice", x[twice], [f"i{i}" for i in twice], labels=labels[twice], sample_ids=ids.tolist())
+    once = make_store("once", x, [f"i{i}" for i in range(120)], labels=labels, sample_ids=ids[:120].tolist())
     true = knn(once, once, k=[1])
     assert (true.remarks, true.inputs["query"]["identical"]) == ([], 0)
     found = knn(store, store, k=[1])
@@ -151,7 +153,7 @@ def ood_stores(rng, make_store):
 
 def run(stores, **given):
     return ood(id_train=stores["train"], id_test=stores["test"], near={"n": stores["near"]}, far={"f": stores["far"]},
-               resamples=20, detectors=["knn:k=1", "residual:dim=3"], **given)  # fmt: skip
+               resamples=20, detectors=["knn:k=3", "residual:components=3"], **given)  # fmt: skip
 
 
 @pytest.mark.parametrize("shifted", [False, True])
@@ -175,7 +177,7 @@ def test_ood_counts_says_and_drops_id_images(ood_stores, shifted):
         assert values(dropped) == values(true)
         assert dropped.inputs["csid"]["c"]["rows"] == 10
     assert dropped.samples["sample_id/id_test"].tolist() == [f"test/{i}" for i in range(10, 40)]
-    assert len(dropped.samples["score/knn:k=1/near/n"]) == 30 - in_near
+    assert len(dropped.samples["score/knn:k=3/near/n"]) == 30 - in_near
 
 
 def test_an_ood_set_of_id_images_is_refused(ood_stores, rng, make_store):

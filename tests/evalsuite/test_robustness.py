@@ -313,3 +313,32 @@ def test_a_corpus_of_fog_is_named_in_letters(tmp_path, monkeypatch, capsys):
         cli.run_featcache()
     assert stopped.value.code == 2
     assert "corrupted:fog:3 is not corrupted:NAME:SEVERITY" in capsys.readouterr().err
+
+
+def test_images_that_the_bank_has_leave_with_all_their_corruptions(with_ood, tmp_path, stores):
+    """Nine of the twelve stay; of the near set, 4 of 14 are images of the bank or the corpus."""
+    bank_images, test = sorted(Path(stores["bank"].manifest["corpus"]["spec"]).rglob("*.png")), Path(with_ood["corpus"])
+    only, mixed = tmp_path / "only", tmp_path / "mixed"
+    shutil.copytree(test, only)
+    shutil.copytree(stores["near"].manifest["corpus"]["spec"], mixed)
+    for i, path in enumerate(sorted(test.rglob("*.png"))[:3]):
+        (only / path.relative_to(test)).unlink()
+        shutil.copy(bank_images[i], path)
+        shutil.copy(bank_images[-1 - i], mixed / "ant" / f"other-{i}.png")
+    shutil.copy(sorted(test.rglob("*.png"))[-1], mixed / "bee" / "of-the-corpus.png")
+    given = with_ood | {"near": {"n": extract(str(mixed), with_ood["encoder"], tmp_path / "mixed.zarr", **EXACT)}}
+    found = robustness(**given)
+    assert found.inputs["clean"]["identical"] == 3
+    assert found.inputs["near"]["n"]["identical"] == 4
+    assert [remark[:20] for remark in found.remarks] == ["3 of 12 images are i", "4 of 14 near/n rows "]
+    dropped = robustness(**given, drop_identical=True)
+    assert dropped.parameters["drop_identical"]
+    assert all("left out" in remark for remark in dropped.remarks)
+    alone = robustness(**with_ood | {"corpus": str(only), "out": tmp_path / "only-out"})
+    assert alone.remarks == []
+    assert {name: metric.value for name, metric in dropped.metrics.items()} == pytest.approx(
+        {name: metric.value for name, metric in alone.metrics.items()}
+    )
+    assert dropped.samples["sample_id"].tolist() == alone.samples["sample_id"].tolist()
+    with pytest.raises(ValueError, match="the reference has drop_identical False, not True"):
+        robustness(**given, drop_identical=True, reference=found)
