@@ -109,8 +109,10 @@ class Result:
                 for name, entry in record["metrics"].items()
             }
             record.setdefault("remarks", [])  # results of before there were any
-            given = [record[name] for name in ("command", "inputs", "parameters", "versions")]
-            result = cls(*given[:3], metrics, given[3], remarks=record["remarks"])
+            result = cls(
+                record["command"], record["inputs"], record["parameters"], metrics, record["versions"],
+                remarks=record["remarks"],
+            )  # fmt: skip
             kinds = {"command": str, "inputs": dict, "parameters": dict, "versions": dict, "remarks": list}
             for name, kind in kinds.items():
                 if not isinstance(record[name], kind):
