@@ -210,6 +210,19 @@ def export_run(
     format: Annotated[
         RunFormat, typer.Option(help="safetensors for plain timm or torch; ONNX for any batch size.")
     ] = RunFormat.safetensors,
+    precision: Annotated[
+        ExportPrecision, typer.Option(help="fp16: float16 weights; ONNX computes in it too, between float32 ends.")
+    ] = ExportPrecision.fp32,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="ONNX takes uint8 RGB images (batch, height, width, 3) of any size: resize, crop and normalisation are in the graph.",
+        ),
+    ] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="The student of the newest checkpoint, where a run is not finished.")
+    ] = False,
     result: Annotated[
         list[Path] | None,
         typer.Option(metavar="RESULT.json", help="Of evalsuite, for the model card; repeat for more."),
@@ -223,13 +236,27 @@ def export_run(
     import distill
 
     with screen.status(f"exporting to {format.value}"):
-        made = distill.export(run, out, format=format.value, results=result or [])
+        made = distill.export(
+            run,
+            out,
+            format=format.value,
+            precision=precision.value,
+            with_preprocessing=with_preprocessing,
+            unfinished=unfinished,
+            results=result or [],
+        )
     screen.print(
         f"[green]exported[/] {shown(made.path)}: {', '.join(made.files)}; loaded again, it differs from the student by at most "
-        f"{made.max_difference:.1e}",
+        f"{made.max_difference:.1e} of an embedding's length",
         highlight=False,
     )
-    summary = {"run": str(run), "out": str(made.path), "format": format.value, "files": list(made.files)}
+    summary = {
+        "run": str(run),
+        "out": str(made.path),
+        "format": format.value,
+        "precision": precision.value,
+        "files": list(made.files),
+    }
     write_json({"command": "export", **summary, "max_difference": made.max_difference}, to_json)
 
 

@@ -57,7 +57,7 @@ def write_card(
         ),
         "## Loading",
         'Without featcache, from the folder that this file lies in:\n\n```python\nfolder = "."\n' + loading + "\n```",
-        f"Checked when it was written: at most {difference:.1e} from the student in any number of an embedding.",
+        f"Checked when it was written: at most {difference:.1e} of an embedding's length from the student's.",
         "## Preprocessing",
         f"```python\n{preprocessing_code(preprocess)}\n```",
         "`embedding = model(pixels(Image.open(path)))`. featcache itself rounds the crop to whole pixels of the resized "

@@ -1,5 +1,6 @@
-"""A finished run as files that load without featcache: safetensors for plain timm or torch, or ONNX; with a model card."""
+"""A run's student as files that load without featcache: safetensors for plain timm or torch, or ONNX; with a model card."""
 
+import copy
 import json
 import os
 import shutil
@@ -10,18 +11,26 @@ from typing import Any
 
 import timm
 import torch
+from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill._card import write_card
+from distill._onnx import Preprocessed, write_onnx
 from distill.run import Run
 from featcache.backbones import Backbone, ClipTower, Tiny, load_backbone, timm_arguments
 from featcache.encoder import normalise
 from featcache.preprocess import Preprocess
 
 FORMATS = ("safetensors", "onnx")
-LARGEST_DIFFERENCE = {"safetensors": 1e-5, "onnx": 1e-4}
-"""Between an export's output and the student's, in any number of an embedding."""
+PRECISIONS = ("fp32", "fp16")
+LARGEST_DIFFERENCE = {
+    ("safetensors", "fp32"): 1e-5,
+    ("onnx", "fp32"): 1e-4,
+    ("safetensors", "fp16"): 1e-2,
+    ("onnx", "fp16"): 1e-2,
+}
+"""Between an export's embedding and the student's, as a share of its length: 1e-2 is a cosine of 0.99995 or more."""
 CHECKED_BATCHES = (1, 5)
 
 
@@ -32,7 +41,8 @@ class Exported:
     Attributes:
         path: the folder.
         files: their names.
-        max_difference: largest between its output and the student's, on the images it was checked with.
+        max_difference: largest distance between one of its embeddings and the student's, as a share of the latter's
+            length, on the images it was checked with.
     """
 
     path: Path
@@ -45,41 +55,55 @@ def export(
     out: str | os.PathLike[str],
     *,
     format: str = "safetensors",
+    precision: str = "fp32",
+    with_preprocessing: bool = False,
     results: Sequence[str | os.PathLike[str]] = (),
 ) -> Exported:
-    """Write the student of a finished run to a new folder, which appears whole or not at all.
+    """Write the student of a run to a new folder, which appears whole or not at all.
 
     "safetensors": `model.safetensors`, `config.json` (timm's own layout for timm models) and `README.md`, whose code
     loads it without featcache. "onnx": `model.onnx` for normalised float32 images (batch, 3, S, S), any batch size,
     the preprocessing in its metadata, and `README.md`. Either is loaded again and compared with the student.
 
     Args:
+        precision: "fp16" halves the files: of safetensors the weights alone are float16, ONNX also computes so, between
+            float32 images and a float32 embedding.
+        with_preprocessing: of ONNX: take images as they are, uint8 RGB (batch, height, width, 3), and resize, crop and
+            normalise them inside the graph, to within a level or two (of 255) of Pillow.
         results: result files of evalsuite, for the model card.
 
     Raises:
         ValueError: the run is not finished, `out` exists, or a result file is none; nothing has been written.
         RuntimeError: what was written does not give what the student gives; it has been removed.
     """
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    for name, given, known in (("format", format, FORMATS), ("precision", precision, PRECISIONS)):
+        if given not in known:
+            raise ValueError(f"unknown {name} {given!r}; known: {', '.join(known)}")
+    if with_preprocessing and format != "onnx":
+        raise ValueError("preprocessing can be put into ONNX files only; give format onnx, or leave it out")
     run, out = run if isinstance(run, Run) else Run(run), Path(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out}: exists; choose another name or remove it")
     backbone, record = load_backbone(run.path)
     preprocess = Preprocess.from_dict(record["preprocess"])
     evaluated = [_read_result(path) for path in results]
-    write = {"safetensors": _write_safetensors, "onnx": _write_onnx}[format]
 
     part = out.with_name(f"{out.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        loading, load = write(part, backbone, record)
-        difference = _largest_difference(backbone, load, preprocess)
-        if not difference <= LARGEST_DIFFERENCE[format]:
+        if format == "onnx":
+            loading, load = write_onnx(part, copy.deepcopy(backbone), record, precision, with_preprocessing)
+        else:
+            loading, load = _write_safetensors(part, backbone, record, precision)
+        difference, limit = (
+            _largest_difference(backbone, load, preprocess, with_preprocessing),
+            LARGEST_DIFFERENCE[format, precision],
+        )
+        if not difference <= limit:
             raise RuntimeError(
-                f"{out}: the {format} model differs from the student by {difference:.1e}, more than "
-                f"{LARGEST_DIFFERENCE[format]:.0e}; nothing was kept"
+                f"{out}: the {format} model differs from the student by {difference:.1e} of an embedding's length, more "
+                f"than {limit:.0e}; nothing was kept"
             )
         write_card(part / "README.md", run, record, backbone, loading=loading, difference=difference, results=evaluated)
         for file in part.iterdir():  # safetensors lets nobody else read its files
@@ -90,37 +114,47 @@ def export(
     return Exported(path=out, files=tuple(sorted(file.name for file in out.iterdir())), max_difference=difference)
 
 
-def _largest_difference(backbone: Backbone, load: Callable[[], Callable[[Tensor], Tensor]], like: Preprocess) -> float:
-    exported, worst = load(), 0.0
+def _largest_difference(
+    backbone: Backbone, load: Callable[[], Callable[[Tensor], Tensor]], like: Preprocess, plain: bool
+) -> float:
+    """See `Exported.max_difference`. A model of `plain` images is given such, of which the student sees the plain view."""
+    exported, view, worst = load(), Preprocessed(backbone, like), 0.0
     with torch.no_grad():
         for count in CHECKED_BATCHES:
-            images = pictures(count, like)
-            worst = max(worst, float((exported(images) - backbone(images)).abs().max()))
+            images = pixels(count, 2 * like.size + count, 3 * like.size) if plain else pictures(count, like)
+            wanted = view(images) if plain else backbone(images)
+            apart = (exported(images) - wanted).norm(dim=1) / wanted.norm(dim=1).clamp(min=1e-12)
+            worst = max(worst, float(apart.nan_to_num(torch.inf).max()))
     return worst
 
 
-def pictures(count: int, preprocess: Preprocess) -> Tensor:
-    """Normalised images (count, 3, S, S) with large shapes, edges and some grain, as photographs have; always the same."""
+def pixels(count: int, height: int, width: int) -> UInt8[Tensor, "count height width 3"]:
+    """Images with large shapes, edges and some grain, as photographs have; always the same."""
     generator = torch.Generator().manual_seed(count)
-    size = (preprocess.size, preprocess.size)
-    shapes = nn.functional.interpolate(torch.rand(count, 3, 5, 5, generator=generator), size, mode="bicubic")
-    edges = nn.functional.interpolate(torch.rand(count, 3, 3, 3, generator=generator), size, mode="nearest")
-    grain = torch.rand(count, 3, *size, generator=generator)
-    pixels = (0.6 * shapes + 0.3 * edges + 0.1 * grain).clamp(0, 1) * 255
-    return normalise(pixels.to(torch.uint8).permute(0, 2, 3, 1), preprocess).contiguous()
+    sides = (height, width)
+    shapes = nn.functional.interpolate(torch.rand(count, 3, 5, 5, generator=generator), sides, mode="bicubic")
+    edges = nn.functional.interpolate(torch.rand(count, 3, 3, 3, generator=generator), sides, mode="nearest")
+    grain = torch.rand(count, 3, *sides, generator=generator)
+    levels = (0.6 * shapes + 0.3 * edges + 0.1 * grain).clamp(0, 1) * 255
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def pictures(count: int, preprocess: Preprocess) -> Float[Tensor, "count 3 size size"]:
+    """Such images at the student's size, normalised."""
+    return normalise(pixels(count, preprocess.size, preprocess.size), preprocess).contiguous()
 
 
 # -- safetensors ------------------------------------------------------------------------------------------
 
 
 def _write_safetensors(
-    folder: Path, backbone: Backbone, record: dict[str, Any]
+    folder: Path, backbone: Backbone, record: dict[str, Any], precision: str
 ) -> tuple[str, Callable[[], Callable[[Tensor], Tensor]]]:
     """Returns the code that loads it, and a way of running that very code."""
     source, _, name = record["architecture"].partition("/")
     classified = _with_own_classifier(backbone, record) if source == "timm" else None
     if classified is not None:
-        save_file(_tensors(classified), folder / "model.safetensors", {"format": "pt"})
+        save_file(_tensors(classified, precision), folder / "model.safetensors", {"format": "pt"})
         _write_json(folder / "config.json", _timm_config(classified, record))
         code = 'import timm\n\nmodel = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()'
     else:
@@ -137,7 +171,7 @@ def _write_safetensors(
             else:
                 code += "\nmodel = body"
         code += '\nmodel.load_state_dict(load_file(f"{folder}/model.safetensors"))\nmodel.eval()'
-        save_file(_tensors(plain), folder / "model.safetensors", {"format": "pt"})
+        save_file(_tensors(plain, precision), folder / "model.safetensors", {"format": "pt"})
         _write_json(folder / "config.json", record)
 
     def load() -> Callable[[Tensor], Tensor]:
@@ -149,19 +183,43 @@ def _write_safetensors(
 
 
 def _with_own_classifier(backbone: Backbone, record: dict[str, Any]) -> Any | None:
-    """The student as a model of timm alone, the projection as its classifier; None where timm's is no linear layer."""
+    """The student as a model of timm alone, the projection as its classifier; None where timm's cannot compute that."""
     architecture = record["architecture"].partition("/")[2].split(".")[0]
-    arguments = timm_arguments(architecture, record["preprocess"]["size"], record.get("patch_size"))
-    projection, state = backbone.projection, dict(backbone.body.state_dict())
-    model: Any = timm.create_model(architecture, num_classes=0, **arguments)
+    size, projection, state = record["preprocess"]["size"], backbone.projection, backbone.body.state_dict()
+    arguments = timm_arguments(architecture, size, record.get("patch_size"))
+    projected = isinstance(projection, nn.Linear)
+    model: Any = timm.create_model(architecture, num_classes=backbone.embedding_dim if projected else 0, **arguments)
     if isinstance(projection, nn.Linear):
-        model = timm.create_model(architecture, num_classes=backbone.embedding_dim, **arguments)
-        classifier = model.pretrained_cfg.get("classifier")
-        if not isinstance(classifier, str) or type(model.get_classifier()) is not nn.Linear:
-            return None
-        state |= {f"{classifier}.weight": projection.weight, f"{classifier}.bias": projection.bias}
-    model.load_state_dict(state)
-    return model
+        known = model.state_dict().keys() - state.keys()
+        _set_to(projection, [module for name, module in model.named_modules() if f"{name}.weight" in known])
+    model.eval().load_state_dict({**model.state_dict(), **state})
+    like = pictures(2, Preprocess.from_dict(record["preprocess"]))
+    with torch.no_grad():
+        found, wanted = model(like), backbone(like)
+    return (
+        model
+        if found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-5 * float(wanted.norm(dim=1).max()))
+        else None
+    )
+
+
+@torch.no_grad()
+def _set_to(projection: nn.Linear, layers: Sequence[nn.Module]) -> None:
+    """Make a classifier's layers compute the projection, where they can: the linear ones, alone or averaged, each of all
+    features or of its own part of them; batch norms before them are made to do nothing."""
+    linear: list[Any] = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
+    widths = [layer.weight.shape[1] for layer in linear]
+    parts = [projection.weight] * len(linear)
+    if sum(widths) == projection.in_features:
+        parts = [len(linear) * part for part in projection.weight.split(widths, dim=1)]
+    for layer, weight in zip(linear, parts, strict=True):
+        if layer.weight.numel() == weight.numel() and layer.bias is not None:
+            layer.weight.copy_(weight.view_as(layer.weight))
+            layer.bias.copy_(projection.bias)
+    for layer in layers:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_var is not None:
+            layer.reset_parameters()
+            layer.running_var.fill_(1 - layer.eps)
 
 
 def _timm_config(model: Any, record: dict[str, Any]) -> dict[str, Any]:
@@ -219,54 +277,13 @@ def _tiny_code(plain: nn.Module) -> str:
     )
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().contiguous().clone() for key, value in module.state_dict().items()}
-
-
-# -- ONNX -------------------------------------------------------------------------------------------------
-
-
-def _write_onnx(
-    folder: Path, backbone: Backbone, record: dict[str, Any]
-) -> tuple[str, Callable[[], Callable[[Tensor], Tensor]]]:
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise ValueError(f"exporting to ONNX needs {error.name}; pip install 'featcache[onnx]'") from None
-    file, size = folder / "model.onnx", record["preprocess"]["size"]
-    program = torch.onnx.export(
-        backbone,
-        (torch.zeros(2, 3, size, size),),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["embedding"],
-        dynamic_shapes=({0: "batch"},),
-        verbose=False,
-    )
-    assert program is not None
-    program.save(str(file), external_data=False)
-    model = onnx.load(file)
-    described = {
-        "input": f"images: float32 (batch, 3, {size}, {size}), RGB scaled to 0…1, minus mean, over std",
-        "output": f"embedding: float32 (batch, {backbone.embedding_dim})",
-        "preprocess": json.dumps(record["preprocess"]),
-        "teacher": str(record.get("teacher", "")),
-        "method": str(record.get("method", "")),
+def _tensors(module: nn.Module, precision: str) -> dict[str, Tensor]:
+    """Copies that share no memory, floating-point ones in the precision."""
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
+    return {
+        key: value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
+        for key, value in module.state_dict().items()
     }
-    onnx.helper.set_model_props(model, described)
-    onnx.save(model, file)
-
-    def load() -> Callable[[Tensor], Tensor]:
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-    return (
-        "import onnxruntime\n\n"
-        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
-        'model = lambda images: session.run(None, {"images": images.numpy()})[0]'
-    ), load
 
 
 def _read_result(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from featcache.encoder import read_weights
 from featcache.encoders.python import import_callable
-from featcache.encoders.timm import create_model, split_tokens
+from featcache.encoders.timm import create_model, patch_side, split_tokens
 from featcache.plugins import suggest
 
 TINY_SIZE = 32
@@ -262,11 +262,8 @@ def _timm(
             raise
         raise ValueError(f"{spec}: the model does not take {settings} ({_reason(error)}); leave it out") from None
     size = image_size or timm.data.resolve_model_data_config(model)["input_size"][-1]
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if patch and size % patch[0]:
-        raise ValueError(
-            f"{spec}: {size} px is not a multiple of its patches of {patch[0]} px; give another image_size"
-        )
+    if size % (patch := patch_side(model)):
+        raise ValueError(f"{spec}: {size} px is not a multiple of its patches of {patch} px; give another image_size")
     return model, size
 
 

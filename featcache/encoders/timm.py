@@ -148,11 +148,16 @@ def wrap(name: str, model: Any, options: Options = PLAIN, files: tuple[str, ...]
     )
 
 
+def patch_side(model: Any) -> int:
+    """Of a transformer's patches, in px; 1 where a model has none."""
+    side = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
+    return side if isinstance(side, int) else side[0]
+
+
 def _resize(name: str, model: Any, size: int) -> None:
     """Let `model` take images of `size` px: position embeddings are resampled; a convnet needs nothing."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if patch and size % patch[0]:
-        raise ValueError(f"{name}: {size} px is not a multiple of its patches of {patch[0]} px")
+    if size % (patch := patch_side(model)):
+        raise ValueError(f"{name}: {size} px is not a multiple of its patches of {patch} px")
     if not hasattr(model, "set_input_size"):
         return
     try:
