@@ -203,9 +203,13 @@ class RunFormat(StrEnum):
     safetensors, onnx = "safetensors", "onnx"
 
 
+class ExportPrecision(StrEnum):
+    fp32, fp16 = "fp32", "fp16"
+
+
 @app.command("export")
 def export_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist.")],
     format: Annotated[
         RunFormat, typer.Option(help="safetensors for plain timm or torch; ONNX for any batch size.")

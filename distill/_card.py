@@ -53,6 +53,7 @@ def write_card(
                     for of in trained_on
                 ),
                 ("method", str(record.get("method", "unknown"))),
+                *([("unfinished", record["unfinished"])] if "unfinished" in record else []),
             ],
         ),
         "## Loading",

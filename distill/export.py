@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def export(
     format: str = "safetensors",
     precision: str = "fp32",
     with_preprocessing: bool = False,
+    unfinished: bool = False,
     results: Sequence[str | os.PathLike[str]] = (),
 ) -> Exported:
     """Write the student of a run to a new folder, which appears whole or not at all.
@@ -70,10 +72,11 @@ def export(
             float32 images and a float32 embedding.
         with_preprocessing: of ONNX: take images as they are, uint8 RGB (batch, height, width, 3), and resize, crop and
             normalise them inside the graph, to within a level or two (of 255) of Pillow.
+        unfinished: of a run that is not finished, write the student of its newest checkpoint.
         results: result files of evalsuite, for the model card.
 
     Raises:
-        ValueError: the run is not finished, `out` exists, or a result file is none; nothing has been written.
+        ValueError: the run is not finished and `unfinished` not set, or there is no checkpoint; `out` exists, or a result file is none; nothing has been written.
         RuntimeError: what was written does not give what the student gives; it has been removed.
     """
     for name, given, known in (("format", format, FORMATS), ("precision", precision, PRECISIONS)):
@@ -84,7 +87,7 @@ def export(
     run, out = run if isinstance(run, Run) else Run(run), Path(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out}: exists; choose another name or remove it")
-    backbone, record = load_backbone(run.path)
+    backbone, record = _newest(run) if unfinished and not run.finished else load_backbone(run.path)
     preprocess = Preprocess.from_dict(record["preprocess"])
     evaluated = [_read_result(path) for path in results]
 
@@ -112,6 +115,23 @@ def export(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Exported(path=out, files=tuple(sorted(file.name for file in out.iterdir())), max_difference=difference)
+
+
+def _newest(run: Run) -> tuple[Backbone, dict[str, Any]]:
+    """The student of the newest checkpoint, as `load_backbone` gives that of a finished run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None or "record" not in checkpoint:
+        raise ValueError(
+            f"{run.path}: has no checkpoint that a student can be made from; go on with `distill fit --out {run.path} --resume`"
+        )
+    record = {**checkpoint["record"], "unfinished": f"the checkpoint of step {checkpoint['step']:,}"}
+    with tempfile.TemporaryDirectory() as folder:
+        Run(folder).finish(checkpoint.get("ema", checkpoint["student"]), record)
+        return load_backbone(folder)
 
 
 def _largest_difference(

@@ -175,7 +175,13 @@ def _plan(inputs: Inputs, loop: "_Loop", processes: int) -> Plan:
 
 
 def _finish(run: Run, inputs: Inputs, training: Training, report: dict[str, float]) -> None:
-    record = {
+    run.save_mapping(inputs.method.state_dict(), report)
+    run.finish(training.saved.state_dict(), _record(inputs))
+
+
+def _record(inputs: Inputs) -> dict[str, Any]:
+    """What `student.json` says: what the student is built from, and how it was trained."""
+    return {
         **inputs.record,
         "method": inputs.settings.method,
         "teacher": inputs.source.stores[0].encoder_name,
@@ -186,8 +192,6 @@ def _finish(run: Run, inputs: Inputs, training: Training, report: dict[str, floa
             "views": inputs.pairs.description,
         },
     }
-    run.save_mapping(inputs.method.state_dict(), report)
-    run.finish(training.saved.state_dict(), record)
 
 
 class _Loop:
@@ -284,7 +288,8 @@ class _Loop:
     def save(self) -> None:
         """Write a checkpoint, in the main process."""
         if self._accelerator.is_main_process:
-            state = {"step": self.step, "totals": self._totals, "config": self._inputs.config, **self.training.state()}
+            made = {"config": self._inputs.config, "record": _record(self._inputs)}
+            state = {"step": self.step, "totals": self._totals, **made, **self.training.state()}
             self._run.save_checkpoint(self.step, state)
         self._saved = time.monotonic()
 

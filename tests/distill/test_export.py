@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from fit_cases import STEPS, STUDENT, Interrupted, interrupt_at
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from distill._onnx import Preprocessed
 from distill.run import Run
 from distill.students import make_student
 from featcache.arrays import write_store
+from featcache.backbones import build_backbone
 from featcache.encoder import load_encoder, normalise
 from featcache.preprocess import Preprocess
 from featcache.views import Views, decode, render
@@ -393,6 +395,30 @@ def test_data_of_a_store_that_is_gone(make_run, tmp_path):
     shutil.rmtree(tmp_path / "teacher.zarr")
     export(run, tmp_path / "out")
     assert "digits:train: its store can no longer be read" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_student_of_a_checkpoint_can_be_exported(train, tmp_path, ema):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", ema=ema, progress=interrupt_at("training", STEPS - 1))
+    with pytest.raises(ValueError, match="holds no finished student"):
+        export(tmp_path / "run", tmp_path / "out")
+    folder = export(tmp_path / "run", tmp_path / "out", unfinished=True).path
+    newest = torch.load(Run(tmp_path / "run").checkpoints[-1], weights_only=True)
+    student = build_backbone("tiny", embedding_dim=STUDENT, image_size=16)
+    student.load_state_dict(newest["ema" if ema else "student"])
+    names = {}
+    exec(code_blocks(folder / "README.md")[0].replace('folder = "."', f"folder = {str(folder)!r}"), names)
+    images = torch.rand(4, 3, 16, 16)
+    torch.testing.assert_close(names["model"](images), student.eval()(images))
+    assert f"| unfinished | the checkpoint of step {newest['step']} |" in (folder / "README.md").read_text()
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_export(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="has no checkpoint that a student can be made from"):
+        export(tmp_path / "run", tmp_path / "out", unfinished=True)
+    assert not (tmp_path / "out").exists()
 
 
 # -- refusals ---------------------------------------------------------------------------------------------
