@@ -181,7 +181,7 @@ def test_failed_and_unlabelled_rows_are_left_out_and_counted(make_store):
     """Rows 0 and 1 of the bank would win with the wrong label if they were used."""
     near = np.array([1.0, 0.0])
     bank = make_store("bank", np.array([near, near, near, [0, 1]]), labels=[1, -1, 0, 1], failed={0: "truncated"})
-    query = make_store("query", np.array([near, near, near]), labels=[0, -1, 5], failed={})
+    query = make_store("query", np.array([[2.0, 0.0], near, [3.0, 0.0]]), labels=[0, -1, 5], failed={})
     result = knn(bank, query, k=[1])
     assert result.metrics["top1@1"].value == 0.5  # row 0 right; row 2 has a class without bank rows
     assert result.metrics["top5@1"].value == 0.5
