@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from evalsuite.classes import aligned_labels
+from evalsuite.classes import Classes, guessing, numbers_of
 from evalsuite.head import Head
-from evalsuite.rows import Rows
 
 if TYPE_CHECKING:
     from featcache import Corpus, Encoder
 else:  # `import featcache.encoder` brings torch: too slow for an annotation
     Corpus = Encoder = Any
 
+_LEAST_EPSILON = 0.5  # in 1/255ths: who gives less counts pixels from 0 to 1
 _STRIDE = 2.5  # step size × steps / ε: far enough to cross the ball from any start
 _BATCH = {"cpu": 16, "cuda": 64}  # activations are kept for the gradient: fewer images than extraction takes
 
@@ -33,8 +33,8 @@ class Pgd:
     back into the ball and into the pixel range. It is an attack, no proof: a stronger one may find less accuracy
     (`evalsuite/_autoattack.py`).
 
-    `epsilons` are in 1/255 of the pixel range, > 0; 0, the clean accuracy, is always measured too. `head` is a file of
-    `evalsuite.probe`; labels are matched to its classes by name where it has names, else by number.
+    `epsilons` are in 1/255 of the pixel range, at least 0.5; 0, the clean accuracy, is always measured too. `head` is a
+    file of `evalsuite.probe`; labels are matched to its classes by name where it has names, else by number.
 
     Raises `ValueError` when there is no head, it has one class or does not know a class of the corpus, an ε is out of
     range, or `steps` is not positive.
@@ -50,6 +50,11 @@ class Pgd:
         for epsilon in epsilons:
             if not (math.isfinite(epsilon) and 0 <= epsilon <= 255):
                 raise ValueError(f"ε {epsilon} of the attack: give 1/255ths of the pixel range, such as 4 or 8")
+            if 0 < epsilon < _LEAST_EPSILON:
+                raise ValueError(
+                    f"ε {epsilon} of the attack is in 1/255ths of the pixel range, and {epsilon:g}/255 changes next to "
+                    f"nothing; for {epsilon:g} of the range give {255 * epsilon:.3g}"
+                )
         if steps < 1:
             raise ValueError(f"{steps} steps of the attack: give at least 1")
         if head is None:
@@ -64,9 +69,9 @@ class Pgd:
         self._corpus = corpus
         self._target = _target(self.head, corpus)
 
-    @property
-    def chance(self) -> float:
-        return 1 / len(self.head.labels)
+    def chance(self, rows: Int[np.ndarray, " n"]) -> float:
+        """What the best answer that is the same for all of these rows would reach, were they not attacked."""
+        return guessing(self._target[rows], np.arange(len(self.head.labels)))
 
     def measure(
         self,
@@ -215,24 +220,17 @@ def embedding_of(encoder: Encoder, pixels: Any) -> Any:
 
 def _target(head: Head, corpus: Corpus) -> Int[np.ndarray, " n"]:
     """For each sample the row of the head's weight that stands for its class; -1 for samples without a label."""
-    names = head.class_names
     labels = np.array([corpus.label(i) for i in range(len(corpus))], np.int64)
-    known = labels >= 0
-    target = np.full(len(labels), -1)
-    assert corpus.class_names is not None
-    if names == list(map(str, head.labels)) and not set(names) & set(corpus.class_names):
-        names = None  # numbers, of a store without class names
-    if names is None:
-        found = labels[known][:, None] == head.labels
-        if not found.any(axis=1).all():
-            unknown = sorted(set(labels[known].tolist()) - set(head.labels.tolist()))
-            raise ValueError(
-                f"{head.name} knows no class {unknown[0]} of {corpus.spec}; fit a head to the same classes"
-            )
-        target[known] = found.argmax(axis=1)
-        return target
-    classes = Rows.from_arrays(np.zeros((len(names), 1)), name=head.name)
-    samples = Rows.from_arrays(np.zeros((int(known.sum()), 1)), labels[known], name=corpus.spec)
-    classes.class_names, samples.class_names = names, list(corpus.class_names)
-    target[known] = aligned_labels(classes, samples)
-    return target
+    classes = Classes(corpus.spec, np.unique(labels[labels >= 0]), corpus.class_names)
+    numbers, by = numbers_of(head, classes)
+    unknown = np.setdiff1d(classes.numbers, numbers)
+    if len(unknown) and by == "name":
+        raise ValueError(
+            f"{corpus.spec} has {len(unknown)} classes that {head.name} does not know ({classes.some(unknown)}); "
+            "fit a head to the same classes, named alike"
+        )
+    if len(unknown):
+        raise ValueError(f"{head.name} knows no class {unknown[0]} of {corpus.spec}; fit a head to the same classes")
+    order = np.argsort(numbers)
+    target = order[np.searchsorted(numbers, labels, sorter=order).clip(max=len(numbers) - 1)]
+    return np.where(labels >= 0, target, -1)

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Int
 
 if TYPE_CHECKING:
+    from evalsuite.head import Head
     from evalsuite.rows import Rows
 else:
-    Rows = Any
+    Head = Rows = Any
 
 _SHOWN = 3  # classes named in a message
 
@@ -143,6 +144,25 @@ def aligned_labels(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
         )
     numbers, of_row = np.unique(query.labels, return_inverse=True)
     return np.array([found[number] for number in numbers.tolist()], np.int64)[of_row]
+
+
+def numbers_of(head: Head, store: Classes) -> tuple[Int[np.ndarray, " c"], str]:
+    """What number the store gives each of the head's classes, -1 where it has no such class; and whether that is known by
+    `name` or only by `number`: where one of the two has no names, and for a head whose names are its own numbers where the
+    store has others.
+
+    Raises `ValueError` as `match` does.
+    """
+    names = head.class_names
+    if names is not None and store.names is not None:
+        listed = [store.names[label] if label < len(store.names) else None for label in head.labels.tolist()]
+        if listed == names:
+            return head.labels, "name"
+        found = match(Classes(head.name, np.arange(len(names)), names), store)
+        numbers = np.array([-1 if number is None else number for number in found.values()], np.int64)
+        if (numbers >= 0).any() or names != list(map(str, head.labels.tolist())):
+            return numbers, "name"
+    return head.labels, "number"
 
 
 def unreachable_remarks(bank: Rows, query: Rows, truth: Int[np.ndarray, " q"], role: str) -> list[str]:

@@ -21,7 +21,7 @@ COMMANDS = ("knn", "ood", "probe", "robustness")
 
 _BLOCK_DRAWS = 2**21  # rows drawn at once
 _NO_SETTING = (
-    *("seed", "resamples", "chance", "tied", "failed_detectors", "encoder", "reference"),
+    *("seed", "resamples", "chance", "tied", "failed_detectors", "encoder", "reference", "head_accuracy"),
     *("preset", "k"),  # a preset's settings stand beside it, and metrics have the k that votes in their names
     *("c", "steps", "held_out_rows", "held_out_top1", "held_out_cross_entropy"),  # what came of probe's `candidates`
 )

@@ -8,7 +8,7 @@ time O(n·d·d'). Measures over neighbours search those of a sample of the rows,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from evalsuite.classes import Classes
 from evalsuite.knn import vote_weights, winners
 from evalsuite.metrics import interval95
 from evalsuite.neighbors import search
 from evalsuite.overlap import overlap, repeated
 from evalsuite.result import Metric, Result, versions
-from evalsuite.rows import Rows, Store
+from evalsuite.rows import Rows, Store, left_out_remarks
 
 Blocks = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 Neighbours = tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]
@@ -161,10 +162,10 @@ def fidelity(
             if chance[name] < 1:
                 metrics["agreement/kappa"] = _kappa(a, b, len(classes), resamples, seed)
                 chance["agreement/kappa"] = 0.0
-    names = (x if labels is x.labels else y).class_names
+    classes_of = Classes.of(x if labels is x.labels else y)
     for name, (rows, measured) in of_rows.items():
         for label in np.unique(labels[rows][labels[rows] >= 0]):
-            shown = label if names is None else names[label]
+            shown = classes_of.distinct_name(int(label))
             metrics[f"per_class/{shown}/{name}"] = Metric(float(measured[labels[rows] == label].mean()))
 
     banks_record = {} if banks is None else {"teacher_bank": banks[0].record(), "student_bank": banks[1].record()}
@@ -189,6 +190,10 @@ def fidelity(
         remarks=[
             *same.remarks("joined rows", "of another row", "each is the nearest of the other", drop_identical),
             *in_bank.remarks("joined rows", "of the banks", "they vote for themselves", drop_identical),
+            *_left_out({"teacher": all_x, "student": all_y}, n),
+            *_differing_labels(x, y),
+            *_without_vote(x, labels, banks),
+            *_left_out_of_banks(teacher_bank, student_bank, banks),
         ],
     )
 
@@ -444,3 +449,46 @@ def _joined(x: Rows, y: Rows) -> tuple[Rows, Rows]:
             "extract both from the same corpus"
         )
     return x.pick(left), y.pick(right)
+
+
+def _left_out(rows: Mapping[str, Rows], joined: int) -> list[str]:
+    """A line for each of the two stores, by their roles, whose rows are not all among the `joined` ones; and about what failed."""
+    lines: list[str] = []
+    for role, each in rows.items():
+        (other,) = (store.name for store in rows.values() if store is not each)
+        lines += left_out_remarks(role, each)
+        if len(each) > joined:
+            lines.append(
+                f"{role} {each.name}: {len(each) - joined:,} of {len(each):,} rows have no like in {other}: left out"
+            )
+    return lines
+
+
+def _left_out_of_banks(teacher: Store | None, student: Store | None, banks: tuple[Rows, Rows] | None) -> list[str]:
+    if teacher is None or student is None or banks is None:
+        return []
+    return _left_out({"teacher bank": Rows.of(teacher).labelled(), "student bank": Rows.of(student)}, len(banks[0]))
+
+
+def _without_vote(x: Rows, labels: Int[np.ndarray, " n"], banks: tuple[Rows, Rows] | None) -> list[str]:
+    unlabelled = int((labels < 0).sum())
+    if banks is not None or not 0 < unlabelled < len(labels):
+        return []
+    return [
+        f"{x.name}: {unlabelled:,} of {len(labels):,} joined rows have no label: they neither vote nor are voted on"
+    ]
+
+
+def _differing_labels(x: Rows, y: Rows) -> list[str]:
+    """One line where the stores say different classes of the same rows; their numbers are compared where neither has names."""
+    classes = Classes.of(x), Classes.of(y)
+    if (classes[0].names is None) != (classes[1].names is None):
+        return []
+    known = np.flatnonzero((x.labels >= 0) & (y.labels >= 0))
+    said = ([of.name(int(label)) for label in rows.labels[known]] for of, rows in zip(classes, (x, y), strict=True))
+    differing = sum(a != b for a, b in zip(*said, strict=True))
+    if not differing:
+        return []
+    return [
+        f"{x.name} and {y.name} have different labels for {differing:,} of {len(known):,} rows: those of {x.name} are taken"
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,21 +13,40 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class Head:
-    """logits = embedding · `weight`ᵀ + `bias`, in float64; `labels` are the classes of the rows of `weight`, as the
-    ID training store numbers them. `class_names` are their names, where known. `name` is the file, for messages;
-    `fingerprint` that of the encoder, None for any."""
+    """logits = embedding · `weight`ᵀ + `bias`, (C, D) and (C,), in float64; `labels` (C,) are the classes of the rows of `weight`, as the
+    ID training store numbers them. `class_names` are their names, where known: by them classes are found again in stores
+    that number them otherwise. `name` is the file, for messages; `fingerprint` that of the encoder, None for any.
 
-    weight: Float[np.ndarray, "c d"]
-    bias: Float[np.ndarray, " c"]
-    labels: Int[np.ndarray, " c"]
+    Raises `ValueError` when a value is not finite, there is no class, or the parts do not fit each other.
+    """
+
+    weight: Float[np.ndarray, "*c_d"]
+    bias: Float[np.ndarray, "*c"]
+    labels: Int[np.ndarray, "*labels"]
     name: str = "head"
     fingerprint: str | None = None
     class_names: list[str] | None = None
 
+    def __post_init__(self) -> None:
+        classes = len(self.weight) if self.weight.ndim == 2 else 0
+        names = classes if self.class_names is None else len(self.class_names)
+        if not (self.weight.size and self.bias.shape == self.labels.shape == (classes,) and names == classes):
+            raise ValueError(
+                f"weight {self.weight.shape}, bias {self.bias.shape}, {self.labels.size} labels, {names} class names, "
+                "not (C, D), (C,), C and C"
+            )
+        for what, values in (("weight", self.weight), ("bias", self.bias)):
+            wrong = int((~np.isfinite(values)).sum())
+            if wrong:
+                raise ValueError(f"{wrong:,} of {values.size:,} values of {what} are not finite")
+        if len(np.unique(self.labels)) < classes or self.labels.min() < 0:
+            raise ValueError("labels are not distinct numbers from 0")
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Head:
-        """The classifier that `evalsuite.probe` saved, or any safetensors file with `weight` (C, D) and `bias` (C,)
-        whose class i is label i.
+        """The classifier that `evalsuite.probe` saved, or any safetensors file with `weight` (C, D) and `bias` (C,), of any
+        number type. As metadata it may have `class_names` (a JSON list of words, one a class) and `labels` (one of
+        whole numbers); without, class i is label i.
 
         Raises `ValueError` when there is no such file or it holds no such classifier.
         """
@@ -39,18 +59,38 @@ class Head:
         try:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
-                weight, bias = (file.get_tensor(name).astype(np.float64) for name in ("weight", "bias"))
-            labels = np.asarray(json.loads(metadata.get("labels", "null")) or np.arange(len(weight)), np.int64)
-            class_names = json.loads(metadata.get("class_names", "null"))
-            names = labels if class_names is None else class_names
-            if weight.ndim != 2 or not len(weight) == len(bias) == len(labels) == len(names):
-                raise ValueError(
-                    f"weight {weight.shape}, bias {bias.shape}, {len(labels)} labels, {len(names)} class names"
-                )
-        except (OSError, SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} holds no classifier ({error}); {remedy}") from error
-        return cls(weight, bias, labels, str(path), metadata.get("fingerprint"), class_names)
+                lacking = {"weight", "bias"} - set(file.keys())
+                if lacking:
+                    held = ", ".join(sorted(file.keys())[:5]) or "nothing"
+                    raise ValueError(f"no {' and no '.join(sorted(lacking, reverse=True))}, but {held}")
+                weight, bias = (_float64(file, path, name) for name in ("weight", "bias"))
+            labels = _listed(metadata, "labels", int)
+            numbers = np.arange(len(bias) if bias.ndim else 0) if labels is None else np.asarray(labels, np.int64)
+            names = _listed(metadata, "class_names", str)
+            return cls(weight, bias, numbers, str(path), metadata.get("fingerprint"), names)
+        except (OSError, SafetensorError, OverflowError, ValueError) as error:
+            raise ValueError(f"{path} holds no classifier ({' '.join(str(error).split())}); {remedy}") from error
 
     def logits(self, embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
         """(n, classes) float64."""
         return embedding.astype(np.float64) @ self.weight.T + self.bias
+
+
+def _float64(file: Any, path: str | os.PathLike[str], name: str) -> Float[np.ndarray, "*shape"]:
+    kind = file.get_slice(name).get_dtype()
+    if kind.startswith(("BF", "F8", "F4", "F6")):  # numpy has no such numbers
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as wide:
+            return wide.get_tensor(name).double().numpy()
+    if not kind.startswith(("F", "I", "U")):
+        raise ValueError(f"{name} is {kind}, no numbers")
+    return file.get_tensor(name).astype(np.float64)
+
+
+def _listed(metadata: dict[str, str], key: str, kind: type) -> list[Any] | None:
+    """A JSON list of the metadata, None where there is none."""
+    found = json.loads(metadata.get(key, "null"))
+    if found is not None and not (isinstance(found, list) and all(type(each) is kind for each in found)):
+        raise ValueError(f"{key} is no list of {'whole numbers' if kind is int else 'words'}")
+    return found

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from evalsuite import detectors as registry
 from evalsuite._presets import stores_of
 from evalsuite.head import Head
+from evalsuite.judged import Judged
 from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics, tied
 from evalsuite.overlap import Overlap, overlap
 from evalsuite.result import Metric, Result, content_of, versions
-from evalsuite.rows import Rows, Store
+from evalsuite.rows import Rows, Store, left_out_remarks
 
 _MOST_IDENTICAL = 0.9  # share of an OOD set's images that are ID ones, from which it is refused
 _MOST_TIED = 0.1  # share of rows tied with others that differ, above which scores are said to saturate
@@ -101,12 +102,13 @@ def ood(
 
     failures: dict[str, Exception] = {}
     fitted = fit_all(built, train, list(rows.values()), failures)
-    where = _Map(train)
+    where, judged = _Map(train), Judged(rows["id_test"], train, "id_test")
     samples: dict[str, np.ndarray] = {}
     scores: dict[str, dict[str, np.ndarray]] = {}
     alike: dict[str, np.ndarray] = {}
     for key, each in rows.items():
-        scores[key], samples[f"map/{key}"], alike[key] = _scores(fitted, where, each, failures)
+        seen = judged if key == "id_test" else None
+        scores[key], samples[f"map/{key}"], alike[key] = _scores(fitted, where, each, failures, seen)
     metrics: dict[str, Metric] = {}
     ties: dict[str, dict[str, float]] = {}
     saturated: dict[str, dict[str, float]] = {}
@@ -133,13 +135,15 @@ def ood(
                 stacklevel=2,
             )
 
+    accuracy, remarks = judged.record()
+
     def record(key: str) -> dict[str, Any]:
         return rows[key].record() | {"identical": same[key].count}
 
     return Result(
         "ood",
         {
-            "id_train": train.record(),
+            "id_train": train.record() | {"unlabelled": int((train.labels < 0).sum())},
             "id_test": record("id_test"),
             **{
                 group: {name: record(f"{group}/{name}") for name in given or {}}
@@ -150,6 +154,7 @@ def ood(
             "detectors": {spec: registry.parameters(detector) for spec, detector in built.items()},
             "failed_detectors": failed,
             "head": None if head is None else os.fspath(head),
+            "head_accuracy": accuracy,
             "preset": preset,
             "drop_identical": drop_identical,
             "identical_by": {key: each.by for key, each in same.items()},
@@ -160,7 +165,12 @@ def ood(
         metrics,
         versions("faiss-cpu", "faiss-gpu", "torch"),
         samples,
-        remarks=remarks_on(same, drop_identical),
+        remarks=[
+            *remarks_on(same, drop_identical),
+            *(line for key, each in {"id_train": train, **rows}.items() for line in left_out_remarks(key, each)),
+            *unlabelled_remarks(train, "id_train"),
+            *remarks,
+        ],
     )
 
 
@@ -251,6 +261,16 @@ def _ties(
     }
     differing = {key: tied(pool, np.concatenate([alike["id_test"], alike[key]])) for key, pool in pools.items()}
     return {key: tied(pool) for key, pool in pools.items()}, differing
+
+
+def unlabelled_remarks(bank: Rows, role: str) -> list[str]:
+    """One line about rows without a label, where a detector has asked for the others; none where all have one."""
+    unlabelled = int((bank.labels < 0).sum())
+    if not (bank.asked_for_labels and unlabelled):
+        return []
+    return [
+        f"{role} {bank.name}: {unlabelled:,} of {len(bank):,} rows have no label: detectors that need labels leave them out"
+    ]
 
 
 class _Map:
@@ -369,11 +389,12 @@ def score_all(
     fitted: dict[str, registry.Detector],
     rows: Rows,
     failures: dict[str, Exception],
-    look: Callable[[Float[np.ndarray, "_ d"]], None] = lambda embedding: None,
+    look: Callable[[Mapping[str, Float[np.ndarray, "_ d"]]], None] = lambda block: None,
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """Each detector's scores from one pass over the rows, in which `look` sees every block's embeddings too.
+    """Each detector's scores from one pass over the rows, in which `look` sees every block too: the embeddings, and
+    what other fields the detectors need.
 
-    A detector that fails is taken out of `fitted`.
+    A detector that fails, or gives a score that is not finite, is taken out of `fitted`.
     """
     parts: dict[str, list[np.ndarray]] = {spec: [] for spec in fitted}
     fields = dict.fromkeys(field for detector in fitted.values() for field in registry.needs(detector))
@@ -384,24 +405,33 @@ def score_all(
             del fitted[spec]
 
     for block in rows.blocks_of(fields | {"embedding": None}, lose):
-        look(block["embedding"])
+        look(block)
         for spec, detector in list(fitted.items()):
             with lost_alone(spec, failures):
-                parts[spec].append(detector.score(*(block[field] for field in registry.needs(detector))))
+                scores = detector.score(*(block[field] for field in registry.needs(detector)))
+                wrong = int((~np.isfinite(scores)).sum())
+                if wrong:
+                    raise ValueError(
+                        f"{wrong:,} scores of {rows.name} are NaN or infinite; use another detector for such rows"
+                    )
+                parts[spec].append(scores)
             if spec in failures:
                 del fitted[spec]
     return {spec: np.concatenate(parts[spec]) for spec in fitted}
 
 
 def _scores(
-    fitted: dict[str, registry.Detector], where: _Map, rows: Rows, failures: dict[str, Exception]
+    fitted: dict[str, registry.Detector], where: _Map, rows: Rows, failures: dict[str, Exception], judged: Judged | None
 ) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
-    """`score_all`'s, the places on the map and a hash of each embedding, from the same pass over the rows."""
+    """`score_all`'s, the places on the map and a hash of each embedding, from the same pass over the rows, in which a
+    classifier is judged too."""
     places: list[np.ndarray] = []
     hashes: list[int] = []
 
-    def look(embedding: Float[np.ndarray, "_ d"]) -> None:
-        places.append(where.place(embedding))
-        hashes.extend(hash(row.tobytes()) for row in embedding)
+    def look(block: Mapping[str, Float[np.ndarray, "_ d"]]) -> None:
+        places.append(where.place(block["embedding"]))
+        hashes.extend(hash(row.tobytes()) for row in block["embedding"])
+        if judged is not None:
+            judged.see(block)
 
     return score_all(fitted, rows, failures, look), np.concatenate(places), np.array(hashes)

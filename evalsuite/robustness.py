@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from evalsuite import detectors as registry
 from evalsuite._adversarial import Pgd
 from evalsuite._autoattack import AutoAttack
 from evalsuite.head import Head
+from evalsuite.judged import Judged, near_chance
 from evalsuite.knn import knn
 from evalsuite.metrics import auroc, bootstrap_accuracy, bootstrap_ood_metrics, interval95
 from evalsuite.ood import (
@@ -24,12 +26,13 @@ from evalsuite.ood import (
     remarks_on,
     require_apart,
     score_all,
+    unlabelled_remarks,
     warn_of_failed,
     without_identical,
 )
 from evalsuite.overlap import overlap
 from evalsuite.result import Metric, Result, versions
-from evalsuite.rows import Rows, Store
+from evalsuite.rows import Rows, Store, left_out_remarks
 
 if TYPE_CHECKING:
     from featcache import Corpus, Encoder, FeatureStore
@@ -127,6 +130,8 @@ def robustness(
             f"{made['path']} was made by encoder {made['encoder']} ({made['fingerprint']}), not {encoder.name} "
             f"({encoder.fingerprint}); extract the bank with this encoder"
         )
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive, finite number, got {temperature}")
     if not 1 <= k <= len(voters):
         raise ValueError(f"k={k}: give 1 to {len(voters)}, the labelled rows of {voters.name}")
     attacks = [Pgd(pgd, pgd_steps, head, corpus)] if pgd else []
@@ -175,6 +180,8 @@ def robustness(
     sets.keep_apart(clean, drop_identical)
     votes: dict[str, Result] = {}
     aurocs: dict[str, dict[str, tuple[float, np.ndarray]]] = {}
+    accuracy: dict[str, Any] | None = None
+    of_head: list[str] = []
     inputs: dict[str, Any] = {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
     for where in images:
         store = clean
@@ -184,7 +191,9 @@ def robustness(
         rows = Rows.of(store, sets.bank.head)
         rows = rows.pick(np.flatnonzero(~np.isin(rows.index, left_out)))
         votes[where] = knn(sets.bank, rows, [k], temperature, resamples=resamples, seed=seed)
-        aurocs[where] = sets.measure(rows, resamples, seed)
+        judged = Judged(rows, sets.bank, CLEAN) if where == CLEAN else None
+        aurocs[where] = sets.measure(rows, resamples, seed, judged)
+        accuracy, of_head = judged.record() if judged is not None else (accuracy, of_head)
         inputs[where] = votes[where].inputs["query"]
     inputs[CLEAN] |= {"identical": same.count}
     failed |= warn_of_failed({spec: error for spec, error in sets.failures.items() if spec not in failed})
@@ -198,6 +207,7 @@ def robustness(
         metrics |= _means(f"{name}/mean", [measured[f"{name}/{level}"] for level in severities], resamples, seed)
     metrics |= _means("mean", [measured[where] for where in corrupted], resamples, seed)
     attacked: dict[str, np.ndarray] = {}
+    attacked_rows = np.setdiff1d(labelled.index, left_out)
     done_before = len(images) * len(corpus)
     for attack in attacks:
 
@@ -207,7 +217,7 @@ def robustness(
 
         attacked |= attack.measure(
             encoder,
-            np.setdiff1d(labelled.index, left_out),
+            attacked_rows,
             seed=seed,
             batch_size=batch_size,
             workers=workers,
@@ -215,14 +225,24 @@ def robustness(
             progress=told,
         )
         done_before += len(attack.epsilons) * len(corpus)
+    chance = dict.fromkeys(attacked, attacks[0].chance(attacked_rows) if attacks else 0.0)
+    for attack in attacks[:1]:  # any other starts from the same
+        clean_accuracy, by_chance = float(attacked[f"{attack.name}/0/top1"].mean()), attack.chance(attacked_rows)
+        if near_chance(clean_accuracy, by_chance, len(attacked_rows)):
+            of_head.append(
+                f"head {attack.head.name}: right on {clean_accuracy:.4f} of the clean images, next to chance "
+                f"({by_chance:.4f}): its classes, their order or its encoder seem to be others, and the attack says nothing"
+            )
     for name, correct in attacked.items():
         drawn = bootstrap_accuracy(correct, resamples=resamples, seed=seed)
         metrics[name] = Metric(float(correct.mean()), interval95(drawn))
     if reference is not None:
         metrics |= _corruption_errors(metrics, reference.metrics, top1, names, severities)
 
-    chance = measured[CLEAN].chance
-    accuracies = [name for name in metrics if name.endswith(f"/{top1}")]
+    chance |= {f"{where}/{top1}": of.chance for where, of in measured.items()}
+    for name in names:
+        chance[f"{name}/mean/{top1}"] = float(np.mean([measured[f"{name}/{level}"].chance for level in severities]))
+    chance[f"mean/{top1}"] = float(np.mean([measured[where].chance for where in corrupted]))
     samples = {}
     if _same_images(list(measured.values())):
         samples = {"sample_id": measured[CLEAN].ids, "content": measured[CLEAN].content}
@@ -241,6 +261,7 @@ def robustness(
             "detectors": {spec: registry.parameters(detector) for spec, detector in sets.built.items()},
             "failed_detectors": failed,
             "head": None if head is None else os.fspath(head),
+            "head_accuracy": accuracy,
             "pgd": None,
             "autoattack": None,
             **{attack.name: attack.record() for attack in attacks},
@@ -249,8 +270,7 @@ def robustness(
             "identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()},
             "resamples": resamples,
             "seed": seed,
-            "chance": dict.fromkeys(accuracies, chance)
-            | dict.fromkeys(attacked, attacks[0].chance if attacks else 0.0),
+            "chance": chance,
         },
         metrics,
         versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),
@@ -258,6 +278,11 @@ def robustness(
         remarks=[
             *same.remarks("images", "of the bank", "they vote for themselves, corrupted or not", drop_identical),
             *remarks_on(sets.same, drop_identical),
+            *left_out_remarks("bank", sets.bank, len(sets.bank) - len(voters)),
+            *unlabelled_remarks(sets.bank, "bank")[: bool(sets.built)],
+            *sets.remarks(),
+            *_remarks_of_votes(votes),
+            *of_head,
         ],
     )
 
@@ -291,9 +316,9 @@ class _OodSets:
         bank: Store,
         head: str | os.PathLike[str] | None,
     ) -> None:
-        self._head = None if head is None else Head.read(head)
-        self.bank = Rows.of(bank, self._head)
-        self._sets = {name: Rows.of(store, self._head) for name, store in named_sets(near=near, far=far).items()}
+        self.head = None if head is None else Head.read(head)
+        self.bank = Rows.of(bank, self.head)
+        self._sets = {name: Rows.of(store, self.head) for name, store in named_sets(near=near, far=far).items()}
         require_apart({"bank": self.bank} | self._sets)
         for rows in self._sets.values():
             self.bank.require_same_encoder(rows)
@@ -315,7 +340,7 @@ class _OodSets:
     def keep_apart(self, clean: FeatureStore, drop: bool) -> None:
         """Take rows that are images of the bank or of `clean` out of the sets, or, where these are not to be dropped,
         only look for them. Raises `ValueError` as `evalsuite.ood` does."""
-        of_id = {"id_test": Rows.of(clean, self._head)} if self._sets else {}
+        of_id = {"id_test": Rows.of(clean, self.head)} if self._sets else {}
         self.same = {key: of for key, of in overlaps(self.bank, of_id | self._sets).items() if key != "id_test"}
         for name, of in self.same.items():
             kept = without_identical(name, self._sets[name], of, drop)
@@ -323,16 +348,38 @@ class _OodSets:
                 self._sets[name] = kept
                 self._scores[name] = {spec: scores[~of.rows] for spec, scores in self._scores[name].items()}
 
-    def measure(self, rows: Rows, resamples: int, seed: int) -> dict[str, tuple[float, np.ndarray]]:
-        """`DETECTOR/near|far/NAME/auroc` with these rows as ID, and its value on bootstrap resamples."""
+    def remarks(self) -> list[str]:
+        """About rows of the sets that are left out."""
+        return [line for name, rows in self._sets.items() for line in left_out_remarks(name, rows)]
+
+    def measure(
+        self, rows: Rows, resamples: int, seed: int, judged: Judged | None = None
+    ) -> dict[str, tuple[float, np.ndarray]]:
+        """`DETECTOR/near|far/NAME/auroc` with these rows as ID, and its value on bootstrap resamples; `judged` sees them
+        too."""
         found: dict[str, tuple[float, np.ndarray]] = {}
-        for spec, of_id in (score_all(self._fitted, rows, self.failures) if self._fitted else {}).items():
+        look = judged.see if judged is not None else lambda block: None
+        scores = score_all(self._fitted, rows, self.failures, look) if self._fitted else {}
+        for spec, of_id in scores.items():
             with lost_alone(spec, self.failures):
                 for stream, (name, of_sets) in enumerate(self._scores.items()):
                     pair = of_id, of_sets[spec]
                     resampled = bootstrap_ood_metrics(*pair, resamples=resamples, seed=seed, stream=stream)["auroc"]
                     found[f"{spec}/{name}/auroc"] = auroc(*pair), resampled
         return found
+
+
+def _remarks_of_votes(votes: Mapping[str, Result]) -> list[str]:
+    """What is left out of the clean images and, in one line, of all corrupted ones; and what can never be right."""
+    said = [line.replace("query ", f"{CLEAN} ", 1) for line in votes[CLEAN].remarks if line.startswith("query ")]
+    failed = {where: of.inputs["query"]["failed"] for where, of in votes.items() if where != CLEAN}
+    if any(failed.values()):
+        stores, rows = sum(map(bool, failed.values())), sum(failed.values())
+        worst = max(failed, key=lambda where: failed[where])
+        said.append(
+            f"corrupted: {rows:,} rows failed in {stores:,} of {len(failed):,} stores, {failed[worst]:,} in {worst}: left out"
+        )
+    return said
 
 
 def _sealed(path: str) -> bool:

@@ -86,6 +86,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def total(self) -> int:
+        """Rows of the whole store, failed ones included."""
+        return len(self._store)
+
     def blocks(self, size: int | None = None) -> Iterator[Float[np.ndarray, "_ d"]]:
         """The embeddings in order as float32, `size` rows at a time (default: 64 MiB).
 
@@ -164,10 +169,15 @@ class Rows:
         self, values: Float[np.ndarray, "b d"], positions: Int[np.ndarray, " b"], field: str
     ) -> Float[np.ndarray, "b d"]:
         """The values of the rows at these positions as float32. Raises `ValueError` when one is not finite."""
-        values = values.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large is infinite, and said to be
+            values = values.astype(np.float32)
         finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             row = self.index[positions[finite.argmin()]]
+            if field == "logits" and self.head is not None:
+                raise ValueError(
+                    f"{self.name} row {row}: what {self.head.name} makes of it is not finite; fit the head again"
+                )
             raise ValueError(f"{self.name} row {row}: {field} is not finite; extract it again in a wider precision")
         return values
 
@@ -197,6 +207,11 @@ class Rows:
         Raises `ValueError` when there is none.
         """
         return self._labelled
+
+    @property
+    def asked_for_labels(self) -> bool:
+        """Whether `labelled` has been called, and there were some."""
+        return "_labelled" in vars(self)
 
     @cached_property
     def _labelled(self) -> Rows:
@@ -246,6 +261,9 @@ class _Arrays:
         self.sample_ids = np.arange(len(labels))
         self.content = np.zeros((len(labels), 16), np.uint8)
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def gather(self, rows: np.ndarray, field: str, view: int) -> np.ndarray:
         assert view == 0
         return self.arrays[field][rows]
@@ -255,8 +273,8 @@ class _Arrays:
 
 
 def left_out_remarks(role: str, rows: Rows, unlabelled: int = 0) -> list[str]:
-    """One line about what is not measured with of a store, of which `rows` are all that are ok: rows that failed, and,
-    of these, `unlabelled` ones; no line where that is nothing. `role` is the store's part, such as `bank`."""
+    """One line about what is not measured with of the store of `rows`: rows that failed, and `unlabelled` ones; no line
+    where that is nothing. `role` is the store's part, such as `bank`."""
     failed = rows.record()["failed"]
     parts = [f"{count:,} {what}" for count, what in ((failed, "failed"), (unlabelled, "without a label")) if count]
-    return [f"{role} {rows.name}: left out of {len(rows) + failed:,} rows: {', '.join(parts)}"] if parts else []
+    return [f"{role} {rows.name}: left out of {rows.total:,} rows: {', '.join(parts)}"] if parts else []

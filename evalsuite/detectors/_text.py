@@ -40,6 +40,9 @@ def _read(path: str, argument: str) -> Float[np.ndarray, "c d"]:
     suffix = os.path.splitext(path)[1]
     if suffix not in (".npy", ".safetensors"):
         rows = Rows.of(path)
+        failed = rows.record()["failed"]
+        if failed:  # a class name that is missing would be nobody's fault and change every score
+            raise ValueError(f"{path}: {failed:,} of {len(rows) + failed:,} texts failed; embed them again")
         return rows.take(np.arange(len(rows))).astype(np.float64)
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.classes import Classes, numbers_of
 from evalsuite.detectors._moments import add_by_group, pieces
-from evalsuite.head import Head
 from evalsuite.rows import Rows
 
 
@@ -14,7 +14,8 @@ class SHE:
     """Score = −⟨x, pattern of the class the head predicts for x⟩, any real number.
 
     Fitted: a class's pattern, the mean of its bank rows that the head gets right. A class of which it gets none
-    right has the mean of all its rows (OpenOOD: not a number; pytorch-ood: refuses). Needs a head and labels.
+    right has the mean of all its rows (OpenOOD: not a number; pytorch-ood: refuses). Needs a head and labels; classes are
+    matched by name, by number where one side has no names.
     Holds classes × d float64.
 
     Zhang et al. 2023, "Out-of-Distribution Detection based on In-Distribution Data Patterns Memorization with
@@ -24,18 +25,17 @@ class SHE:
     def fit(self, bank: Rows) -> SHE:
         """One pass over the bank's labelled rows.
 
-        Raises `ValueError` without a head or labels, or when a class of the head has no row or another name there.
+        Raises `ValueError` without a head or labels, or when a class of the head has no row there.
         """
         bank = bank.labelled()
         self.head_ = bank.require_head()
-        numbers = self.head_.labels
-        missing = np.setdiff1d(numbers, bank.labels)
+        numbers = numbers_of(self.head_, Classes.of(bank))[0]
+        missing = np.flatnonzero(~np.isin(numbers, bank.labels))
         if len(missing):
             raise ValueError(
-                f"{bank.name} has no row of class {missing[0]}, which {self.head_.name} predicts; "
-                "use a bank with all of its classes"
+                f"{bank.name} has no row of class {(self.head_.class_names or self.head_.labels)[missing[0]]}, which "
+                f"{self.head_.name} predicts; use a bank with all of its classes"
             )
-        _require_same_names(self.head_, bank)
         order = np.argsort(numbers)
         place = order[np.searchsorted(numbers, bank.labels, sorter=order).clip(max=len(numbers) - 1)]
         known = numbers[place] == bank.labels
@@ -60,15 +60,3 @@ class SHE:
         return np.concatenate(
             [-(x * self.pattern_[self.head_.logits(x).argmax(axis=1)]).sum(axis=1) for x in pieces(features, width)]
         )
-
-
-def _require_same_names(head: Head, bank: Rows) -> None:
-    """Raise `ValueError` where a class of the head has another name in the bank; numbers are names nobody gave."""
-    if head.class_names is None or bank.class_names is None or head.class_names == list(map(str, head.labels)):
-        return
-    for number, name in zip(head.labels, head.class_names, strict=True):
-        if bank.class_names[number] != name:
-            raise ValueError(
-                f"class {number} is {name} for {head.name} and {bank.class_names[number]} in {bank.name}; "
-                "she matches classes by number: fit a head on this store's rows"
-            )

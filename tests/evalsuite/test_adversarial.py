@@ -302,6 +302,8 @@ def test_what_cannot_be_attacked_is_told_in_one_line(corpus, tmp_path):
         (([4, -1], 5, head, corpus), "ε -1 of the attack: give 1/255ths"),
         (([float("nan")], 5, head, corpus), "ε nan"),
         (([256], 5, head, corpus), "ε 256"),
+        (([8 / 255], 5, head, corpus), r"ε 0\.03.* is in 1/255ths .*; for 0\.0313725 of the range give 8$"),
+        (([0.3], 5, head, corpus), r"for 0\.3 of the range give 76\.5"),
         (([4], 0, head, corpus), "0 steps of the attack: give at least 1"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
@@ -348,7 +350,7 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch, f
         assert record["metrics"][name]["value"] == right.mean()
         low, high = record["metrics"][name]["ci95"]
         assert low <= right.mean() <= high
-        assert record["parameters"]["chance"][name] == 0.5
+        assert record["parameters"]["chance"][name] == 5 / 9  # of the majority
         np.testing.assert_array_equal(samples[name], right)
         row = next(line for line in ran.output.splitlines() if name in line)
         assert f"{right.mean():.4f}" in row
@@ -356,6 +358,8 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch, f
     assert record["parameters"]["autoattack"] == {"norm": "linf", "epsilons": [0, 2], "steps": 100, "queries": 20}
     assert record["metrics"]["autoattack/0/top1"]["value"] == record["metrics"]["pgd/0/top1"]["value"]
     assert "autoattack/2/top1" in ran.output
+    assert record["remarks"][0] == "bank bank.zarr: left out of 10 rows: 1 failed"
+    assert "right on 0.1111 of the clean images, next to chance (0.5556)" in record["remarks"][-1]
     assert compare("r.json", "r.json").metrics["pgd/4/top1"].value == 0
     assert compare("r.json", "r.json").metrics["autoattack/2/top1"].value == 0
 

@@ -304,17 +304,44 @@ def test_heads_that_do_not_suit_are_explained(data):
         build("vim").fit(Rows.from_arrays(np.zeros((9, D), np.float32), name="flat", head=origin))
 
 
-def test_she_refuses_a_head_whose_classes_have_other_names(data):
-    def fit(of_bank, of_head):
-        bank = data.bank(replace(data.head, class_names=of_head))
+def test_she_finds_classes_by_name(data):
+    """A head whose classes are in another order scores as before where names say so; without names numbers count."""
+
+    def patterns(of_bank, of_head, order=(0, 1, 2, 3)):
+        order = np.array(order)
+        head = Head(data.head.weight[order], data.head.bias[order], np.arange(CLASSES), "h", class_names=of_head)
+        bank = data.bank(head)
         bank.class_names = of_bank
-        return build("she").fit(bank).pattern_
+        she = build("she").fit(bank)
+        return she.pattern_, she.score(data.test)
 
     names = ["ant", "bee", "cat", "dog"]
-    expected = build("she").fit(data.bank()).pattern_
-    for given in ((names, names), (names, None), (None, names), (names, ["0", "1", "2", "3"])):
-        np.testing.assert_array_equal(fit(*given), expected)
+    expected, scores = patterns(names, names)
+    for given in ((names, None), (None, names), (names, ["0", "1", "2", "3"]), (None, None)):
+        np.testing.assert_array_equal(patterns(*given)[0], expected)
+    order = [2, 0, 3, 1]
+    found = patterns(names, [names[i] for i in order], order)
+    np.testing.assert_array_equal(found[0], expected[order])
+    np.testing.assert_allclose(found[1], scores, rtol=1e-12)
+    # One who takes them by number learns other patterns.
+    assert not np.allclose(patterns(names, None, order)[1], scores)
+    with pytest.raises(ValueError, match="train has no row of class elk, which h predicts; use a bank with all"):
+        patterns(names, ["ant", "bee", "cat", "elk"])
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_head_that_is_not_finite_is_refused(data, part, value):
+    arrays = {name: getattr(data.head, name).copy() for name in ("weight", "bias")}
+    arrays[part].flat[1] = value
+    with pytest.raises(ValueError, match=rf"1 of {arrays[part].size} values of {part} are not finite"):
+        replace(data.head, **arrays)
+
+
+def test_a_head_whose_logits_overflow_is_named(data):
+    huge = Head(1e300 * data.head.weight, data.head.bias, data.head.labels, "huge.safetensors")
+    bank = data.bank(huge)
     with pytest.raises(
-        ValueError, match=r"class 1 is cat for head\.safetensors and bee in train; she matches .*: fit a"
+        ValueError, match=r"train row 0: what huge\.safetensors makes of it is not finite; fit the head again"
     ):
-        fit(names, ["ant", "cat", "bee", "dog"])
+        bank.take(np.arange(3), "logits")

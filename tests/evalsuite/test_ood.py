@@ -1,9 +1,13 @@
+import json
+import re
 import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save_file
 from sklearn.decomposition import PCA
 
 import cli
@@ -250,6 +254,171 @@ def test_a_head_that_does_not_fit_is_refused(stores, head, tmp_path, make_store)
     ):
         with pytest.raises(ValueError, match=f"{name}{said}.*; give a head that `evalsuite probe"):
             run(stores, head=tmp_path / name)
+
+
+CLASSES = ["ant", "bee", "cat", "dog"]
+
+
+def probed(arrays, make_store, order=(0, 1, 2, 3), named=True):
+    """Stores of four labelled classes, and the head that puts a row to the nearest of their means, its classes in `order`."""
+    labels = {"train": np.repeat(np.arange(4), 20), "test": np.repeat(np.arange(4), 8)}
+    names = {"class_names": CLASSES} if named else {}
+    stores = {
+        name: make_store(f"{name}-{named}", x, **({"labels": labels[name], **names} if name in labels else {}))
+        for name, x in arrays.items()
+    }
+    means = arrays["train"].reshape(4, 20, -1).mean(axis=1)[list(order)]
+    return stores, {"weight": means, "bias": -0.5 * (means**2).sum(axis=1)}
+
+
+def nearest_mean(arrays):
+    means = arrays["train"].reshape(4, 20, -1).mean(axis=1)
+    away = ((arrays["test"][:, None] - means) ** 2).sum(axis=-1)
+    return float((away.argmin(axis=1) == np.repeat(np.arange(4), 8)).mean())
+
+
+def saved(tmp_path, arrays, **metadata):
+    save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, tmp_path / "head.safetensors", metadata)
+    return tmp_path / "head.safetensors"
+
+
+def test_a_head_in_another_order_scores_the_same_where_it_has_names(arrays, make_store, tmp_path):
+    order = [2, 0, 3, 1]
+    detectors = ["she", "energy", "msp", "vim", "fdbd", "nci", "gradnorm"]
+    stores, head = probed(arrays, make_store)
+    found = {}
+    for which in ([0, 1, 2, 3], order):
+        permuted = {name: array[which] for name, array in head.items()}
+        path = saved(tmp_path, permuted, class_names=json.dumps([CLASSES[i] for i in which]))
+        found[tuple(which)] = run(stores, head=path, detectors=detectors, resamples=5)
+    one, other = found.values()
+    assert {name: m.value for name, m in one.metrics.items()} == {name: m.value for name, m in other.metrics.items()}
+    assert one.parameters["head_accuracy"] == other.parameters["head_accuracy"]
+    assert one.parameters["head_accuracy"] == {
+        "top1": pytest.approx(nearest_mean(arrays)), "chance": 0.25, "rows": 32, "classes_by": "name",
+    }  # fmt: skip
+    assert f"right on {nearest_mean(arrays):.4f} of the 32 labelled rows of id_test" in one.remarks[-1]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_head_in_another_order_without_names_warns(arrays, make_store, tmp_path, named):
+    stores, head = probed(arrays, make_store, [2, 0, 3, 1], named)
+    with pytest.warns(
+        RuntimeWarning, match=r"head .*head\.safetensors: right on 0\.\d+ of the 32 .*matched by number, next to"
+    ):
+        result = run(stores, head=saved(tmp_path, head), detectors=["energy"], resamples=5)
+    assert result.parameters["head_accuracy"]["top1"] < 0.25
+    assert "its classes matched by number (chance 0.2500)" in result.remarks[-1]
+
+
+def test_two_classes_of_a_head_exchanged_warns(arrays, make_store, tmp_path):
+    """It is right about the others, far above chance."""
+    big = {name: np.repeat(x, 3, axis=0) if name == "test" else x for name, x in arrays.items()}
+    labels = np.repeat(np.arange(4), 24)
+    stores, head = probed(arrays, make_store, [0, 2, 1, 3])
+    stores["test"] = make_store("more", big["test"], labels=labels, class_names=CLASSES)
+    with pytest.warns(
+        RuntimeWarning, match=r"\d+ of \d+ rows that it takes for (bee are cat|cat are bee) in id_test .*order"
+    ):
+        run(stores, head=saved(tmp_path, head), detectors=["energy"], resamples=5)
+
+
+def test_a_random_head_warns(arrays, make_store, rng, tmp_path):
+    stores, _ = probed(arrays, make_store)
+    path = saved(
+        tmp_path, {"weight": 1e-3 * rng.normal(size=(4, 6)), "bias": np.eye(4)[1]}, class_names=json.dumps(CLASSES)
+    )
+    with pytest.warns(RuntimeWarning, match=r"right on 0\.2500 of the 32 labelled rows of id_test .*next to chance"):
+        run(stores, head=path, detectors=["energy"], resamples=5)
+
+
+def test_classes_that_cannot_be_matched_are_not_judged(arrays, make_store, rng, tmp_path):
+    stores, _ = probed(arrays, make_store)
+    many = {"weight": rng.normal(size=(9, 6)), "bias": np.zeros(9)}
+    result = run(stores, head=saved(tmp_path, many), detectors=["energy"], resamples=5)
+    assert result.parameters["head_accuracy"] is None
+    assert "cannot be told: it has 9 classes without names that are matched, and the store 4" in result.remarks[-1]
+    foreign = saved(tmp_path, many, class_names=json.dumps([f"other {i}" for i in range(9)]))
+    result = run(stores, head=foreign, detectors=["energy"], resamples=5)
+    assert result.parameters["head_accuracy"] is None
+    assert "cannot be told: they have no class in common" in result.remarks[-1]
+
+
+def test_stored_logits_are_judged_where_there_are_as_many_as_classes(arrays, make_store):
+    labels = {"train": np.repeat(np.arange(4), 20), "test": np.repeat(np.arange(4), 8)}
+    _, head = probed(arrays, make_store)
+
+    def stores(name, order):
+        return {
+            each: make_store(
+                f"{each}-{name}", x, logits=(x @ head["weight"].T + head["bias"])[:, order],
+                **({"labels": labels[each], "class_names": CLASSES} if each in labels else {}),
+            )
+            for each, x in arrays.items()
+        }  # fmt: skip
+
+    result = run(stores("right", [0, 1, 2, 3]), detectors=["energy"], resamples=5)
+    assert result.parameters["head_accuracy"]["top1"] == pytest.approx(nearest_mean(arrays))
+    with pytest.warns(RuntimeWarning, match="the stored logits: right on 0.* matched by number, next to chance"):
+        run(stores("permuted", [2, 0, 3, 1]), detectors=["energy"], resamples=5)
+    result = run(stores("many", [0, 1, 2, 3, 0, 1]), detectors=["energy"], resamples=5)
+    assert (result.parameters["head_accuracy"], result.remarks) == (None, [])
+
+
+def test_rows_left_out_are_remarked_on(arrays, make_store):
+    labels = np.repeat(np.arange(4), 20)
+    labels[:7] = -1
+    stores = {name: make_store(name, x, failed={1: "damaged"}) for name, x in arrays.items() if name != "train"}
+    stores["train"] = make_store("train", arrays["train"], labels=labels, failed={70: "damaged", 71: "damaged"})
+    result = run(stores, detectors=["knn:k=3"], resamples=5)
+    sizes = {"id_test": 32, "near/n": 20, "far/a": 18, "far/b": 12}
+    failed = [f"id_train {stores['train'].path}: left out of 80 rows: 2 failed"]
+    paths = {"id_test": "test", "near/n": "near", "far/a": "far_a", "far/b": "far_b"}
+    failed += [f"{key} {stores[paths[key]].path}: left out of {n} rows: 1 failed" for key, n in sizes.items()]
+    assert result.remarks == failed
+    remarks = run(stores, detectors=["knn:k=3", "mahalanobis"], resamples=5).remarks
+    lost = f"id_train {stores['train'].path}: 7 of 78 rows have no label: detectors that need labels leave them out"
+    assert remarks == [*failed, lost]
+
+
+@pytest.mark.parametrize(
+    ("arrays_given", "metadata", "said"),
+    [
+        ({"bias": np.array([0, np.nan, 0, 0])}, {}, "1 of 4 values of bias are not finite"),
+        ({"weight": np.full((4, 6), np.inf)}, {}, "24 of 24 values of weight are not finite"),
+        ({"weight": np.zeros(4)}, {}, r"weight \(4,\), bias \(4,\)"),
+        ({"weight": np.zeros((0, 6)), "bias": np.zeros(0)}, {}, r"weight \(0, 6\)"),
+        ({"bias": np.zeros((4, 1))}, {}, r"bias \(4, 1\)"),
+        ({"bias": np.zeros(())}, {}, "1 labels"),
+        ({"bias": np.zeros(4, bool)}, {}, "bias is BOOL, no numbers"),
+        ({"bias": None}, {}, "no bias, but weight"),
+        ({}, {"labels": "[0, 1, 2, 2]"}, "labels are not distinct numbers from 0"),
+        ({}, {"labels": "[0, 1, 2, -1]"}, "labels are not distinct numbers from 0"),
+        ({}, {"labels": "[0.5, 1, 2, 3]"}, "labels is no list of whole numbers"),
+        ({}, {"labels": "[]"}, "0 labels"),
+        ({}, {"labels": "7"}, "labels is no list"),
+        ({}, {"labels": "[0, 1, 2, 1" + 30 * "0" + "]"}, "holds no classifier"),
+        ({}, {"labels": "{"}, "holds no classifier"),
+        ({}, {"class_names": "[1, 2, 3, 4]"}, "class_names is no list of words"),
+        ({}, {"class_names": '"ants"'}, "class_names is no list of words"),
+    ],
+)
+def test_a_head_that_is_none_gets_one_line(stores, tmp_path, arrays_given, metadata, said):
+    given = {"weight": np.ones((4, 6)), "bias": np.zeros(4)} | arrays_given
+    path = saved(tmp_path, {name: array for name, array in given.items() if array is not None}, **metadata)
+    with pytest.raises(ValueError, match=r"head\.safetensors holds no classifier \(.*\); give a head") as refused:
+        run(stores, head=path)
+    assert "\n" not in str(refused.value)
+    assert re.search(said, str(refused.value))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32])
+def test_heads_of_any_number_type_are_read(tmp_path, dtype):
+    weight = torch.arange(12).reshape(3, 4).to(dtype)
+    torch_save_file({"weight": weight, "bias": torch.ones(3, dtype=dtype)}, tmp_path / "h.safetensors")
+    head = Head.read(tmp_path / "h.safetensors")
+    np.testing.assert_array_equal(head.weight, np.arange(12.0).reshape(3, 4))
+    assert head.weight.dtype == head.bias.dtype == np.float64
 
 
 def test_a_row_that_is_not_finite_is_named(stores, arrays, make_store):
