@@ -303,6 +303,7 @@ def _one_or_all(given: list[str] | None) -> str | list[str] | None:
 def _announce_fit(plan: Any) -> None:
     left_out = f", {plan.failed:,} failed rows left out" if plan.failed else ""
     held_out = f", {plan.held_out:,} held out for evaluation" if plan.held_out else ""
+    held_out += f" (and {plan.copies:,} copies of these images left out)" if plan.copies else ""
     screen.print(f"{plan.samples:,} samples{left_out}{held_out}; views: {plan.views}")
     shared = f", shared by {plan.processes} processes" if plan.processes > 1 else ""
     done = f", {plan.done:,} of them done" if plan.done else ""

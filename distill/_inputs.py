@@ -61,6 +61,11 @@ class Inputs:
         """Rows of the stores without features."""
         return sum(len(store.failed) for store in self.source.stores)
 
+    @property
+    def copies(self) -> int:
+        """Samples of images that are held out under another name, which are in neither part."""
+        return len(self.source) - len(self.pairs) - len(self.held)
+
     def held_out(self, workers: int | None) -> HeldOut | None:
         """The evaluation on `held`, where there are any."""
         if not len(self.held):
@@ -93,7 +98,8 @@ def set_up(
         pretrained=settings.pretrained,
     )
     refuse_small_images(preprocess, corpora)
-    trained, held = split(len(source), settings.holdout, settings.seed)
+    images = source.images() if settings.holdout else np.arange(len(source))
+    trained, held = split(images, settings.holdout, settings.seed)
     views: dict[str, Any] = {"views": settings.views, "student_augment": settings.student_augment}
     pairs = Pairs(source.take(trained), corpora, preprocess, workers, processes=processes, **views)
     pairs.check()

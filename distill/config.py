@@ -74,7 +74,7 @@ class FitConfig:
         compile: run the student through torch.compile.
         eval_every: epochs between evaluations on the held-out rows; 0 evaluates at the end only.
         holdout: share of the samples kept out of training for that, at most 1,000 of them; 0.05 when `eval_every` is
-            set and this is 0. None held out, nothing evaluated.
+            set and this is 0. None held out, nothing evaluated. Other samples of the same images do not train either.
         method_options: keyword arguments of the method.
     """
 

@@ -23,20 +23,29 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 EVALUATION_BATCH = 256
 
 
-def split(samples: int, share: float, seed: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
+def split(
+    images: Int64[np.ndarray, " samples"], share: float, seed: int
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
     """Which samples train and which are held out, both in order: a fixed random `share`, at most 1,000.
+
+    Args:
+        images: the same number for samples of the same image. Of each image that is held out one sample is; the others
+            are in neither part, since a student that trains on one has seen them all.
 
     Raises:
         ValueError: one of the two would be too few.
     """
-    held = min(MOST_HELD_OUT, round(share * samples))
-    if share and not 4 <= held <= samples - 1:
+    samples = len(images)
+    order = np.random.default_rng([seed, samples]).permutation(samples)
+    drawn = np.sort(order[: min(MOST_HELD_OUT, round(share * samples))])
+    held = drawn[np.sort(np.unique(images[drawn], return_index=True)[1])]
+    trained = np.flatnonzero(~np.isin(images, images[held]))
+    if share and not (len(held) >= 4 and len(trained)):
         raise ValueError(
-            f"holdout {share} of {samples} samples holds out {held}; at least 4 are needed for an evaluation, "
+            f"holdout {share} of {samples} samples holds out {len(held)}; at least 4 are needed for an evaluation, "
             "and some to train on"
         )
-    order = np.random.default_rng([seed, samples]).permutation(samples)
-    return np.sort(order[held:]), np.sort(order[:held])
+    return trained, held
 
 
 class HeldOut:

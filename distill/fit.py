@@ -165,6 +165,7 @@ def _plan(inputs: Inputs, loop: "_Loop", processes: int) -> Plan:
         samples=len(inputs.pairs),
         failed=inputs.failed,
         held_out=len(inputs.held),
+        copies=inputs.copies,
         views=inputs.pairs.description,
         student_weights=sum(weight.numel() for weight in inputs.student.parameters()),
         steps=loop.steps,
@@ -189,6 +190,7 @@ def _record(inputs: Inputs) -> dict[str, Any]:
             "samples": len(inputs.pairs),
             "failed": inputs.failed,
             "held_out": len(inputs.held),
+            "copies": inputs.copies,
             "views": inputs.pairs.description,
         },
     }

@@ -12,6 +12,7 @@ class Plan:
         samples: trained on; one epoch sees each once.
         failed: rows of the stores without features, left out.
         held_out: samples kept for evaluation.
+        copies: samples of the same images as those, under other names: neither trained on nor evaluated.
         views: which views are trained on, in words.
         student_weights: their number.
         steps, done: in all, and of an earlier, interrupted run.
@@ -22,6 +23,7 @@ class Plan:
     samples: int
     failed: int
     held_out: int
+    copies: int
     views: str
     student_weights: int
     steps: int

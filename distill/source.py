@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int64
 
+from featcache.identical import embedding_hashes, numbered
 from featcache.layout import EMBEDDING
 from featcache.store import FeatureStore
 
@@ -67,6 +68,15 @@ class Source:
     def of_store(self, number: int) -> Int64[np.ndarray, " m"]:
         """Which rows are of the store of that number."""
         return np.flatnonzero(self._store == number)
+
+    def images(self) -> Int64[np.ndarray, " n"]:
+        """The same number for rows of the same image, whatever their names and stores: known by the hashes that stores keep,
+        or, where one keeps none, by all of the embedding."""
+        hashes = np.empty((len(self), 16), np.uint8)
+        for number, store in enumerate(self.stores):
+            here = self.of_store(number)
+            hashes[here] = store.content[self._row[here]]
+        return numbered(hashes if hashes.any(axis=1).all() else embedding_hashes(self.blocks()))
 
     def gather(
         self, index: Sequence[int] | np.ndarray, field: str = EMBEDDING, view: int | np.ndarray = 0

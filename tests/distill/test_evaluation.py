@@ -1,5 +1,8 @@
 """What is measured during a run, against evalsuite's own measures of the same stores."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ import evalsuite
 from distill.config import FitConfig
 from distill.evaluation import MOST_HELD_OUT, gram_pearson, knn_top1, split
 from distill.fit import fit
+from distill.source import Source
 from featcache.arrays import write_store
 from featcache.corpus import open_corpus
 from featcache.encoder import load_encoder
@@ -46,21 +50,66 @@ def test_gram_correlation_is_evalsuites(make_store, rng):
 
 
 def test_the_split_is_fixed_disjoint_and_bounded():
-    trained, held = split(1000, 0.05, 3)
+    trained, held = split(np.arange(1000), 0.05, 3)
     assert len(held) == 50
     assert sorted([*trained, *held]) == list(range(1000))
-    assert (split(1000, 0.05, 3)[1] == held).all()
-    assert (split(1000, 0.05, 4)[1] != held).any()
-    assert len(split(100_000, 0.5, 0)[1]) == MOST_HELD_OUT
-    trained, held = split(10, 0.0, 0)
+    assert (split(np.arange(1000), 0.05, 3)[1] == held).all()
+    assert (split(np.arange(1000), 0.05, 4)[1] != held).any()
+    assert len(split(np.arange(100_000), 0.5, 0)[1]) == MOST_HELD_OUT
+    trained, held = split(np.arange(10), 0.0, 0)
     assert trained.tolist() == list(range(10))
     assert len(held) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_image_is_on_both_sides_and_none_is_held_out_twice(seed):
+    rng = np.random.default_rng(seed)
+    images = rng.permutation(np.concatenate([np.arange(60), rng.integers(60, size=40)]))
+    trained, held = split(images, 0.2, seed)
+    assert len(set(images[held].tolist())) == len(held) <= 20
+    assert not set(images[held].tolist()) & set(images[trained].tolist())
+    neither = set(range(100)) - set(trained.tolist()) - set(held.tolist())
+    assert neither
+    assert set(images[list(neither)].tolist()) <= set(images[held].tolist())
+    with pytest.raises(ValueError, match="holds out 1;"):
+        split(np.zeros(100, np.int64), 0.2, seed)
+
+
+def test_copies_of_held_out_images_do_not_train_whatever_their_names_and_stores(make_teacher, make_images, tmp_path):
+    """The second corpus holds 16 of the first one's 40 images under other names, one of them twice."""
+    first, second = make_images(tmp_path / "first", 40), make_images(tmp_path / "second", 5, seed=1)
+    for i, path in enumerate(sorted(first.glob("*.png"))[:16]):
+        shutil.copy(path, second / f"other-{i}.png")
+    shutil.copy(second / "other-3.png", second / "third.png")
+    corpora = [open_corpus(str(first)), open_corpus(str(second))]
+    stores = [
+        extract(corpus, make_teacher(), tmp_path / f"{i}.zarr", device="cpu", precision="fp32")
+        for i, corpus in enumerate(corpora)
+    ]
+    plans = []
+    run = fit(
+        stores, corpora, out=tmp_path / "run", device="cpu", student="tiny", embedding_dim=8, image_size=16, epochs=1,
+        batch_size=8, eval_every=1, holdout=0.5, method_options={"mapping_steps": 2, "mapping_batch_size": 8}, announce=plans.append,
+    )  # fmt: skip
+    files = [path.read_bytes() for folder in (first, second) for path in sorted(folder.glob("*.png"))]
+    drawn = np.sort(np.random.default_rng([0, 62]).permutation(62)[:31])
+    held = {files[i] for i in drawn}
+    assert (plans[0].held_out, plans[0].samples) == (len(held), sum(file not in held for file in files))
+    assert plans[0].copies == 62 - plans[0].samples - len(held) > 5
+    record = json.loads((run.path / "student.json").read_text())
+    assert record["trained_on"]["copies"] == plans[0].copies
+
+
+def test_without_hashes_the_same_embedding_is_the_same_image(make_store):
+    rows = np.random.default_rng(0).normal(size=(12, 4))[[0, 1, 2, 0, 3, 1]]
+    source = Source([make_store("a", rows[:4]), make_store("b", rows[4:])])
+    assert [source.images().tolist().index(n) for n in source.images().tolist()] == [0, 1, 2, 0, 4, 1]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.999])
 def test_a_split_that_leaves_too_few_is_refused(share):
     with pytest.raises(ValueError, match=rf"holdout {share} of 60 samples holds out (1|60); at least 4 are needed"):
-        split(60, share, 0)
+        split(np.arange(60), share, 0)
 
 
 def test_evaluations_hold_out_a_twentieth_unless_told():
@@ -81,7 +130,7 @@ def test_a_run_measures_its_student_on_what_it_was_not_trained_on(labelled, make
     names = {"gram_pearson", "cosine", "top1@20", "teacher_top1@20"}
     evaluated = {"holdout/" + name for name in names}
     assert [evaluated & record.keys() for record in run.metrics] == [set(), evaluated, set(), evaluated, evaluated]
-    trained, held = split(60, 0.25, 0)
+    trained, held = split(np.arange(60), 0.25, 0)
     encoder = load_encoder(f"run:{run.path}")
     rows = extract(corpus, encoder, tmp_path / "s.zarr", device="cpu", precision="fp32").gather(range(60))
 
@@ -129,7 +178,7 @@ def test_held_out_samples_are_read_for_evaluation_only(labelled, make_teacher, t
     """Their images gone, training up to the first evaluation is none the wiser."""
     corpus = open_corpus(str(labelled))
     store = extract(corpus, make_teacher(), tmp_path / "t.zarr", device="cpu", precision="fp32")
-    held = split(60, 0.25, 0)[1]
+    held = split(np.arange(60), 0.25, 0)[1]
 
     class Watched:
         spec, class_names, ids = corpus.spec, corpus.class_names, corpus.ids

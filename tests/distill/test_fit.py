@@ -101,7 +101,13 @@ def test_student_record(finished):
         },
         "method": "landmarks",
         "teacher": "test/one_convolution",
-        "trained_on": {"samples": IMAGES, "failed": 0, "held_out": 0, "views": "all 3 stored views, replayed"},
+        "trained_on": {
+            "samples": IMAGES,
+            "failed": 0,
+            "held_out": 0,
+            "copies": 0,
+            "views": "all 3 stored views, replayed",
+        },
     }
 
 
