@@ -24,13 +24,13 @@ class Preprocessed(nn.Module):
     def __init__(self, encoder: nn.Module, preprocess: Preprocess):
         super().__init__()
         self.encoder, self._preprocess = encoder, preprocess
-        for name in ("mean", "std"):
-            value = torch.tensor(getattr(preprocess, name)).mul(255).view(3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
+        self._mean, self._std = (
+            torch.tensor(each).mul(255).view(3, 1, 1) for each in (preprocess.mean, preprocess.std)
+        )
 
     def forward(self, pixels: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch dim"]:
         images = self.square(pixels.permute(0, 3, 1, 2).float())
-        return self.encoder((images - self.mean) / self.std)
+        return self.encoder((images - self._mean) / self._std)
 
     def square(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
         """The plain view, in whole levels 0…255."""
