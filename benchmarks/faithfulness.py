@@ -6,7 +6,7 @@ photographs at 32 px (near), 250 full-size ImageNet photographs and 450 scans of
 mean ± sd over seeds. Interrupted, it goes on where it was. A recipe is a method, with options after colons. With
 --mixed, students also train on pictures made of the training images; with --unlabelled, on the images of other folders;
 with --tiles, on pieces of the photographs: then the far set is not held out. An epoch passes over each image once, in
-one of its views.
+one of its views. All features are extracted in fp32.
 
     python benchmarks/faithfulness.py --seeds 0,1,2
 """
@@ -78,7 +78,7 @@ def main() -> None:
     corpora = {f"targets-{views_name}": images["train"]}
     corpora |= {f"targets-{views_name}-{name}": corpus for name, corpus in extra.items()}
     targets = [
-        featcache.extract(str(corpus), TEACHER, options.work / "stores" / f"{name}.zarr", **views)
+        featcache.extract(str(corpus), TEACHER, options.work / "stores" / f"{name}.zarr", precision="fp32", **views)
         for name, corpus in corpora.items()
     ]
     student_views = {"views": "student", "student_augment": options.student_augment} if options.student_augment else {}
@@ -92,7 +92,7 @@ def main() -> None:
             method, method_options = parsed(recipe)
             distill.fit(
                 targets, list(map(str, corpora.values())), out=out, student="tiny", method=method, method_options=method_options,
-                epochs=options.epochs, batch_size=options.batch_size, seed=int(seed), precision=options.precision, resume=True,
+                epochs=options.epochs, batch_size=options.batch_size, lr=3e-3, seed=int(seed), precision=options.precision, resume=True,
                 **student_views,
             )  # fmt: skip
             found = measure(stores(options.work, images, name, f"run:{out}"), teacher)
@@ -119,7 +119,7 @@ def unpack(options: argparse.Namespace) -> dict[str, Path | str]:
 
 def stores(work: Path, images: dict[str, Path | str], name: str, encoder: str) -> dict[str, featcache.FeatureStore]:
     return {
-        part: featcache.extract(str(corpus), encoder, work / "stores" / f"{name}-{part}.zarr")
+        part: featcache.extract(str(corpus), encoder, work / "stores" / f"{name}-{part}.zarr", precision="fp32")
         for part, corpus in images.items()
     }
 

@@ -34,7 +34,7 @@ def demo(
         if name != "teacher":
             _run_shown(
                 f"distill fit --store {out}/stores/teacher-id-train.zarr --corpus {out}/images/id-train --student tiny "
-                f"--method {name} --out {out}/runs/{name} --epochs {epochs} --batch-size 64 --resume"
+                f"--method {name} --out {out}/runs/{name} --epochs {epochs} --batch-size 64 --lr 0.003 --resume"
                 + (" --set mapping_steps=100 --set mapping_batch_size=256" if name == "tintem" else "")
             )
         for images in counts:

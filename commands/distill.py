@@ -114,7 +114,7 @@ def fit(
             rest = f"{at.images_per_second:,.0f} images/s · waits {at.wait:.0%}" if at.stage == "training" else ""
             if at.terms:
                 terms = " + ".join(f"{name} {value:.4f}" for name, value in at.terms.items())
-                rest = f"loss {terms if len(at.terms) == 1 else f'{at.loss:.4f} = {terms}'} · {rest}"
+                rest = f"loss {at.loss:.4f} · {rest}" + (f" · {terms}" if len(at.terms) > 1 else "")
             update(at.done, at.total, rest, at.stage)
 
         run = distill.fit(

@@ -17,8 +17,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 # Without emoji: corrupted:fog:3 is a corpus, and :fog: no picture.
 screen = Console(stderr=True, soft_wrap=True, emoji=False)  # progress and remarks, never wrapped; results go to stdout
@@ -91,27 +91,22 @@ def shown(text: object) -> str:
 
 @contextmanager
 def bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
-    """Progress with count, elapsed time and ETA; yields update(done, total, remark, description).
+    """Progress with count and ETA; yields update(done, total, remark, description).
 
     A live bar on a terminal; elsewhere (a log file, a cluster) a line every 30 seconds.
     """
     began = said = time.monotonic()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[remark]}"),
+    whole = Column(no_wrap=True)
+    columns = (  # on a narrow screen the remark is cut, then the description and the bar get short; count and ETA stay
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=24)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),
+        MofNCompleteColumn(table_column=whole),
+        TextColumn(unit, table_column=whole),
+        TextColumn("ETA", table_column=whole),
+        TimeRemainingColumn(table_column=whole),
+        TextColumn("{task.fields[remark]}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=screen,
-        transient=True,
-        disable=not screen.is_terminal,
-    ) as progress:
+    with Progress(*columns, console=screen, transient=True, expand=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(description, total=None, remark="")
 
         def update(done: int, total: int, remark: str = "", now: str = description) -> None:

@@ -63,6 +63,15 @@ def sweep(
             evaluate = _Evaluation(asked, folder, device.value, workers) if asked.evaluate else None
             if evaluate and evaluate.teacher:
                 rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
+    losses = {json.dumps([run.settings.get("method"), run.settings.get("method_options")]) for run in runs}
+    same_loss = len(losses) == 1
+    if not (
+        same_loss or evaluate or any(run.settings.get("holdout") or run.settings.get("eval_every") for run in runs)
+    ):
+        screen.print(
+            "the losses of different methods, or of one with other options, measure different things and are not set side "
+            r"by side; for a comparison add \[evaluate], or holdout = 0.05 to \[common]"
+        )
     for number, named in enumerate(runs, 1):
         try:
             with bar(named.name, "steps") as update:
@@ -76,7 +85,8 @@ def sweep(
                     asked.store, asked.corpus, out=folder / "runs" / named.name, device=device.value, workers=workers,
                     resume=True, progress=show, **named.settings,
                 )  # fmt: skip
-            final = {k: v for k, v in run.metrics[-1].items() if k == "loss" or k.startswith("holdout/")}
+            wanted = ("holdout/", "loss") if same_loss else ("holdout/",)
+            final = {k: v for k, v in run.metrics[-1].items() if k.startswith(wanted) and not k.startswith("loss/")}
             rows.append((named.group, evaluate.measure(named.name, f"run:{run.path}") if evaluate else final))
             screen.print(f"[green]finished[/] {shown(named.name)} ({number} of {len(runs)})", highlight=False)
         except Exception as error:

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -24,17 +25,45 @@ def warmup_steps(settings: FitConfig, per_epoch: int) -> int:
     return int(settings.warmup_epochs * per_epoch + 1e-6)
 
 
-def make_optimizer(weights: Iterable[nn.Parameter], settings: FitConfig) -> torch.optim.Optimizer:
-    """Two groups: weights with two dimensions or more decay, biases and norms do not."""
-    trained = [weight for weight in weights if weight.requires_grad]
+def make_optimizer(modules: Sequence[nn.Module], settings: FitConfig) -> torch.optim.Optimizer:
+    """Two groups of the modules' weights: those that decay, and those of `undecayed`; frozen ones are in neither."""
+    trained = {weight: None for module in modules for weight in module.parameters() if weight.requires_grad}
+    kept = set().union(*map(undecayed, modules))
     groups = [
-        {"params": [weight for weight in trained if weight.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [weight for weight in trained if weight.ndim <= 1], "weight_decay": 0.0},
+        {"params": [weight for weight in trained if weight not in kept], "weight_decay": settings.weight_decay},
+        {"params": [weight for weight in trained if weight in kept], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "lars":
         return Lars(groups, lr=settings.lr)
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+def undecayed(module: nn.Module) -> set[nn.Parameter]:
+    """The weights that are not to decay: of one dimension or none, biases, all of norms, and those that a model itself
+    names by `no_weight_decay()`, as timm's do (position embeddings, class tokens, tables of relative positions)."""
+    found = set()
+    for part in module.modules():
+        own = set(part.no_weight_decay()) if callable(getattr(part, "no_weight_decay", None)) else set()
+        norm = isinstance(part, _NORMS) or re.search("norm$", type(part).__name__, re.IGNORECASE)
+        for name, weight in part.named_parameters():
+            direct = "." not in name
+            if name in own or (direct and (weight.ndim <= 1 or name.endswith("bias") or norm)):
+                found.add(weight)
+    return found
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def train_mode(module: nn.Module) -> None:
+    """As `module.train()`, but parts whose weights are all frozen stay in eval mode: their batch norms keep the statistics
+    that they came with, and nothing in them is dropped at random."""
+    module.train()
+    for part in module.modules():
+        weights = list(part.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            part.eval()
 
 
 class Ema:

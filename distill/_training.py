@@ -13,7 +13,7 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
 from torch import Tensor, nn
 
-from distill._schedule import Ema, make_optimizer
+from distill._schedule import Ema, make_optimizer, train_mode
 from distill.config import FitConfig
 from distill.methods import Features
 from distill.pairs import Batch
@@ -119,10 +119,11 @@ class Training:
             accelerator.ddp_handler.find_unused_parameters = self._leaves_weights_unused()
         if settings.compile:
             student.compile()
-        self._model = accelerator.prepare(Objective(student, method).train())
+        self._model = accelerator.prepare(Objective(student, method))
+        train_mode(self._model)
         self._weights = [w for w in (*student.parameters(), *method.parameters()) if w.requires_grad]
-        self._optimizer = make_optimizer(self._weights, settings)
-        if checkpoint:
+        self._optimizer = make_optimizer((student, method), settings)
+        if checkpoint and "optimizer" in checkpoint:  # of a finished run it is gone
             self._optimizer.load_state_dict(checkpoint["optimizer"])
 
     def step(self, batch: Batch, number: int, lr: float) -> dict[str, Tensor]:
@@ -151,13 +152,13 @@ class Training:
     def embed(self, batch: Batch) -> tuple[Tensor, Features]:
         """Embeddings of the student that will be saved, as it will be used, and the teacher's features, float32."""
         images, teacher = self._on_device(batch)
-        training = self.saved.training
         self.saved.eval()  # else batch norms would learn from these images, and drop-path would drop
         try:
             with self._accelerator.autocast():
                 return self.saved(images).float(), teacher
         finally:
-            self.saved.train(training)
+            if self.saved is self.student:
+                train_mode(self.student)
 
     @property
     def saved(self) -> nn.Module:

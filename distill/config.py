@@ -1,6 +1,7 @@
 """What decides a run's result: one record, mirrored by `config.toml`."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
@@ -13,6 +14,9 @@ METHOD = "landmarks"
 """Trained by default: the best of ours; `tintem` is the paper's."""
 VIEWS = ("all", "plain", "student")
 OPTIMIZERS = ("adamw", "lars")
+KEPT = ("last", "best")
+LR, LR_BATCH = 3e-3, 256
+"""The peak learning rate where none is given, and the batch size that it is meant for."""
 EVALUATED_SHARE = 0.05
 """Held out when evaluations are asked for and `holdout` is not given."""
 
@@ -55,10 +59,11 @@ class FitConfig:
             only. "student": view 0's features against an augmentation of the student's own.
         student_augment: with views "student": "photometric" (brightness, contrast, saturation, grey, blur) or "crops".
         optimizer: "adamw" or "lars".
-        lr: its peak; linear warm-up, then half a cosine down to `min_lr`.
+        lr: its peak; linear warm-up, then half a cosine down to `min_lr`. Where None, 0.003 for batches of 256, and for
+            others in proportion to the square root of their size (Malladi et al. 2022, arXiv 2205.10287).
         warmup_epochs: may be a fraction, at most `epochs`; a tenth of them when None.
         min_lr: at the last step.
-        weight_decay: of weights with two dimensions or more; biases and norms are not decayed.
+        weight_decay: of all weights but biases, norms, and what timm's models name by `no_weight_decay()`.
         clip_norm: largest norm of all gradients together; 0 does not clip.
         accumulate: parts that a step's batch is computed in, to need less memory. Losses that compare samples of a
             batch see one part at a time.
@@ -75,6 +80,9 @@ class FitConfig:
         eval_every: epochs between evaluations on the held-out rows; 0 evaluates at the end only.
         holdout: share of the samples kept out of training for that, at most 1,000 of them; 0.05 when `eval_every` is
             set and this is 0. None held out, nothing evaluated. Other samples of the same images do not train either.
+        keep: which student is saved, the "last" or the "best": of the evaluations that with the highest kNN accuracy,
+            without labels the highest cosine to the target, else Gram correlation. "best" evaluates after every epoch
+            unless `eval_every` says otherwise.
         method_options: keyword arguments of the method.
     """
 
@@ -85,7 +93,7 @@ class FitConfig:
     views: str = "all"
     student_augment: str = "photometric"
     optimizer: str = "adamw"
-    lr: float = 3e-3
+    lr: float | None = None
     warmup_epochs: float | None = None
     min_lr: float = 0.0
     weight_decay: float = 0.05
@@ -102,6 +110,7 @@ class FitConfig:
     compile: bool = False
     eval_every: int = 0
     holdout: float = 0.0
+    keep: str = "last"
     method_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,9 +119,13 @@ class FitConfig:
         object.__setattr__(self, "method", self.method.replace("-", "_"))
         if self.warmup_epochs is None:
             object.__setattr__(self, "warmup_epochs", self.epochs / 10)
+        if self.lr is None and type(self.batch_size) is int and self.batch_size > 0:
+            object.__setattr__(self, "lr", LR * math.sqrt(self.batch_size / LR_BATCH))
+        if self.keep == "best" and not self.eval_every:
+            object.__setattr__(self, "eval_every", 1)
         if self.eval_every and not self.holdout:
             object.__setattr__(self, "holdout", EVALUATED_SHARE)
-        for name in ("epochs", "batch_size", "lr", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
         for name in (
@@ -134,6 +147,7 @@ class FitConfig:
             ("views", VIEWS),
             ("student_augment", AUGMENTS),
             ("optimizer", OPTIMIZERS),
+            ("keep", KEPT),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")

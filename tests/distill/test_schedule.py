@@ -1,16 +1,19 @@
 """Optimizers, moving average, clipping and accumulation, against plain formulas."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from distill._schedule import Ema, learning_rate, make_optimizer, warmup_steps
+from distill._schedule import Ema, learning_rate, make_optimizer, train_mode, warmup_steps
 from distill._training import Training, make_accelerator
 from distill.config import FitConfig
 from distill.lars import Lars
+from featcache.backbones import build_backbone
 from featcache.preprocess import Preprocess
 
 PREPROCESS = Preprocess(resize=4, crop=4, size=4)
@@ -80,14 +83,74 @@ def test_warm_up_is_a_tenth_or_what_is_given(epochs, given, steps):
 
 def test_biases_and_norms_are_not_decayed():
     student = Student()
-    groups = make_optimizer(student.parameters(), FitConfig(student="tiny", weight_decay=0.3)).param_groups
-    decay = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
-    assert {name: decay[id(weight)] for name, weight in student.named_parameters()} == {
+    assert decays((student,), weight_decay=0.3) == {
         "linear.weight": 0.3,
         "linear.bias": 0.0,
         "norm.weight": 0.0,
         "norm.bias": 0.0,
     }
+
+
+def decays(modules, **settings):
+    """Weight decay by the name of the weight."""
+    groups = make_optimizer(modules, FitConfig(student="tiny", **settings)).param_groups
+    decay = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    named = {name: weight for module in modules for name, weight in module.named_parameters()}
+    assert len(decay) == sum(weight.requires_grad for weight in named.values())
+    return {name: decay[id(weight)] for name, weight in named.items() if weight.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "deit_tiny_distilled_patch16_224", "convnext_atto"]
+)
+def test_what_timm_names_is_not_decayed(name):
+    """The oracle is timm's own grouping, where it is given what its model names."""
+    student = build_backbone(f"timm/{name}", embedding_dim=5)
+    body = student.body
+    named = body.no_weight_decay() if hasattr(body, "no_weight_decay") else set()
+    kept, decayed = param_groups_weight_decay(body, 0.1, no_weight_decay_list=named)
+    assert (kept["weight_decay"], decayed["weight_decay"]) == (0.0, 0.1)
+    expected = {id(weight) for weight in decayed["params"]} | {id(student.projection.weight)}
+    found = decays((student,), weight_decay=0.1)
+    assert {name for name, value in found.items() if value} == {
+        name for name, weight in student.named_parameters() if id(weight) in expected
+    }
+    assert not any(value for name, value in found.items() if re.search("pos_embed|cls_token|bias_table", name))
+
+
+def test_norms_of_any_shape_and_frozen_weights_are_not_decayed():
+    model = nn.Sequential(nn.LayerNorm([3, 4]), nn.Linear(4, 2), nn.Linear(2, 2))
+    model[2].requires_grad_(False)
+    assert decays((model,), weight_decay=0.3) == {
+        "0.weight": 0.0,
+        "0.bias": 0.0,
+        "1.weight": 0.3,
+        "1.bias": 0.0,
+    }
+
+
+def test_the_learning_rate_follows_the_batch_size_unless_it_is_given():
+    assert FitConfig(student="tiny").lr == 3e-3
+    assert FitConfig(student="tiny", batch_size=64).lr == pytest.approx(1.5e-3)
+    assert FitConfig(student="tiny", batch_size=4096).lr == pytest.approx(12e-3)
+    assert FitConfig(student="tiny", batch_size=64, lr=3e-3).lr == 3e-3
+
+
+def test_frozen_parts_keep_their_statistics():
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.Dropout()),
+        nn.BatchNorm2d(4),
+    )
+    model[0].requires_grad_(False)
+    train_mode(model)
+    frozen, free = copy.deepcopy(model[0].state_dict()), model[1].running_mean.clone()
+    images = torch.randn(8, 3, 5, 5)
+    assert torch.equal(model[0](images), model[0](images))  # no dropout either
+    model(images)
+    assert all(torch.equal(value, frozen[name]) for name, value in model[0].state_dict().items())
+    assert not torch.equal(model[1].running_mean, free)
+    assert model.training
+    assert model[1].training
 
 
 def test_lars_is_the_papers_formula():
