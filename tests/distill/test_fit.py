@@ -58,7 +58,7 @@ def test_config_is_fully_resolved(finished, store, images):
         "method": "landmarks",
         "epochs": EPOCHS,
         "batch_size": BATCH,
-        "lr": 3e-3,
+        "lr": 0.00075,  # of batches of 16
         "views": "all",
         "student_augment": "photometric",
         "optimizer": "adamw",
@@ -71,6 +71,7 @@ def test_config_is_fully_resolved(finished, store, images):
         "compile": False,
         "eval_every": 0,
         "holdout": 0.0,
+        "keep": "last",
         "seed": 0,
         "embedding_dim": STUDENT,
         "image_size": 16,
@@ -237,7 +238,7 @@ def test_another_configuration_is_refused_with_the_difference(finished, train):
     for resume in (False, True):
         with pytest.raises(
             ValueError,
-            match=r"another configuration \(epochs: 3 there, 4 here, lr: 0\.003 there, 0\.1 here, warmup_epochs: 0\.3 there, 0\.4 here\)",
+            match=r"another configuration \(epochs: 3 there, 4 here, lr: 0\.00075 there, 0\.1 here, warmup_epochs: 0\.3 there, 0\.4 here\)",
         ):
             train(finished.path, epochs=4, lr=0.1, resume=resume)
     assert files(finished.path) == before
@@ -369,8 +370,8 @@ def test_nothing_is_written_when_store_and_corpus_do_not_fit(store, images, make
         ({"lr": 0.0}, "lr must be greater than 0, got 0.0"),
         ({"lr": math.nan}, "lr must be greater than 0, got nan"),
         ({"precision": "fp16"}, "unknown precision 'fp16'; known: auto, fp32, bf16"),
-        ({"lr": "abc"}, "lr must be a number, got 'abc'"),
-        ({"lr": True}, "lr must be a number, got True"),
+        ({"lr": "abc"}, "lr must be a number or left out, got 'abc'"),
+        ({"lr": True}, "lr must be a number or left out, got True"),
         ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
         ({"epochs": True}, "epochs must be a whole number, got True"),
         ({"batch_size": 64.0}, "batch_size must be a whole number, got 64.0"),

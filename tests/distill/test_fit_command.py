@@ -183,7 +183,7 @@ def test_settings_lists_every_setting_and_option_with_its_default(command):
     for name, each in (listed["settings"] | listed["options"]).items():
         assert each["what"], name
     shown = command("distill settings --method mse").out
-    assert "lr = 0.003" in shown
+    assert "weight_decay = 0.05" in shown
     assert "options of method mse" in shown
     assert "head = " in shown
 

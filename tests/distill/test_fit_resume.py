@@ -104,8 +104,8 @@ def test_an_edited_config_does_not_go_on_from_checkpoints_of_another(train, tmp_
     with pytest.raises(Interrupted):
         train(tmp_path / "run", progress=interrupt_at("training", 6))
     file = tmp_path / "run" / "config.toml"
-    file.write_text(file.read_text().replace("lr = 0.003", "lr = 0.1"))
-    said = r"run: its checkpoints were made with another configuration than .* \(lr: 0\.003 there, 0\.1 here\); undo"
+    file.write_text(file.read_text().replace("lr = 0.00075", "lr = 0.1"))
+    said = r"run: its checkpoints were made with another configuration than .* \(lr: 0\.00075 there, 0\.1 here\); undo"
     with pytest.raises(ValueError, match=said):
         train(tmp_path / "run", resume=True, lr=0.1)
 
