@@ -144,6 +144,8 @@ def fit(
             if "mapping/sne_start" in final
             else ""
         )
+        if "mapping/lifted_from" in final:
+            loss = f"lifted from the teacher's {final['mapping/lifted_from']:,.0f} dimensions, all angles kept; "
         screen.print(
             f"mapping: {loss}singular values {final['mapping/singular_min']:.2f}–{final['mapping/singular_max']:.2f}, "
             f"deviation from orthogonal {final['mapping/deviation']:.3f}"

@@ -60,6 +60,10 @@ def mapping(
         found[each] = report(fitted, bank, id_test=test, ood=strangers)
     if not found:
         raise ValueError([*refused.values()][-1])
+    if dim > bank.embedding_dim:
+        screen.print(
+            f"{dim} dimensions are more than the teacher's {bank.embedding_dim}: mappings lift it there, all angles kept"
+        )
     for each, why in refused.items():
         screen.print(f"[yellow]left out[/] {shown(f'{each}: {why}')}", highlight=False)
     if to_json != "-":

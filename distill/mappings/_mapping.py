@@ -19,13 +19,16 @@ Progress = Callable[[int, int], None]
 class Mapping(ABC):
     """From `teacher_dim` to `dim` dimensions. `__init__(dim, *, …)` only stores; `fit` learns from a store alone.
 
+    A student wider than its teacher gets a `lift`: nothing is lost, so there is nothing to learn.
+
     Learned state:
         weight_: (dim, teacher_dim) float32, the matrix of the linear part.
-        report_: numbers about the fit, where there are any.
+        report_: numbers about the fit, where there are any; `lifted_from`, the teacher's dimensions, of a lift.
     """
 
     dim: int
     weight_: Float[np.ndarray, "dim teacher_dim"]
+    report_: dict[str, float]
 
     @abstractmethod
     def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Mapping":
@@ -37,6 +40,11 @@ class Mapping(ABC):
         Raises:
             ValueError: `dim` or another option does not suit the store.
         """
+
+    def _lift(self, source: Source, seed: int) -> None:
+        """Learn `lift` alone."""
+        self.weight_ = lift(self.dim, source.embedding_dim, seed)
+        self.report_ = {"lifted_from": float(source.embedding_dim)}
 
     @abstractmethod
     def module(self) -> nn.Module:
@@ -75,7 +83,8 @@ class Frozen(nn.Module):
         super().__init__()
         self.normalised = normalised
         for name, value in {"weight": weight, "mean": mean, "bias": bias}.items():
-            self.register_buffer(name, None if value is None else torch.tensor(value, dtype=torch.float32))
+            # Row-major, as it is when read from a file again: in another order, small batches give other bits.
+            self.register_buffer(name, None if value is None else torch.tensor(value, dtype=torch.float32).contiguous())
 
     def forward(self, features: Float[Tensor, "*batch teacher_dim"]) -> Float[Tensor, "*batch dim"]:
         features = features.float()
@@ -86,6 +95,16 @@ class Frozen(nn.Module):
         elif self.normalised == "layer":
             features = F.layer_norm(features, features.shape[-1:])
         return F.linear(features, self.weight, self.bias)
+
+
+def lift(dim: int, teacher_dim: int, seed: int) -> Float[np.ndarray, "dim teacher_dim"]:
+    """W with WᵀW = 1, so every inner product and cosine stays what it was: an isometry into more dimensions.
+
+    Uniform over all such: QR of a Gaussian, R's diagonal positive (Mezzadri 2007, arXiv math-ph/0609050). Random rather
+    than padded with zeros, so that every dimension of the student has something to learn.
+    """
+    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, teacher_dim)))
+    return np.ascontiguousarray(q * np.sign(np.diagonal(r)), np.float32)
 
 
 def restored(mapping: Mapping, tensors: dict[str, Tensor], teacher_dim: int) -> Frozen | None:
@@ -110,13 +129,11 @@ def checked_source(store: Source | FeatureStore, dim: int, least_rows: int = 1) 
     """The rows to fit a mapping to `dim` dimensions from.
 
     Raises:
-        ValueError: `dim` is larger than the teacher's, or there are too few rows.
+        ValueError: `dim` is less than 1, or there are too few rows.
     """
     source = Source.of(store)
-    if not 1 <= dim <= source.embedding_dim:
-        raise ValueError(
-            f"{source.path}: its embeddings have {source.embedding_dim} dimensions, a mapping cannot make {dim} of them"
-        )
+    if dim < 1:
+        raise ValueError(f"{source.path}: a mapping needs 1 dimension or more to map to, got {dim}")
     if len(source) < least_rows:
         raise ValueError(f"{source.path}: {len(source)} rows with features; a mapping needs two or more")
     return source

@@ -89,12 +89,14 @@ def report(
 
 
 def orthogonality(weight: Float[np.ndarray, "dim teacher_dim"]) -> dict[str, float]:
-    """How far a map is from an orthogonal projection, up to one scale c.
+    """How far a map is from an orthogonal projection, or an isometry into more dimensions, up to one scale c.
 
     Returns:
-        singular_min, singular_max: of W. deviation: ‖WWᵀ/c − I‖_F / √dim with c = tr(WWᵀ)/dim; 0 is orthogonal.
+        singular_min, singular_max: of W. deviation: ‖WWᵀ/c − I‖_F / √dim with c = tr(WWᵀ)/dim; 0 is orthogonal. Of a W
+            with more rows than columns, WᵀW and the columns instead.
     """
-    gram = weight.astype(np.float64) @ weight.T.astype(np.float64)
+    rows = (weight if len(weight) <= weight.shape[1] else weight.T).astype(np.float64)
+    gram = rows @ rows.T
     singular = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
     scale = np.trace(gram) / len(gram)
     deviation = np.linalg.norm(gram / scale - np.eye(len(gram))) / math.sqrt(len(gram))

@@ -1,40 +1,48 @@
-"""No mapping: for students as wide as their teacher."""
+"""No mapping: for students as wide as their teacher, or wider."""
 
 import numpy as np
 from torch import Tensor, nn
 
-from distill.mappings._mapping import Mapping, Progress
+from distill.mappings._mapping import Frozen, Mapping, Progress
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
 class Identity(Mapping):
-    """The embedding as it is stored.
+    """The embedding as it is stored; for wider students lifted, its length kept.
+
+    Args:
+        dim: of the student's space.
+        seed: of the lift.
 
     Learned state:
-        weight_: (dim, dim) float32, the identity.
+        weight_: (dim, teacher_dim) float32, the identity or the lift.
     """
 
-    def __init__(self, dim: int):
-        self.dim = dim
+    def __init__(self, dim: int, *, seed: int = 0):
+        self.dim, self.seed = dim, seed
 
     def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Identity":
         """Reads no features.
 
         Raises:
-            ValueError: `dim` is not the teacher's.
+            ValueError: `dim` is less than the teacher's.
         """
         source = Source.of(store)
-        if self.dim != source.embedding_dim:
+        if self.dim < source.embedding_dim:
             raise ValueError(
                 f"{source.path}: its embeddings have {source.embedding_dim} dimensions, the student {self.dim}; the "
-                f"identity mapping needs a student of {source.embedding_dim}, another mapping does not"
+                f"identity mapping needs a student of {source.embedding_dim} or more, another mapping does not"
             )
-        self.weight_ = np.eye(self.dim, dtype=np.float32)
+        if self.dim > source.embedding_dim:
+            self._lift(source, self.seed)
+        else:
+            self.weight_ = np.eye(self.dim, dtype=np.float32)
         return self
 
     def module(self) -> nn.Module:
-        return _Float()
+        dim, teacher_dim = self.weight_.shape
+        return Frozen(self.weight_, normalised="none") if dim > teacher_dim else _Float()
 
 
 class _Float(nn.Module):

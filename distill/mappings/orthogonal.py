@@ -22,13 +22,13 @@ class Orthogonal(Mapping):
     so any orthonormal basis of V's rows will do.
 
     Args:
-        dim: of the student's space.
+        dim: of the student's space; with more than the teacher has, a lift keeps all cosines, and no step is taken.
         temperatures: of the neighbour distributions.
         steps, batch_size, lr: Adam, cosine decay to 0, from the map of `Spectral`.
-        seed: of the batches.
+        seed: of the batches and of the lift.
 
     Learned state:
-        weight_: (dim, teacher_dim) float32, orthonormal rows.
+        weight_: (dim, teacher_dim) float32, orthonormal rows, or columns of a lift.
         report_: as of `Sne`; `deviation` is rounding error.
     """
 
@@ -52,9 +52,12 @@ class Orthogonal(Mapping):
             progress: called with (steps done, steps).
 
         Raises:
-            ValueError: fewer than two ok rows, or `dim` larger than the teacher's.
+            ValueError: fewer than two ok rows, or `dim` less than 1.
         """
         source = checked_source(store, self.dim, least_rows=2)
+        if self.dim > source.embedding_dim:
+            self._lift(source, self.seed)
+            return self
         head = _Projection(torch.from_numpy(Spectral(self.dim).fit(source).weight_))
         losses = minimise_sne(
             head,
@@ -67,7 +70,7 @@ class Orthogonal(Mapping):
             progress=progress,
         )
         with torch.no_grad():
-            self.weight_ = _orthonormal(head.basis.double()).float().numpy()
+            self.weight_ = _orthonormal(head.basis.double()).float().contiguous().numpy()
         self.report_ = {**losses, **orthogonality(self.weight_)}
         return self
 

@@ -19,15 +19,20 @@ class PhiS(Mapping):
     PHI-S itself keeps the dimension. Here, for a `dim` below the teacher's, U holds the `dim` strongest principal
     directions and the mean is over their eigenvalues. H comes from the constructions of Sylvester and Paley, which have
     every usual width (all powers of two, 192, 384, 768, 1152, 1280, …). Where they have none, H is the orthonormal
-    DCT-II: its entries are spread, not equal in magnitude, so variances are only near 1.
+    DCT-II: its entries are spread, not equal in magnitude, so variances are only near 1. For a `dim` above the teacher's,
+    all this happens in the teacher's dimensions and is then lifted.
+
+    Args:
+        dim: of the student's space.
+        seed: of the lift.
 
     Learned state:
         mean_: (teacher_dim,) float32.
-        weight_: (dim, teacher_dim) float32, orthogonal rows of one length.
+        weight_: (dim, teacher_dim) float32, orthogonal rows (of a lift, columns) of one length.
     """
 
-    def __init__(self, dim: int):
-        self.dim = dim
+    def __init__(self, dim: int, *, seed: int = 0):
+        self.dim, self.seed = dim, seed
 
     def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "PhiS":
         """Streams once over every view of every ok row; memory O(block · D + D²).
@@ -36,15 +41,20 @@ class PhiS(Mapping):
             progress: called with (rows done, rows), views counted.
 
         Raises:
-            ValueError: fewer than two ok rows, `dim` larger than the teacher's, or all rows are alike.
+            ValueError: fewer than two ok rows, `dim` less than 1, or all rows are alike.
         """
         source = checked_source(store, self.dim, least_rows=2)
         mean, covariance = mean_and_covariance(source, progress)
-        variances, directions = leading_directions(covariance, self.dim)
+        dim = min(self.dim, source.embedding_dim)
+        variances, directions = leading_directions(covariance, dim)
         if not variances.mean() > 0:
             raise ValueError(f"{source.path}: all rows are alike; there is no variance to standardise")
         self.mean_ = mean.astype(np.float32)
-        self.weight_ = (_spread(self.dim) @ directions / np.sqrt(variances.mean())).astype(np.float32)
+        self.weight_ = (_spread(dim) @ directions / np.sqrt(variances.mean())).astype(np.float32)
+        if self.dim > dim:
+            standard = self.weight_
+            self._lift(source, self.seed)
+            self.weight_ = self.weight_ @ standard
         return self
 
     def module(self) -> Frozen:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
+from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source, lift
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
 class RandomOrthonormal(Mapping):
-    """Orthonormal rows, uniform over all such: QR of a Gaussian, R's diagonal positive (Mezzadri 2007,
+    """Orthonormal rows (for wider students, columns), uniform over all such: QR of a Gaussian, R's diagonal positive (Mezzadri 2007,
     arXiv math-ph/0609050). Rows are mapped at length one. Of the store it takes the width alone.
 
     Args:
@@ -16,7 +16,7 @@ class RandomOrthonormal(Mapping):
         seed: of the draw.
 
     Learned state:
-        weight_: (dim, teacher_dim) float32, orthonormal rows.
+        weight_: (dim, teacher_dim) float32, orthonormal rows or columns, whichever are fewer.
     """
 
     def __init__(self, dim: int, *, seed: int = 0):
@@ -26,12 +26,13 @@ class RandomOrthonormal(Mapping):
         """Reads no features.
 
         Raises:
-            ValueError: `dim` is larger than the teacher's.
+            ValueError: `dim` is less than 1.
         """
         source = checked_source(store, self.dim)
-        drawn = np.random.default_rng(self.seed).normal(size=(source.embedding_dim, self.dim))
-        q, r = np.linalg.qr(drawn)
-        self.weight_ = (q * np.sign(np.diagonal(r))).T.astype(np.float32)
+        if self.dim > source.embedding_dim:
+            self._lift(source, self.seed)
+        else:
+            self.weight_ = np.ascontiguousarray(lift(source.embedding_dim, self.dim, self.seed).T)
         return self
 
     def module(self) -> Frozen:

@@ -14,11 +14,16 @@ from distill.objectives import TEMPERATURES
 from distill.source import Source
 from featcache.store import FeatureStore
 
+STARTS = ("spectral", "random")
+
 
 class Sne(Mapping):
     """Linear map that keeps who is near whom, at ten scales at once (TinTeM / CosPress, arXiv 2411.15239, section 3).
 
     Minimises `relation_kl(teacher cosines, mapped cosines)` over random batches. Nothing holds W orthogonal.
+
+    In more dimensions than the teacher has, a lift keeps all cosines: the loss is 0, the least there is, and nothing is
+    left for `layer_norm`, `start` and the steps to do.
 
     Args:
         dim: of the student's space.
@@ -28,11 +33,11 @@ class Sne(Mapping):
             draws a Linear and as in the paper's code.
         temperatures: of the neighbour distributions.
         steps, batch_size, lr: Adam, cosine decay to 0.
-        seed: of the batches and of a random start.
+        seed: of the batches, of a random start, and of the lift.
 
     Learned state:
         weight_: (dim, teacher_dim) float32. With `layer_norm`, the learned scale is multiplied into it.
-        bias_: (dim,) float32, only with `layer_norm`; the learned shift is in it.
+        bias_: (dim,) float32, only with `layer_norm` and not of a lift; the learned shift is in it.
         report_: `orthogonality` of weight_; `sne_start`, `sne`: loss on one held-aside batch before and after.
     """
 
@@ -58,9 +63,14 @@ class Sne(Mapping):
             progress: called with (steps done, steps).
 
         Raises:
-            ValueError: fewer than two ok rows, `dim` larger than the teacher's, or another `start`.
+            ValueError: fewer than two ok rows, `dim` less than 1, or another `start`.
         """
         source = checked_source(store, self.dim, least_rows=2)
+        if self.start not in STARTS:
+            raise ValueError(f"unknown start {self.start!r} of the sne mapping; known: {', '.join(STARTS)}")
+        if self.dim > source.embedding_dim:
+            self._lift(source, self.seed)
+            return self
         linear = nn.utils.skip_init(nn.Linear, source.embedding_dim, self.dim, bias=self.layer_norm)
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(self._start(source)))
@@ -87,7 +97,8 @@ class Sne(Mapping):
         return self
 
     def module(self) -> Frozen:
-        if self.layer_norm:
+        dim, teacher_dim = self.weight_.shape
+        if self.layer_norm and dim <= teacher_dim:
             return Frozen(self.weight_, normalised="layer", bias=self.bias_)
         return Frozen(self.weight_)
 
@@ -95,11 +106,9 @@ class Sne(Mapping):
         if self.start == "spectral":
             normalised = _layer_normalised if self.layer_norm else unit_rows
             return leading_directions(second_moment(source, normalised), self.dim)[1].astype(np.float32)
-        if self.start == "random":
-            bound = source.embedding_dim**-0.5
-            drawn = np.random.default_rng(self.seed).uniform(-bound, bound, (self.dim, source.embedding_dim))
-            return drawn.astype(np.float32)
-        raise ValueError(f"unknown start {self.start!r} of the sne mapping; known: spectral, random")
+        bound = source.embedding_dim**-0.5
+        drawn = np.random.default_rng(self.seed).uniform(-bound, bound, (self.dim, source.embedding_dim))
+        return drawn.astype(np.float32)
 
 
 def _layer_normalised(embedding: Rows) -> Rows:

@@ -14,12 +14,16 @@ class Spectral(Mapping):
     By Eckart–Young (1936) no linear map to `dim` dimensions leaves a Gram matrix closer, in Frobenius norm, to the
     teacher's. Not centred: cosines are angles at the origin. Rows are mapped at length one.
 
+    Args:
+        dim: of the student's space; with more than the teacher has, the matrix stays as it is, and a lift does it.
+        seed: of the lift.
+
     Learned state:
-        weight_: (dim, teacher_dim) float32, orthonormal rows, strongest direction first.
+        weight_: (dim, teacher_dim) float32, orthonormal rows, strongest direction first; the lift's columns.
     """
 
-    def __init__(self, dim: int):
-        self.dim = dim
+    def __init__(self, dim: int, *, seed: int = 0):
+        self.dim, self.seed = dim, seed
 
     def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Spectral":
         """Streams once over every view of every ok row; memory O(block · D + D²).
@@ -28,11 +32,14 @@ class Spectral(Mapping):
             progress: called with (rows done, rows), views counted.
 
         Raises:
-            ValueError: `dim` is larger than the teacher's.
+            ValueError: `dim` is less than 1.
         """
         source = checked_source(store, self.dim)
+        if self.dim > source.embedding_dim:
+            self._lift(source, self.seed)
+            return self
         _, directions = leading_directions(second_moment(source, unit_rows, progress), self.dim)
-        self.weight_ = directions.astype(np.float32)
+        self.weight_ = np.ascontiguousarray(directions, np.float32)
         return self
 
     def module(self) -> Frozen:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from distill.mappings import Mapping, load_mapping
+from distill.mappings._mapping import restored
+from distill.mappings._report import orthogonality
 from distill.source import Source
 from featcache.arrays import write_store
 from featcache.plugins import plugin_names
@@ -150,9 +152,53 @@ def test_what_learns_is_fitted_to_the_store(case, build, store, rows, dim, tmp_p
     assert same == (case[0] in DOES_NOT_LEARN)
 
 
-def test_too_many_dimensions_are_refused_by_name(build, store):
+def angles(rows):
+    unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+@pytest.mark.parametrize("dim", [TEACHER + 1, 3 * TEACHER])
+def test_more_dimensions_than_the_teacher_keep_every_angle(case, build, store, rows, dim):
+    """At the origin; of `phi_s`, at the mean, as it does in the teacher's own dimensions."""
+    mapping = build(dim).fit(store)
+    mapped = mapping.transform(rows)
+    assert mapped.shape == (5, dim)
+    seen = build(TEACHER).fit(store).transform(rows) if case[0] == "phi_s" else rows
+    np.testing.assert_allclose(angles(mapped), angles(seen), atol=1e-6)
+    gram = mapping.weight_.astype(np.float64).T @ mapping.weight_
+    np.testing.assert_allclose(gram / gram[0, 0], np.eye(TEACHER), atol=1e-5)
+    assert np.linalg.matrix_rank(mapping.weight_) == TEACHER
+    assert mapping.report_["lifted_from"] == TEACHER
+    np.testing.assert_allclose(mapping.module()(torch.from_numpy(rows)), mapped, atol=1e-5)
+    assert orthogonality(mapping.weight_)["deviation"] < 1e-5
+
+
+def test_lifts_follow_the_seed(name, store, rows):
+    one, again, other = (load_mapping(name)(TEACHER + 2, seed=seed).fit(store).transform(rows) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other)
+
+
+@pytest.mark.parametrize("dim", [2, TEACHER, TEACHER + 3])
+def test_a_restored_module_gives_the_same_bits(case, build, store, dim):
+    """However few rows there are: a matrix in another order in memory would give others."""
+    if case[0] == "identity" and dim < TEACHER:
+        pytest.skip("needs a student as wide as its teacher")
+    fresh = build(dim).fit(store).module()
+    assert all(buffer.is_contiguous() for buffer in fresh.buffers())
+    kept = {name: value.clone() for name, value in fresh.state_dict().items()}
+    again = restored(build(dim), kept, TEACHER)
+    if again is None:
+        assert not kept  # nothing was learned
+        return
+    x = torch.randn(9, TEACHER, generator=torch.Generator().manual_seed(0))
+    for count in (1, 2, 3, 9):
+        assert torch.equal(again(x[:count]), fresh(x[:count]))
+
+
+def test_no_dimensions_are_refused_by_name(build, store):
     with pytest.raises(ValueError, match=str(store.path)):
-        build(TEACHER + 1).fit(store)
+        build(0).fit(store)
 
 
 class CountingSource(Source):

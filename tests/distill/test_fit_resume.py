@@ -331,8 +331,8 @@ def test_checkpoints_are_as_large_as_announced(train, tmp_path, settings):
 
 
 def test_a_mapping_that_does_not_fit_leaves_no_folder_to_clear(train, tmp_path):
-    with pytest.raises(ValueError, match="a mapping cannot make 13 of them"):
-        train(tmp_path / "run", embedding_dim=13)
+    with pytest.raises(ValueError, match="the identity mapping needs a student of 12 or more"):
+        train(tmp_path / "run", method_options={"mapping": "identity"})
     assert train(tmp_path / "run", epochs=1).finished
 
 

@@ -145,8 +145,3 @@ def test_fewer_than_two_rows_are_refused(make_store, rng):
     store = make_store("s", draw(rng, 3), failed={0: "truncated", 2: "truncated"})
     with pytest.raises(ValueError, match=r"1 rows with features; a mapping needs two or more"):
         Sne(3).fit(store)
-
-
-def test_more_dimensions_than_the_teacher_are_refused(make_store, rng):
-    with pytest.raises(ValueError, match="have 12 dimensions, a mapping cannot make 13"):
-        Sne(13).fit(make_store("s", draw(rng, 5)))

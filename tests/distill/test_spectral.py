@@ -70,11 +70,6 @@ def test_lengths_do_not_count(make_store, embedding, rng):
     np.testing.assert_allclose(Spectral(3).fit(make_store("b", powers * embedding)).weight_, weight, atol=1e-3)
 
 
-def test_more_dimensions_than_the_teacher_are_refused(make_store, embedding):
-    with pytest.raises(ValueError, match="have 10 dimensions, a mapping cannot make 11"):
-        Spectral(11).fit(make_store("s", embedding))
-
-
 def test_unit_rows_of_float16(rng):
     rows = rng.normal(size=(5, 40)).astype(np.float16) * np.float16(200)  # squares overflow float16
     rows[2] = 0
