@@ -1,9 +1,11 @@
 """What all commands share: the consoles, common options, progress, tables, and how a command ends."""
 
+import contextlib
 import json
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -169,21 +171,37 @@ class _LogLine(logging.Formatter):
         return _one_line(record.message)
 
 
+def _signal_of(error: BaseException | None) -> int:
+    """Number of the signal whose `Stopped` led to this error; 0 for none."""
+    while error:
+        if number := getattr(error, "signal", 0):
+            return int(number)
+        error = error.__cause__ or error.__context__
+    return 0
+
+
 def run(app: typer.Typer) -> None:
-    """Exit code 0 ok · 1 the run failed · 2 wrong usage · 130 interrupted; one line instead of a traceback, and for a
-    warning. With FEATCACHE_DEBUG set, the traceback."""
+    """Exit code 0 ok · 1 the run failed · 2 wrong usage · 130 interrupted, 143 by SIGTERM, 129 by SIGHUP; one line instead
+    of a traceback, and for a warning. With FEATCACHE_DEBUG set, the traceback."""
+    from featcache._stop import stoppable
+
     warnings.formatwarning = _warning_line
     handler = RichHandler(console=screen, show_path=False, show_time=False)
     handler.setFormatter(_LogLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        app()
+        with stoppable():
+            app()
     except SystemExit as ended:
-        if ended.code == 130:  # what typer makes of Ctrl-C
-            screen.print(
-                "interrupted; what is done is kept, the same command (`distill fit`: with --resume) goes on from there"
-            )
+        if ended.code == 130:  # what typer makes of Ctrl-C, SIGTERM and SIGHUP
+            number = _signal_of(ended)
+            by = f"stopped by {signal.Signals(number).name}" if number else "interrupted"
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                screen.print(
+                    f"{by}; what is done is kept, the same command (`distill fit`: with --resume) goes on from there"
+                )
+            sys.exit(128 + number if number else 130)
         raise
     except Exception as error:
         if os.environ.get("FEATCACHE_DEBUG"):

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
+from distill._board import tensorboard
 from distill._inputs import Inputs, set_up
 from distill._interrupt import PutOffInterrupt
 from distill._schedule import learning_rate, warmup_steps
@@ -22,6 +22,7 @@ from distill.methods import fitted_tensors
 from distill.pairs import Batch
 from distill.progress import Plan, Progress
 from distill.run import Run, difference
+from featcache._stop import stoppable
 from featcache.allocator import keep_freed_memory
 from featcache.corpus import Corpus
 from featcache.extract import resolve_device
@@ -37,6 +38,7 @@ LOG_EVERY = 10
 Store = FeatureStore | str | os.PathLike[str]
 
 
+@stoppable()
 def fit(
     store: Store | Sequence[Store],
     corpus: Corpus | str | Sequence[Corpus | str | None] | None = None,
@@ -57,8 +59,9 @@ def fit(
     GPUs, batch norms then take their statistics over the whole batch; on CPUs, over their own process's share of it, so
     that a student with batch norms does not train there as it does in one process.
 
-    Ctrl-C in a run of one process leaves a checkpoint of the step that it came in; a second one, or a step that does not
-    end within ten seconds, stops at once with the checkpoints that there are.
+    Ctrl-C, SIGTERM and SIGHUP leave a checkpoint of the step that they came in; of several processes, of one of the next ten
+    steps. A second Ctrl-C, or a step that does not end within ten seconds, stops at once with the checkpoints that there are.
+    Before the first step nothing is left of the run.
 
     Args:
         store: sealed teacher store, or its path; or a list of stores of one teacher, which train together.
@@ -75,9 +78,10 @@ def fit(
         **config: the fields of `FitConfig`; `student` is needed.
 
     Raises:
-        ValueError: stores, corpora, config or folder do not fit; nothing has been trained.
-        OSError: the disk is too small for the checkpoints.
-        KeyboardInterrupt: Ctrl-C, between two steps.
+        ValueError: stores, corpora, config or folder do not fit, or another process trains in `out`; nothing has been
+            trained.
+        OSError: the disk is too small for the checkpoints, or full.
+        KeyboardInterrupt: Ctrl-C, between two steps; of SIGTERM and SIGHUP its subclass `featcache._stop.Stopped`.
         RuntimeError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
     """
     settings = FitConfig(**config)
@@ -89,12 +93,29 @@ def fit(
         keep_freed_memory()
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
     accelerator = make_accelerator(device, "bf16" if bf16 else "fp32", list(trackers), str(out))
-    inputs, run = set_up(settings, store, corpus, accelerator, workers), Run(out)
-    finished, report, inputs.method = on_main(accelerator, lambda: _claim_and_prepare(run, inputs, resume, progress))
-    if finished:
-        return run
+    inputs = set_up(settings, store, corpus, accelerator, workers)
+    with Run(out) as run:
+        finished, report, inputs.method = on_main(
+            accelerator, lambda: _claim_and_prepare(run, inputs, resume, progress)
+        )
+        if not finished:
+            loop = _Loop(run, inputs, accelerator, checkpoint_minutes, progress)
+            _train(run, inputs, accelerator, loop, report, workers, announce)
+            accelerator.wait_for_everyone()
+    return run
 
-    loop = _Loop(run, inputs, accelerator, checkpoint_minutes, progress)
+
+def _train(
+    run: Run,
+    inputs: Inputs,
+    accelerator: Any,
+    loop: "_Loop",
+    report: dict[str, float],
+    workers: int | None,
+    announce: Callable[[Plan], None] | None,
+) -> None:
+    """All epochs, the evaluations, and what is left of them: metrics, checkpoints, the student."""
+    settings = inputs.settings
     main, history = accelerator.is_main_process, run.metrics[: loop.epochs_done]
     held_out = inputs.held_out(workers) if main else None
     accelerator.init_trackers("distill", inputs.config)
@@ -102,27 +123,23 @@ def fit(
         _warn(inputs, accelerator)
         if announce:
             announce(_plan(inputs, loop, accelerator.num_processes))
-    board = SummaryWriter(str(run.path), purge_step=loop.epochs_done + 1) if main else None
-    with board or nullcontext(), loop.interrupt:
+    with tensorboard(run, loop.epochs_done + 1) if main else nullcontext() as board, loop.interrupt:
         for epoch in range(loop.epochs_done + 1, settings.epochs + 1):
             metrics = loop.train_epoch() | {f"mapping/{name}": value for name, value in report.items()}
             due = epoch == settings.epochs or (settings.eval_every and epoch % settings.eval_every == 0)
             if held_out and due:
                 metrics |= held_out.measure(loop.training.embed)
             if board:
-                for name, value in metrics.items():
-                    board.add_scalar(name, value, epoch)
+                board(metrics, epoch)
                 accelerator.log(metrics, step=epoch)
                 history.append(metrics)
                 run.log(history)
             loop.save()
-            loop.interrupt.stop_if_asked()
+            loop.stop_if_asked()
     for tracker in accelerator.trackers:
         tracker.finish()
     if main:
         _finish(run, inputs, loop.training, report)
-    accelerator.wait_for_everyone()
-    return run
 
 
 def _claim_and_prepare(
@@ -136,18 +153,12 @@ def _claim_and_prepare(
     method, settings = inputs.method, inputs.settings
     if not run.finished:
         run.refuse_small_disk(checkpoint_bytes(inputs.student, method, settings))
-    new = run.config is None
     run.open(inputs.config, resume=resume)
     if run.finished:
         return True, {}, None
     on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
-    try:
-        report = method.prepare(inputs.pairs.source, seed=settings.seed, progress=on_mapping, fitted=run.load_mapping())
-        run.save_mapping(fitted_tensors(method), report)
-    except Exception:
-        if new:
-            run.give_up()
-        raise
+    report = method.prepare(inputs.pairs.source, seed=settings.seed, progress=on_mapping, fitted=run.load_mapping())
+    run.save_mapping(fitted_tensors(method), report)
     return False, report, method
 
 
@@ -232,7 +243,8 @@ class _Loop:
                 f"{run.checkpoints[-1]}: is of step {self.step}, but this run has {self.steps}; choose another --out"
             )
         self.training = Training(accelerator, inputs.student, inputs.method, inputs.preprocess, settings, checkpoint)
-        self.interrupt = PutOffInterrupt(active=accelerator.num_processes == 1)
+        self.interrupt = PutOffInterrupt(shared=accelerator.num_processes > 1)
+        self._agreed = accelerator.num_processes == 1
         self._totals: dict[str, float] = checkpoint["totals"] if checkpoint else {}
         self._unread: list[dict[str, Tensor]] = []
         self._saved = time.monotonic()
@@ -258,6 +270,7 @@ class _Loop:
             lr = learning_rate(self.step, self.steps, settings.lr, warmup, settings.min_lr)
             self._unread.append(self.training.step(batch, self.step, lr))
             self.step += 1
+            self._run.begun = True
             within = self.step % self._per_epoch > 0
             if self.step % LOG_EVERY == 0 or not within:
                 self._read(at)
@@ -270,9 +283,9 @@ class _Loop:
                 if self._progress:
                     self._progress(replace(at))
                 if within:
-                    self.interrupt.stop_if_asked()
+                    self.stop_if_asked()
             except KeyboardInterrupt:
-                if within and self._accelerator.num_processes == 1:
+                if within and self._agreed:
                     self._read(at)
                     self.save()
                 raise
@@ -286,6 +299,11 @@ class _Loop:
             "images_per_second": at.images_per_second,
             "wait_share": at.wait,
         }
+
+    def stop_if_asked(self) -> None:
+        """Raises KeyboardInterrupt where Ctrl-C, SIGTERM or SIGHUP came, and all processes know of it."""
+        if self._agreed:
+            self.interrupt.stop_if_asked()
 
     def save(self) -> None:
         """Write a checkpoint, in the main process."""
@@ -310,7 +328,12 @@ class _Loop:
         """Add the losses since the last reading, means over all processes, to the epoch's, and tell `at` of them."""
         if self._unread:
             table = torch.stack([torch.stack(list(terms.values())) for terms in self._unread]).double().sum(0)
-            sums = self._accelerator.reduce(table, "mean").tolist()
+            # Processes are not told to stop at the same instant; here they meet.
+            asked = table.new_tensor([float(self.interrupt.asked)])
+            *sums, asks = self._accelerator.reduce(torch.cat([table, asked]), "mean").tolist()
+            if asks:
+                self._agreed = True
+                self.interrupt.ask()
             for name, value in zip(self._unread[0], sums, strict=True):
                 self._totals[name] = self._totals.get(name, 0.0) + value
             self._unread.clear()

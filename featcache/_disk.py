@@ -11,13 +11,14 @@ RESUMES = "run the same command again: it resumes"
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str], again: str = RESUMES, out: str = "--out") -> Iterator[None]:
+def writing(path: str | os.PathLike[str], again: str = RESUMES, out: str = "--out", need: int = 0) -> Iterator[None]:
     """Errors of the system inside say which target it is, what happened, and what to do.
 
     Args:
         path: the target.
         again: what to do once the reason is gone.
         out: what else the user may choose.
+        need: bytes to be written, where known.
 
     Raises:
         OSError: of the same number as the system's own.
@@ -29,7 +30,8 @@ def writing(path: str | os.PathLike[str], again: str = RESUMES, out: str = "--ou
             raise
         said = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"{path}: its disk is full ({said}); make room, then {again}"
+            size = f": {need / 1e6:,.1f} MB to write" if need else ""
+            message = f"{path}: its disk is full ({said}){size}; make room, then {again}"
         elif error.errno == errno.EFBIG:
             message = (
                 f"{path}: its files may not be that large here ({said}); raise the limit (`ulimit -f`), then {again}"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from featcache._disk import writing
+from featcache._stop import stoppable
 from featcache.allocator import keep_freed_memory
 from featcache.cache import KnownRows, default_store_path, discard_replaced, register, set_aside
 from featcache.corpus import Corpus, open_corpus
@@ -118,6 +119,7 @@ def extract(
     return extract_all(corpus, [teacher], None if out is None else [out], **settings)[0]
 
 
+@stoppable()
 def extract_all(
     corpus: Corpus | str,
     teachers: Sequence[Encoder | str],
@@ -167,6 +169,7 @@ def extract_all(
         ValueError: the arguments, or a store at `out` that holds something else; nothing has been written.
         OSError: the disk is too small, full or gone, or the service of a URL is; running the same command again resumes.
         RuntimeError: more than `max_failures`; likewise.
+        KeyboardInterrupt: Ctrl-C; of SIGTERM and SIGHUP its subclass `featcache._stop.Stopped`. The unit in hand is saved.
     """
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
     encoders = [load_encoder(teacher) if isinstance(teacher, str) else teacher for teacher in teachers]

@@ -20,6 +20,7 @@ from distill.mappings._descent import minimise_sne
 from distill.run import KEEP, Run
 from featcache.backbones import load_backbone
 from featcache.extract import extract
+from featcache.pixels import KeptPixels
 from featcache.store import FeatureStore
 
 # -- the data of a run ------------------------------------------------------------------------------------
@@ -81,11 +82,34 @@ def test_another_way_to_name_store_and_corpus_is_the_same_run(own_store, corpus)
     assert files(Path("run")) == before
 
 
-def test_another_place_is_another_run(own_store):
+@pytest.mark.parametrize("corpus", ["photos", None], ids=["original", "kept"])
+def test_a_run_that_was_moved_with_its_data_is_the_same_run(own_store, make_teacher, tmp_path, corpus):
+    """And the next --resume finds the data at their new place."""
+    if corpus is None:
+        pixels = KeptPixels(size=18)
+        extract("photos", make_teacher(), "t.zarr", device="cpu", overwrite=True, pixels=pixels)
+    here = Path.cwd()
+    with pytest.raises(Interrupted):
+        fit_own(here / "t.zarr", corpus and str(here / corpus), progress=interrupt_at("training", 3))
+    (tmp_path / "new").mkdir()
+    for name in ("t.zarr", "photos", "run"):
+        shutil.move(name, tmp_path / "new" / name)
+    os.chdir(tmp_path / "new")
+    there = f"{tmp_path}/new/"
+    with pytest.raises(Interrupted):
+        fit_own(f"{there}t.zarr", corpus and there + corpus, resume=True, progress=interrupt_at("training", 4))
+    config = Run("run").config
+    assert (config["store"], config["corpus"]) == (f"{there}t.zarr", there + corpus if corpus else f"store:{there}t.zarr")
+    run = fit_own("t.zarr", corpus, resume=True)
+    assert run.finished
+    assert fit_own("t.zarr", corpus).path == run.path
+
+
+def test_kept_images_are_others_than_the_originals(own_store, make_teacher):
+    extract("photos", make_teacher(), "t.zarr", device="cpu", overwrite=True, pixels=KeptPixels(size=18))
     fit_own()
-    shutil.copytree("photos", "copied")
-    with pytest.raises(ValueError, match="corpus: 'photos' there, 'copied' here"):
-        fit_own(corpus="copied")
+    with pytest.raises(ValueError, match=r"corpus: 'photos' there, 'store:t\.zarr' here"):
+        fit_own(corpus=None)
 
 
 def test_a_store_that_was_moved_is_the_same_store(own_store):

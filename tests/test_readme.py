@@ -1,0 +1,127 @@
+"""README's commands and code, as they stand there, on a folder of small pictures; pretrained models without their weights."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import cli
+import evalsuite
+from featcache.store import open_store
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
+"""Given to every fit besides: README's students train for 100 epochs at 224 px."""
+
+
+def commands_of(beginning: str) -> list[str]:
+    """The lines of the first block with a command that begins so, comments and installation left out."""
+    block = next(text for _, text in BLOCKS if re.search(f"^{re.escape(beginning)}", text, re.MULTILINE))
+    lines = [line.partition("#")[0].strip() for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("pip ")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """`photos/`, `photos-test/` and `pets/` to work beside; timm and open_clip give models of random weights, and small
+    ones of the same width where README's are large."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for corpus in ("photos", "photos-test", "pets", "a", "b"):
+        for name in ("cat", "dog"):
+            (tmp_path / corpus / name).mkdir(parents=True)
+            for i in range(26 if corpus == "photos" else 8):  # `knn` takes 50 neighbours
+                colours = rng.integers(0, 256, (3, 3, 3), np.uint8)
+                Image.fromarray(colours).resize((40, 36)).save(tmp_path / corpus / name / f"{i}.png")
+    of_timm, of_open_clip = timm.create_model, open_clip.create_model
+
+    def drawn(make, *names, **given):  # the same each time, as pretrained weights are
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return make(*names, **given)
+
+    def random_timm(name, pretrained=False, **given):
+        if pretrained and "dinov2" in name:
+            given |= {"depth": 1, "img_size": 28, "pretrained_cfg_overlay": {"input_size": (3, 28, 28)}}
+        return drawn(of_timm, name, pretrained=False, **given)
+
+    def random_open_clip(name, *rest, pretrained=None, **given):
+        small = {"layers": 1, "width": 64, "image_size": 64, "patch_size": 32}
+        return drawn(of_open_clip, name, pretrained=None, **given, vision_cfg=small, text_cfg={"layers": 1})
+
+    monkeypatch.setattr(timm, "create_model", random_timm)
+    monkeypatch.setattr(open_clip, "create_model", random_open_clip)
+    return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def command(line: str) -> None:
+        program, *arguments = shlex.split(line)
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            getattr(cli, f"run_{program}")()
+        out, err = capsys.readouterr()
+        assert not ended.value.code, f"{line}\n{out}{err}"
+
+    return command
+
+
+def test_the_quick_start_trains_and_measures(folder, command):
+    """A teacher of 384 dimensions, a student of 512; what the lines take for granted is made when they need it."""
+    lines, ran = commands_of("featcache extract photos/"), []
+    for line in lines:
+        if line.startswith("evalsuite ood"):
+            for corpus, store in (("photos-test/", "student-test.zarr"), ("pets/", "student-pets.zarr")):
+                command(f"featcache extract {corpus} --teacher run:runs/a --out {store}")
+        if line.startswith("evalsuite compare"):
+            for name in ("a", "b"):
+                command(f"evalsuite knn --bank student.zarr --query student-test.zarr --k 5 --json {name}.json")
+        line = line.replace("*.json", "a.json b.json r.json")  # what a shell makes of it
+        line += {"distill fit": f" {SHORT}", "evalsuite robustness": " --corruptions fog --severity 1"}.get(
+            " ".join(line.split()[:2]), ""
+        )
+        if line.startswith("evalsuite robustness"):
+            pytest.importorskip("skimage", reason="robustness is an extra")
+        command(line)
+        ran.append(" ".join(line.split()[:2]))
+    assert ran[:3] == ["featcache extract", "distill fit", "featcache extract"]
+    assert len(ran) == len(lines) >= 10
+    assert open_store("teacher.zarr").embedding_dim == 384
+    assert open_store("student.zarr").embedding_dim == 512
+    assert (folder / "report.html").stat().st_size > 1000
+
+
+def test_the_examples_of_fit_train(folder, command):
+    """Those that name no cluster; `…` stands for what the line before gave."""
+    command("featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out teacher.zarr")
+    command("featcache extract a/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out a.zarr")
+    mixed, before = "mixed:8000:a/", ""
+    command(
+        f"featcache extract {mixed.replace('8000', '20')} --teacher timm/vit_small_patch14_dinov2.lvd142m --out b.zarr"
+    )
+    for line in commands_of("distill fit --store a.zarr"):
+        line = line.replace(mixed, mixed.replace("8000", "20")).replace("distill fit …", f"{before} --out runs/c")
+        if line.startswith("distill fit"):
+            before = re.sub(r" --out \S+", "", line)
+            command(f"{line} {SHORT}")
+        elif line.startswith("distill mapping"):
+            command(line)
+    assert {path.name for path in (folder / "runs").iterdir()} == {"b", "c"}
+
+
+def test_the_python_code_runs(folder, monkeypatch):
+    code = next(text for language, text in BLOCKS if language == "python" and "distill.fit" in text)
+    code = code.replace("epochs=100", "epochs=1, batch_size=8, image_size=32")
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["rows"].shape == (3, 512)
+    assert isinstance(names["result"], evalsuite.result.Result)
