@@ -54,6 +54,8 @@ class Run:
         if failed and self._made is not None and not self.begun:
             self._give_up(self._made)
         if self._lock:
+            if self.finished:
+                (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
 
     @property
@@ -141,7 +143,8 @@ class Run:
             for file in self.path.glob(name):
                 file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others may have put something there
-            (self.path / "checkpoints").rmdir()
+            if (self.path / "checkpoints").exists():
+                (self.path / "checkpoints").rmdir()
             for folder in made:
                 folder.rmdir()
 
@@ -237,7 +240,8 @@ class Run:
         path = self.path / name
         part = path.with_name(f"{path.name}.partial")
         data = content.encode() if isinstance(content, str) else content
-        with writing(path, RESUMES.format(self.path), need=size if callable(data) else len(data)):
+        again = RESUMES.format(self.path) if self.begun or self._made is None else "run the same command again"
+        with writing(path, again, need=size if callable(data) else len(data)):
             try:
                 with part.open("wb", buffering=0) as file:
                     kept = _KeepsError(file)

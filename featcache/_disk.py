@@ -30,7 +30,7 @@ def writing(path: str | os.PathLike[str], again: str = RESUMES, out: str = "--ou
             raise
         said = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = f": {need / 1e6:,.1f} MB to write" if need else ""
+            size = f": {need:,} bytes to write" if need else ""
             message = f"{path}: its disk is full ({said}){size}; make room, then {again}"
         elif error.errno == errno.EFBIG:
             message = (

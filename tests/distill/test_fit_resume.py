@@ -99,7 +99,10 @@ def test_a_run_that_was_moved_with_its_data_is_the_same_run(own_store, make_teac
     with pytest.raises(Interrupted):
         fit_own(f"{there}t.zarr", corpus and there + corpus, resume=True, progress=interrupt_at("training", 4))
     config = Run("run").config
-    assert (config["store"], config["corpus"]) == (f"{there}t.zarr", there + corpus if corpus else f"store:{there}t.zarr")
+    assert (config["store"], config["corpus"]) == (
+        f"{there}t.zarr",
+        there + corpus if corpus else f"store:{there}t.zarr",
+    )
     run = fit_own("t.zarr", corpus, resume=True)
     assert run.finished
     assert fit_own("t.zarr", corpus).path == run.path
