@@ -50,7 +50,7 @@ def folder(tmp_path, monkeypatch):
 
     def random_timm(name, pretrained=False, **given):
         if pretrained and "dinov2" in name:
-            given |= {"depth": 1, "img_size": 28, "pretrained_cfg_overlay": {"input_size": (3, 28, 28)}}
+            given |= {"depth": 1, "img_size": 28, "init_values": 1.0, "pretrained_cfg_overlay": {"input_size": (3, 28, 28)}}
         return drawn(of_timm, name, pretrained=False, **given)
 
     def random_open_clip(name, *rest, pretrained=None, **given):
