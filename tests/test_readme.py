@@ -50,7 +50,12 @@ def folder(tmp_path, monkeypatch):
 
     def random_timm(name, pretrained=False, **given):
         if pretrained and "dinov2" in name:
-            given |= {"depth": 1, "img_size": 28, "init_values": 1.0, "pretrained_cfg_overlay": {"input_size": (3, 28, 28)}}
+            given |= {
+                "depth": 1,
+                "img_size": 28,
+                "init_values": 1.0,
+                "pretrained_cfg_overlay": {"input_size": (3, 28, 28)},
+            }
         return drawn(of_timm, name, pretrained=False, **given)
 
     def random_open_clip(name, *rest, pretrained=None, **given):
@@ -75,6 +80,7 @@ def command(monkeypatch, capsys):
     return command
 
 
+@pytest.mark.filterwarnings("ignore:C = :RuntimeWarning")  # these pictures are noise
 def test_the_quick_start_trains_and_measures(folder, command):
     """A teacher of 384 dimensions, a student of 512; what the lines take for granted is made when they need it."""
     lines, ran = commands_of("featcache extract photos/"), []
