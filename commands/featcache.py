@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from commands.check_table import check_table
 from commands.demo import demo
 from commands.screen import (
     HELP,
@@ -291,6 +292,39 @@ def verify(store: StorePath, to_json: Json = None) -> None:
     if problems:
         raise typer.Exit(1)
     screen.print(f"[green]whole[/] {shown(store)}: {rows_and_failed(opened)}")
+
+
+@app.command()
+def check(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE…", help="Feature stores (…​.zarr), or their URLs.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the rows that are sampled.")] = 0,
+    to_json: Json = None,
+) -> None:
+    """What to know of stores before believing a number: precision, failed, identical and near-identical rows, collapse,
+    labels. Stores of one encoder are held against each other.
+
+    Exit code 1 where an evaluation would be wrong: extraction has not finished; 10 % of the rows failed, or all; a value is
+    not finite; one encoder in two precisions; 1 % of a store's rows are images of earlier rows or of another store, or 10 %
+    nearly; 1 % are all zeros; every dimension is constant; the median distance to the nearest other image is below 0.001;
+    an effective rank below a twentieth of the dimensions.
+
+    [dim]featcache check train.zarr test.zarr[/dim]
+    [dim]featcache check student.zarr --json check.json[/dim]
+    """
+    from featcache.check import check as check_stores
+
+    with bar("check", "rows") as update:
+        report = check_stores(stores, seed=seed, progress=update)
+    if to_json != "-":
+        results.print(check_table(report))
+    for remark in report.remarks:
+        how = "[red]falsifies:[/]" if remark.falsifies else "[yellow]note:[/]"
+        screen.print(f"{how} {shown(remark.text)}", highlight=False)
+    if not report.remarks:
+        screen.print("[green]nothing to remark[/]")
+    write_json({"command": "check", **report.record()}, to_json)
+    if report.falsified:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featcache.arrays import write_store
+    from featcache.check import check
     from featcache.corpus import Corpus, open_corpus
     from featcache.encoder import Encoder, load_encoder
     from featcache.extract import extract, extract_all
@@ -26,6 +27,7 @@ __all__ = [
     "KeptPixels",
     "Preprocess",
     "Views",
+    "check",
     "export_store",
     "extract",
     "extract_all",
@@ -43,6 +45,7 @@ _MODULE_OF = {
     "KeptPixels": "pixels",
     "Preprocess": "preprocess",
     "Views": "views",
+    "check": "check",
     "export_store": "interchange",
     "extract": "extract",
     "extract_all": "extract",
