@@ -169,6 +169,7 @@ def ood(
             *remarks_on(same, drop_identical),
             *(line for key, each in {"id_train": train, **rows}.items() for line in left_out_remarks(key, each)),
             *unlabelled_remarks(train, "id_train"),
+            *few_distinct_remarks(train, "id_train"),
             *remarks,
         ],
     )
@@ -270,6 +271,22 @@ def unlabelled_remarks(bank: Rows, role: str) -> list[str]:
         return []
     return [
         f"{role} {bank.name}: {unlabelled:,} of {len(bank):,} rows have no label: detectors that need labels leave them out"
+    ]
+
+
+def few_distinct_remarks(bank: Rows, role: str) -> list[str]:
+    """One line where a bank has more rows than dimensions, but no more that differ; reads it only as far as needed."""
+    d, seen = bank.embedding_dim, set[bytes]()
+    if len(bank) <= d:  # detectors warn of it
+        return []
+    for block in bank.blocks():
+        for row in block:
+            seen.add(row.tobytes())
+            if len(seen) > d:
+                return []
+    return [
+        f"{role} {bank.name}: only {len(seen):,} of {len(bank):,} rows differ, no more than the {d:,} dimensions: "
+        "covariances of them are singular, and detectors that use one say little"
     ]
 
 

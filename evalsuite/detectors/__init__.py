@@ -31,7 +31,8 @@ class Detector(Protocol):
     else; what `fit` learns is kept in attributes that end in `_`.
 
     A class attribute `needs` names the store's fields that `score` takes, in its order; without one it takes
-    `("embedding",)`.
+    `("embedding",)`. A method `check()`, where there is one, raises `ValueError` for arguments that suit no bank, with
+    their unit (in percent, a share, of cosines): `build` calls it, so that nothing is computed for them.
     """
 
     def fit(self, bank: Rows) -> Detector:
@@ -71,8 +72,8 @@ def load(name: str) -> type[Detector]:
 def build(spec: str, **defaults: Any) -> Detector:
     """An unfitted detector from its spec. `defaults` are arguments that the spec may override.
 
-    Raises `ValueError` for an unknown name, an unknown argument, a value of another kind than the argument's default
-    or a spec that does not read NAME:ARG=VALUE,….
+    Raises `ValueError` for an unknown name, an unknown argument, a value of another kind than the argument's default or
+    out of its range, or a spec that does not read NAME:ARG=VALUE,….
     """
     from featcache.plugins import suggest
 
@@ -90,7 +91,10 @@ def build(spec: str, **defaults: Any) -> Detector:
             raise ValueError(f"detector {name}: {argument} must be a finite number, got {value}")
         if kind in _KINDS and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
             raise ValueError(f"detector {name}: {argument} must be {_KINDS[kind]}, got {value!r}")
-    return detector(**given)
+    built = detector(**given)
+    if hasattr(built, "check"):
+        built.check()
+    return built
 
 
 def arguments_of(spec: str) -> list[str]:

@@ -9,9 +9,10 @@ from evalsuite.rows import Rows
 
 
 def require_activations(bank: Rows, detector: str, pruned: float) -> None:
-    """Raise `ValueError` unless a share of activations below 1 is pruned and the bank has no negative features."""
-    if not 0 <= pruned < 1:
-        raise ValueError(f"{detector}:pruned={pruned!r} must be at least 0 and below 1")
+    """Raise `ValueError` when the pruned share leaves no activation of the bank's rows, or one is negative."""
+    d = bank.embedding_dim
+    if np.round(d * pruned) >= d:
+        raise ValueError(f"{detector}:pruned={pruned!r} leaves none of the {d} dimensions of {bank.name}; prune fewer")
     for block in bank.blocks_of(("embedding",)):
         if (block["embedding"] < 0).any():
             raise ValueError(
@@ -29,6 +30,6 @@ def largest(x: Float[np.ndarray, "n d"], pruned: float) -> Bool[np.ndarray, "n d
     return kept
 
 
-def share(part: Float[np.ndarray, " n"], whole: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def ratio(part: Float[np.ndarray, " n"], whole: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """whole / part, 1 where part is zero or less (a row of zeros)."""
     return np.divide(whole, part, out=np.ones_like(whole), where=part > 0)

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import logsumexp, pieces
-from evalsuite.detectors._shaping import largest, require_activations, share
+from evalsuite.detectors._ranges import share
+from evalsuite.detectors._shaping import largest, ratio, require_activations
 from evalsuite.rows import Rows
 
 
@@ -25,14 +26,19 @@ class ASH:
         self.pruned = pruned
         self.variant = variant
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the variant is known and the pruned share in [0, 1)."""
+        if self.variant not in ("s", "b", "p"):
+            raise ValueError(f"unknown variant {self.variant!r}; use ash:variant=s, b or p")
+        share("ash:pruned", self.pruned)
+
     def fit(self, bank: Rows) -> ASH:
         """Learns nothing; one pass over the bank to see that its features suit.
 
         Raises `ValueError` without a head, for an unknown variant, for a pruned share not in [0, 1), or when the
         bank has negative features.
         """
-        if self.variant not in ("s", "b", "p"):
-            raise ValueError(f"unknown variant {self.variant!r}; use ash:variant=s, b or p")
+        self.check()
         self.head_ = bank.require_head()
         require_activations(bank, "ash", self.pruned)
         return self
@@ -46,7 +52,7 @@ class ASH:
         kept = largest(x, self.pruned)
         rest = np.where(kept, x, 0.0)
         if self.variant == "s":
-            return rest * np.exp(share(rest.sum(axis=1), x.sum(axis=1)))[:, None]
+            return rest * np.exp(ratio(rest.sum(axis=1), x.sum(axis=1)))[:, None]
         if self.variant == "b":
             return kept * (x.sum(axis=1) / max(1, int(kept[0].sum())))[:, None]
         return rest

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import logsumexp, moments, pieces
+from evalsuite.detectors._ranges import share
 from evalsuite.rows import Rows
 
 
@@ -22,13 +23,16 @@ class DICE:
     def __init__(self, dropped: float = 0.9) -> None:
         self.dropped = dropped
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the dropped share is in [0, 1)."""
+        share("dice:dropped", self.dropped)
+
     def fit(self, bank: Rows) -> DICE:
         """One pass over the bank.
 
         Raises `ValueError` without a head, or when dropped is not in [0, 1).
         """
-        if not 0 <= self.dropped < 1:
-            raise ValueError(f"dice:dropped={self.dropped!r} must be at least 0 and below 1")
+        self.check()
         head = bank.require_head()
         contribution = moments(bank).mean * head.weight
         self.weight_ = np.where(contribution > np.quantile(contribution, self.dropped), head.weight, 0.0)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import logsumexp, pieces
+from evalsuite.detectors._ranges import temperature
 from evalsuite.rows import Rows
 
 
@@ -20,13 +21,16 @@ class Energy:
     def __init__(self, temperature: float = 1.0) -> None:
         self.temperature = temperature
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the temperature is positive."""
+        temperature("energy:temperature", self.temperature)
+
     def fit(self, bank: Rows) -> Energy:
         """Reads nothing.
 
         Raises `ValueError` when the temperature is not positive.
         """
-        if not self.temperature > 0:
-            raise ValueError(f"energy:temperature={self.temperature!r} must be above 0")
+        self.check()
         return self
 
     def score(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import pieces
+from evalsuite.detectors._ranges import whole
 from evalsuite.rows import Rows
 
 
@@ -26,15 +27,18 @@ class GEN:
         self.gamma = gamma
         self.top = top
 
+    def check(self) -> None:
+        """Raises `ValueError` unless gamma is in (0, 1] and top a whole number from 1."""
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gen:gamma={self.gamma!r} must be above 0 and at most 1")
+        whole("gen:top", self.top, 1)
+
     def fit(self, bank: Rows) -> GEN:
         """Reads nothing.
 
         Raises `ValueError` when gamma is not positive or top is no whole number above 0.
         """
-        if not self.gamma > 0:
-            raise ValueError(f"gen:gamma={self.gamma!r} must be above 0")
-        if not (isinstance(self.top, int) and self.top >= 1):
-            raise ValueError(f"gen:top={self.top!r} must be a whole number from 1")
+        self.check()
         return self
 
     def score(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:

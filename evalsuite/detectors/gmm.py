@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from jaxtyping import Float
 
@@ -27,19 +29,26 @@ class GMM:
         self.covariance = covariance
         self.reg = reg
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the covariance is known and nothing negative is added to it."""
+        if self.covariance not in ("full", "tied"):
+            raise ValueError(f"unknown covariance {self.covariance!r}; use gmm:covariance=full or gmm:covariance=tied")
+        if not self.reg >= 0:
+            raise ValueError(f"gmm:reg={self.reg!r} must be at least 0: it is added to variances")
+
     def fit(self, bank: Rows) -> GMM:
         """Two passes over the bank's labelled rows when `full`, one when `tied`.
 
         Raises `ValueError` when it has no labels, a class has a single row, the covariances are too large to
         hold, or one is not positive definite.
         """
-        if self.covariance not in ("full", "tied"):
-            raise ValueError(f"unknown covariance {self.covariance!r}; use gmm:covariance=full or gmm:covariance=tied")
+        self.check()
         bank = bank.labelled()
         m = moments(bank)
         full = self.covariance == "full"
         if full:
             _check(m, bank)
+            _warn_of_singular(m, bank)
         covariances = _class_covariances(m, bank) if full else m.within[None].copy()
         diagonal = np.arange(covariances.shape[-1])
         covariances[:, diagonal, diagonal] += self.reg
@@ -78,6 +87,17 @@ def _check(m: Moments, bank: Rows) -> None:
     if size > _LIMIT:
         raise ValueError(
             f"{len(m.classes)} class covariances of {bank.name} take {size / 2**30:.1f} GiB; use gmm:covariance=tied"
+        )
+
+
+def _warn_of_singular(m: Moments, bank: Rows) -> None:
+    small = int((m.count <= bank.embedding_dim).sum())
+    if small:
+        warnings.warn(
+            f"{bank.name}: {small} of {len(m.classes)} classes have no more rows than the {bank.embedding_dim} dimensions: "
+            "their covariances are singular but for gmm:reg, and densities say little; use gmm:covariance=tied",
+            RuntimeWarning,
+            stacklevel=3,
         )
 
 

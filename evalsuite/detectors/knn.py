@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._nearest import nearest
+from evalsuite.detectors._ranges import whole
 from evalsuite.rows import Rows
 
 
@@ -23,6 +24,10 @@ class KNN:
     def __init__(self, k: int = 50, mean: bool = False) -> None:
         self.k = k
         self.mean = mean
+
+    def check(self) -> None:
+        """Raises `ValueError` unless k is a whole number from 1."""
+        whole("knn:k", self.k, 1)
 
     def fit(self, bank: Rows) -> KNN:
         """Keep the bank; nothing is read yet.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from evalsuite.detectors._nearest import nearest
+from evalsuite.detectors._ranges import whole
 from evalsuite.neighbors import search
 from evalsuite.rows import Rows
+
+_SAME = 1e-3  # rows of norm 1 that are no further apart: float32 cosines cannot tell them from the same
 
 
 class LOF:
@@ -20,42 +23,75 @@ class LOF:
     searches the bank for its own neighbours: time grows with n²; n × k neighbours (12 bytes each) are held
     while fitting, two float64 a bank row afterwards.
 
-    Breunig et al. 2000, "LOF: Identifying Density-Based Local Outliers".
+    Where a bank row has k others or more at its own place, its density would be infinite, and scikit-learn's scores
+    mean nothing. Then the bank's distinct rows alone are taken, one of each, as the paper does with its k-distinct-distance
+    (all but one for k, where there are no more than k).
+
+    Breunig et al. 2000, "LOF: Identifying Density-Based Local Outliers" (duplicates: section 4, footnote).
     """
 
     def __init__(self, k: int = 20) -> None:
         self.k = k
 
+    def check(self) -> None:
+        """Raises `ValueError` unless k is a whole number from 1."""
+        whole("lof:k", self.k, 1)
+
     def fit(self, bank: Rows) -> LOF:
         """The bank's neighbours in itself, the row itself left out.
 
-        Raises `ValueError` when k is not in 1..rows − 1.
+        Raises `ValueError` when k is not in 1..rows − 1, or all rows of the bank are at one place.
         """
         if not (isinstance(self.k, int) and 1 <= self.k < len(bank)):
             raise ValueError(
                 f"k={self.k!r} does not suit the bank {bank.name}, which has {len(bank)} rows; "
                 f"use k from 1 to {len(bank) - 1}"
             )
-        self.bank_ = bank
-        distance = np.empty((len(bank), self.k), np.float32)
-        row = np.empty((len(bank), self.k), np.int64)
-        start = 0
-        for block in bank.blocks():
-            here = slice(start, start + len(block))
-            similarity, row[here] = search(bank.blocks(), block, self.k, exclude_self=np.arange(here.start, here.stop))
-            distance[here] = _distance(similarity)
-            start += len(block)
+        k = self.k
+        distance, row = _neighbours(bank, k)
+        while (distance[:, -1] <= _SAME).any():
+            bank = bank.pick(_distinct(distance, row))
+            k = min(k, len(bank) - 1)
+            if not k:
+                raise ValueError(f"all rows of {bank.name} are at one place, which has no density; use another bank")
+            distance, row = _neighbours(bank, k)
+        self.bank_, self.k_ = bank, k
         self.reach_ = distance[:, -1].astype(np.float64)
         self.density_ = self._density(distance, row)
         return self
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """One pass over the bank for all of `features`: pass many rows at once."""
-        similarity, row = nearest(self.bank_, features, self.k)
+        similarity, row = nearest(self.bank_, features, self.k_)
         return self.density_[row].mean(axis=1) / self._density(_distance(similarity), row)
 
     def _density(self, distance: np.ndarray, row: np.ndarray) -> np.ndarray:
         return 1.0 / (np.maximum(distance, self.reach_[row]).mean(axis=1) + 1e-10)
+
+
+def _neighbours(bank: Rows, k: int) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
+    """Distances and positions of each bank row's k nearest other ones."""
+    distance = np.empty((len(bank), k), np.float32)
+    row = np.empty((len(bank), k), np.int64)
+    start = 0
+    for block in bank.blocks():
+        here = slice(start, start + len(block))
+        similarity, row[here] = search(bank.blocks(), block, k, exclude_self=np.arange(here.start, here.stop))
+        distance[here] = _distance(similarity)
+        start += len(block)
+    return distance, row
+
+
+def _distinct(distance: Float[np.ndarray, "n k"], row: Int[np.ndarray, "n k"]) -> Int[np.ndarray, " m"]:
+    """The first of all rows at each place, as far as their k nearest tell."""
+    left, nth = np.nonzero(distance <= _SAME)
+    right = row[left, nth]
+    first, before = np.arange(len(row)), None
+    while before is None or (first != before).any():
+        before = first.copy()
+        np.minimum.at(first, left, before[right])
+        np.minimum.at(first, right, before[left])
+    return np.unique(first)
 
 
 def _distance(similarity: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import pieces, unit
+from evalsuite.detectors._ranges import temperature
 from evalsuite.detectors._text import text_embeddings
 from evalsuite.rows import Rows
 
@@ -26,14 +27,17 @@ class MCM:
         self.text = text
         self.temperature = temperature
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the temperature is above 0 and at most 10."""
+        temperature("mcm:temperature", self.temperature, most=10.0)
+
     def fit(self, bank: Rows) -> MCM:
         """Read the text embeddings; of the bank, only the dimension.
 
         Raises `ValueError` when the temperature is not positive, or the text embeddings do not suit the bank or are
         of one class only.
         """
-        if not self.temperature > 0:
-            raise ValueError(f"mcm:temperature={self.temperature!r} must be above 0")
+        self.check()
         self.text_ = text_embeddings(self.text, bank, "mcm:text")
         if len(self.text_) < 2:
             raise ValueError(f"{self.text} has one class name; mcm needs two at least, as one always has probability 1")

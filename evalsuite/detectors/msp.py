@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import pieces
+from evalsuite.detectors._ranges import temperature
 from evalsuite.rows import Rows
 
 
@@ -24,13 +25,16 @@ class MSP:
     def __init__(self, temperature: float = 1.0) -> None:
         self.temperature = temperature
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the temperature is positive."""
+        temperature("msp:temperature", self.temperature)
+
     def fit(self, bank: Rows) -> MSP:
         """Reads nothing.
 
         Raises `ValueError` when the temperature is not positive.
         """
-        if not self.temperature > 0:
-            raise ValueError(f"msp:temperature={self.temperature!r} must be above 0")
+        self.check()
         return self
 
     def score(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:

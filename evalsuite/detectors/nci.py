@@ -21,11 +21,17 @@ class NCI:
     def __init__(self, alpha: float = 1e-4) -> None:
         self.alpha = alpha
 
+    def check(self) -> None:
+        """Raises `ValueError` unless alpha is at least 0."""
+        if not self.alpha >= 0:
+            raise ValueError(f"nci:alpha={self.alpha!r} must be at least 0: it weighs a norm")
+
     def fit(self, bank: Rows) -> NCI:
         """One pass over the bank.
 
         Raises `ValueError` without a head.
         """
+        self.check()
         self.head_ = bank.require_head()
         self.mean_ = moments(bank).mean
         return self

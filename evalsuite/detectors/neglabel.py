@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import logsumexp, pieces, unit
+from evalsuite.detectors._ranges import temperature, whole
 from evalsuite.detectors._text import text_embeddings
 from evalsuite.rows import Rows
 
@@ -37,14 +38,19 @@ class NegLabel:
         self.temperature = temperature
         self.seed = seed
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the temperature is above 0 and at most 10, and groups and seed are whole numbers."""
+        temperature("neglabel:temperature", self.temperature, most=10.0)
+        whole("neglabel:groups", self.groups, 1)
+        whole("neglabel:seed", self.seed, 0)
+
     def fit(self, bank: Rows) -> NegLabel:
         """Read the text embeddings; of the bank, only the dimension.
 
         Raises `ValueError` when the temperature is not positive, the text embeddings do not suit the bank, or there
         are fewer negatives than groups.
         """
-        if not self.temperature > 0:
-            raise ValueError(f"neglabel:temperature={self.temperature!r} must be above 0")
+        temperature("neglabel:temperature", self.temperature, most=10.0)
         self.text_ = text_embeddings(self.text, bank, "neglabel:text")
         negatives = text_embeddings(self.negatives, bank, "neglabel:negatives")
         if not (isinstance(self.groups, int) and 1 <= self.groups <= len(negatives)):

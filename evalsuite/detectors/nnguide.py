@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import logsumexp, pieces, unit
+from evalsuite.detectors._ranges import whole
 from evalsuite.rows import Rows
 
 
@@ -24,6 +25,10 @@ class NNGuide:
 
     def __init__(self, k: int = 10) -> None:
         self.k = k
+
+    def check(self) -> None:
+        """Raises `ValueError` unless k is a whole number from 1."""
+        whole("nnguide:k", self.k, 1)
 
     def fit(self, bank: Rows) -> NNGuide:
         """One pass over the bank's logits.

@@ -24,13 +24,22 @@ class ReAct:
     def __init__(self, percentile: float = 90.0) -> None:
         self.percentile = percentile
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the percentile is in percent, above 1 and at most 100."""
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"react:percentile={self.percentile!r} must be from 0 to 100, in percent")
+        if self.percentile <= 1:
+            raise ValueError(
+                f"react:percentile={self.percentile!r} is in percent; for the quantile {self.percentile:g} "
+                f"give {100 * self.percentile:g}"
+            )
+
     def fit(self, bank: Rows) -> ReAct:
         """One pass over (at most 2²⁴ values of) the bank.
 
-        Raises `ValueError` without a head, or when the percentile is not in 0..100.
+        Raises `ValueError` without a head, or for a percentile that is none.
         """
-        if not 0 <= self.percentile <= 100:
-            raise ValueError(f"react:percentile={self.percentile!r} must be from 0 to 100")
+        self.check()
         self.head_ = bank.require_head()
         step = -(-len(bank) * bank.embedding_dim // _SAMPLE_FLOATS)
         self.threshold_ = float(np.percentile(bank.take(np.arange(0, len(bank), step)), self.percentile))

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import logsumexp, pieces
-from evalsuite.detectors._shaping import largest, require_activations, share
+from evalsuite.detectors._ranges import share
+from evalsuite.detectors._shaping import largest, ratio, require_activations
 from evalsuite.rows import Rows
 
 
@@ -24,11 +25,16 @@ class SCALE:
     def __init__(self, pruned: float = 0.85) -> None:
         self.pruned = pruned
 
+    def check(self) -> None:
+        """Raises `ValueError` unless the pruned share is in [0, 1)."""
+        share("scale:pruned", self.pruned)
+
     def fit(self, bank: Rows) -> SCALE:
         """Learns nothing; one pass over the bank to see that its features suit.
 
         Raises `ValueError` without a head, for a pruned share not in [0, 1), or when the bank has negative features.
         """
+        self.check()
         self.head_ = bank.require_head()
         require_activations(bank, "scale", self.pruned)
         return self
@@ -40,4 +46,4 @@ class SCALE:
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:
         part = np.where(largest(x, self.pruned), x, 0.0).sum(axis=1)
-        return x * np.exp(share(part, x.sum(axis=1)))[:, None]
+        return x * np.exp(ratio(part, x.sum(axis=1)))[:, None]
