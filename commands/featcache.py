@@ -305,7 +305,7 @@ def check(
 
     Exit code 1 where an evaluation would be wrong: extraction has not finished; 10 % of the rows failed, or all; a value is
     not finite; one encoder in two precisions; 1 % of a store's rows are images of earlier rows or of another store, or 10 %
-    nearly; 1 % are all zeros; every dimension is constant; the median distance to the nearest other image is below 0.001;
+    nearly, by an encoder that tells images apart; 1 % are all zeros; every dimension is constant; the median distance to the nearest other image is below 0.001;
     an effective rank below a twentieth of the dimensions.
 
     [dim]featcache check train.zarr test.zarr[/dim]

@@ -44,7 +44,9 @@ def remarks_on_stores(stores: Sequence[Checked]) -> Iterator[Remark]:
         yield Remark(f"stores of different encoders ({names}): only `evalsuite fidelity` compares these")
     for _, group in groupby(sorted(stores, key=lambda each: each.fingerprint), key=lambda each: each.fingerprint):
         of_encoder = [store for store in group if store.precision is not None]
-        precisions = {precision: [] for precision in sorted({str(store.precision) for store in of_encoder})}
+        precisions: dict[str, list[str]] = {
+            precision: [] for precision in sorted({str(store.precision) for store in of_encoder})
+        }
         for store in of_encoder:
             precisions[str(store.precision)].append(store.store)
         if len(precisions) > 1:
@@ -100,8 +102,8 @@ def _on_images(store: Checked) -> Iterator[Remark]:
         )
     if store.near_identical:
         yield Remark(
-            f"{_estimate(store.near_identical, store)} rows are near-identical to one of another image",
-            falsifies=store.near_identical >= MOST_NEAR,
+            f"{_estimate(store.near_identical, store)} rows are near-identical to one of another image{_doubt(store)}",
+            falsifies=store.near_identical >= MOST_NEAR and store.tells_apart,
         )
     if not store.images_known:
         yield Remark("keeps no hashes of its images: whether others have the same images is known by embeddings alone")
@@ -164,8 +166,9 @@ def remarks_on_pairs(stores: Sequence[Checked], pairs: Sequence[Pair]) -> Iterat
                 )
             if near:
                 yield Remark(
-                    f"{one.store}: {_estimate(near, one)} rows are near-identical to one of another image of {other.store}",
-                    falsifies=near >= MOST_NEAR,
+                    f"{one.store}: {_estimate(near, one)} rows are near-identical to one of another image of {other.store}"
+                    + _doubt(one),
+                    falsifies=near >= MOST_NEAR and one.tells_apart,
                 )
         if a.classes and b.classes:
             yield from _on_common_classes(a, b, pair)
@@ -189,6 +192,10 @@ def _on_common_classes(a: Checked, b: Checked, pair: Pair) -> Iterator[Remark]:
 
 def _part(count: int, of: int) -> str:
     return f"{count:,} of {of:,} ({count / of:.1%})"
+
+
+def _doubt(store: Checked) -> str:
+    return "" if store.tells_apart else ", as far as this encoder tells images apart, which is not far"
 
 
 def _estimate(share: float, store: Checked) -> str:
