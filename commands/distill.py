@@ -61,6 +61,9 @@ def fit(
     precision: Annotated[
         TrainingPrecision | None, typer.Option(help="'auto' is bf16 on a GPU, else fp32.", show_default="auto")
     ] = None,
+    any_precision: Annotated[
+        bool, typer.Option("--any-precision", help="Train on stores in different precisions of one teacher.")
+    ] = False,
     workers: Workers = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, as its config.toml says.")] = False,
     config: Annotated[
@@ -95,7 +98,7 @@ def fit(
     flags = {
         "store": _one_or_all(store), "corpus": _one_or_all(corpus), "out": out, "student": student, "method": method,
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
-        "precision": precision.value if precision else None,
+        "precision": precision.value if precision else None, "any_precision": any_precision or None,
     }  # fmt: skip
     given |= {key: value for key, value in flags.items() if value is not None}
     for setting in settings or []:

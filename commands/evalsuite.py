@@ -36,6 +36,10 @@ DropIdentical = Annotated[
         help="Leave out images that the other side has too (by their hashes; where a store has none, by the very same embedding).",
     ),
 ]
+AnyPrecision = Annotated[
+    bool,
+    typer.Option("--any-precision", help="Compare stores in whatever precision they were made; the result says so."),
+]
 Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind each interval.")]
 
 
@@ -74,6 +78,7 @@ def knn(
         str, typer.Option(metavar="SPEC", help="exact, or a FAISS index: HNSW32, 'IVF4096,Flat;nprobe=16' (quoted), …")
     ] = "exact",
     drop_identical: DropIdentical = False,
+    any_precision: AnyPrecision = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -93,6 +98,7 @@ def knn(
             shots=shots,
             index=index,
             drop_identical=drop_identical,
+            any_precision=any_precision,
             seed=seed,
         )
     show(result, to_json)
@@ -140,6 +146,7 @@ def ood(
     ] = None,
     resamples: Resamples = 1000,
     drop_identical: DropIdentical = False,
+    any_precision: AnyPrecision = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -176,6 +183,7 @@ def ood(
             head=head,
             resamples=resamples,
             drop_identical=drop_identical,
+            any_precision=any_precision,
             seed=seed,
         )
     show(result, to_json)
@@ -198,6 +206,7 @@ def fidelity(
     ] = None,
     student_bank: Annotated[str | None, typer.Option(metavar="STORE", help="The same samples of the student.")] = None,
     drop_identical: DropIdentical = False,
+    any_precision: AnyPrecision = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of rows, chance levels and intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -217,6 +226,7 @@ def fidelity(
             teacher_bank=teacher_bank,
             student_bank=student_bank,
             drop_identical=drop_identical,
+            any_precision=any_precision,
             seed=seed,
         )
     show(result, to_json)
@@ -241,6 +251,7 @@ def probe(
     ] = None,
     device: DeviceOption = Device.auto,
     drop_identical: DropIdentical = False,
+    any_precision: AnyPrecision = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the rows that choose C, and of the intervals.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -254,7 +265,7 @@ def probe(
     given: dict[str, Any] = {} if c is None else {"c": _numbers(c, "--c")}
     with bar("probe", "fits") as update:
         result = evalsuite.probe(
-            train, test, save=save, device=device.value, drop_identical=drop_identical, seed=seed,
+            train, test, save=save, device=device.value, drop_identical=drop_identical, any_precision=any_precision, seed=seed,
             progress=lambda done, of: update(done, of, "choosing C" if done < of - 1 else "with the chosen C"), **given,
         )  # fmt: skip
     screen.print(f"C = {result.parameters['c']:g}, {result.parameters['steps']} steps", highlight=False)
@@ -305,6 +316,7 @@ def robustness(
     device: DeviceOption = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all stores in --out anew.")] = False,
     drop_identical: DropIdentical = False,
+    any_precision: AnyPrecision = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and where --pgd starts.")] = 0,
     to_json: Json = None,
 ) -> None:
@@ -328,7 +340,7 @@ def robustness(
             severities=_range(severity, "--severity"), size=size, k=k, near=sets["near"], far=sets["far"],
             detectors=detector or ["knn"], head=head, pgd=() if pgd is None else _numbers(pgd, "--pgd"), pgd_steps=pgd_steps or 20,
             autoattack=() if autoattack is None else _numbers(autoattack, "--autoattack"),
-            reference=reference, workers=workers, device=device.value, overwrite=overwrite, drop_identical=drop_identical, seed=seed, progress=update,
+            reference=reference, workers=workers, device=device.value, overwrite=overwrite, drop_identical=drop_identical, any_precision=any_precision, seed=seed, progress=update,
         )  # fmt: skip
     show(result, to_json)
 

@@ -40,6 +40,8 @@ class PixelsFormat(StrEnum):
 
 class EncoderPrecision(StrEnum):
     auto, fp32, bf16, fp16 = "auto", "fp32", "bf16", "fp16"
+    fp32_channels_last, bf16_channels_last = "fp32+channels_last", "bf16+channels_last"
+    bf16_autocast, fp16_channels_last = "bf16-autocast+channels_last", "fp16+channels_last"
 
 
 class Dtype(StrEnum):
@@ -114,7 +116,11 @@ def extract(
     workers: Workers = None,
     device: DeviceOption = Device.auto,
     precision: Annotated[
-        EncoderPrecision, typer.Option(help="'auto' measures, and takes the fastest that stays faithful to fp32.")
+        EncoderPrecision,
+        typer.Option(
+            help="'auto' measures once for each encoder and kind of machine, takes the fastest that stays faithful to "
+            "fp32, and the same for every later store. bf16 and fp16 mean those with channels_last."
+        ),
     ] = EncoderPrecision.auto,
     max_failures: Annotated[
         int | None, typer.Option(min=0, help="Stop when more images cannot be read.", show_default="never")
@@ -155,6 +161,7 @@ def extract(
     unfinished: set[str] = set()
     last: list[Any] = []
     with bar("extract", "images") as update:
+        update(0, len(images), "first images, precision", "prepare")
 
         def announce(plan: Any) -> None:
             unfinished.update(str(store.path) for store in plan.stores)
@@ -184,13 +191,19 @@ def extract(
 def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, asked: str, to_json: str | None) -> None:
     """What became of each store, whether in the precision `asked` for, and where the time went if there was anything
     `at` all to do."""
+    from featcache.comparable import exact_name, unfaithful
+
     summary: dict[str, Any] = {"command": "extract"} | (summaries[0] if len(summaries) == 1 else {"stores": summaries})
     for made in summaries:
         done, rest = ("reused", ", nothing to compute") if made["reused"] else ("sealed", "")
         rows, kept = counted(made["rows"], made["failed"]), made["extraction"]["precision"]
-        screen.print(f"[green]{done}[/] {shown(made['store'])}: {rows}{rest} · {kept}")
+        worst, checked = made["extraction"].get("cosine"), made["extraction"].get("checked")
+        faithful = f", cosine to fp32 ≥ {worst:.5f} ({checked:,} rows checked)" if checked and worst is not None else ""
+        screen.print(f"[green]{done}[/] {shown(made['store'])}: {rows}{rest} · {kept}{faithful}")
+        if unfaithful(made["extraction"]):
+            screen.print(f"[yellow]warning:[/] {shown(made['store'])}: {unfaithful(made['extraction'])}")
         begun = "finished already" if made["reused"] else "begun" if at and at.resumed else ""
-        if begun and asked != "auto" and not kept.startswith(asked):
+        if begun and asked != "auto" and exact_name(asked) != kept:
             screen.print(
                 f"[yellow]warning:[/] --precision {asked} is ignored: the store was {begun} in {kept}; "
                 "choose another --out, or replace it with --overwrite"
@@ -199,7 +212,8 @@ def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, asked: str, 
         spent = max(at.wait + at.encode + at.write, 1e-9)  # zero where only left-over files had to go
         shares = {name: getattr(at, name) / spent for name in ("wait", "encode", "write")}
         where = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        screen.print(f"{at.images_per_second:,.0f} images/s ({where})")
+        if at.images_per_second:  # nothing was computed: no rate
+            screen.print(f"{at.images_per_second:,.0f} images/s ({where})")
         summary |= {
             "resumed_rows": at.resumed,
             "reused_rows": at.reused,
@@ -221,6 +235,7 @@ def _announce(plan: Any) -> None:
         f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {plan.samples_per_second:,.0f} rows/s",
         highlight=False,
     )
+    screen.print(f"precision: {shown(', '.join(plan.precisions))}", highlight=False)
 
 
 @app.command()

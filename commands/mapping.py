@@ -30,6 +30,9 @@ def mapping(
         str | None, typer.Option(metavar="STORE", help="Held-out features, for kNN accuracy and as ID for AUROC.")
     ] = None,
     ood: Annotated[str | None, typer.Option(metavar="STORE", help="Features of another distribution.")] = None,
+    any_precision: Annotated[
+        bool, typer.Option("--any-precision", help="Compare stores in whatever precision they were made.")
+    ] = False,
     to_json: Json = None,
 ) -> None:
     """Fit mappings from the teacher's space to a student's, and tell how much of the teacher each keeps.
@@ -46,7 +49,8 @@ def mapping(
         raise ValueError("--ood: AUROC compares it with held-out features; give --id-test as well")
     bank = featcache.open_store(store)
     test, strangers = (featcache.open_store(path) if path else None for path in (id_test, ood))
-    Source([each for each in (bank, test, strangers) if each is not None])  # refuses stores of different encoders
+    opened = [each for each in (bank, test, strangers) if each is not None]
+    Source(opened, any_precision)  # refuses stores of different encoders or precisions
     found, refused = {}, {}
     for each in name or plugin_names("distill.mappings"):
         try:

@@ -47,9 +47,11 @@ class Inputs:
         stores = self.source.stores
         paths, specs = [str(store.path) for store in stores], [corpus.spec for corpus in self.corpora]
         digests = [store.manifest["sealed"]["digest"] for store in stores]
-        one = len(stores) == 1
+        one, settings = len(stores) == 1, asdict(self.settings)
+        if not settings["any_precision"]:  # as before there was such a setting
+            settings.pop("any_precision")
         return {
-            **asdict(self.settings),
+            **settings,
             "store": paths[0] if one else paths,
             "store_digest": digests[0] if one else digests,
             "corpus": specs[0] if one else specs,
@@ -87,7 +89,7 @@ def set_up(
     """
     stores, corpora = open_all(store, corpus)
     torch.manual_seed(settings.seed)
-    source, processes = Source(stores), accelerator.num_processes
+    source, processes = Source(stores, settings.any_precision), accelerator.num_processes
     student, preprocess, record = make_student(
         settings.student,
         teacher_preprocess(stores[0]),

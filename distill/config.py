@@ -76,6 +76,7 @@ class FitConfig:
         drop_path: rate of stochastic depth of a timm student.
         pretrained: start from the model's pretrained weights.
         precision: "fp32" or "bf16" (autocast); "auto" is bf16 on a GPU, else fp32.
+        any_precision: take stores of the teacher in whatever precisions they were made.
         compile: run the student through torch.compile.
         eval_every: epochs between evaluations on the held-out rows; 0 evaluates at the end only.
         holdout: share of the samples kept out of training for that, at most 1,000 of them; 0.05 when `eval_every` is
@@ -107,6 +108,7 @@ class FitConfig:
     drop_path: float = 0.0
     pretrained: bool = False
     precision: str = "auto"
+    any_precision: bool = False
     compile: bool = False
     eval_every: int = 0
     holdout: float = 0.0

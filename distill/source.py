@@ -1,14 +1,18 @@
 """Source: the usable rows of one or several stores of the same teacher, numbered through."""
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int64
 
+from featcache.comparable import require_comparable, unfaithful
 from featcache.identical import embedding_hashes, numbered
 from featcache.layout import EMBEDDING
 from featcache.store import FeatureStore
+
+log = logging.getLogger("distill")
 
 
 class Source:
@@ -16,16 +20,17 @@ class Source:
 
     Args:
         stores: sealed, of one encoder.
+        any_precision: whether stores in different precisions will do.
 
     Attributes:
         view_counts: (n,) views of each row.
         labels: (n,), −1 where there is none, or where the stores' classes differ.
 
     Raises:
-        ValueError: the stores are of different encoders, or hold not one row with features.
+        ValueError: the stores are of different encoders or precisions, or hold not one row with features.
     """
 
-    def __init__(self, stores: Sequence[FeatureStore]):
+    def __init__(self, stores: Sequence[FeatureStore], any_precision: bool = False):
         first = stores[0]
         for store in stores[1:]:
             if (store.fingerprint, store.embedding_dim) != (first.fingerprint, first.embedding_dim):
@@ -33,6 +38,11 @@ class Source:
                     f"{store.path} was made by encoder {store.encoder_name} ({store.fingerprint[:12]}), {first.path} by "
                     f"{first.encoder_name} ({first.fingerprint[:12]}); students learn from one teacher at a time"
                 )
+            if not any_precision:
+                require_comparable((str(first.path), first.manifest), (str(store.path), store.manifest))
+        for store in stores:
+            if said := unfaithful(store.manifest.get("extraction") or {}):
+                log.warning("%s: %s", store.path, said)
         self.stores, self.embedding_dim = list(stores), first.embedding_dim
         self.path = ", ".join(str(store.path) for store in stores)
         rows = [store.ok for store in stores]

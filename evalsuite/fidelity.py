@@ -45,6 +45,7 @@ def fidelity(
     mapping: str | os.PathLike[str] | None = None,
     queries: int = 10_000,
     drop_identical: bool = False,
+    any_precision: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -91,7 +92,8 @@ def fidelity(
 
     Raises `ValueError` when a store repeats a sample id, fewer than 4 rows join, the stores hold different
     images under one id, all rows of a store are alike, a value is not finite, k is not below the number of
-    rows (or exceeds the voters), the banks do not suit, or the mapping does not fit the stores.
+    rows (or exceeds the voters), the banks do not suit (they are in
+    the rows' precision, unless `any_precision` will do), or the mapping does not fit the stores.
 
     Kornblith et al. 2019, arXiv 1905.00414 (CKA); Song et al. 2012, "Feature Selection via Dependence
     Maximization", JMLR 13 (unbiased HSIC); Huh et al. 2024, arXiv 2405.07987 (mutual kNN); Cohen 1960, "A
@@ -101,7 +103,7 @@ def fidelity(
         raise ValueError(f"queries must be at least 1, got {queries}")
     all_x, all_y = Rows.of(teacher), Rows.of(student)
     x, y = _joined(all_x, all_y)
-    banks = _banks(teacher_bank, student_bank, all_x, all_y)
+    banks = _banks(teacher_bank, student_bank, all_x, all_y, any_precision)
     side = 0 if x.hashed or not y.hashed else 1  # whose hashes of the images are asked
     images = (x, y)[side]
     same = repeated(images) if drop_identical else overlap(images, [images], np.arange(len(x)))
@@ -180,6 +182,7 @@ def fidelity(
             "mapping": None if mapping is None else os.fspath(mapping),
             "queries": len(drawn),
             "drop_identical": drop_identical,
+            "any_precision": any_precision,
             "identical_by": (same | in_bank).by,
             "resamples": resamples,
             "seed": seed,
@@ -413,7 +416,9 @@ def _check_voters(k: int, voters: int, whose: str) -> None:
         raise ValueError(f"k={k} exceeds the {voters} labelled rows that {whose}; use a smaller k or more labels")
 
 
-def _banks(teacher: Store | None, student: Store | None, x: Rows, y: Rows) -> tuple[Rows, Rows] | None:
+def _banks(
+    teacher: Store | None, student: Store | None, x: Rows, y: Rows, any_precision: bool
+) -> tuple[Rows, Rows] | None:
     """The rows the two banks have in common, labelled in the teacher's."""
     if teacher is None and student is None:
         return None
@@ -421,7 +426,7 @@ def _banks(teacher: Store | None, student: Store | None, x: Rows, y: Rows) -> tu
         raise ValueError("only one bank is given; give both --teacher-bank and --student-bank, or neither")
     banks = Rows.of(teacher), Rows.of(student)
     for bank, rows in zip(banks, (x, y), strict=True):
-        rows.require_same_encoder(bank)
+        rows.require_same_encoder(bank, any_precision)
         if os.path.realpath(bank.name) == os.path.realpath(rows.name):
             raise ValueError(f"{bank.name} is its own bank; leave out the banks, and its rows vote for each other")
     return _joined(banks[0].labelled(), banks[1])

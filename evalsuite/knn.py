@@ -44,6 +44,7 @@ def knn(
     shots: int | None = None,
     index: str = "exact",
     drop_identical: bool = False,
+    any_precision: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -77,7 +78,7 @@ def knn(
     and unlabelled rows are left out, counted and remarked on; so are query rows whose class has no bank row, which are
     kept (and wrong): `unreachable`.
 
-    Raises `ValueError` when the stores come from different encoders, one has no labels or a value that is not finite,
+    Raises `ValueError` when the stores come from different encoders or, without `any_precision`, were made in different precisions, one has no labels or a value that is not finite,
     one has class names and the other only numbers, the query has a class the bank does not know or none that it has, a
     class has fewer bank rows than `shots`, k is no whole number or exceeds the bank, FAISS cannot make the index of this
     bank, or the index finds fewer than k neighbours.
@@ -90,7 +91,7 @@ def knn(
     k = PRESETS[preset]["k"] if k is None else k
     temperature = PRESETS[preset]["temperature"] if temperature is None else temperature
     all_bank, all_query = Rows.of(bank), Rows.of(query)
-    all_bank.require_same_encoder(all_query)
+    all_bank.require_same_encoder(all_query, any_precision)
     same_store = os.path.realpath(all_bank.name) == os.path.realpath(all_query.name)
     labelled_bank, query_rows = all_bank.labelled(), all_query.labelled()
     if drop_identical:
@@ -178,6 +179,7 @@ def knn(
             "shots": shots,
             "index": index,
             "drop_identical": drop_identical,
+            "any_precision": any_precision,
             "identical_by": same.by,
             "resamples": resamples,
             "seed": seed,

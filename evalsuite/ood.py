@@ -38,6 +38,7 @@ def ood(
     k: int | None = None,
     head: str | os.PathLike[str] | None = None,
     drop_identical: bool = False,
+    any_precision: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -70,7 +71,7 @@ def ood(
     counted, as `identical` in the set's record of `inputs`, and remarked on; `drop_identical` leaves them out. Images
     are known as in `evalsuite.knn`.
 
-    Raises `ValueError` when stores come from different encoders, one is both ID and OOD, nine tenths of an OOD set's
+    Raises `ValueError` when stores come from different encoders or, without `any_precision`, were made in different precisions, one is both ID and OOD, nine tenths of an OOD set's
     images are ID ones, by their hashes, and not left out, a set is empty or misnamed or
     has a row that is not finite, a spec cannot be read, a preset lacks a store, or every detector failed. A store that
     is two OOD sets warns.
@@ -95,7 +96,7 @@ def ood(
     rows = {"id_test": test} | {key: Rows.of(store, classifier) for key, store in sets.items()}
     require_apart({"id_train": train} | rows)
     for other in rows.values():
-        train.require_same_encoder(other)
+        train.require_same_encoder(other, any_precision)
     built = build_all(detectors, k)
     same = overlaps(train, rows)
     rows = {key: without_identical(key, each, same[key], drop_identical) for key, each in rows.items()}
@@ -157,6 +158,7 @@ def ood(
             "head_accuracy": accuracy,
             "preset": preset,
             "drop_identical": drop_identical,
+            "any_precision": any_precision,
             "identical_by": {key: each.by for key, each in same.items()},
             "tied": ties,
             "resamples": resamples,

@@ -38,6 +38,7 @@ def probe(
     seed: int = 0,
     save: str | os.PathLike[str] | None = None,
     drop_identical: bool = False,
+    any_precision: bool = False,
     resamples: int = 1000,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -65,7 +66,7 @@ def probe(
     bias for embeddings as they are stored, and as metadata `class_names` and `labels` (JSON lists, one entry a
     row of `weight`), `fingerprint`, `encoder` and `c`. `progress` is called with (fits done, of how many).
 
-    Raises `ValueError` when the stores come from different encoders or are one, one has no labels or a value that
+    Raises `ValueError` when the stores come from different encoders or, without `any_precision`, were made in different precisions or are one, one has no labels or a value that
     is not finite, their classes cannot be matched or have none in common, `train` has one class, no C is positive, no class has a row to spare for choosing C, or `save` cannot
     be written.
 
@@ -75,7 +76,7 @@ def probe(
     if not candidates or not (np.isfinite(candidates).all() and candidates[0] > 0):
         raise ValueError(f"c must hold positive numbers, got {c}")
     all_train, all_test = Rows.of(train), Rows.of(test)
-    all_train.require_same_encoder(all_test)
+    all_train.require_same_encoder(all_test, any_precision)
     if os.path.realpath(all_train.name) == os.path.realpath(all_test.name):
         raise ValueError(f"{all_test.name} is both train and test; pass held-out images as test")
     train_rows, test_rows = all_train.labelled(), all_test.labelled()
@@ -189,6 +190,7 @@ def probe(
             "unfinished": unfinished,
             "head": None if save is None else os.fspath(save),
             "drop_identical": drop_identical,
+            "any_precision": any_precision,
             "identical_by": same.by,
             "resamples": resamples,
             "seed": seed,

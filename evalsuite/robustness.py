@@ -62,6 +62,7 @@ def robustness(
     autoattack: Sequence[float | int] = (),
     reference: Result | str | os.PathLike[str] | None = None,
     drop_identical: bool = False,
+    any_precision: bool = False,
     resamples: int = 1000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -102,7 +103,8 @@ def robustness(
 
     Rows that fail are left out and counted: an image with a side under 32 px cannot be corrupted. `progress` is called
     with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device`, `precision` and
-    `overwrite` are `featcache.extract`'s; the clean store's precision serves all.
+    `overwrite` are `featcache.extract`'s; with "auto", the bank's precision and batch size serve all. Stores of another
+    precision are refused, unless `any_precision` will do.
 
     Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled, `bank` or an OOD
     store another encoder's, k larger than the bank, an OOD set misnamed or the bank itself, a detector's spec cannot be
@@ -122,7 +124,7 @@ def robustness(
     if corpus.class_names is None:
         raise ValueError(f"{corpus.spec} has no labels; give a corpus with class sub-folders or a label column")
     encoder = featcache.load_encoder(encoder) if isinstance(encoder, str) else encoder
-    sets = _OodSets(near or {}, far or {}, detectors, bank, head)
+    sets = _OodSets(near or {}, far or {}, detectors, bank, head, any_precision)
     voters = sets.bank.labelled()
     if sets.bank.record()["fingerprint"] != encoder.fingerprint:
         made = sets.bank.record()
@@ -134,6 +136,9 @@ def robustness(
         raise ValueError(f"temperature must be a positive, finite number, got {temperature}")
     if not 1 <= k <= len(voters):
         raise ValueError(f"k={k}: give 1 to {len(voters)}, the labelled rows of {voters.name}")
+    if precision == "auto":  # the bank's, and its batches: other rows would not be comparable
+        precision = sets.bank.extraction.get("precision", "auto")
+        batch_size = batch_size or sets.bank.extraction.get("batch_size")
     attacks = [Pgd(pgd, pgd_steps, head, corpus)] if pgd else []
     attacks += [AutoAttack(autoattack, head, corpus)] if autoattack else []
     top1 = f"top1@{k}"
@@ -172,7 +177,9 @@ def robustness(
         raise ValueError(
             f"the reference is of other images or labels than {corpus.spec}; measure it on the same corpus"
         )
-    labelled = Rows.of(clean).labelled()
+    cleaned = Rows.of(clean)
+    sets.bank.require_same_encoder(cleaned, any_precision)
+    labelled = cleaned.labelled()
     same = overlap(labelled, [voters])
     if drop_identical and same.rows.all():
         raise ValueError(f"every image of {corpus.spec} is in {voters.name} too; give another corpus or bank")
@@ -190,7 +197,9 @@ def robustness(
             store = finished or extracted(where, paths[where], clean.manifest["extraction"]["precision"])
         rows = Rows.of(store, sets.bank.head)
         rows = rows.pick(np.flatnonzero(~np.isin(rows.index, left_out)))
-        votes[where] = knn(sets.bank, rows, [k], temperature, resamples=resamples, seed=seed)
+        votes[where] = knn(
+            sets.bank, rows, [k], temperature, any_precision=any_precision, resamples=resamples, seed=seed
+        )
         judged = Judged(rows, sets.bank, CLEAN) if where == CLEAN else None
         aurocs[where] = sets.measure(rows, resamples, seed, judged)
         accuracy, of_head = judged.record() if judged is not None else (accuracy, of_head)
@@ -267,6 +276,7 @@ def robustness(
             **{attack.name: attack.record() for attack in attacks},
             "reference": None if reference is None else reference.parameters["encoder"],
             "drop_identical": drop_identical,
+            "any_precision": any_precision,
             "identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()},
             "resamples": resamples,
             "seed": seed,
@@ -315,13 +325,14 @@ class _OodSets:
         specs: Sequence[str],
         bank: Store,
         head: str | os.PathLike[str] | None,
+        any_precision: bool,
     ) -> None:
         self.head = None if head is None else Head.read(head)
         self.bank = Rows.of(bank, self.head)
         self._sets = {name: Rows.of(store, self.head) for name, store in named_sets(near=near, far=far).items()}
         require_apart({"bank": self.bank} | self._sets)
         for rows in self._sets.values():
-            self.bank.require_same_encoder(rows)
+            self.bank.require_same_encoder(rows, any_precision)
         self.failures: dict[str, Exception] = {}
         self.built = build_all(specs) if self._sets else {}
         self._fitted = fit_all(self.built, self.bank, list(self._sets.values()), self.failures)

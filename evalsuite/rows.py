@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -53,6 +54,10 @@ class Rows:
             from featcache.store import open_store
 
             store = open_store(store)
+        from featcache.comparable import unfaithful
+
+        if said := unfaithful(store.manifest.get("extraction") or {}):
+            warnings.warn(f"{store.path}: {said}", RuntimeWarning, stacklevel=3)
         index = store.ok
         if len(index) == 0:
             raise ValueError(
@@ -224,8 +229,11 @@ class Rows:
         """The rows at these positions (0..n-1), in this order."""
         return Rows(self._store, self.index[positions], self.head)
 
-    def require_same_encoder(self, other: Rows) -> None:
-        """Raise `ValueError` unless `other` holds embeddings made by the same encoder."""
+    def require_same_encoder(self, other: Rows, any_precision: bool = False) -> None:
+        """Raise `ValueError` unless `other` holds embeddings made by the same encoder, and in the same precision unless
+        `any_precision` will do."""
+        from featcache.comparable import require_comparable
+
         mine, theirs = self._store, other._store
         if (mine.fingerprint, mine.embedding_dim) != (theirs.fingerprint, theirs.embedding_dim):
             raise ValueError(
@@ -233,6 +241,13 @@ class Rows:
                 f"{theirs.embedding_dim} dimensions), {self.name} by {mine.encoder_name} "
                 f"({mine.fingerprint}, {mine.embedding_dim}); extract both with the same encoder"
             )
+        if not any_precision:
+            require_comparable((self.name, mine.manifest), (other.name, theirs.manifest))
+
+    @property
+    def extraction(self) -> dict[str, Any]:
+        """How the embeddings were computed, as far as the store says."""
+        return dict(self._store.manifest.get("extraction") or {})
 
     def record(self) -> dict[str, Any]:
         """What a result file says about this input."""
@@ -240,6 +255,7 @@ class Rows:
             "path": self.name,
             "encoder": self._store.encoder_name,
             "fingerprint": self._store.fingerprint,
+            "precision": self.extraction.get("precision"),
             "rows": len(self),
             "failed": len(self._store.failed),
         }

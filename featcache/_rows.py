@@ -54,7 +54,7 @@ class MappedRows:
     def row(self, name: str, row: int) -> np.ndarray:
         """One row of any array of fixed width."""
         if (whole := self._whole(name)) is not None:
-            return whole[row]
+            return np.asarray(whole[row])
         chunk, offset = divmod(row, self._layout[name].chunk_rows)
         return np.asarray(self._chunk(name, chunk)[offset])
 

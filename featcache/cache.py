@@ -12,9 +12,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from featcache._integrity import METADATA
 from featcache.corpora._urls import is_url
 from featcache.files import files_at
 from featcache.home import cache_home
+from featcache.layout import COSINE
 from featcache.store import FeatureStore
 
 log = logging.getLogger("featcache")
@@ -60,6 +62,17 @@ def known_stores() -> list[str | Path]:
     return [*sorted(local | set((cache_home() / "stores").glob("*.zarr"))), *sorted(filter(is_url, registered))]
 
 
+def recorded_extractions(fingerprint: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """How the encoder's registered stores on this machine were made (a manifest's `extraction`), and their rows."""
+    for _, record in _entries(cache_home() / "index", "*/*.json"):
+        try:
+            manifest = json.loads((Path(record["path"]) / METADATA).read_bytes())["attributes"]["featcache"]
+            if manifest["encoder"]["fingerprint"] == fingerprint and manifest["sealed"]:
+                yield dict(manifest["extraction"]), int(manifest["corpus"]["rows"])
+        except (OSError, ValueError, KeyError, TypeError):  # gone, damaged, at a URL, or made elsewhere
+            continue
+
+
 @contextlib.contextmanager
 def set_aside(path: str | Path, manifest: Mapping[str, Any]) -> Iterator[None]:
     """While a finished store on this machine is replaced by one of the same recipe: its rows can still be found.
@@ -98,20 +111,20 @@ def _replaced(path: str | Path) -> Path:
 
 
 class KnownRows:
-    """Rows that some registered store already holds for one recipe: encoder, views, fields and their dtypes.
+    """Rows that some registered store already holds for one recipe: encoder, views, fields and their dtypes; and with the
+    same bits: precision, kind of machine and batch size.
 
     What another store holds is trusted only where its checksums hold.
 
     Args:
         manifest: of the store to be made.
         besides: a store that is not asked, because it is the one being made; but the one it replaces is.
-        precision: "auto", or the only one whose rows will do.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], besides: str | Path, precision: str = "auto"):
+    def __init__(self, manifest: Mapping[str, Any], besides: str | Path):
         self._fields = list(manifest["fields"])
         self._by_id = manifest["views"]["augment"] == "rrc"  # then a view depends on the sample's id too
-        self._stores = list(self._open(_index_folder(manifest), besides, precision))
+        self._stores = list(self._open(_index_folder(manifest), besides, _bits(manifest)))
         self._damaged: set[str | Path] = set()
 
     def __bool__(self) -> bool:
@@ -130,7 +143,8 @@ class KnownRows:
                 try:
                     same = store.row("content", row).tobytes() == content
                     if same and not (self._by_id and str(store.sample_ids[row]) != sample_id):
-                        features = {name: store.checked_row(name, row) for name in self._fields}
+                        cosine = [COSINE] if COSINE in store.layout else []
+                        features = {name: store.checked_row(name, row) for name in self._fields + cosine}
                         return features, store.checked_row("view", row)
                 except FileNotFoundError:  # removed since: the image is encoded
                     break
@@ -146,7 +160,7 @@ class KnownRows:
 
     @staticmethod
     def _open(
-        folder: Path, besides: str | Path, precision: str
+        folder: Path, besides: str | Path, bits: list[Any]
     ) -> Iterator[tuple[FeatureStore, np.ndarray, np.ndarray]]:
         for entry, record in _entries(folder, "*.json"):
             place: str | Path = record["path"]
@@ -158,7 +172,7 @@ class KnownRows:
                 store = FeatureStore(place)
                 if not store.sealed or store.manifest["sealed"]["digest"] != record["digest"]:
                     continue  # replaced since by another one
-                if precision != "auto" and not store.manifest["extraction"]["precision"].startswith(precision):
+                if _bits(store.manifest) != bits:
                     continue
                 keys, rows = (np.load(entry.with_suffix(f".{name}.npy"), mmap_mode="r") for name in ("keys", "rows"))
             except (ValueError, OSError, KeyError):
@@ -188,6 +202,12 @@ def _put(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 def _recipe(manifest: Mapping[str, Any]) -> list[Any]:
     wide = [manifest["dtypes"]] if manifest.get("dtypes") else []
     return [manifest["encoder"]["fingerprint"], manifest["views"], manifest["fields"], *wide]
+
+
+def _bits(manifest: Mapping[str, Any]) -> list[Any]:
+    """What decides the bits of a feature, besides the recipe; never equal where a store says nothing of it."""
+    made = manifest.get("extraction", {})
+    return [made.get(name, object()) for name in ("precision", "machine", "batch_size")]
 
 
 def _index_folder(manifest: Mapping[str, Any]) -> Path:

@@ -1,10 +1,12 @@
 """Encoder: a frozen model, its preprocessing, and a fingerprint of both."""
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ class Encoder:
     output: str
     files: tuple[str, ...] = ()
     device: torch.device = field(default=torch.device("cpu"), init=False)
-    _fp32: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _exact: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # while they are rounded
     precision: Precision = field(default=FP32, init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +66,8 @@ class Encoder:
     def fingerprint(self) -> str:
         """128-bit BLAKE2b, in hex, of every weight, the preprocessing, and the layer and pooling.
 
-        Precision and device are not in it: they are held to a cosine of 0.999 to fp32 instead.
+        Precision and machine are not in it: a store's manifest records them, and stores that differ in them are not
+        compared.
         """
         digest = hashlib.blake2b(f"{self.preprocess.to_dict()}\0{self.output}".encode(), digest_size=16)
         for key, weight in sorted(self.module.state_dict().items()):
@@ -73,17 +76,27 @@ class Encoder:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str, precision: Precision = FP32) -> "Encoder":
-        """Move and cast the model in place; returns self. From half precision it goes back to the exact weights first."""
+        """Move, cast and lay out the model in place; returns self.
+
+        The result depends on `device` and `precision` alone, not on what the model was in before: from half precision it
+        goes back to the exact weights first, buffers that no state dict holds included, and every tensor is laid out anew.
+        """
         assert self.fingerprint  # of the fp32 weights, whatever comes after
-        if self.precision.weights != torch.float32:
-            self.module.float().load_state_dict(self._fp32)
-        elif precision.weights != torch.float32:
-            self._fp32 = {key: weight.clone() for key, weight in self.module.state_dict().items()}
-        self.device, self.precision = torch.device(device), precision
-        self.module.to(self.device, precision.weights)
-        if precision.channels_last:
-            self.module.to(memory_format=torch.channels_last)
+        self.device = torch.device(device)
+        self.module.to(self.device)
+        if not self._exact and precision.weights != torch.float32:
+            self._exact = {name: tensor.detach() for name, tensor in self._floats()}
+        self.precision, self._exact = precision, {name: exact.to(self.device) for name, exact in self._exact.items()}
+        for name, tensor in self._floats():
+            exact = self._exact.get(name, tensor).to(precision.weights)
+            # `contiguous` keeps the strides of a 1 × 1 convolution in channels_last, and kernels are chosen by them.
+            tensor.data = exact.clone(memory_format=precision.memory_format) if exact.dim() == 4 else exact
+        self._exact = self._exact if precision.weights != torch.float32 else {}
         return self
+
+    def _floats(self) -> Iterator[tuple[str, Tensor]]:
+        named = chain(self.module.named_parameters(), self.module.named_buffers())
+        return ((name, tensor) for name, tensor in list(named) if tensor.is_floating_point())
 
     @torch.inference_mode()
     def encode(
@@ -100,7 +113,7 @@ class Encoder:
         """
         images = normalise(pixels.to(self.device, non_blocking=True), self.preprocess)
         images = images.to(self.precision.weights, memory_format=self.precision.memory_format)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.autocast), _full_fp32(self.device):
             features = self.module(images)
         wanted = self.fields if fields is None else fields
         for name in wanted:
@@ -110,6 +123,27 @@ class Encoder:
                     f"{self.name}: its module gives {found} as {name!r}, not {self.fields[name]}; correct `fields`"
                 )
         return {name: features[name].float() for name in wanted}
+
+    def encode_padded(
+        self, pixels: UInt8[Tensor, "n size size 3"], batch: int, fields: Sequence[str] = ("embedding",)
+    ) -> dict[str, Float[Tensor, "n ..."]]:
+        """`encode`, in forward passes of exactly `batch` images, the last one filled up.
+
+        A model takes other kernels for another number of images, and gives other bits: so it always gets as many.
+        """
+        parts = []
+        for part in pixels.split(batch):
+            filling = part[:1].expand(batch - len(part), *part.shape[1:])
+            found = self.encode(torch.cat([part, filling]) if len(filling) else part, fields)
+            parts.append({name: features[: len(part)] for name, features in found.items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in fields}
+
+
+def _full_fp32(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """On a GPU PyTorch's convolutions in fp32 would round to TF32, and kernels that are not deterministic be allowed."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def normalise(pixels: UInt8[Tensor, "batch size size 3"], preprocess: Preprocess) -> Float[Tensor, "batch 3 size size"]:

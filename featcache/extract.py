@@ -24,13 +24,16 @@ from featcache._disk import writing
 from featcache._stop import stoppable
 from featcache.allocator import keep_freed_memory
 from featcache.cache import KnownRows, default_store_path, discard_replaced, register, set_aside
+from featcache.comparable import NAMES, exact_name, is_half
 from featcache.corpus import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.files import Files, files_at
 from featcache.job import Job
 from featcache.layout import DTYPES, EMBEDDING, FLOAT16, PENDING, chunk_rows, field_bytes, field_dtype
+from featcache.machine import machine_kind
+from featcache.pins import settle
 from featcache.pixels import KeptPixels
-from featcache.precision import choose_precision
+from featcache.precision import CANDIDATES, fastest_faithful, pass_seconds
 from featcache.preprocess import Preprocess
 from featcache.rounding import TOLERANCE, share_lost
 from featcache.samples import Sample, Wanted, bursts, content_hash, cores, prefetch, read_sample
@@ -38,6 +41,8 @@ from featcache.store import FeatureStore, create_store, looks_like_store
 from featcache.views import CROP_AREA, PARAMETERS, Views
 
 PROBE_IMAGES = 8
+CHOOSING_IMAGES = 32
+"""All over the corpus: what a precision is chosen on must be faithful to them."""
 log = logging.getLogger("featcache")
 
 
@@ -82,6 +87,7 @@ class Plan:
         done: samples that need no more work.
         samples_per_second: of reading and encoding, measured on the probe batch.
         bytes_to_write: of all stores; kept images are guessed.
+        precisions: of each store, and why that one, in words.
     """
 
     stores: list[FeatureStore]
@@ -89,6 +95,7 @@ class Plan:
     done: int
     samples_per_second: float
     bytes_to_write: int
+    precisions: list[str]
 
     @property
     def bytes_free(self) -> int:
@@ -158,7 +165,9 @@ def extract_all(
         batch_size: images a forward pass; by default 16 on a CPU, 256 on a GPU.
         workers: threads that read, decode and resize; by default one a core.
         device: "auto" (a GPU when there is one), "cpu" or "cuda".
-        precision: "auto" measures and takes the fastest that is faithful; or "fp32", "bf16", "fp16".
+        precision: "auto" takes the encoder's on this kind of machine: measured at its first extraction, the fastest that
+            is faithful, and kept for all later ones. Or a name from `featcache.comparable`, "fp32" say. An interrupted
+            store goes on in its own.
         max_failures: stop as soon as more images than this could not be read.
         overwrite: replace a store at `out` that was made from something else. Rows of the same recipe and content are
             taken over; the old store goes when the new one is sealed.
@@ -175,6 +184,8 @@ def extract_all(
     encoders = [load_encoder(teacher) if isinstance(teacher, str) else teacher for teacher in teachers]
     recipe = Views(count=views, augment=augment, seed=seed, crop_area=crop_area)  # type: ignore[arg-type]
     device = resolve_device(device)
+    if precision != "auto":
+        exact_name(precision)
     if device == "cpu":
         keep_freed_memory()
     manifests = [_manifest(corpus, encoder, recipe, fields, dtype, pixels) for encoder in encoders]
@@ -193,28 +204,28 @@ def extract_all(
         new = [(place, made) for place, made, store in zip(places, manifests, claimed, strict=True) if store is None]
         _refuse_small_disks(new)
         probe_of = cache(lambda preprocess: _probe(corpus, recipe, preprocess, pool))
-        stores, jobs, wanted, encoding, reading = [], [], [], 0.0, 0.0
+        stores, jobs, wanted, precisions, encoding, reading = [], [], [], [], 0.0, 0.0
         for path, manifest, encoder, store in zip(paths, manifests, encoders, claimed, strict=True):
             if store is None or not store.sealed:
                 probe, seconds = probe_of(encoder.preprocess)
-                store, speed = _prepare(
+                manifest["extraction"], why = _settled(
                     path,
                     manifest,
                     encoder,
                     store,
-                    probe,
+                    partial(_spread_probe, corpus, recipe, encoder.preprocess, pool),
                     batch_size,
                     device,
                     precision,
-                    overwrite,
                 )
-                batch = store.manifest["extraction"]["batch_size"]
-                job = Job(encoder, store, corpus, max(1, batch // recipe.count))
+                store, speed = _prepare(path, manifest, encoder, store, probe, overwrite)
+                job = Job(encoder, store, corpus)
                 saved = job.saved_content
                 if list(saved.values()) != list(prefetch(partial(_content, corpus), saved, pool, ahead=256)):
                     job.discard_saved()
                 jobs.append(job)
-                wanted.append(Wanted(encoder.preprocess, KnownRows(manifest, path, precision)))
+                wanted.append(Wanted(encoder.preprocess, KnownRows(store.manifest, path)))
+                precisions.append(f"{manifest['extraction']['precision']} ({why})")
                 encoding, reading = encoding + recipe.count / speed, max(reading, seconds)
             stores.append(store)
         if not jobs:
@@ -232,7 +243,7 @@ def extract_all(
             bytes_to_write = sum(_store_bytes(s.manifest) * len(s.pending_chunks()) // s.chunks for s in unfinished)
             # A GPU encodes while the cores read; without one they do one after the other.
             a_sample = reading + encoding if device == "cpu" else max(reading, encoding)
-            announce(Plan(unfinished, at.rows, at.done, 1 / a_sample, bytes_to_write))
+            announce(Plan(unfinished, at.rows, at.done, 1 / a_sample, bytes_to_write, precisions))
         failed_before = max(job.failed for job in jobs)
 
         def read(row: int) -> Sample:
@@ -240,7 +251,9 @@ def extract_all(
             return read_sample(corpus, row, recipe, wants, pixels)
 
         held.callback(_save_unfinished, jobs)
-        ahead = max(64, 4 * (batch_size or 16) // recipe.count)
+        # Samples of four forward passes, of the teacher that takes the most at a time.
+        batch = max(int(job.store.manifest["extraction"]["batch_size"]) for job in jobs)
+        ahead = max(2 * (workers or cores()), 4 * batch // recipe.count)
         samples = (bursts if device == "cpu" else prefetch)(read, todo(), pool, ahead)
         for row in todo():
             clock = time.perf_counter()
@@ -269,7 +282,7 @@ def extract_all(
                 reason = next(iter(job.store.reasons.values()))
                 raise ValueError(f"{corpus.spec}: not one row has features (the first: {reason}); nothing was sealed")
             with writing(job.store.path):
-                job.store.seal()
+                job.seal()
             _finish(job.store)
         if progress:
             progress(at)
@@ -302,42 +315,84 @@ def _finish(store: FeatureStore) -> None:
     discard_replaced(store.path)
 
 
+def _settled(
+    path: str | Path,
+    manifest: dict[str, Any],
+    encoder: Encoder,
+    store: FeatureStore | None,
+    images: Callable[[], torch.Tensor],
+    batch_size: int | None,
+    device: str,
+    precision: str,
+) -> tuple[dict[str, Any], str]:
+    """How the store's features are computed, as its manifest records it, and why in that precision, in words.
+
+    An interrupted store goes on as it was begun, one that is replaced is made as it was.
+
+    Raises:
+        ValueError: the store was begun in half precision on another kind of machine.
+    """
+    machine = machine_kind(device)
+    if store is not None:
+        made: dict[str, Any] = store.manifest["extraction"]
+        if is_half(made["precision"]) and made.get("machine", machine) != machine:
+            raise ValueError(
+                f"{path}: was begun in {made['precision']} on {made['machine']}, and this is {machine}, where the bits "
+                "are others; finish it there, or begin again with --overwrite"
+            )
+        return made, "as it was begun"
+    batch = batch_size or (256 if device == "cuda" else 16)
+    name, why = _of_replaced(path, manifest, machine) if precision == "auto" else None, "as the store it replaces"
+    if name is None:
+        name, why = settle(
+            encoder.fingerprint, machine, precision, lambda: fastest_faithful(encoder, images(), batch, device)
+        )
+    checked = {"cosine": None, "checked": None} if is_half(name) else {"cosine": 1.0}
+    return {"batch_size": batch, "device": device, "machine": machine, "precision": name, **checked}, why
+
+
+def _of_replaced(path: str | Path, manifest: dict[str, Any], machine: str) -> str | None:
+    """The precision of a store of the same encoder that is there already, made on this kind of machine."""
+    try:
+        there = FeatureStore(path).manifest
+    except ValueError:
+        return None
+    made = there.get("extraction", {})
+    same = there["encoder"]["fingerprint"] == manifest["encoder"]["fingerprint"] and made.get("machine") == machine
+    return str(made["precision"]) if same and made.get("precision") in NAMES else None
+
+
 def _prepare(
     path: str | Path,
     manifest: dict[str, Any],
     encoder: Encoder,
     store: FeatureStore | None,
     probe: torch.Tensor,
-    batch_size: int | None,
-    device: str,
-    precision: str,
     overwrite: bool,
 ) -> tuple[FeatureStore, float]:
-    """Choose the precision and create the store if there is none; returns it and how many images/s the encoder does.
-
-    The precision and batch size of an interrupted run are kept: its finished chunks were made with them.
-    """
-    kept = store.manifest["extraction"] if store is not None else {}
-    chosen, speed = choose_precision(encoder, probe, kept.get("precision", precision), device, recorded=bool(kept))
-    lengths = encoder.encode(probe, fields=(EMBEDDING,))[EMBEDDING].norm(dim=1).cpu()
+    """Put the encoder into the store's precision, and create the store if there is none; returns it and images/s."""
+    made = manifest["extraction"]
+    encoder.to(made["device"], CANDIDATES[made["precision"]])
+    seconds = pass_seconds(encoder, probe, made["batch_size"])
+    lengths = encoder.encode_padded(probe, made["batch_size"])[EMBEDDING].norm(dim=1).cpu()
     if torch.allclose(lengths, torch.ones(len(probe)), atol=1e-3):
         log.warning(
             "%s: its embeddings are L2-normalised already: lengths, which some methods use, are lost", encoder.name
         )
-    _warn_of_float16(encoder, probe, manifest)
+    _warn_of_float16(encoder, probe, made["batch_size"], manifest)
     if store is None:
-        batch = batch_size or (256 if device == "cuda" else 16)
-        manifest["extraction"] = {"batch_size": batch, "device": device, **chosen}
         with writing(path), set_aside(path, manifest) if overwrite else contextlib.nullcontext():
             store = create_store(path, manifest, overwrite=overwrite)
-    return store, speed
+    return store, made["batch_size"] / seconds
 
 
-def _warn_of_float16(encoder: Encoder, probe: torch.Tensor, manifest: dict[str, Any]) -> None:
+def _warn_of_float16(encoder: Encoder, probe: torch.Tensor, batch: int, manifest: dict[str, Any]) -> None:
     """Features that float16 cannot hold are not lost without a word."""
     fields = [name for name in manifest["fields"] if field_dtype(manifest, name) == FLOAT16]
-    for name, features in (encoder.encode(probe, fields=fields) if fields else {}).items():
-        if share_lost(features.flatten(1).cpu().numpy()) > TOLERANCE:
+    for name, features in (encoder.encode_padded(probe, batch, fields) if fields else {}).items():
+        rows = features.flatten(1)
+        finite = rows[rows.isfinite().all(1)].cpu().numpy()
+        if len(finite) and share_lost(finite) > TOLERANCE:
             log.warning(
                 "%s: float16 loses much of what tells one %s from another; extract with --dtype float32",
                 encoder.name,
@@ -375,6 +430,14 @@ def _probe(
         pass
     seconds = (time.perf_counter() - began) / len(found)
     return torch.from_numpy(np.stack(list(found.values()))), seconds
+
+
+def _spread_probe(corpus: Corpus, recipe: Views, preprocess: Preprocess, pool: ThreadPoolExecutor) -> torch.Tensor:
+    """Pixels of images all over the corpus, those that can be read: the first ones alone may be of one class."""
+    rows = sorted({i * len(corpus) // CHOOSING_IMAGES for i in range(CHOOSING_IMAGES)})
+    samples = pool.map(lambda row: read_sample(corpus, row, recipe, [Wanted(preprocess)]), rows)
+    found = [seen.pixels[0] for sample in samples if (seen := sample.seen[0]) and seen.pixels is not None]
+    return torch.from_numpy(np.stack(found)) if found else _probe(corpus, recipe, preprocess, pool)[0]
 
 
 def _manifest(

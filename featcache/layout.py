@@ -18,6 +18,8 @@ PENDING, OK, FAILED = 0, 1, 2
 CHUNK_BYTES = 16 * 2**20
 """No feature chunk is larger; its rows are the largest power of two that fits, so none is under half of it."""
 EMBEDDING, PIXELS = "embedding", "pixels"
+COSINE = "cosine"
+"""Of stores in half precision: of some rows' embedding to that in fp32, NaN where it was not computed."""
 STATE = "state"
 
 
@@ -63,6 +65,7 @@ def array_layout(manifest: Mapping[str, Any]) -> dict[str, ArrayLayout]:
         "content": ((16,), "uint8"),
         "view": ((views, parameters), "float32"),
         "reason": ((), "string"),
+        **({COSINE: ((), "float32")} if "checked" in manifest.get("extraction", {}) else {}),
         STATE: ((), "uint8"),
     }
     wide = manifest["wide_chunk_rows"]

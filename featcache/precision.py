@@ -1,14 +1,16 @@
-"""The fastest precision that stays faithful to fp32, measured on the device at hand.
+"""How an encoder computes, and which way is the fastest that stays faithful to fp32, measured on the device at hand.
 
 No table of models can know: bf16 autocast is the fastest choice for a convnet on a CPU with AVX-512 bf16, the
-slowest by far on one without, and for a ViT on the former it is bf16 *weights*.
+slowest by far on one without, and for a ViT on the former it is bf16 *weights*. But the clock decides only once for
+each encoder and kind of machine (`featcache/pins.py`): features of two precisions are not comparable, however close.
 """
 
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,8 +18,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from featcache.encoder import Encoder
 
-FAITHFUL = 0.999
-"""Smallest cosine to the fp32 embedding allowed, over the images of the probe batch."""
+CHOSEN = 0.9995
+"""Smallest cosine on the images that a precision is chosen on: others will be worse than these few."""
 
 log = logging.getLogger("featcache")
 
@@ -35,8 +37,13 @@ class Precision:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
+    def half(self) -> bool:
+        """Whether anything is computed in less than fp32."""
+        return self.autocast or self.weights != torch.float32
+
+    @property
     def name(self) -> str:
-        """For example "fp32", "bf16-autocast+channels_last": what the manifest stores and `from_name` reads."""
+        """For example "fp32", "bf16-autocast+channels_last": what `--precision` takes and the manifest stores."""
         dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.weights]
         return ("bf16-autocast" if self.autocast else dtype) + ("+channels_last" if self.channels_last else "")
 
@@ -54,72 +61,47 @@ CANDIDATES = {
 }
 
 
-def choose_precision(
-    encoder: "Encoder", pixels: Tensor, requested: str, device: str, *, recorded: bool = False
-) -> tuple[dict[str, Any], float]:
-    """Move `encoder` to `device` in the fastest faithful precision that `requested` admits.
+def fastest_faithful(encoder: "Encoder", pixels: Tensor, batch: int, device: str) -> str:
+    """The candidate in which `encoder` is fastest on `device`, among those faithful by a margin to every image.
 
     Args:
-        encoder: in fp32 on the CPU.
-        pixels: probe batch, uint8 (B, S, S, 3).
-        requested: "auto", "fp32", "bf16", "fp16", or the exact name of a candidate (as a manifest records it).
-        device: "cpu" or "cuda".
-        recorded: `requested` is what a manifest records, so "fp32" is that one candidate and not its kind.
-
-    Returns:
-        The record for the manifest: {"precision": name, "cosine": smallest cosine to fp32 on the probe}; and how many
-        images/s the encoder does alone.
-
-    Raises:
-        ValueError: an unknown precision.
+        encoder: left on `device`, in any precision.
+        pixels: images to be faithful to, uint8 (N, S, S, 3).
+        batch: images a forward pass.
     """
-    kinds = ("fp32", "bf16", "fp16")
-    if requested not in ("auto", *kinds, *CANDIDATES):
-        raise ValueError(f"unknown precision {requested!r}; known: auto, {', '.join(kinds)}")
-    admitted = [
-        candidate
-        for candidate in CANDIDATES.values()
-        if requested == candidate.name
-        or (requested in kinds and candidate.name.startswith(requested) and not recorded)
-        or (requested == "auto" and (device == "cuda" or candidate.weights != torch.float16))
-    ]
-    reference = encoder.to(device).encode(pixels, ["embedding"])["embedding"]
-    best, best_seconds, best_cosine = FP32, [math.inf, math.inf], 1.0
-    for candidate in admitted:
+    encoder.to(device)
+    reference = encoder.encode_padded(pixels, batch)
+    best, best_seconds = FP32, [math.inf, math.inf]
+    for candidate in CANDIDATES.values():
+        if candidate.weights == torch.float16 and device != "cuda":
+            continue
         encoder.to(device, candidate)
         # One image first: half precision without hardware for it is so slow that the whole batch would take seconds.
-        seconds = [_seconds(encoder, pixels[:1])]
+        seconds = [pass_seconds(encoder, pixels[:1], 1)]
         if seconds[0] > 3 * best_seconds[0]:
             continue
-        seconds.append(_seconds(encoder, pixels))
+        seconds.append(pass_seconds(encoder, pixels, batch))
         if seconds[1] >= best_seconds[1]:
             continue
-        cosine = float(
-            torch.nn.functional.cosine_similarity(encoder.encode(pixels, ["embedding"])["embedding"], reference).min()
-        )
-        if cosine >= FAITHFUL:
-            best, best_seconds, best_cosine = candidate, seconds, cosine
+        worst = float(_cosines(encoder.encode_padded(pixels, batch), reference).min()) if candidate.half else 1.0
+        if worst >= CHOSEN:
+            best, best_seconds = candidate, seconds
         else:  # NaN included
-            log.warning(
-                "%s: %s is fast but unfaithful (cosine to fp32 %.5f, less than %s): not used",
-                encoder.name,
-                candidate.name,
-                cosine,
-                FAITHFUL,
-            )
-    encoder.to(device, best)
-    if math.isinf(best_seconds[1]):  # nothing that was asked for is faithful
-        best_seconds[1] = _seconds(encoder, pixels)
-    return {"precision": best.name, "cosine": round(best_cosine, 6)}, len(pixels) / best_seconds[1]
+            log.info("%s: %s is fast, but its cosine to fp32 is %.5f: not used", encoder.name, candidate.name, worst)
+    return best.name
 
 
-def _seconds(encoder: "Encoder", pixels: Tensor) -> float:
-    """The shorter of two passes: the first one also warms up."""
+def pass_seconds(encoder: "Encoder", pixels: Tensor, batch: int) -> float:
+    """Of a forward pass over `batch` images, the shorter of two: the first one also warms up."""
     taken = []
     for _ in range(2):
         started = time.perf_counter()
-        encoder.encode(pixels, ["embedding"])
+        encoder.encode_padded(pixels[:batch], batch)
         if encoder.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)
     return min(taken)
+
+
+def _cosines(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+    return torch.nn.functional.cosine_similarity(one["embedding"].double(), other["embedding"].double())

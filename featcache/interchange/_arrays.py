@@ -6,7 +6,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from featcache.layout import STATE, array_layout
+from featcache.layout import COSINE, STATE, array_layout
 from featcache.store import FeatureStore
 
 STRINGS = ("sample_id", "reason")
@@ -16,8 +16,8 @@ Arrays = dict[str, np.ndarray]
 def layout(manifest: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape of a row and dtype of every array but strings and kept images; widest items first, so that each is aligned."""
     every = array_layout({**manifest, "pixels": None})
-    names = ("label", "view", *manifest["fields"], "content", STATE)
-    return {name: (every[name].tail, np.dtype(every[name].dtype)) for name in names}
+    names = ("label", "view", *manifest["fields"], COSINE, "content", STATE)
+    return {name: (every[name].tail, np.dtype(every[name].dtype)) for name in names if name in every}
 
 
 def stored(store: FeatureStore) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

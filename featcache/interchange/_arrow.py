@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from featcache.interchange._arrays import STRINGS, Arrays, layout
-from featcache.layout import STATE
+from featcache.layout import COSINE, STATE
 
 DESCRIBING = ("sample_id", "image_path", "label", "class_name")
 """Columns that `describe` knows."""
@@ -28,8 +28,7 @@ def to_table(unit: Arrays, fields: Sequence[str], class_names: Sequence[str] | N
     for name in STRINGS:
         if name in unit:
             columns[name] = pa.array(unit[name].tolist(), pa.string())
-    if STATE in unit:
-        columns[STATE] = pa.array(unit[STATE])
+    columns |= {name: pa.array(unit[name]) for name in (STATE, COSINE) if name in unit}
     names = list(class_names or [])
     described = [names[label] if 0 <= label < len(names) else None for label in unit["label"].tolist()]
     columns |= {"label": pa.array(unit["label"]), "class_name": pa.array(described, pa.string())}

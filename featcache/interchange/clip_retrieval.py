@@ -63,6 +63,8 @@ def write(store: FeatureStore, units: Iterator[Arrays], out: Path, as_is: bool) 
         "fields": {"embedding": [store.embedding_dim]},
         "wide_chunk_rows": {"embedding": store.manifest["wide_chunk_rows"]["embedding"]},
     }
+    if "checked" in store.manifest.get("extraction", {}):  # and of single rows: no column of theirs
+        manifest["extraction"] = {k: v for k, v in store.manifest["extraction"].items() if k != "checked"}
     if store.manifest.get("pixels"):
         manifest["pixels"] = None
     if (dtype := field_dtype(manifest, "embedding")) != FLOAT16:
