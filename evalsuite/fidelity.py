@@ -51,7 +51,7 @@ def fidelity(
 ) -> Result:
     """Agreement between two stores' embeddings of the same samples; dimensions and encoders may differ.
 
-    Rows are joined by sample id where both are ok (the count is `inputs["joined"]`). Over all pairs of rows,
+    Rows are joined by sample id where both are ok (the count is `inputs["joined"]`; `remarks` say what is left out). Over all pairs of rows,
     exact in float64 in two passes over the stores, without intervals (pairs of rows are not independent):
 
     - `gram_pearson`: Pearson correlation of the off-diagonal entries of the two cosine-similarity matrices,
@@ -193,7 +193,7 @@ def fidelity(
         remarks=[
             *same.remarks("joined rows", "of another row", "each is the nearest of the other", drop_identical),
             *in_bank.remarks("joined rows", "of the banks", "they vote for themselves", drop_identical),
-            *_left_out({"teacher": all_x, "student": all_y}, n),
+            *_left_out({"teacher": all_x, "student": all_y}, len(same.rows)),
             *_differing_labels(x, y),
             *_without_vote(x, labels, banks),
             *_left_out_of_banks(teacher_bank, student_bank, banks),
@@ -456,15 +456,15 @@ def _joined(x: Rows, y: Rows) -> tuple[Rows, Rows]:
     return x.pick(left), y.pick(right)
 
 
-def _left_out(rows: Mapping[str, Rows], joined: int) -> list[str]:
-    """A line for each of the two stores, by their roles, whose rows are not all among the `joined` ones; and about what failed."""
-    lines: list[str] = []
-    for role, each in rows.items():
-        (other,) = (store.name for store in rows.values() if store is not each)
-        lines += left_out_remarks(role, each)
-        if len(each) > joined:
+def _left_out(rows: Mapping[str, Rows], joined: int, unlabelled: int = 0) -> list[str]:
+    """What failed in each of two stores, by their roles, and how many of their rows are not among the `joined` ones for
+    want of a partner; of the first, `unlabelled` rows have been left out before."""
+    (one, x), (other, y) = rows.items()
+    lines = left_out_remarks(one, x, unlabelled) + left_out_remarks(other, y)
+    for role, each, partner, usable in ((one, x, y, len(x) - unlabelled), (other, y, x, len(y))):
+        if usable > joined:
             lines.append(
-                f"{role} {each.name}: {len(each) - joined:,} of {len(each):,} rows have no like in {other}: left out"
+                f"{role} {each.name}: {usable - joined:,} of {usable:,} rows are not in {partner.name}: left out"
             )
     return lines
 
@@ -472,7 +472,9 @@ def _left_out(rows: Mapping[str, Rows], joined: int) -> list[str]:
 def _left_out_of_banks(teacher: Store | None, student: Store | None, banks: tuple[Rows, Rows] | None) -> list[str]:
     if teacher is None or student is None or banks is None:
         return []
-    return _left_out({"teacher bank": Rows.of(teacher).labelled(), "student bank": Rows.of(student)}, len(banks[0]))
+    x = Rows.of(teacher)
+    rows = {"teacher bank": x, "student bank": Rows.of(student)}
+    return _left_out(rows, len(banks[0]), unlabelled=len(x) - len(x.labelled()))
 
 
 def _without_vote(x: Rows, labels: Int[np.ndarray, " n"], banks: tuple[Rows, Rows] | None) -> list[str]:

@@ -50,7 +50,9 @@ def ood(
     to set an argument; of an argument with a slash, a path, the file's name. `k` is the k of every detector that
     has one and whose spec does not set it; None leaves each its own default. `head` is a classifier saved by
     `evalsuite.probe`, for the detectors that need one; with it, logits are the classifier's even where stores have
-    some. Failed rows are left out and counted.
+    some. How often it is right on `id_test`'s labelled rows (without it, stored logits of as many classes as the labels) is
+    `parameters["head_accuracy"]` and a remark; next to chance, or with classes exchanged, warns. Failed rows are left out,
+    counted and remarked on.
 
     `csid` names sets of ID classes under covariate shift. With it everything is measured a second time, full
     spectrum: their rows and `id_test`'s are pooled as ID, as OpenOOD pools them (so that a larger set weighs more),

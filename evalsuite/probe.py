@@ -53,8 +53,9 @@ def probe(
 
     Reports `probe/top1`, `probe/top5` and `probe/macro_top1` (mean over classes of the accuracy within each), in
     [0, 1] with bootstrap 95 % intervals over the test rows; `parameters` says the chosen C and how each did on
-    the held-out rows. Labels are matched, rows left out remarked on and chance levels taken as in `evalsuite.knn`; test rows
-    of a class without training rows are wrong, and counted as `unreachable`. The training rows are held in memory, many of them as float32.
+    the held-out rows. Labels are matched, rows left out remarked on and chance levels taken as in `evalsuite.knn`; test
+    rows of a class without training rows are wrong, and counted as `unreachable`. The training rows are held in memory,
+    many of them as float32.
 
     A test row whose image `train` has too is counted, as `inputs["test"]["identical"]`, and remarked on; `drop_identical`
     leaves such rows out. Images are known as in `evalsuite.knn`.
@@ -66,8 +67,9 @@ def probe(
     bias for embeddings as they are stored, and as metadata `class_names` and `labels` (JSON lists, one entry a
     row of `weight`), `fingerprint`, `encoder` and `c`. `progress` is called with (fits done, of how many).
 
-    Raises `ValueError` when the stores come from different encoders or, without `any_precision`, were made in different precisions or are one, one has no labels or a value that
-    is not finite, their classes cannot be matched or have none in common, `train` has one class, no C is positive, no class has a row to spare for choosing C, or `save` cannot
+    Raises `ValueError` when the stores come from different encoders, are of different precisions (without
+    `any_precision`) or are one, one has no labels or a value that is not finite, their classes cannot be matched or have
+    none in common, `train` has one class, no C is positive, no class has a row to spare for choosing C, or `save` cannot
     be written.
 
     Objective and choice of C: Oquab et al. 2023, arXiv 2304.07193 (`log_regression.py`).

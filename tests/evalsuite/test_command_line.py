@@ -1,5 +1,6 @@
 """The `evalsuite` commands as a user types them: what they refuse, and their tables in a narrow terminal."""
 
+import json
 import re
 import shlex
 import sys
@@ -171,3 +172,56 @@ def test_probe_says_what_it_is_doing(command, stores, monkeypatch):
         ["probe 2/3 fits", "with the chosen C"],
         ["probe 3/3 fits", "with the chosen C"],
     ]
+
+
+def test_what_is_left_out_is_on_the_screen(command, make_store, rng):
+    """40 failed rows and 65 without a label in the bank, 20 failed queries."""
+    labels = np.repeat(range(4), 50)
+    x = np.eye(8)[labels] + 0.1 * rng.normal(size=(200, 8))
+    failed = {row: "truncated" for row in range(0, 200, 5)}
+    partly = np.where(np.arange(200) % 5 == 1, -1, labels)
+    partly[np.flatnonzero(np.arange(200) % 5 == 2)[:25]] = -1
+    make_store("bank", x, labels=partly, failed=failed)
+    make_store(
+        "query",
+        x + 0.1 * rng.normal(size=x.shape),
+        labels=np.where(np.arange(200) < 195, labels, 9),
+        failed=dict(list(failed.items())[:20]),
+    )
+    code, out, err = command("knn --bank bank.zarr --query query.zarr --k 5 --json r.json")
+    assert code == 0
+    assert "note: bank bank.zarr: left out of 200 rows: 40 failed, 65 without a label" in err
+    assert "note: query query.zarr: left out of 200 rows: 20 failed" in err
+    assert "note: query query.zarr: 5 of 180 rows are of classes without a row in bank.zarr (9): they can never" in err
+    remarks = Result.read("r.json").remarks
+    assert len(remarks) == 3
+    assert all(f"note: {remark}" in err for remark in remarks)
+    _, out, err = command("knn --bank bank.zarr --query query.zarr --k 5 --json -")
+    assert json.loads(out)["remarks"] == remarks
+    assert all(f"note: {remark}" in err for remark in remarks)
+
+
+@pytest.mark.parametrize("line", ["knn --bank {0} --query {1} --k 1", "probe --train {0} --test {1} --c 1"])
+def test_classes_that_do_not_match_end_a_command(command, make_store, rng, line):
+    x = np.repeat(np.eye(8), 3, axis=0)
+    labels = np.repeat(range(8), 3)
+    make_store("numbers", x, labels=labels)
+    make_store("others", x, labels=100 + labels)
+    make_store("named", x, labels=labels, class_names=list("abcdefgh"))
+    for query, said in (
+        (
+            "others.zarr",
+            "others.zarr and numbers.zarr have no class in common (100, 101, 102, … (8 in all) against 0, 1, 2",
+        ),
+        ("named.zarr", "named.zarr has class names (a, b, c, … (8 in all)), numbers.zarr only numbers (0, 1, 2, …"),
+    ):
+        code, out, err = command(line.format("numbers.zarr", query))
+        assert (code, out) == (2, "")
+        assert said in err
+        assert err.startswith("error: ")
+
+
+def test_a_detector_argument_in_another_unit_ends_the_command(command, stores):
+    code, out, err = command(f"{OOD} --near n=far.zarr --detector knn --k 3 --detector react:percentile=0.9")
+    assert (code, out) == (2, "")
+    assert err == "error: react:percentile=0.9 is in percent; for the quantile 0.9 give 90"

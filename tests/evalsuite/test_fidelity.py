@@ -168,6 +168,37 @@ def test_stores_are_joined_by_sample_id(make_store, monkeypatch):
     assert result.inputs["joined"] == 8
     assert (result.inputs["teacher"]["rows"], result.inputs["teacher"]["failed"]) == (11, 1)
     assert result.inputs["student"]["fingerprint"] == "s"
+    assert result.remarks == [
+        f"teacher {teacher.path}: left out of 12 rows: 1 failed",
+        f"student {student.path}: left out of 10 rows: 1 failed",
+        f"teacher {teacher.path}: 3 of 11 rows are not in {student.path}: left out",
+        f"student {student.path}: 1 of 9 rows are not in {teacher.path}: left out",
+    ]
+
+
+def test_labels_that_differ_or_are_missing_are_remarked_on(make_store):
+    x, y = related(12, 6, 3, 3)
+    labels = np.repeat([0, 1, 2], 4)
+    names = ["ant", "bee", "cat"]
+    teacher = make_store("teacher", x, labels=labels, class_names=names)
+    renumbered = make_store("other", y, labels=2 - labels, class_names=names[::-1], fingerprint="s")
+    assert evalsuite.fidelity(teacher, renumbered, k=3).remarks == []
+    labels[:2] = [2, -1]
+    student = make_store("student", y, labels=labels, class_names=names, fingerprint="s")
+    remarks = evalsuite.fidelity(teacher, student, k=3).remarks
+    assert remarks == [
+        f"{teacher.path} and {student.path} have different labels for 1 of 11 rows: those of {teacher.path} are taken"
+    ]
+    remarks = evalsuite.fidelity(student, renumbered, k=3).remarks
+    assert remarks[1:] == [f"{student.path}: 1 of 12 joined rows have no label: they neither vote nor are voted on"]
+
+
+def test_classes_of_one_name_are_told_apart(make_store):
+    x, y = related(12, 6, 3, 3)
+    names = {"labels": np.repeat([0, 1, 2], 4), "class_names": ["crane", "ant", "crane"]}
+    result = evalsuite.fidelity(make_store("teacher", x, **names), make_store("student", y, fingerprint="s"), k=3)
+    classes = {name.split("/")[1] for name in result.metrics if name.startswith("per_class/")}
+    assert classes == {"crane (0)", "ant", "crane (2)"}
 
 
 def test_other_images_under_the_same_ids_are_refused(make_store, monkeypatch):
@@ -241,6 +272,13 @@ def test_banks_vote(pair, make_store):
     assert result.metrics["agreement/kappa"].value == pytest.approx(cohen_kappa_score(a, b), abs=1e-12)
     assert not any(name.startswith("per_class") for name in result.metrics)
     assert result.inputs["student_bank"]["rows"] == len(voters)
+    lost = len(bank) - len(voters)
+    assert lost
+    assert result.remarks == [
+        f"teacher bank {stores['teacher_bank'].path}: left out of {len(bank)} rows: {lost} without a label",
+        f"student bank {stores['student_bank'].path}: {lost} of {len(bank)} rows are not in "
+        f"{stores['teacher_bank'].path}: left out",
+    ]
     with pytest.raises(ValueError, match="give both --teacher-bank and --student-bank"):
         fidelity(stores["teacher"], stores["student"], k=4, teacher_bank=stores["teacher_bank"])
     with pytest.raises(ValueError, match="is its own bank"):

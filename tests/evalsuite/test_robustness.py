@@ -156,6 +156,14 @@ def test_images_that_are_too_small_are_left_out_and_counted(given):
     assert (result.inputs["clean"]["rows"], result.inputs["contrast/1"]["failed"]) == (13, 1)
     assert result.metrics[f"mean/top1@{K}"].ci95 is not None
     assert result.samples == {}
+    assert result.remarks == ["corrupted: 4 rows failed in 4 of 4 stores, 1 in contrast/1: left out"]
+    (Path(given["corpus"]) / "bee/damaged.png").write_bytes(b"no image")
+    given["out"] = given["out"].with_name("other")
+    result = robustness(**given)
+    assert result.remarks[0] == f"clean {given['out']}/clean.zarr: left out of 14 rows: 1 failed"
+    assert result.remarks[1:] == ["corrupted: 8 rows failed in 4 of 4 stores, 2 in contrast/1: left out"]
+    assert result.parameters["chance"]["contrast/1/top1@3"] == result.parameters["chance"]["mean/top1@3"] == 4 / 12
+    assert result.parameters["chance"]["clean/top1@3"] == 5 / 13
 
 
 def test_mean_corruption_error_is_the_papers_formula(given):
