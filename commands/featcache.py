@@ -1,5 +1,6 @@
 """`featcache`: stage one."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,10 @@ from commands.screen import (
 )
 
 app = typer.Typer(help="Stage one: run a frozen teacher once over your images and keep what it saw.", **HELP)
+
+
+KINDS_SHOWN = 8
+"""Of the files that are passed over."""
 
 
 class Augment(StrEnum):
@@ -59,8 +64,8 @@ def extract(
         typer.Argument(
             metavar="CORPUS",
             help="A folder of images (class sub-folders give labels) or its URL, wds:SHARDS.tar, hf:NAME:SPLIT, "
-            "torchvision:NAME:SPLIT, a .csv or .parquet of paths, digits:train|test, mixed:COUNT:CORPUS or "
-            "corrupted:NAME:SEVERITY:CORPUS.",
+            "torchvision:NAME:SPLIT, a .csv, .tsv or .parquet of paths, digits:train|test, mixed:COUNT:CORPUS or "
+            "corrupted:NAME:SEVERITY:CORPUS. @image=NAME and @label=NAME after it choose among several.",
         ),
     ],
     teacher: Annotated[
@@ -154,10 +159,13 @@ def extract(
     watched = receipts.watch(request)
 
     import featcache
+    from featcache.corpus import passed_over
 
     encoders, images = [featcache.load_encoder(spec) for spec in teachers], featcache.open_corpus(corpus)
     described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
-    screen.print(f"{shown(', '.join(described))} · {len(images):,} images × {views} views", highlight=False)
+    classes = f"{len(images.class_names):,} classes" if images.class_names else "no classes"
+    screen.print(f"{shown(', '.join(described))} · {len(images):,} images ({classes}) × {views} views", highlight=False)
+    _say_passed_over(passed_over(images))
     unfinished: set[str] = set()
     last: list[Any] = []
     with bar("extract", "images") as update:
@@ -186,6 +194,14 @@ def extract(
     ]
     receipts.remember(watched, summaries)
     _say_extracted(summaries, last[0] if last else None, precision.value, to_json)
+
+
+def _say_passed_over(kinds: Mapping[str, int]) -> None:
+    """One line of the files that are no rows, the most frequent kinds first."""
+    if kinds:
+        some = [f"{count:,} {kind}" for kind, count in kinds.items()]
+        more = f", {len(some) - KINDS_SHOWN} other kinds" if len(some) > KINDS_SHOWN else ""
+        screen.print(f"passed over: {shown(', '.join(some[:KINDS_SHOWN]))}{more}", highlight=False)
 
 
 def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, asked: str, to_json: str | None) -> None:
@@ -267,6 +283,10 @@ def info(store: StorePath, to_json: Json = None) -> None:
             ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
             ("corpus", str(manifest["corpus"]["spec"])),
             ("classes", str(len(opened.class_names or []))),
+            (
+                "passed over",
+                ", ".join(f"{n:,} {kind}" for kind, n in manifest["corpus"].get("passed_over", {}).items()),
+            ),
             ("views", " ".join(f"{k}={v}" for k, v in manifest["views"].items() if k != "parameters")),
             ("output", str(manifest["encoder"].get("output", ""))),
             ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))})" for k, v in manifest["fields"].items())),

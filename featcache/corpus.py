@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from featcache.plugins import load_plugin, plugin_names, suggest
@@ -10,7 +10,10 @@ from featcache.plugins import load_plugin, plugin_names, suggest
 
 @runtime_checkable
 class Corpus(Protocol):
-    """What stage one and stage two need of a collection of images."""
+    """What stage one and stage two need of a collection of images.
+
+    It may also have `passed_over`: how many files that it found it left out, by kind, in words.
+    """
 
     spec: str
     """What `open_corpus` was given."""
@@ -31,11 +34,12 @@ class Corpus(Protocol):
 def open_corpus(spec: str) -> Corpus:
     """Open a corpus by its spec.
 
-    A spec is a directory or its URL, a `.csv` or `.parquet` manifest or its URL, or `SOURCE:REST` with a source
-    from `featcache/corpora/`.
+    A spec is a directory or its URL, a `.csv`, `.tsv` or `.parquet` manifest or its URL, or `SOURCE:REST` with a source
+    from `featcache/corpora/`. Where a sample has several parts, `@image=NAME` and `@label=NAME` after it choose.
 
     Raises:
         ValueError: no such source or place, or no images in it; the message names the remedy.
+        OSError: a folder in it cannot be listed, so that images would be missing.
     """
     source, rest = source_of(spec)
     known = plugin_names("featcache.corpora")
@@ -50,5 +54,11 @@ def open_corpus(spec: str) -> Corpus:
 def source_of(spec: str) -> tuple[str, str]:
     """The source from `featcache/corpora/` that a spec names, and what that source is to open."""
     match = re.match(r"([a-z][a-z0-9_]+):(?!//)(.+)", str(spec))
-    is_manifest = str(spec).lower().endswith((".csv", ".parquet")) and not os.path.isdir(spec)
-    return (match[1], match[2]) if match else ("manifest" if is_manifest else "folder", str(spec))
+    is_manifest = re.search(r"\.(csv|tsv|parquet)(@\w+=[^@/]*)*$", str(spec), re.IGNORECASE)
+    plain = "manifest" if is_manifest and not os.path.isdir(spec) else "folder"
+    return (match[1], match[2]) if match else (plain, str(spec))
+
+
+def passed_over(corpus: Corpus) -> Mapping[str, int]:
+    """How many files that `corpus` found it left out, by kind, in words; the most frequent first."""
+    return getattr(corpus, "passed_over", {})

@@ -25,7 +25,7 @@ from featcache._stop import stoppable
 from featcache.allocator import keep_freed_memory
 from featcache.cache import KnownRows, default_store_path, discard_replaced, register, set_aside
 from featcache.comparable import NAMES, exact_name, is_half
-from featcache.corpus import Corpus, open_corpus
+from featcache.corpus import Corpus, open_corpus, passed_over
 from featcache.encoder import Encoder, load_encoder
 from featcache.files import Files, files_at
 from featcache.job import Job
@@ -465,6 +465,7 @@ def _manifest(
             "rows": len(corpus),
             "digest": rows.hexdigest(),
             "class_names": list(corpus.class_names) if corpus.class_names else None,
+            "passed_over": dict(passed_over(corpus)),
         },
         "views": {**recipe.record, "parameters": list(PARAMETERS)},
         "fields": {name: list(encoder.fields[name]) for name in fields},
@@ -508,6 +509,7 @@ def _difference(store: FeatureStore, manifest: dict[str, Any]) -> str:
     for section, key in (
         ("encoder", "fingerprint"),
         ("corpus", "digest"),
+        ("corpus", "class_names"),
         ("views", None),
         ("fields", None),
         ("dtypes", None),

@@ -225,11 +225,13 @@ def _corpus_files(spec: str) -> list[str] | None:
     if plugin.__name__ != f"featcache.corpora.{source}":  # somebody else's, under the same name
         return None
     if source == "wds":
-        return [place.path for place in plugin._places_under(rest)[0]]
+        return [place.path for place in plugin.open_corpus(rest)._places]
     corpus = plugin.open_corpus(rest)
     if source == "folder":
         return [os.path.join(rest, path) for path in corpus._paths]
-    return None if any(map(is_url, corpus._places)) else [rest, *corpus._places]
+    if not hasattr(corpus, "file"):  # a table that holds its images is a Hugging Face data set
+        return None
+    return None if any(map(is_url, [corpus.file, *corpus._places])) else [corpus.file, *corpus._places]
 
 
 def _teacher_source(spec: str) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from featcache.corpus import Corpus
+from featcache.corpus import Corpus, passed_over
 from featcache.corpus import open_corpus as open_any_corpus
 from featcache.pixels import KeptPixels
 from featcache.plugins import suggest
@@ -72,7 +72,7 @@ class Corrupted:
         self.spec = f"corrupted:{name}:{severity}{f'@size={size}' if size != SIZE else ''}:{corpus.spec}"
         self.ids: Sequence[str] = corpus.ids
         self.class_names: Sequence[str] | None = corpus.class_names
-        self._corpus = corpus
+        self._corpus, self.passed_over = corpus, passed_over(corpus)
         self._reduced = KeptPixels(size=size, format="raw")
 
     def __len__(self) -> int:

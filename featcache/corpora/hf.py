@@ -1,39 +1,48 @@
 """Hugging Face data sets: on the hub, saved to disk, or a folder of parquet or arrow files."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from featcache.corpora._labels import from_names, from_numbers
+from featcache.corpora._files import read_plain, require_listable
+from featcache.corpora._labels import from_values
+from featcache.corpora._options import split_options
 from featcache.corpora._urls import is_url, read_url
+from featcache.plugins import suggest
+
+LABELS = ("label", "labels", "fine_label")
+"""What a label column is called, the surest first."""
 
 
 class HuggingFace:
     """`hf:NAME:SPLIT` or `hf:NAME:CONFIG:SPLIT` from the hub; `hf:PATH` or `hf:PATH:SPLIT` from a local folder.
 
-    A local folder holds parquet or arrow files, or what `save_to_disk` wrote. The image is the column of type
-    Image (if there are several, the one called "image"), taken as stored and never decoded here. The label is
-    the first column of type ClassLabel, else a column called "label". The sample id is SPLIT/ROW.
+    A local folder holds parquet or arrow files, or what `save_to_disk` wrote; `hf:FILE.parquet` is one file. The image is
+    the column of type Image, or else of bytes (if there are several, the one called "image"), taken as stored and never
+    decoded here. The label is the column called "label", "labels" or "fine_label", else the one of type ClassLabel.
+    `@image=COLUMN` and `@label=COLUMN` after all choose others, `@label=` none. The sample id is SPLIT/ROW.
 
     What the hub sends, and arrow copies of parquet files, lie where `datasets` puts them ($HF_HOME).
     """
 
-    def __init__(self, rest: str):
+    def __init__(self, rest: str, spec: str = ""):
+        self.spec = spec or f"hf:{rest}"
         try:
             import datasets
         except ImportError:
-            raise ValueError(f"hf:{rest}: needs the datasets package: pip install 'featcache[hf]'") from None
-        self.spec = f"hf:{rest}"
-        table, split = _open(rest)
-        kinds = table.features
-        column = _image_column(self.spec, kinds)
-        labels = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)] + ["label"]
+            raise ValueError(f"{self.spec}: needs the datasets package: pip install 'featcache[hf]'") from None
+        place, options = split_options("hf", rest, ("image", "label"))
+        table, split = _open(place)
+        column = _image_column(self.spec, table.features, options.get("image"))
         self._images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self._column = column
         self.ids = [f"{split}/{row:08d}" for row in range(len(table))]
         if not self.ids:
             raise ValueError(f"{self.spec}: this split is empty; choose another")
-        self._labels, self.class_names = _labels(self.spec, table, labels[0])
+        self._labels, self.class_names = _labels(
+            self.spec, table, _label_column(self.spec, table.features, options.get("label"))
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,7 +53,7 @@ class HuggingFace:
             raise ValueError(f"{self.ids[i]} has no image")
         if image["bytes"] is not None:
             return image["bytes"]
-        return read_url(image["path"]) if is_url(image["path"]) else Path(image["path"]).read_bytes()
+        return read_url(image["path"]) if is_url(image["path"]) else read_plain(image["path"])
 
     def label(self, i: int) -> int:
         return self._labels[i]
@@ -52,6 +61,8 @@ class HuggingFace:
 
 def _open(rest: str) -> tuple[Any, str]:
     """The table of one split, and the split's name."""
+    if rest.lower().endswith(".parquet") and not os.path.isdir(rest):
+        return _open_file(rest), "train"
     place, _, split = (rest, "", "") if Path(rest).is_dir() else rest.rpartition(":")
     if place and Path(place).is_dir():
         tables = _open_folder(place)
@@ -85,6 +96,7 @@ def _open_folder(path: str) -> dict[str, Any]:
     """The splits of a local folder."""
     import datasets
 
+    require_listable(path)
     try:
         if (Path(path) / "dataset_dict.json").exists() or (Path(path) / "state.json").exists():
             found = datasets.load_from_disk(path)
@@ -100,34 +112,83 @@ def _open_folder(path: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {str(found.split or "all"): found}
 
 
+def _open_file(path: str) -> Any:
+    """The table of one parquet file, local or at a URL."""
+    import datasets
+
+    try:
+        return datasets.load_dataset("parquet", data_files=path, split="train")
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{path}: {reason}; correct the path, or write the file again") from None
+
+
 def _refuse_unknown_split(place: str, split: str, splits: Iterable[str]) -> None:
     if split not in splits:
         known = ", ".join(f"hf:{place}:{name}" for name in splits)
         raise ValueError(f"hf:{place}: {f'no split {split!r}' if split else 'several splits'}; give one of {known}")
 
 
-def _image_column(spec: str, kinds: dict[str, Any]) -> str:
+def _image_column(spec: str, kinds: dict[str, Any], chosen: str | None) -> str:
     import datasets
 
+    if chosen is not None:
+        return _chosen(spec, "image", chosen, kinds)
     found = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
+    found = found or [name for name, kind in kinds.items() if _is_bytes(kind)]
     if len(found) > 1 and "image" in found:
         return "image"
     if len(found) != 1:
         what = f"several columns hold images ({', '.join(found)})" if found else f"no images in {', '.join(kinds)}"
-        raise ValueError(f"{spec}: {what}; one column, or one of them called image, must be of type Image")
+        raise ValueError(
+            f"{spec}: {what}; one column, or one of them called image, must be of type Image, or choose one with @image=COLUMN"
+        )
     return found[0]
 
 
-def _labels(spec: str, table: Any, name: str) -> tuple[list[int], list[str] | None]:
-    kind = table.features.get(name)
-    values = table.select_columns([name])[:][name] if kind is not None else [None] * len(table)
-    if hasattr(kind, "names"):
-        return [-1 if value is None else int(value) for value in values], list(kind.names)
-    if all(value is None or isinstance(value, int) for value in values):
-        return from_numbers(values, spec)
-    if all(value is None or isinstance(value, str) for value in values):
-        return from_names(values)
-    raise ValueError(f"{spec}: column {name} holds {kind}, no labels; make it a ClassLabel or rename it")
+def _is_bytes(kind: Any) -> bool:
+    """Whether a column holds files: bytes, as such or beside a path, as Image columns are written."""
+    if isinstance(kind, dict):
+        kind = kind.get("bytes")
+    return getattr(kind, "dtype", "") in ("binary", "large_binary")
+
+
+def _label_column(spec: str, kinds: dict[str, Any], chosen: str | None) -> str | None:
+    import datasets
+
+    if chosen is not None:
+        return _chosen(spec, "label", chosen, kinds) if chosen else None
+    named = next((name for name in LABELS if name in kinds), None)
+    classes = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
+    if named is None and len(classes) > 1:
+        raise ValueError(
+            f"{spec}: several columns hold classes ({', '.join(classes)}); choose one with {spec}@label={classes[0]}"
+        )
+    return named or (classes[0] if classes else None)
+
+
+def _chosen(spec: str, part: str, name: str, kinds: dict[str, Any]) -> str:
+    if name not in kinds:
+        raise ValueError(f"{spec}: @{part}={name}: no such column; {suggest(name, list(kinds))}")
+    return name
+
+
+def _labels(spec: str, table: Any, name: str | None) -> tuple[list[int], list[str] | None]:
+    if name is None:
+        return [-1] * len(table), None
+    values, names = table.select_columns([name])[:][name], getattr(table.features[name], "names", None)
+    if names is None:
+        return from_values(values, f"{spec}, column {name}")
+    labels = [-1 if value is None else int(value) for value in values]
+    wrong = next((label for label in labels if not -1 <= label < len(names)), None)
+    if wrong is not None:
+        raise ValueError(f"{spec}: column {name} holds {wrong} and has {len(names)} classes; write the data set again")
+    return labels, list(names)
+
+
+def open_file(rest: str) -> HuggingFace:
+    """Open one parquet file that holds its images, under its own path as the spec."""
+    return HuggingFace(rest, spec=rest)
 
 
 open_corpus = HuggingFace

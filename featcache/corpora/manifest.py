@@ -1,31 +1,36 @@
-"""A table of images, `.csv` or `.parquet`, with the columns `path` and, if there are labels, `label`."""
+"""A table of images, `.csv`, `.tsv` or `.parquet`, with the columns `path` and, if there are labels, `label`."""
 
 import csv
 import io
-import math
 import os
 import posixpath
-import re
-from pathlib import Path
 from typing import Any
 
-from featcache.corpora._labels import from_names, from_numbers
-from featcache.corpora._urls import is_url, open_filesystem, read_url
+from featcache.corpora._files import read_plain
+from featcache.corpora._labels import from_values
+from featcache.corpora._options import split_options
+from featcache.corpora._urls import cannot_be_read, is_url, open_filesystem, read_url
+from featcache.corpus import Corpus
+from featcache.plugins import load_plugin, suggest
 
 Rows = list[tuple[int, Any, Any]]  # line or row number in the file, path, label
 
 
 class Manifest:
-    """The images that a `.csv` or `.parquet` file lists, in its order; other columns are passed over.
+    """The images that a `.csv`, `.tsv` or `.parquet` file lists, in its order; other columns are passed over.
 
+    Spec: the file's path or URL; `m.csv@path=file@label=species` chooses other columns, `@label=` none.
     A path is absolute, a URL, or relative to the manifest's own directory; as written, it is the sample id.
-    Labels that are all integers stay as they are; anything else is a class name, numbered in sorted order.
-    An empty label, and -1, mean none. Images are looked for when they are read, not when this is opened.
+    Labels are read by one rule, `featcache.corpora._labels.from_values`, whatever the kind of file.
+    Images are looked for when they are read, not when this is opened.
     """
 
-    def __init__(self, path: str):
-        self.spec = str(path)
-        rows, unit = (_parquet_rows(path), "row") if path.lower().endswith(".parquet") else (_csv_rows(path), "line")
+    def __init__(self, rest: str):
+        self.spec = str(rest)
+        path, options = split_options("manifest", self.spec, ("path", "label"))
+        self.file = path
+        is_parquet = path.lower().endswith(".parquet")
+        rows, unit = (_parquet_rows(path, options), "row") if is_parquet else (_csv_rows(path, options), "line")
         self.ids = ["" if name is None else str(name) for _, name, _ in rows]
         self._places = [_place(name, path) for name in self.ids]
         seen: dict[str, int] = {}
@@ -37,18 +42,14 @@ class Manifest:
                     f"{path}, {unit} {number}: {name} is listed already in {unit} {seen[place]}; list every image once"
                 )
             seen[place] = number
-        labels = [label for _, _, label in rows]
-        if all(label is None or isinstance(label, int) for label in labels):
-            self._labels, self.class_names = from_numbers(labels, path)
-        else:
-            self._labels, self.class_names = from_names([None if label is None else str(label) for label in labels])
+        self._labels, self.class_names = from_values([label for _, _, label in rows], path)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, i: int) -> bytes:
         place = self._places[i]
-        return read_url(place) if is_url(place) else Path(place).read_bytes()
+        return read_url(place) if is_url(place) else read_plain(place)
 
     def label(self, i: int) -> int:
         return self._labels[i]
@@ -64,79 +65,118 @@ def _place(name: str, manifest: str) -> str:
     return os.path.normpath(os.path.join(os.path.dirname(manifest), name))
 
 
-def _csv_rows(path: str) -> Rows:
+def _csv_rows(path: str, options: dict[str, str]) -> Rows:
     try:
         text = _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the manifest as UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    between = "\t" if path.lower().endswith(".tsv") else ","
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
     rows: Rows = []
     try:
         header = [name.strip() for name in next(reader, [])]
-        at, label_at = _columns(header, f"{path}, line 1")
+        at, label_at = _columns(header, options, f"{path}, line 1")
         for fields in reader:
             if not fields:
                 continue
             if len(fields) != len(header):
                 raise ValueError(
                     f"{path}, line {reader.line_num}: {len(fields)} columns where the header has {len(header)}; "
-                    "put quotes around fields that hold a comma"
+                    f"put quotes around fields that hold a {'tab' if between != ',' else 'comma'}"
                 )
-            label = fields[label_at].strip() if label_at is not None else ""
-            rows.append((reader.line_num, fields[at], label or None))
+            rows.append((reader.line_num, fields[at], fields[label_at] if label_at is not None else None))
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}; save the manifest as CSV with commas") from None
+        kind = "TSV with tabs" if between != "," else "CSV with commas"
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; save the manifest as {kind}") from None
     if not rows:
         raise ValueError(f"{path}, line 2: no images; give a row for every image under the header")
-    if all(label is None or re.fullmatch(r"-?\d+", label) for _, _, label in rows):
-        return [(number, name, None if label is None else int(label)) for number, name, label in rows]
     return rows
 
 
-def _parquet_rows(path: str) -> Rows:
+def _parquet_rows(path: str, options: dict[str, str]) -> Rows:
+    table, pa = _parquet(path)
+    try:
+        names = table.schema_arrow.names
+        wanted = [names[column] for column in _columns(names, options, path) if column is not None]
+        columns = [table.read(columns=[name]).column(name).to_pylist() for name in wanted]
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]}); write it again") from None
+    paths, labels = columns[0], columns[1] if len(columns) > 1 else [None] * len(columns[0])
+    if not paths:
+        raise ValueError(f"{path}, row 1: no images; give a row for every image")
+    return list(zip(range(1, len(paths) + 1), paths, labels, strict=True))
+
+
+def _parquet(path: str) -> tuple[Any, Any]:
+    """The opened file, and pyarrow."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise ValueError(f"{path}: reading parquet needs pyarrow: pip install 'featcache[parquet]'") from None
     try:
-        table = pq.ParquetFile(io.BytesIO(_read(path)))
-        names = table.schema_arrow.names
-        at, label_at = _columns(names, path)
-        wanted = [names[column] for column in (at, label_at) if column is not None]
-        columns = table.read(columns=wanted).to_pydict()
+        return pq.ParquetFile(io.BytesIO(_read(path))), pa
     except pa.ArrowException as error:
         raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]}); write it again") from None
-    paths, labels = columns["path"], columns.get("label", [None] * len(columns["path"]))
-    if not paths:
-        raise ValueError(f"{path}, row 1: no images; give a row for every image")
-    if all(label is None or isinstance(label, float) for label in labels):  # how pandas writes integers with gaps
-        labels = [None if label is None or math.isnan(label) else int(label) for label in labels]
-    return list(zip(range(1, len(paths) + 1), paths, labels, strict=True))
 
 
-def _columns(header: list[str], where: str) -> tuple[int, int | None]:
-    """Positions of `path` and `label`."""
-    if header.count("path") != 1:
+def _columns(header: list[str], options: dict[str, str], where: str) -> tuple[int, int | None]:
+    """Positions of the paths and the labels."""
+    at, label_at = (_column(header, part, options.get(part), where) for part in ("path", "label"))
+    if at is None:
         found = f"found: {', '.join(header)}" if any(header) else "the file is empty"
-        raise ValueError(f"{where}: one column must be called path ({found}); name it in the header")
-    return header.index("path"), header.index("label") if "label" in header else None
+        raise ValueError(
+            f"{where}: one column must be called path ({found}); name it in the header, or choose one with @path=COLUMN"
+        )
+    return at, label_at
+
+
+def _column(header: list[str], part: str, chosen: str | None, where: str) -> int | None:
+    """Position of the column called `part`, however capitalised, or `chosen` in its place; None without one."""
+    found = [i for i, name in enumerate(header) if name == (part if chosen is None else chosen)]
+    if not found and chosen is None:
+        found = [i for i, name in enumerate(header) if name.lower() == part]
+    if chosen and not found:
+        raise ValueError(f"{where}: @{part}={chosen}: no such column; {suggest(chosen, header)}")
+    if len(found) > 1:
+        raise ValueError(f"{where}: {len(found)} columns are called {header[found[0]]}; rename all but one")
+    return found[0] if found and chosen != "" else None
 
 
 def _read(path: str) -> bytes:
     if not is_url(path):
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file; give the path of a .csv or .parquet manifest")
-        return Path(path).read_bytes()
+        if not os.path.exists(path):
+            raise ValueError(f"{path}: no such file; give the path of a .csv, .tsv or .parquet manifest")
+        try:
+            return read_plain(path)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror}); make it a readable file") from None
     open_filesystem(path)
     try:
         return read_url(path)
-    except Exception as error:  # every service raises its own kinds; to the user they are one
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path}: cannot be read ({type(error).__name__}: {reason}); check the address, the network and credentials"
-        ) from None
+    except Exception as error:
+        raise ValueError(f"{path}: {cannot_be_read(error)}") from None
 
 
-open_corpus = Manifest
+def open_corpus(rest: str) -> Corpus:
+    """Open the table; one that holds the images themselves as a Hugging Face data set."""
+    path, options = split_options("manifest", rest, ("path", "image", "label"))
+    if path.lower().endswith(".parquet") and "path" not in options:
+        columns = [name.lower() for name in _parquet(path)[0].schema_arrow.names]
+        if "image" in options or ("path" not in columns and _holds_images(path)):
+            return load_plugin("featcache.corpora", "hf").open_file(rest)
+    return Manifest(rest)
+
+
+def _holds_images(path: str) -> bool:
+    """Whether some column holds bytes, as such or beside a path."""
+    table, pa = _parquet(path)
+    kinds = [field.type for field in table.schema_arrow]
+    return any(
+        _is_bytes(kind, pa) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0) for kind in kinds
+    )
+
+
+def _is_bytes(kind: Any, pa: Any) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

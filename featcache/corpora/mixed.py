@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from featcache.corpus import Corpus
+from featcache.corpus import Corpus, passed_over
 from featcache.corpus import open_corpus as open_any_corpus
 from featcache.pixels import KeptPixels
 from featcache.views import decode
@@ -51,7 +51,7 @@ class Mixed:
             raise ValueError(f"mixed:{count}:{corpus.spec}: give a COUNT of 1 or more, and a corpus that is not empty")
         self.spec = f"mixed:{count}:{corpus.spec}"
         self.ids: Sequence[str] = [f"{i:08d}-{_KINDS[i % len(_KINDS)].__name__.strip('_')}" for i in range(count)]
-        self._corpus = corpus
+        self._corpus, self.passed_over = corpus, passed_over(corpus)
         self._reduced = KeptPixels(size=SIZE, format="raw")
 
     def __len__(self) -> int:

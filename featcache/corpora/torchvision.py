@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from featcache.corpora._files import read_plain
 from featcache.corpora._labels import from_numbers
 from featcache.plugins import suggest
 
@@ -51,7 +52,7 @@ class TorchVision:
 
     def read(self, i: int) -> bytes:
         if self._paths:
-            return Path(self._paths[i]).read_bytes()
+            return read_plain(self._paths[i])
         image = self._source[i] if isinstance(self._source, np.ndarray) else self._source[i][0]
         buffer = io.BytesIO()
         # Not compressed, so that another release of zlib gives the same bytes, and so the same content hash.

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.corpora._labels import from_folders, from_numbers
-from featcache.corpora._shards import SUFFIX, Place, Shard
-from featcache.corpora._urls import asking_service, is_url, open_filesystem
-from featcache.corpora.folder import EXTENSIONS
+from featcache.corpora._files import matching
+from featcache.corpora._images import suffixes
+from featcache.corpora._labels import from_folders, from_values
+from featcache.corpora._options import split_options
+from featcache.corpora._shards import SUFFIX, Place, Shard, Wanted
+from featcache.corpora._urls import asking_service, is_url, local_path, open_filesystem
 
 _AT_ONCE = 8  # shards asked for at once: a service answers slowly, but many
 
@@ -23,25 +25,28 @@ class WebDataset:
     """The images in one or more tar files: `wds:photos-{000..099}.tar`, `wds:s3://bucket/*.tar`, `wds:a.tar.gz`.
 
     A sample's key is its member's name up to the first dot of the base name; its image is the member with an
-    image extension; its label is the integer in the `.cls` member, else the first folder of the key. The
-    sample id is SHARD/KEY, where SHARD is the file's name without `.tar`, with the folders that a pattern
-    chose among: the same for shards on local disk and at a URL.
+    image extension, or that begins like one; its label is what the `.cls` members say, read as tables' labels are
+    (`_labels.from_values`), or without any the first folder of the key. `wds:a.tar@image=left.png@label=json.species`
+    chooses other members by what follows the first dot, `@label=` none. The sample id is SHARD/KEY, where SHARD is the
+    file's name without `.tar`, with the folders that a pattern chose among: the same for shards on local disk and at a URL.
 
     Each shard is indexed once, under $FEATCACHE_HOME/shards, by path or URL, size and time of change or ETag: a
-    changed shard is indexed again. A compressed shard cannot be read from the middle, so it is also unpacked there,
-    once; that takes the disk space of its contents.
+    changed shard is indexed again. A compressed shard (gzip, bzip2, xz, zstd; by its content, whatever its name) cannot
+    be read from the middle, so it is also unpacked there, once; that takes the disk space of its contents.
 
     Raises:
         ValueError: on opening, a shard is missing, damaged or cannot be read.
-        OSError: on reading, a shard has changed since it was opened.
+        OSError: on opening, a folder that may hold shards cannot be listed; on reading, a shard has changed since it
+            was opened.
         ConnectionError: on reading, the service that a URL names cannot be asked.
     """
 
-    def __init__(self, pattern: str):
-        self.spec = f"wds:{pattern}"
+    def __init__(self, rest: str):
+        self.spec = f"wds:{rest}"
+        pattern, options = split_options("wds", rest, ("image", "label"))
         try:
-            places, names = _places_at(pattern) if is_url(pattern) else _places_under(pattern)
-            self._shards = _open_all(places, self.spec)
+            self._places, names = _places(pattern)
+            self._shards = _open_all(self._places, self.spec, Wanted(**options))
         except ConnectionError as error:
             raise ValueError(f"{self.spec}: {error}; check the address, the network and credentials") from None
         twice = next((name for name, count in Counter(names).items() if count > 1), None)
@@ -49,13 +54,16 @@ class WebDataset:
             raise ValueError(f"{self.spec}: more than one shard is called {twice}; name every shard once")
 
         keys = [key for shard in self._shards for key in shard.keys]
+        self.passed_over = dict(sum((Counter(shard.passed_over) for shard in self._shards), Counter()).most_common())
         if not keys:
-            shards = _few([place.name for place in places])
-            raise ValueError(f"{self.spec}: no images in {shards} (looked for {', '.join(sorted(EXTENSIONS))})")
+            shards, kinds = _few([place.name for place in self._places]), ", ".join(sorted(suffixes()))
+            wanted = f"@image={options['image']}" if "image" in options else f"looked for {kinds}"
+            passed = "".join(f"; {count:,} {kind}" for kind, count in self.passed_over.items())
+            raise ValueError(f"{self.spec}: no images in {shards} ({wanted}{passed})")
         self.ids = [f"{name}/{key}" for name, shard in zip(names, self._shards, strict=True) for key in shard.keys]
-        numbers = [number for shard in self._shards for number in shard.labels]
-        numbered = any(number is not None for number in numbers)
-        self._labels, self.class_names = from_numbers(numbers, self.spec) if numbered else from_folders(keys)
+        said = [label for shard in self._shards for label in shard.labels]
+        labelled = any(label is not None for label in said) or "label" in options
+        self._labels, self.class_names = from_values(said, self.spec) if labelled else from_folders(keys)
         self._starts = np.cumsum([0] + [len(shard.keys) for shard in self._shards])
 
     def __len__(self) -> int:
@@ -70,11 +78,20 @@ class WebDataset:
         return self._labels[i]
 
 
+def _places(pattern: str) -> tuple[list[Place], list[str]]:
+    """The files that `pattern` names, and their shard names."""
+    return (
+        _places_at(pattern)
+        if is_url(pattern) and not local_path(pattern)
+        else _places_under(local_path(pattern) or pattern)
+    )
+
+
 def _places_under(pattern: str) -> tuple[list[Place], list[str]]:
     """The local files that `pattern` names, and their shard names: what differs, without the ending."""
     paths = []
     for path in [pattern] if os.path.exists(pattern) else _expand(pattern):
-        paths += sorted(glob.glob(path)) or [path] if glob.has_magic(path) and not os.path.exists(path) else [path]
+        paths += matching(path) or [path] if glob.has_magic(path) and not os.path.exists(path) else [path]
     root = os.path.dirname(_constant(pattern))
     names = [SUFFIX.sub("", Path(os.path.relpath(path, root)).as_posix()) for path in paths]
     return [Place(path, str(Path(path).resolve())) for path in paths], names
@@ -96,16 +113,21 @@ def _places_at(url: str) -> tuple[list[Place], list[str]]:
     return [Place(filesystem.unstrip_protocol(path), path, filesystem) for path in paths], names
 
 
-def _open_all(places: list[Place], spec: str) -> list[Shard]:
+def _open_all(places: list[Place], spec: str, wanted: Wanted) -> list[Shard]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         states = list(pool.map(_state, places))
         missing = [place.name for place, state in zip(places, states, strict=True) if state is None]
         if missing:
             raise ValueError(f"{spec}: no such file: {_few(missing)}; correct the pattern, or put the shards back")
-        wrong = next((place.name for place in places if not SUFFIX.search(place.name)), None)
+        wrong = next(
+            (place.name for place in places if not SUFFIX.search(place.name) or os.path.isdir(place.path)), None
+        )
         if wrong is not None:
-            raise ValueError(f"{spec}: {wrong} is not a .tar, .tar.gz or .tgz file; leave it out of the pattern")
-        return list(pool.map(Shard, places, states))
+            remedy = (
+                f"write 'wds:{wrong}/*.tar' for those in it" if os.path.isdir(wrong) else "leave it out of the pattern"
+            )
+            raise ValueError(f"{spec}: {wrong} is not a .tar, .tar.gz or .tgz file; {remedy}")
+        return list(pool.map(Shard, places, states, [wanted] * len(places)))
 
 
 def _state(place: Place) -> list[int | str | None] | None:

@@ -1,10 +1,16 @@
 """A folder as it lies on disk: names that are not UTF-8, links back into itself, colons, images that cannot be read."""
 
+import errno
 import io
 import os
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from tiny import tiny_encoder
 
@@ -136,3 +142,183 @@ def test_truncated_and_rangeless_images_are_failed_rows_with_a_reason(folder_of,
     assert all("truncated" in said or "could not create decoder" in said for said in truncated.values()), truncated
     assert store.reasons["float.tiff"].startswith("ValueError: floating-point pixels have no agreed range; convert")
     assert store.reasons["long.tiff"].startswith("ValueError: 32-bit integer pixels have no agreed range; convert")
+
+
+# -- what is passed over --------------------------------------------------------------------------------
+
+
+def encoded(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (9, 8, 7)).save(file, kind)
+    return file.getvalue()
+
+
+def write(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return str(folder)
+
+
+SUFFIXES = {
+    "avif": "avif", "gif": "gif", "jfif": "jpeg", "jpe": "jpeg", "jp2": "jpeg2000", "j2k": "jpeg2000", "tga": "tga",
+    "pbm": "ppm", "dib": "dib", "JPG": "jpeg", "apng": "png", "mpo": "jpeg",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_what_pillow_reads_is_an_image_and_the_rest_is_counted(tmp_path, scheme):
+    images = {f"a/{suffix}.{suffix}": encoded(kind) for suffix, kind in SUFFIXES.items()}
+    images |= {
+        f"b/{kind}": encoded(kind)
+        for kind in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "jpeg2000", "ppm", "qoi")
+    }
+    images |= {"b/x.jpg_large": encoded("jpeg"), "b/1.part": encoded("png"), "b/broken.jpg": b"no image"}
+    others = {
+        "a/notes.txt": b"text", "b/more.TXT": b"", "b/labels": b"P. Smith", "b/BMWs": b"BMW is a car maker", "b/void": b"",
+        "b/raw.nef": encoded("tiff"), "b/named.json": encoded("png"), "b/x.heic": b"\0\0\0\x18ftypheic", ".DS_Store": b"x",
+        "b/._jpeg.jpg": b"x", ".git/objects/1.png": encoded("png"), "c/Thumbs.db": b"x",
+    }  # fmt: skip
+    folder = write(tmp_path / "in", images | others)
+    if scheme == "memory://":
+        import fsspec
+
+        folder = f"/{tmp_path.name}-{scheme[:3]}"
+        for name, data in (images | others).items():
+            fsspec.filesystem("memory").pipe(f"{folder}/{name}", data)
+        folder = folder[1:]
+    corpus = open_corpus(scheme + folder)
+    assert corpus.ids == sorted(images)
+    expected = {
+        ".txt files": 2, "files without a suffix": 3, ".nef files": 1, ".json files": 1, ".db files": 1,
+        ".heic files (to read them: pip install pillow-heif)": 1, "hidden files and folders": 3,
+    }  # fmt: skip
+    assert dict(corpus.passed_over) == expected | ({} if scheme == "memory://" else {"class folders without images": 1})
+    assert corpus.read(corpus.ids.index("b/png")) == encoded("png")
+
+
+def test_existing_suffixes_keep_their_rows(folder_of):
+    names = [
+        f"a/{i}.{suffix}"
+        for i, suffix in enumerate(["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "JPG"])
+    ]
+    assert open_corpus(folder_of(*names)).ids == names
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_pipes_sockets_and_devices_are_never_opened(folder_of, scheme):
+    folder = folder_of("a/1.png")
+    os.mkfifo(f"{folder}/a/p.jpg")
+    os.mkfifo(f"{folder}/a/pipe")
+    os.symlink("/dev/zero", f"{folder}/a/zero.png")
+    os.symlink(f"{folder}/a/p.jpg", f"{folder}/a/link.png")
+    corpus = open_corpus(scheme + folder)
+    assert (corpus.ids, dict(corpus.passed_over)) == (["a/1.png"], {"pipes, sockets and devices": 4})
+    os.unlink(f"{folder}/a/1.png")
+    os.mkfifo(f"{folder}/a/1.png")  # meanwhile
+    with pytest.raises(OSError, match="a pipe, a socket or a device"):
+        corpus.read(0)
+
+
+def test_links_to_nothing_that_are_called_images_fail_as_rows(folder_of, tmp_path):
+    folder = folder_of("a/1.png")
+    for name, target in (("gone.png", "nowhere"), ("self.png", "self.png"), ("gone", "nowhere"), ("self", "self")):
+        os.symlink(target, f"{folder}/a/{name}")
+    corpus = open_corpus(folder)
+    assert (corpus.ids, dict(corpus.passed_over)) == (
+        ["a/1.png", "a/gone.png", "a/self.png"],
+        {"files without a suffix": 2},
+    )
+    store = extract(folder, tiny_encoder(), tmp_path / "s.zarr", **EXACT)
+    assert set(store.reasons) == {"a/gone.png", "a/self.png"}
+    assert store.manifest["corpus"]["passed_over"] == {"files without a suffix": 2}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("scheme", ["", "file://", "other://"])
+def test_a_folder_that_cannot_be_listed_stops(folder_of, monkeypatch, scheme, number):
+    folder, scandir, ls = folder_of("a/1.png", "b/deep/2.png"), os.scandir, LocalFileSystem.ls
+
+    def refuse(path, *given, **named):
+        if str(path).rstrip("/").endswith("deep"):
+            raise OSError(number, os.strerror(number), str(path))
+        return given[0](path) if given and callable(given[0]) else scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    if scheme == "other://":  # another service that is listed folder by folder
+
+        class Other(LocalFileSystem):
+            protocol = "other"
+
+            def ls(self, path, detail=False, **named):
+                return refuse(path, lambda path: ls(self, path, detail=detail))
+
+            @classmethod
+            def _strip_protocol(cls, path):
+                return LocalFileSystem._strip_protocol(str(path).removeprefix("other://"))
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        fsspec.register_implementation("other", Other, clobber=True)
+    with pytest.raises((OSError, ValueError), match=r"(in/b/deep|in): cannot be listed \("):
+        open_corpus(scheme + folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="needs another user to become")
+def test_what_another_user_has_closed_stops():
+    folder = Path(tempfile.mkdtemp(prefix="open-to-all-"))
+    try:
+        write(folder, {"a/1.png": image(), "b/2.png": image(), "a/unclear": image(), "a/closed.png": image()})
+        os.chmod(folder, 0o755)
+        os.chmod(folder / "b", 0)
+        os.seteuid(65534)
+        with pytest.raises(
+            OSError, match=r"/b: cannot be listed \(Permission denied\), so images would be missing; make it"
+        ):
+            open_corpus(str(folder))
+        os.seteuid(0)
+        os.chmod(folder / "b", 0o755)
+        os.chmod(folder / "a/unclear", 0)
+        os.chmod(folder / "a/closed.png", 0)
+        os.seteuid(65534)
+        with pytest.raises(
+            OSError, match=r"a/unclear: cannot be read .*, and its name does not say whether it is an image"
+        ):
+            open_corpus(str(folder))
+        os.seteuid(0)
+        (folder / "a/unclear").unlink()
+        os.seteuid(65534)
+        corpus = open_corpus(str(folder))  # closed.png fails as a row
+        assert corpus.ids == ["a/1.png", "a/closed.png", "b/2.png"]
+        with pytest.raises(PermissionError):
+            corpus.read(1)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("photo.jpg", "photo.jpg: a single image; give the folder that it lies in"),
+        ("photos.zip", "photos.zip: an archive; unpack it"),
+        ("photos.tar", "photos.tar: no such folder; open it as wds:.*photos.tar"),
+        ("list.jsonl", "list.jsonl: no folder; give a directory of images, a .csv"),
+    ],
+)
+def test_a_file_that_is_no_corpus_is_told_what_works(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"x")
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/{name}", b"x")
+    for path in (str(tmp_path / name), f"memory://{tmp_path.name}/{name}"):
+        with pytest.raises(ValueError, match=message):
+            open_corpus(path)
+
+
+def test_folders_of_other_things_are_told_what_works(tmp_path):
+    for name, data, message in [
+        ("shards", {"0.tar": b"x", "1.tar": b"x"}, r"but shards: open them as 'wds:.*shards/\*\.tar'"),
+        ("tables", {"train.parquet": b"x"}, "but .parquet files: open them as hf:.*tables"),
+        ("store", {"zarr.json": b"{}"}, "it is a store: the images that it keeps are store:.*store"),
+        ("texts", {"a.txt": b"x", "b.txt": b"x"}, "passed over: 2 .txt files"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            open_corpus(write(tmp_path / name, data))

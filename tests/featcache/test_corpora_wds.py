@@ -189,7 +189,7 @@ def test_no_room_to_unpack_is_one_clear_line(tmp_path, monkeypatch):
         ([], "no images in"),
         ([("a.jpg", b""), ("a.png", b"")], r"a has several images \(\.jpg, \.png\); write one image a key"),
         ([("a.jpg", b""), ("a.jpg", b"")], r"a has several images \(\.jpg, \.jpg\)"),
-        ([("a.jpg", b""), ("a.cls", b"cat")], "a.cls holds b'cat', which is no integer label"),
+        ([("a.jpg", b""), ("a.cls", bytes(70_000))], "a.cls holds more than 65536 bytes, which is no label"),
         ([("a.jpg", b""), ("a.cls", b"-7")], "-7 is no class number; number the classes from 0"),
     ],
 )
