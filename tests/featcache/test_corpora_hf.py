@@ -1,6 +1,7 @@
 """Hugging Face data sets against their own rows."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -141,3 +142,99 @@ def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'featcache\[hf\]'"):
         open_corpus("hf:mnist:test")
+
+
+# -- choosing columns, and tables that hold bytes ---------------------------------------------------------
+
+
+def with_columns(folder, **columns):
+    """A saved data set of three images; a column is a list of class names for a ClassLabel, or (type, values)."""
+    data, kinds = {"image": [{"bytes": i, "path": None} for i in IMAGES[:3]]}, {"image": datasets.Image()}
+    for name, given in columns.items():
+        plain = isinstance(given, tuple)
+        kinds[name] = datasets.Value(given[0]) if plain else datasets.ClassLabel(names=given)
+        data[name] = given[1] if plain else [1, 0, 1]
+    datasets.Dataset.from_dict(data, features=datasets.Features(kinds)).save_to_disk(folder)
+    return f"hf:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [
+        ({"domain": ["photo", "sketch"], "label": ["ant", "bee"]}, ["ant", "bee"]),
+        ({"domain": ["photo", "sketch"], "labels": ["ant", "bee"]}, ["ant", "bee"]),
+        ({"coarse_label": ["x", "y"], "fine_label": ["ant", "bee"]}, ["ant", "bee"]),
+        ({"domain": ["photo", "sketch"], "label": ("string", ["b", "a", "b"])}, ["a", "b"]),
+        ({"kind": ["ant", "bee"]}, ["ant", "bee"]),
+        ({"other": ("int64", [1, 2, 3])}, None),
+    ],
+)
+def test_the_label_column_is_chosen_by_name(tmp_path, columns, chosen):
+    corpus = open_corpus(with_columns(tmp_path / "saved", **columns))
+    assert corpus.class_names == chosen
+    assert [corpus.label(i) for i in range(3)] == ([1, 0, 1] if chosen else [-1, -1, -1])
+
+
+def test_two_class_columns_of_which_none_is_called_label_are_refused(tmp_path):
+    spec = with_columns(tmp_path / "saved", domain=["photo", "sketch"], species=["ant", "bee"])
+    with pytest.raises(
+        ValueError, match=r"several columns hold classes \(domain, species\); choose one with hf:.*@label=domain"
+    ):
+        open_corpus(spec)
+    assert open_corpus(f"{spec}@label=species").class_names == ["ant", "bee"]
+    assert open_corpus(f"{spec}@label=").class_names is None
+    assert open_corpus(f"{spec}:all@image=image@label=domain").class_names == ["photo", "sketch"]
+    for option, message in [
+        ("@label=specie", "no such column; did you mean species"),
+        ("@image=img", "no such column"),
+        ("@x=1", "no such option"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            open_corpus(f"{spec}{option}")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "struct without paths"])
+def test_parquet_files_of_plain_image_bytes_simply_work(tmp_path, kind):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = IMAGES[:3] if kind == "bytes" else [{"bytes": i, "path": "x.jpg"} for i in IMAGES[:3]]
+    if kind == "struct without paths":
+        images = [{"bytes": i} for i in IMAGES[:3]]
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data/train.parquet"
+    parquet.write_table(pa.table({"picture": images, "label": ["2.0", "10", None], "note": ["a", "b", "c"]}), path)
+    for spec in (
+        str(path),
+        f"manifest:{path}",
+        f"hf:{path}",
+        f"hf:{tmp_path / 'data'}",
+        f"{path}@image=picture@label=label",
+    ):
+        corpus = open_corpus(spec)
+        assert [corpus.read(i) for i in range(3)] == IMAGES[:3], spec
+        assert [corpus.label(i) for i in range(3)] == [2, 10, -1]
+        assert (corpus.ids[0], open_corpus(corpus.spec).ids) == ("train/00000000", corpus.ids)
+    assert open_corpus(f"{path}@label=note").class_names == ["a", "b", "c"]
+
+
+def test_a_pipe_among_paths_fails_as_a_row(tmp_path):
+    os.mkfifo(tmp_path / "p.jpg")
+    rows().save_to_disk(tmp_path / "saved")
+    corpus = open_corpus(f"hf:{tmp_path / 'saved'}")
+    corpus._images = [{"img": {"bytes": None, "path": str(tmp_path / "p.jpg")}}]  # saving would wait for the pipe
+    with pytest.raises(OSError, match="a pipe, a socket or a device"):
+        corpus.read(0)
+
+
+def test_a_folder_in_it_that_cannot_be_listed_stops(tmp_path, monkeypatch):
+    rows().to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "more").mkdir()
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OSError, match=r"more: cannot be listed \(Permission denied\)"):
+        open_corpus(f"hf:{tmp_path}")

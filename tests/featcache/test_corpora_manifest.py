@@ -1,6 +1,7 @@
 """Manifests: what the table says, and a refusal that names the line for what it must not say."""
 
 import csv
+import os
 
 import fsspec
 import pytest
@@ -127,3 +128,33 @@ def test_what_is_no_manifest_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"pip install 'featcache\[parquet\]'"):
         open_corpus(str(tmp_path / "m.parquet"))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_pipes_and_devices_fail_as_rows(tmp_path, scheme):
+    os.mkfifo(tmp_path / "p.jpg")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "m.csv").write_text(f"path\np.jpg\nzero.png\n{scheme}{tmp_path}/p.jpg\n")
+    corpus = open_corpus(f"{scheme}{tmp_path}/m.csv")
+    for row in range(3):
+        with pytest.raises(OSError, match="a pipe, a socket or a device"):
+            corpus.read(row)
+
+
+def test_a_pipe_is_no_manifest(tmp_path):
+    os.mkfifo(tmp_path / "m.csv")
+    with pytest.raises(ValueError, match=r"m\.csv: cannot be read \(a pipe, a socket or a device"):
+        open_corpus(f"{tmp_path}/m.csv")
+
+
+def test_a_table_with_tabs(folder):
+    (folder / "m.tsv").write_text(
+        'path\tlabel\nodd, "name".png\tant, red\na.png\tbee\n'.replace('odd, "name"', '"odd, ""name"""').replace(
+            '""".png', '"".png"'
+        )
+    )
+    corpus = open_corpus(f"{folder}/m.tsv")
+    assert (corpus.ids, corpus.class_names) == (['odd, "name".png', "a.png"], ["ant, red", "bee"])
+    (folder / "m.tsv").write_text("path,label\na.png,bee\n")
+    with pytest.raises(ValueError, match=r"m\.tsv, line 1: one column must be called path \(found: path,label\)"):
+        open_corpus(f"{folder}/m.tsv")

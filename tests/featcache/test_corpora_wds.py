@@ -1,11 +1,14 @@
 """Tar shards against tarfile, read member by member from the start."""
 
+import bz2
 import gzip
 import http.server
 import io
+import lzma
 import os
 import re
 import shutil
+import sys
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from featcache.corpora import _shards, wds
 from featcache.corpus import open_corpus
@@ -457,3 +461,183 @@ def test_a_server_lost_in_the_middle_is_a_lost_connection(tmp_path, s3_bucket, m
         corpus.read(1)
     with pytest.raises(ValueError, match=r"wds:s3://.*s\.tar: .*; check the address, the network and credentials"):
         open_corpus(corpus.spec)
+
+
+# -- links, archives after an end mark, other packings, choices -------------------------------------------
+
+
+def tar_of(*members, links=()):
+    """A tar file in memory. `links`: name, target, and whether the link is a hard one, in their order after `members`."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for name, target, hard in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = (tarfile.LNKTYPE if hard else tarfile.SYMTYPE), target
+            tar.addfile(member)
+    return file.getvalue()
+
+
+@pytest.fixture(params=["local", "memory", "gz"])
+def place(request, tmp_path):
+    """`place(content)`: the spec of a shard s.tar of this content, on disk, at a URL, compressed."""
+
+    def put_there(content, name="s.tar"):
+        if request.param == "memory":
+            return f"wds:{put(content, f'memory://{tmp_path.name}/{name}')}"
+        (tmp_path / name).write_bytes(gzip.compress(content) if request.param == "gz" else content)
+        return f"wds:{tmp_path / name}"
+
+    return put_there
+
+
+def test_links_stand_for_what_they_lead_to(place):
+    links = [
+        ("b/hard.jpg", "a/0.jpg", True), ("b/soft.jpg", "../a/0.jpg", False), ("b/again.jpg", "soft.jpg", False),
+        ("b/hard.cls", "a/0.cls", True), ("b/none.jpg", "../a/nothing.jpg", False), ("b/loop.jpg", "loop.jpg", False),
+        ("b/plain", "../a/0.jpg", False), ("b/folder", "../a", False),
+    ]  # fmt: skip
+    corpus = open_corpus(place(tar_of(("a/0.jpg", b"first"), ("a/0.cls", b"3"), ("a/notes.txt", b"x"), links=links)))
+    assert corpus.ids == [f"s/{key}" for key in ("a/0", "b/hard", "b/soft", "b/again", "b/none", "b/loop", "b/plain")]
+    assert [corpus.label(i) for i in range(7)] == [3, 3, -1, -1, -1, -1, -1]
+    assert [corpus.read(i) for i in (0, 1, 2, 3, 6)] == [b"first"] * 5
+    for row in (4, 5):
+        with pytest.raises(ValueError, match=r"s\.tar: b/(none|loop) is a link to nothing in this shard"):
+            corpus.read(row)
+    assert corpus.passed_over == {".txt files": 1, "files without a suffix": 1}
+
+
+@pytest.mark.parametrize("padding", [0, 512, 10_240, 1 << 18])
+def test_archives_after_an_end_mark_are_read_too(place, padding):
+    parts = [tar_of((f"{i}.jpg", bytes([i]) * 700), (f"{i}.cls", str(i).encode())) for i in range(4)]
+    joined = b"".join(part + bytes(padding) for part in parts)
+    corpus = open_corpus(place(joined))
+    assert contents(corpus) == {f"s/{i}": (bytes([i]) * 700, i) for i in range(4)}
+    with tarfile.open(fileobj=io.BytesIO(joined), ignore_zeros=True) as tar:  # the oracle
+        assert [member.name for member in tar if member.name.endswith("jpg")] == [f"{i}.jpg" for i in range(4)]
+    bare = parts[0].rstrip(b"\0")  # one mark of 512 bytes is enough for tarfile
+    assert len(open_corpus(place(bare + bytes(-len(bare) % 512 + 512) + parts[1], "bare.tar"))) == 2
+
+
+@pytest.mark.parametrize("damage", [b"x" * 512, b"no header", tar_of(("b.jpg", bytes(2000)))[:1500]])
+def test_what_is_no_archive_after_an_end_mark_stops(place, damage):
+    with pytest.raises(ValueError, match=r"s\.tar: damaged or cut short .*; copy or write this shard again"):
+        open_corpus(place(tar_of(("a.jpg", b"a")) + damage))
+
+
+PACKERS = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("ending", [".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tbz2"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_shard_is_unpacked_by_its_content_whatever_its_name(tmp_path, packing, ending, remote):
+    data = PACKERS[packing](tar_of(("a.jpg", b"a" * 900), ("a.cls", b"1")))
+    if remote:
+        spec = f"wds:{put(data, f'memory://{tmp_path.name}/s{ending}')}"
+    else:
+        (tmp_path / f"s{ending}").write_bytes(data)
+        spec = f"wds:{tmp_path}/s{ending}"
+    assert contents(open_corpus(spec)) == {"s/a": (b"a" * 900, 1)}
+
+
+@pytest.mark.parametrize("packing", ["bzip2", "xz"])
+def test_other_packings_that_are_cut_short_are_refused(tmp_path, packing, cache):
+    data = PACKERS[packing](tar_of(("a.jpg", os.urandom(5000))))
+    for size in (20, len(data) // 2, len(data) - 3):
+        (tmp_path / "s.tar").write_bytes(data[:size])
+        with pytest.raises(ValueError, match=r"s\.tar: damaged or cut short .*; copy or write this shard again"):
+            open_corpus(f"wds:{tmp_path}/s.tar")
+    assert not list(cache.glob("*.tar")) + list(cache.glob(".*.partial"))
+
+
+def test_zstd_is_unpacked_or_its_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "s.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(50))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ValueError, match=r"s\.tar\.zst: unpacking zstd needs a package: pip install zstandard"):
+        open_corpus(f"wds:{tmp_path}/s.tar.zst")
+
+
+def test_images_and_labels_are_chosen_by_what_follows_the_first_dot(place):
+    members = [
+        ("a.left.png", b"left"), ("a.right.png", b"right"), ("a.cls", b"3"), ("a.json", b'{"kind": "cat", "n": 10}'),
+        ("b.left.png", b"LEFT"), ("b.right.png", b"RIGHT"), ("b.cls", b"1"), ("b.json", b'{"kind": null, "n": 9}'),
+        ("c.right.png", b"3"), ("c.txt", b"dog"),
+    ]  # fmt: skip
+    spec = place(tar_of(*members))
+    with pytest.raises(ValueError, match=r"a has several images \(\.left\.png, \.right\.png\).*@image=left\.png"):
+        open_corpus(spec)
+    assert contents(open_corpus(f"{spec}@image=left.png")) == {"s/a": (b"left", 3), "s/b": (b"LEFT", 1)}
+    right = open_corpus(f"{spec}@label=json.kind@image=right.png")
+    assert contents(right) == {"s/a": (b"right", 0), "s/b": (b"RIGHT", -1), "s/c": (b"3", -1)}
+    assert right.class_names == ["cat"]
+    assert open_corpus(right.spec).ids == right.ids
+    assert [open_corpus(f"{spec}@image=right.png@label=json.n").label(i) for i in range(3)] == [10, 9, -1]
+    assert open_corpus(f"{spec}@image=right.png@label=").class_names is None
+    assert open_corpus(f"{spec}@image=left.png").passed_over == {
+        ".png files": 1,
+        "further images of a sample": 2,
+        ".txt files": 1,
+    }
+    with pytest.raises(ValueError, match="@images=png: no such option; did you mean image"):
+        open_corpus(f"{spec}@images=png")
+    with pytest.raises(ValueError, match=r"no images in .*s\.tar \(@image=jpg; "):
+        open_corpus(f"{spec}@image=jpg")
+
+
+def test_labels_in_words_are_classes(place):
+    members = [
+        ("0.jpg", b"a"),
+        ("0.cls", b"dog\n"),
+        ("1.jpg", b"b"),
+        ("1.cls", b"ant"),
+        ("2.jpg", b"c"),
+        ("2.cls", b"NA"),
+    ]
+    corpus = open_corpus(place(tar_of(*members)))
+    assert ([corpus.label(i) for i in range(3)], corpus.class_names) == ([1, 0, -1], ["ant", "dog"])
+
+
+def test_members_are_images_by_their_content_too(place, rng):
+    files = {}
+    for kind in ("png", "jpeg", "avif", "gif"):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, kind)
+        files[kind] = file.getvalue()
+    members = [("x/0001", files["png"]), ("x/2.img", files["jpeg"]), ("3.avif", files["avif"]), ("4.gif", files["gif"])]
+    corpus = open_corpus(place(tar_of(*members, ("README", b"read me"), ("5.txt", files["png"]), ("._6.jpg", b"x"))))
+    assert corpus.ids == ["s/x/0001", "s/x/2", "s/3", "s/4"]
+    assert [corpus.read(i) for i in range(4)] == list(files[k] for k in ("png", "jpeg", "avif", "gif"))
+    assert corpus.passed_over == {"files without a suffix": 1, ".txt files": 1, "hidden files and folders": 1}
+
+
+def test_a_folder_among_which_a_pattern_chooses_and_that_cannot_be_listed_stops(tmp_path, monkeypatch):
+    for part in "ab":
+        write(tmp_path / part / "0.tar", [("k.jpg", part.encode())])
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for scheme in ("", "file://"):
+        with pytest.raises(OSError, match=r"/b: cannot be listed \(Permission denied\), so images would be missing"):
+            open_corpus(f"wds:{scheme}{tmp_path}/*/*.tar")
+
+
+def test_a_pipe_is_no_shard(tmp_path):
+    os.mkfifo(tmp_path / "s.tar")
+    with pytest.raises(ValueError, match=r"no such file: .*s\.tar"):
+        open_corpus(f"wds:{tmp_path}/s.tar")
+
+
+def test_labels_at_a_url_are_read_along_with_the_headers(tmp_path, transferred):
+    members = [(f"{i}.{kind}", bytes(2 << 20) if kind == "jpg" else b"1") for i in range(10) for kind in ("jpg", "cls")]
+    url = put(tar_of(*members), f"memory://{tmp_path.name}/s.tar")
+    assert len(open_corpus(f"wds:{url}")) == 10
+    assert sum(size for _, size in transferred) < 400 << 10
