@@ -130,12 +130,11 @@ def test_what_is_no_manifest_is_refused(tmp_path, monkeypatch):
         open_corpus(str(tmp_path / "m.parquet"))
 
 
-@pytest.mark.parametrize("scheme", ["", "file://"])
-def test_pipes_and_devices_fail_as_rows(tmp_path, scheme):
+def test_pipes_and_devices_fail_as_rows(tmp_path):
     os.mkfifo(tmp_path / "p.jpg")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
-    (tmp_path / "m.csv").write_text(f"path\np.jpg\nzero.png\n{scheme}{tmp_path}/p.jpg\n")
-    corpus = open_corpus(f"{scheme}{tmp_path}/m.csv")
+    (tmp_path / "m.csv").write_text(f"path\np.jpg\nzero.png\nfile://{tmp_path}/p.jpg\n")
+    corpus = open_corpus(f"{tmp_path}/m.csv")
     for row in range(3):
         with pytest.raises(OSError, match="a pipe, a socket or a device"):
             corpus.read(row)
