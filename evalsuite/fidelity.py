@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from evalsuite.classes import Classes
+from evalsuite.collapse import collapse_remarks
 from evalsuite.knn import vote_weights, winners
 from evalsuite.metrics import interval95
 from evalsuite.neighbors import search
@@ -193,6 +194,8 @@ def fidelity(
         remarks=[
             *same.remarks("joined rows", "of another row", "each is the nearest of the other", drop_identical),
             *in_bank.remarks("joined rows", "of the banks", "they vote for themselves", drop_identical),
+            *collapse_remarks("teacher", x),
+            *collapse_remarks("student", y),
             *_left_out({"teacher": all_x, "student": all_y}, len(same.rows)),
             *_differing_labels(x, y),
             *_without_vote(x, labels, banks),

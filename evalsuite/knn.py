@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from evalsuite._index import Index, evenly_spread
 from evalsuite.classes import Classes, aligned_labels, guessing, macro_guessing, unreachable_remarks
+from evalsuite.collapse import collapse_remarks
 from evalsuite.metrics import (
     bootstrap_accuracy,
     bootstrap_macro_accuracy,
@@ -195,6 +196,7 @@ def knn(
                 "they are among their own neighbours",
                 drop_identical,
             ),
+            *collapse_remarks("bank", bank_rows),
             *left_out_remarks("bank", all_bank, len(all_bank) - len(all_bank.labelled())),
             *left_out_remarks("query", all_query, len(all_query) - len(all_query.labelled())),
             *unreachable_remarks(bank_rows, query_rows, truth, "query"),

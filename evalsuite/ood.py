@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from evalsuite import detectors as registry
 from evalsuite._presets import stores_of
+from evalsuite.collapse import collapse_remarks
 from evalsuite.head import Head
 from evalsuite.judged import Judged
 from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics, tied
@@ -101,7 +102,7 @@ def ood(
         train.require_same_encoder(other, any_precision)
     built = build_all(detectors, k)
     same = overlaps(train, rows)
-    rows = {key: without_identical(key, each, same[key], drop_identical) for key, each in rows.items()}
+    whole, rows = rows, {key: without_identical(key, each, same[key], drop_identical) for key, each in rows.items()}
 
     failures: dict[str, Exception] = {}
     fitted = fit_all(built, train, list(rows.values()), failures)
@@ -171,7 +172,8 @@ def ood(
         samples,
         remarks=[
             *remarks_on(same, drop_identical),
-            *(line for key, each in {"id_train": train, **rows}.items() for line in left_out_remarks(key, each)),
+            *collapse_remarks("id_train", train),
+            *(line for key, each in {"id_train": train, **whole}.items() for line in left_out_remarks(key, each)),
             *unlabelled_remarks(train, "id_train"),
             *few_distinct_remarks(train, "id_train"),
             *remarks,

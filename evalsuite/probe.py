@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from evalsuite.classes import aligned_labels, guessing, macro_guessing, unreachable_remarks
+from evalsuite.collapse import collapse_remarks
 from evalsuite.metrics import bootstrap_accuracy, bootstrap_macro_accuracy, interval95, macro_accuracy
 from evalsuite.overlap import overlap
 from evalsuite.result import Metric, Result, content_of, versions, whole_file
@@ -208,6 +209,7 @@ def probe(
         },
         remarks=[
             *same.remarks("test rows", "of train", "the classifier was fitted to them", drop_identical),
+            *collapse_remarks("train", train_rows),
             *left_out_remarks("train", all_train, len(all_train) - len(train_rows)),
             *left_out_remarks("test", all_test, len(all_test) - len(all_test.labelled())),
             *unreachable_remarks(train_rows, test_rows, truth, "test"),

@@ -13,6 +13,7 @@ import numpy as np
 from evalsuite import detectors as registry
 from evalsuite._adversarial import Pgd
 from evalsuite._autoattack import AutoAttack
+from evalsuite.collapse import collapse_remarks
 from evalsuite.head import Head
 from evalsuite.judged import Judged, near_chance
 from evalsuite.knn import knn
@@ -288,6 +289,7 @@ def robustness(
         remarks=[
             *same.remarks("images", "of the bank", "they vote for themselves, corrupted or not", drop_identical),
             *remarks_on(sets.same, drop_identical),
+            *collapse_remarks("bank", sets.bank),
             *left_out_remarks("bank", sets.bank, len(sets.bank) - len(voters)),
             *unlabelled_remarks(sets.bank, "bank")[: bool(sets.built)],
             *sets.remarks(),

@@ -133,7 +133,7 @@ def check(stores: Sequence[Any] | Any, *, seed: int = 0, progress: Callable[[int
     Raises:
         ValueError: one is no store, or none is given.
     """
-    given = list(stores) if isinstance(stores, list | tuple) else [stores]
+    given: list[Any] = list(stores) if isinstance(stores, list | tuple) else [stores]
     if not given:
         raise ValueError("no store was given; name at least one")
     opened = [each if isinstance(each, FeatureStore) else FeatureStore(each) for each in given]

@@ -247,3 +247,23 @@ def test_it_is_said_on_the_screen_in_one_line_and_a_flag_drops_them(leaked, tmp_
         record = json.loads(out if to == "-" else (tmp_path / "r.json").read_text())
         assert record["remarks"] == [notes[0].removeprefix("note: ")]
         assert record["parameters"]["drop_identical"] == ("--drop-identical" in flags)
+
+
+def test_a_collapsed_bank_is_remarked_on_by_every_evaluator(rng, make_store):
+    """Directions 2e-4 apart, as a student's whose figures looked like any other's."""
+    direction = rng.normal(size=8)
+    flat = {name: make_store(f"flat-{name}", direction + 0.02 * rng.normal(size=(90, 8)), [f"{name}{i}" for i in range(90)],
+                             labels=np.arange(90) % 2) for name in ("a", "b", "c")}  # fmt: skip
+    sound = {name: make_store(f"sound-{name}", direction + rng.normal(size=(90, 8)), [f"{name}{i}" for i in range(90)],
+                              labels=np.arange(90) % 2) for name in ("a", "b", "c")}  # fmt: skip
+    for stores, count in ((flat, 1), (sound, 0)):
+        a, b, c = stores.values()
+        results = [
+            knn(a, b, k=[3]),
+            probe(a, b, c=[1.0]),
+            ood(id_train=a, id_test=b, near={"c": c}, resamples=5),
+            fidelity(sound["a"], a, k=3),
+        ]
+        for result in results:
+            said = [remark for remark in result.remarks if "has collapsed: the median distance" in remark]
+            assert len(said) == count, result.command
