@@ -1,13 +1,16 @@
 """`kill -9` at random instants: does the store end as if nothing had happened?
 
-Extracts one small corpus again and again, each run killed at a random instant and then run again until it ends; every
-sealed store must be byte-identical to one never killed. Exit code 1 and the differing files when one is not. A small
-run of this is part of the tests; for a long one:
+Extracts one small corpus again and again, with a convolutional network and a transformer in every precision, each run
+killed at a random instant and then run again until it ends. Some images cannot be read, others are known to another
+store, and half of the runs have tried all precisions before; every sealed store must be byte-identical to one made in
+one go, by an encoder that saw one precision only, with nothing known. Exit code 1 and the differing files when one is
+not. A small run of this is part of the tests; for a long one:
 
     python benchmarks/kill_soak.py --kills 2000
 """
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -18,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 
@@ -25,78 +29,119 @@ import featcache.job
 import featcache.layout
 from featcache import Encoder, Preprocess, extract
 from featcache.pixels import KeptPixels
+from featcache.precision import CANDIDATES
+
+SIZE = 32
+MODELS = {"convolutional": ("test_efficientnet", {}), "transformer": ("test_vit", {"img_size": SIZE})}
 
 
-class Mean(torch.nn.Module):
-    """The mean colour of each quarter of the image: 12 numbers; and of its sixteenths, 3 numbers each."""
+class Tokens(torch.nn.Module):
+    """A timm model's pooled embedding, and what it pools."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        quarters, sixteenths = (torch.nn.functional.adaptive_avg_pool2d(images, side) for side in (2, 4))
-        return {"embedding": quarters.flatten(1), "tokens": sixteenths.flatten(2).mT}
+        features = self.model.forward_features(images)
+        tokens = features if features.dim() == 3 else features.flatten(2).mT
+        return {"embedding": self.model.forward_head(features), "tokens": tokens}
+
+
+def make_encoder(kind: str) -> Encoder:
+    name, options = MODELS[kind]
+    torch.manual_seed(0)
+    module = Tokens(timm.create_model(name, num_classes=0, **options).eval())
+    with torch.inference_mode():
+        found = module(torch.zeros(1, 3, SIZE, SIZE))
+    return Encoder(
+        name=kind,
+        module=module,
+        preprocess=Preprocess(resize=SIZE + 2, crop=SIZE, size=SIZE),
+        fields={field: tuple(features.shape[1:]) for field, features in found.items()},
+        output="pooled",
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=2000)
     parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--precisions", default=",".join(CANDIDATES))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     featcache.job.SAVE_SECONDS = 0.0  # a unit in progress is saved after every batch
-    featcache.layout.CHUNK_BYTES = 4 * 12 * 2 * 2  # four rows of two views a chunk
     rng = random.Random(options.seed)
+    pairs = list(itertools.product(MODELS, options.precisions.split(",")))
+    kills = ends = 0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        os.environ["FEATCACHE_HOME"] = str(work / "home")
         write_images(work / "images", options.images)
-        began = time.monotonic()
-        run(work, work / "whole.zarr", kill_after=None)
-        duration = time.monotonic() - began
-        whole = contents(work / "whole.zarr")
-        shutil.rmtree(work / "home")
-        kills = ends = 0
-        while kills < options.kills or not ends:
-            killed = run(work, work / "store.zarr", kill_after=rng.uniform(0, duration))
-            kills += killed
-            if killed:
-                continue
-            ends += 1
-            found = contents(work / "store.zarr")
-            differing = sorted(name for name in {*whole, *found} if whole.get(name) != found.get(name))
-            if differing:
-                print(f"after {kills} kills these files differ: {', '.join(differing)}")
+        write_images(work / "some", options.images, every=3)
+        for kind, precision in pairs:
+            encoder = make_encoder(kind)
+            featcache.layout.CHUNK_BYTES = 8 * encoder.embedding_dim * 2 * 2  # eight rows of two views a unit
+            more = soak(work / f"{kind}-{precision}", encoder, precision, -(-options.kills // len(pairs)), rng)
+            if more is None:
                 return 1
-            shutil.rmtree(work / "store.zarr")
-            shutil.rmtree(work / "home")
+            kills, ends = kills + more[0], ends + more[1]
     print(f"{kills} kills, {ends} sealed stores, every one byte-identical to one never killed")
     return 0
 
 
-def run(work: Path, out: Path, kill_after: float | None) -> bool:
+def soak(work: Path, encoder: Encoder, precision: str, least: int, rng: random.Random) -> tuple[int, int] | None:
+    """At least so many kills of one encoder in one precision: kills and sealed stores; None when a store differs."""
+    home, images = work / "home", work.parent
+    os.environ["FEATCACHE_HOME"] = str(home)
+    run(encoder, images / "images", work / "whole.zarr", precision)
+    whole = contents(work / "whole.zarr")
+    shutil.rmtree(home)
+    began = time.monotonic()
+    run(encoder, images / "some", work / "some.zarr", precision)
+    duration = 2 * (time.monotonic() - began)
+    shutil.copytree(home, work / "knows-some")
+    kills = ends = 0
+    while kills < least or not ends:
+        tries = rng.random() < 0.5
+        killed = run(encoder, images / "images", work / "store.zarr", precision, rng.uniform(0, duration), tries)
+        kills += killed
+        if killed:
+            continue
+        ends += 1
+        found = contents(work / "store.zarr")
+        differing = sorted(name for name in {*whole, *found} if whole.get(name) != found.get(name))
+        if differing:
+            print(f"{work.name}: after {kills} kills these files differ: {', '.join(differing)}")
+            return None
+        shutil.rmtree(work / "store.zarr")
+        shutil.rmtree(home)
+        shutil.copytree(work / "knows-some", home)
+    return kills, ends
+
+
+def run(
+    encoder: Encoder, images: Path, out: Path, precision: str, kill_after: float | None = None, tries: bool = False
+) -> bool:
     """One extraction in a process of its own; True when it was killed, False when it ended first."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            encoder = Encoder(
-                name="mean",
-                module=Mean(),
-                preprocess=Preprocess(resize=18, crop=16, size=16),
-                fields={"embedding": (12,), "tokens": (16, 3)},
-                output="mean",
-            )
+            for each in CANDIDATES.values() if tries else ():
+                encoder.to("cpu", each)
             extract(
-                str(work / "images"),
+                str(images),
                 encoder,
                 out,
                 views=2,
-                augment="rrc",
+                augment="flip",
                 fields=["embedding", "tokens"],
                 pixels=KeptPixels(size=16),
-                batch_size=4,
+                batch_size=8,
                 workers=2,
                 device="cpu",
-                precision="fp32+channels_last",
+                precision=precision,
             )
             status = 0
         finally:
@@ -113,13 +158,18 @@ def run(work: Path, out: Path, kill_after: float | None) -> bool:
     return True
 
 
-def write_images(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int, every: int = 1) -> None:
+    """`count` images, or every third of the same ones under other names; some cannot be read."""
     rng = np.random.default_rng(0)
     for i in range(count):
-        path = folder / "ab"[i % 2] / f"{i:03d}.png"
+        pixels = rng.integers(0, 256, (36, 40, 3), np.uint8)
+        if i % every:
+            continue
+        path = folder / "ab"[i % 2] / f"{every}-{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
-    (folder / "a" / "broken.jpg").write_bytes(b"no image")
+        Image.fromarray(pixels).save(path)
+    for name in ("a/0.jpg", "a/1-010.jpg", "b/1-019.jpg"):
+        (folder / name).write_bytes(b"no image")
 
 
 def contents(store: Path) -> dict[str, bytes]:
