@@ -33,7 +33,7 @@ DETECTORS = [
         "mahalanobis++",
         "rmd",
         "ssd",
-        "gmm:components=10",
+        "gmm",
         "cosine_mean",
         "residual",
         "lof",

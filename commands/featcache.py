@@ -260,6 +260,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
 
     [dim]featcache info teacher.zarr[/dim]
     """
+    from featcache.comparable import unfaithful
     from featcache.store import FeatureStore
 
     opened = FeatureStore(store)
@@ -278,7 +279,8 @@ def info(store: StorePath, to_json: Json = None) -> None:
             else f"[yellow]unfinished: {len(opened.pending_chunks())} of {opened.chunks} chunks pending[/]"
         )
         table.add_row("state", state)
-        table.add_row("rows", rows_and_failed(opened))
+        failed = len(opened.failed)
+        table.add_row("rows", f"{len(opened):,} rows" + (f", [yellow]{failed:,} failed[/]: below" if failed else ""))
         for name, value in (
             ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
             ("corpus", str(manifest["corpus"]["spec"])),
@@ -297,6 +299,8 @@ def info(store: StorePath, to_json: Json = None) -> None:
         ):
             table.add_row(name, shown(value))
         results.print(table)
+        if said := unfaithful(manifest.get("extraction") or {}):
+            results.print(f"[yellow]warning:[/] {said}", highlight=False, soft_wrap=True)
         for sample_id, reason in opened.reasons.items():
             results.print(f"[red]failed[/] {shown(f'{sample_id}: {reason}')}", highlight=False, soft_wrap=True)
     write_json(summary, to_json)

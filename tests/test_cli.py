@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, what they write, how they refuse."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import typer
 from PIL import Image
 
 import cli
+import commands.featcache
 import commands.screen
 from featcache.arrays import write_store
 from featcache.store import open_store
@@ -397,6 +399,55 @@ def test_another_precision_for_a_finished_store_is_ignored_with_a_warning(here, 
     assert warning in command(f"{line} bf16")[2]
     for same in ("auto", "fp32"):
         assert "warning" not in command(f"{line} {same}")[2]
+
+
+def test_what_a_new_user_reads_of_an_extraction(here, command, monkeypatch):
+    """No warning that nothing follows from, no rate of nothing, a bar that knows its length from the start."""
+    bars = []
+    monkeypatch.setattr(commands.featcache, "bar", watched_bar(bars))
+    code, _, err = command(f"featcache extract photos --teacher {TEACHER} --out t.zarr")
+    assert code == 0
+    assert "warning" not in err.lower()
+    assert re.search(r"precision: \S+ \(measured, once for this encoder on this kind of machine\)", err)
+    assert all(total for _, total in bars)
+    assert bars[0][0] == 0
+    assert re.search(r"\d images/s \(wait", err)
+    err = command(f"featcache extract photos --teacher {TEACHER} --out again.zarr")[2]
+    assert "as in this encoder's other stores" in err
+    assert "images/s" not in err.replace("rows/s", "")  # every row was known
+    assert "whose images other stores had already seen" in err
+
+
+def watched_bar(updates):
+    @contextlib.contextmanager
+    def bar(description, unit):
+        yield lambda done, total, *_: updates.append((done, total))
+
+    return bar
+
+
+def test_exact_precisions_are_taken_and_others_named(here, command):
+    line = f"featcache extract photos --teacher {TEACHER} --out t.zarr --precision"
+    assert command(f"{line} bf16-autocast+channels_last")[0] == 0
+    assert open_store("t.zarr").manifest["extraction"]["precision"] == "bf16-autocast+channels_last"
+    _, out, err = command(f"{line} fp32 --overwrite --json -")
+    assert json.loads(out)["extraction"]["precision"] == "fp32"
+    assert "fp32 (as asked for)" in err
+    assert command(f"{line} int8")[0] == 2
+
+
+def test_info_says_that_features_are_far_from_fp32_and_refers_to_nothing(here, command):
+    (here / "photos/cat/broken.png").write_bytes(b"no picture")
+    command(f"featcache extract photos --teacher {TEACHER} --out t.zarr --precision bf16")
+    record = here / "t.zarr/zarr.json"
+    worst = open_store("t.zarr").manifest["extraction"]["cosine"]
+    assert 0.99 < worst <= 1
+    record.write_text(record.read_text().replace(f'"cosine": {worst}', '"cosine": 0.98'))
+    _, out, _ = command("featcache info t.zarr")
+    assert "warning: its features are in bf16+channels_last, with a cosine to fp32 of 0.98000 at worst" in out
+    assert "--precision fp32 --overwrite" in out
+    assert "1 failed: below" in out
+    assert "featcache info" not in out
 
 
 def test_of_several_teachers_each_store_says_whether_it_was_reused(here, command):
