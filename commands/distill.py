@@ -15,6 +15,7 @@ from commands.screen import (
     Device,
     DeviceOption,
     Json,
+    TrustCode,
     Workers,
     bar,
     make_table,
@@ -50,7 +51,10 @@ def fit(
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
     student: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="tiny, timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT] or MODULE:CALLABLE."),
+        typer.Option(
+            metavar="SPEC",
+            help="tiny, timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER or MODULE:CALLABLE.",
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="See `distill methods`.", show_default=METHOD)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", show_default="100")] = None,
@@ -73,6 +77,7 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting or method option; see `distill settings`."),
     ] = None,
+    trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
     """Train a student so that it behaves like the teacher.
@@ -88,6 +93,7 @@ def fit(
     """
     import distill
     from distill.run import Run
+    from featcache.specs import refuse_code
 
     first_process = os.environ.get("RANK", "0") == "0"  # of those that torchrun started: it alone tells
     screen.quiet = not first_process
@@ -100,9 +106,12 @@ def fit(
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
         "precision": precision.value if precision else None, "any_precision": any_precision or None,
     }  # fmt: skip
+    student_of_file = given.get("student")
     given |= {key: value for key, value in flags.items() if value is not None}
     for setting in settings or []:
         _set(given, setting)
+    if student is None and given.get("student") == student_of_file:
+        refuse_code(config, student_of_file, trust_code)
     if given.get("method", METHOD) == method_of_file:  # another method has other options
         given["method_options"] = {**options_of_file, **given.get("method_options", {})}
     if resume and out and not given.get("store") and not (out / "config.toml").exists():
@@ -126,6 +135,7 @@ def fit(
             device=device.value,
             workers=workers,
             resume=resume,
+            trust_code=trust_code,
             announce=_announce_fit,
             progress=show,
             **given,
@@ -236,6 +246,7 @@ def export_run(
         list[Path] | None,
         typer.Option(metavar="RESULT.json", help="Of evalsuite, for the model card; repeat for more."),
     ] = None,
+    trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
     """Write a student as files that load without featcache, with a model card.
@@ -252,6 +263,7 @@ def export_run(
             precision=precision.value,
             with_preprocessing=with_preprocessing,
             unfinished=unfinished,
+            trust_code=trust_code,
             results=result or [],
         )
     screen.print(

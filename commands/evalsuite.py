@@ -18,6 +18,7 @@ from commands.screen import (
     Device,
     DeviceOption,
     Json,
+    TrustCode,
     Workers,
     bar,
     screen,
@@ -318,6 +319,7 @@ def robustness(
     drop_identical: DropIdentical = False,
     any_precision: AnyPrecision = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and where --pgd starts.")] = 0,
+    trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
     """Accuracy, and AUROC, on corrupted images. Run it again to resume: finished stores are not made again.
@@ -340,7 +342,8 @@ def robustness(
             severities=_range(severity, "--severity"), size=size, k=k, near=sets["near"], far=sets["far"],
             detectors=detector or ["knn"], head=head, pgd=() if pgd is None else _numbers(pgd, "--pgd"), pgd_steps=pgd_steps or 20,
             autoattack=() if autoattack is None else _numbers(autoattack, "--autoattack"),
-            reference=reference, workers=workers, device=device.value, overwrite=overwrite, drop_identical=drop_identical, any_precision=any_precision, seed=seed, progress=update,
+            reference=reference, workers=workers, device=device.value, overwrite=overwrite, drop_identical=drop_identical, any_precision=any_precision, seed=seed,
+            trust_code=trust_code, progress=update,
         )  # fmt: skip
     show(result, to_json)
 

@@ -15,6 +15,7 @@ from commands.screen import (
     DeviceOption,
     Json,
     StorePath,
+    TrustCode,
     Workers,
     bar,
     count_or_auto,
@@ -69,18 +70,19 @@ def extract(
         ),
     ],
     teacher: Annotated[
-        str,
+        list[str],
         typer.Option(
-            metavar="SPEC[,SPEC]",
-            help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH, or MODULE:CALLABLE. "
-            "Several, with commas, make one pass over the images.",
+            metavar="SPEC",
+            help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH, or MODULE:CALLABLE; "
+            "timm/NAME.TAG:FILE and open_clip/NAME:TAG:FILE with weights on disk. "
+            "Repeat, or with commas, for several in one pass over the images.",
         ),
     ],
     out: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="STORE[,STORE]",
-            help="Where to: a path or URL for each teacher.",
+            metavar="STORE",
+            help="Where to: a path or URL for each teacher; repeat, or with commas, for several.",
             show_default="under $FEATCACHE_HOME, named by content",
         ),
     ] = None,
@@ -131,6 +133,7 @@ def extract(
         int | None, typer.Option(min=0, help="Stop when more images cannot be read.", show_default="never")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store made from something else.")] = False,
+    trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
     """Embed a corpus. Run it again to resume after an interruption; a finished store is reused.
@@ -138,7 +141,7 @@ def extract(
     [dim]featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out teacher.zarr[/dim]
     [dim]featcache extract photos/ --teacher timm/vit_small_patch16_224@pool=avg --fields embedding,tokens --pixels 256[/dim]
     [dim]featcache extract photos/ --teacher builtin/efficientnet_lite0 --views 2 --augment flip --out views.zarr[/dim]
-    [dim]featcache extract photos/ --teacher timm/resnet50,timm/vit_small_patch16_224 --out a.zarr,b.zarr[/dim]
+    [dim]featcache extract photos/ --teacher timm/resnet50 --teacher run:runs/a --out a.zarr --out b.zarr[/dim]
     [dim]featcache extract 'wds:shards/{000..099}.tar' --teacher open_clip/ViT-B-32:laion2b_s34b_b79k --out shards.zarr[/dim]
     [dim]featcache extract hf:uoft-cs/cifar10:train --teacher timm/resnet50 --out cifar10.zarr[/dim]
     """
@@ -147,7 +150,7 @@ def extract(
     pixels_format = pixels_format or PixelsFormat.jpeg
     from featcache import receipts
 
-    teachers, outs = teacher.split(","), out.split(",") if out else None
+    teachers, outs = _one_each(teacher, out)
     request = {
         "corpus": corpus, "teachers": teachers, "outs": outs, "views": views, "augment": augment.value,
         "crop_area": crop_area, "fields": fields, "dtype": dtype.value, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
@@ -161,7 +164,10 @@ def extract(
     import featcache
     from featcache.corpus import passed_over
 
-    encoders, images = [featcache.load_encoder(spec) for spec in teachers], featcache.open_corpus(corpus)
+    encoders, images = (
+        [featcache.load_encoder(spec, trust_code=trust_code) for spec in teachers],
+        featcache.open_corpus(corpus),
+    )
     described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
     classes = f"{len(images.class_names):,} classes" if images.class_names else "no classes"
     screen.print(f"{shown(', '.join(described))} · {len(images):,} images ({classes}) × {views} views", highlight=False)
@@ -173,6 +179,9 @@ def extract(
 
         def announce(plan: Any) -> None:
             unfinished.update(str(store.path) for store in plan.stores)
+            for encoder in encoders:
+                of = f" of {encoder.name}" if len(encoders) > 1 else ""
+                screen.print(shown(f"input{of}: {encoder.preprocess}"), highlight=False)
             _announce(plan)
 
         def show(at: Any) -> None:
@@ -202,6 +211,16 @@ def _say_passed_over(kinds: Mapping[str, int]) -> None:
         some = [f"{count:,} {kind}" for kind, count in kinds.items()]
         more = f", {len(some) - KINDS_SHOWN} other kinds" if len(some) > KINDS_SHOWN else ""
         screen.print(f"passed over: {shown(', '.join(some[:KINDS_SHOWN]))}{more}", highlight=False)
+
+
+def _one_each(teachers: list[str], outs: list[str] | None) -> tuple[list[str], list[str] | None]:
+    """Teachers, and a place for each; as they were repeated, or in comma lists."""
+    from featcache.specs import split_specs
+
+    teachers = [spec for given in teachers for spec in split_specs(given)]
+    if outs and len(outs) != len(teachers):
+        outs = [place for given in outs for place in given.split(",")]
+    return teachers, outs or None
 
 
 def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, asked: str, to_json: str | None) -> None:

@@ -77,6 +77,12 @@ Workers = Annotated[
         show_default="auto: one a core",
     ),
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code", help="Let MODULE:CALLABLE run that a run folder or a file names: whose code you know."
+    ),
+]
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A feature store (…​.zarr), or its URL.")]
 """Paths that may be URLs are strings: pathlib would make s3:/bucket of s3://bucket."""
 

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from commands.screen import Device, DeviceOption, Json, Workers, bar, make_table, results, screen, shown, write_json
+from commands.screen import (
+    Device,
+    DeviceOption,
+    Json,
+    TrustCode,
+    Workers,
+    bar,
+    make_table,
+    results,
+    screen,
+    shown,
+    write_json,
+)
 
 
 def sweep(
@@ -19,6 +31,7 @@ def sweep(
     ] = None,
     device: DeviceOption = Device.auto,
     workers: Workers = None,
+    trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
     r"""Train every combination of methods, students, seeds and dimensions from one cache, and tell mean ± sd.
@@ -58,9 +71,9 @@ def sweep(
     failed, rows = {}, []
     with naming(file):
         runs = expand(asked)
-        check(asked, runs)
+        check(asked, runs, trust_code)
         with naming("[evaluate]"):
-            evaluate = _Evaluation(asked, folder, device.value, workers) if asked.evaluate else None
+            evaluate = _Evaluation(asked, folder, device.value, workers, trust_code) if asked.evaluate else None
             if evaluate and evaluate.teacher:
                 rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
     losses = {json.dumps([run.settings.get("method"), run.settings.get("method_options")]) for run in runs}
@@ -83,7 +96,7 @@ def sweep(
 
                 run = distill.fit(
                     asked.store, asked.corpus, out=folder / "runs" / named.name, device=device.value, workers=workers,
-                    resume=True, progress=show, **named.settings,
+                    resume=True, trust_code=trust_code, progress=show, **named.settings,
                 )  # fmt: skip
             wanted = ("holdout/", "loss") if same_loss else ("holdout/",)
             final = {k: v for k, v in run.metrics[-1].items() if k.startswith(wanted) and not k.startswith("loss/")}
@@ -115,18 +128,21 @@ class _Evaluation:
         teacher: spec of the encoder to compare with, "" for none.
     """
 
-    def __init__(self, asked: Any, folder: Path, device: str, workers: int | None):
+    def __init__(self, asked: Any, folder: Path, device: str, workers: int | None, trust_code: bool):
         import featcache
         from distill.sweep import naming
         from evalsuite import detectors
+        from featcache.specs import refuse_code
 
         given = asked.evaluate
+        self._trust_code = trust_code
         self._folder, self._options = folder, {"device": device, "workers": workers}
         self._near, self._far = given.get("near", {}), given.get("far", {})
         self._corpora = {"bank": given["bank"], "query": given["query"], **self._near, **self._far}
         self._k, self._detectors = given.get("k", 20), given.get("detectors", ["knn"])
         first = asked.store if isinstance(asked.store, str) else asked.store[0]
         self.teacher = given["teacher"] if "teacher" in given else featcache.open_store(first).encoder_name
+        refuse_code('its teacher (teacher = "" is none)', self.teacher, trust_code)
         self._teacher_query: Any = None
         for part, corpus in self._corpora.items():  # refuses before anything is trained
             with naming(part):
@@ -140,7 +156,7 @@ class _Evaluation:
         import evalsuite
         import featcache
 
-        loaded = featcache.load_encoder(encoder)
+        loaded = featcache.load_encoder(encoder, trust_code=self._trust_code)
         with bar(f"{name}: embed", "images") as update:
             stores = {
                 part: featcache.extract(

@@ -77,12 +77,17 @@ class Inputs:
 
 
 def set_up(
-    settings: FitConfig, store: Any, corpus: Any, accelerator: Accelerator, workers: int | None = None
+    settings: FitConfig,
+    store: Any,
+    corpus: Any,
+    accelerator: Accelerator,
+    workers: int | None = None,
+    trust_code: bool = False,
 ) -> Inputs:
     """Open, make and check everything; the student's and the method's weights are drawn from the seed.
 
     Args:
-        store, corpus, workers: as `distill.fit` takes them.
+        store, corpus, workers, trust_code: as `distill.fit` takes them.
 
     Raises:
         ValueError: stores, corpora and settings do not fit together.
@@ -98,6 +103,7 @@ def set_up(
         patch_size=settings.patch_size or None,
         drop_path=settings.drop_path,
         pretrained=settings.pretrained,
+        trust_code=trust_code,
     )
     refuse_small_images(preprocess, corpora)
     images = source.images() if settings.holdout else np.arange(len(source))

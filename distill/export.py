@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distill._card import write_card
 from distill._onnx import Preprocessed, write_onnx
 from distill.run import Run
-from featcache.backbones import Backbone, ClipTower, Tiny, load_backbone, timm_arguments
+from featcache.backbones import Backbone, ClipTower, Tiny, arguments_of, load_backbone
 from featcache.encoder import normalise
 from featcache.preprocess import Preprocess
 
@@ -59,6 +59,7 @@ def export(
     precision: str = "fp32",
     with_preprocessing: bool = False,
     unfinished: bool = False,
+    trust_code: bool = False,
     results: Sequence[str | os.PathLike[str]] = (),
 ) -> Exported:
     """Write the student of a run to a new folder, which appears whole or not at all.
@@ -73,6 +74,7 @@ def export(
         with_preprocessing: of ONNX: take images as they are, uint8 RGB (batch, height, width, 3), and resize, crop and
             normalise them inside the graph, to within a level or two (of 255) of Pillow.
         unfinished: of a run that is not finished, write the student of its newest checkpoint.
+        trust_code: a student MODULE:CALLABLE that the folder names may be imported.
         results: result files of evalsuite, for the model card.
 
     Raises:
@@ -87,7 +89,8 @@ def export(
     run, out = run if isinstance(run, Run) else Run(run), Path(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out}: exists; choose another name or remove it")
-    backbone, record = _newest(run) if unfinished and not run.finished else load_backbone(run.path)
+    newest = unfinished and not run.finished
+    backbone, record = _newest(run, trust_code) if newest else load_backbone(run.path, trust_code=trust_code)
     preprocess = Preprocess.from_dict(record["preprocess"])
     evaluated = [_read_result(path) for path in results]
 
@@ -117,7 +120,7 @@ def export(
     return Exported(path=out, files=tuple(sorted(file.name for file in out.iterdir())), max_difference=difference)
 
 
-def _newest(run: Run) -> tuple[Backbone, dict[str, Any]]:
+def _newest(run: Run, trust_code: bool) -> tuple[Backbone, dict[str, Any]]:
     """The student of the newest checkpoint, as `load_backbone` gives that of a finished run.
 
     Raises:
@@ -131,7 +134,7 @@ def _newest(run: Run) -> tuple[Backbone, dict[str, Any]]:
     record = {**checkpoint["record"], "unfinished": f"the checkpoint of step {checkpoint['step']:,}"}
     with tempfile.TemporaryDirectory() as folder:
         Run(folder).finish(checkpoint.get("ema", checkpoint["student"]), record)
-        return load_backbone(folder)
+        return load_backbone(folder, trust_code=trust_code)
 
 
 def _largest_difference(
@@ -174,7 +177,9 @@ def _write_safetensors(
     source, _, name = record["architecture"].partition("/")
     classified = _with_own_classifier(backbone, record) if source == "timm" else None
     if classified is not None:
-        save_file(_tensors(classified, precision), folder / "model.safetensors", {"format": "pt"})
+        # By this, featcache knows that the classifier gives the embedding when it loads the file again.
+        marked = {"embedding": "classifier"} if isinstance(backbone.projection, nn.Linear) else {}
+        save_file(_tensors(classified, precision), folder / "model.safetensors", {"format": "pt", **marked})
         _write_json(folder / "config.json", _timm_config(classified, record))
         code = 'import timm\n\nmodel = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()'
     else:
@@ -205,8 +210,8 @@ def _write_safetensors(
 def _with_own_classifier(backbone: Backbone, record: dict[str, Any]) -> Any | None:
     """The student as a model of timm alone, the projection as its classifier; None where timm's cannot compute that."""
     architecture = record["architecture"].partition("/")[2].split(".")[0]
-    size, projection, state = record["preprocess"]["size"], backbone.projection, backbone.body.state_dict()
-    arguments = timm_arguments(architecture, size, record.get("patch_size"))
+    projection, state = backbone.projection, backbone.body.state_dict()
+    arguments = arguments_of(record)
     projected = isinstance(projection, nn.Linear)
     model: Any = timm.create_model(architecture, num_classes=backbone.embedding_dim if projected else 0, **arguments)
     if isinstance(projection, nn.Linear):
@@ -250,7 +255,7 @@ def _timm_config(model: Any, record: dict[str, Any]) -> dict[str, Any]:
         "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "model_args": timm_arguments(architecture, preprocess.size, record.get("patch_size")),
+        "model_args": arguments_of(record),
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [3, preprocess.size, preprocess.size],
@@ -271,8 +276,8 @@ def _timm_config(model: Any, record: dict[str, Any]) -> dict[str, Any]:
 def _body_code(source: str, name: str, record: dict[str, Any]) -> str:
     size = record["preprocess"]["size"]
     if source == "timm":
-        arguments = timm_arguments(name.split(".")[0], size, record.get("patch_size"))
-        given = "".join(f", {key}={value}" for key, value in arguments.items())
+        arguments = arguments_of(record)
+        given = "".join(f", {key}={value!r}" for key, value in arguments.items())
         make = f'import timm\n\nbody = timm.create_model("{name.split(".")[0]}", num_classes=0{given})'
     elif source == "open_clip":
         make = f'import open_clip\n\nbody = open_clip.create_model("{name}", force_image_size={size}).visual'

@@ -49,6 +49,7 @@ def fit(
     resume: bool = False,
     checkpoint_minutes: float = 10.0,
     trackers: Sequence[Any] = (),
+    trust_code: bool = False,
     announce: Callable[[Plan], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     **config: Any,
@@ -73,6 +74,8 @@ def fit(
         resume: continue an unfinished run in `out`. A finished one is returned as it is.
         checkpoint_minutes: between checkpoints within an epoch; there is one at the end of each in any case.
         trackers: besides TensorBoard and `metrics.jsonl`: names that Accelerate knows ("wandb", "mlflow"), or its trackers.
+        trust_code: where `student` is another run's, the code that its folder names may be imported. Code named by
+            `student` itself is.
         announce: called once, before the first step.
         progress: called after every step.
         **config: the fields of `FitConfig`; `student` is needed.
@@ -93,7 +96,7 @@ def fit(
         keep_freed_memory()
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
     accelerator = make_accelerator(device, "bf16" if bf16 else "fp32", list(trackers), str(out))
-    inputs = set_up(settings, store, corpus, accelerator, workers)
+    inputs = set_up(settings, store, corpus, accelerator, workers, trust_code)
     with Run(out) as run:
         finished, report, inputs.method = on_main(
             accelerator, lambda: _claim_and_prepare(run, inputs, resume, progress)

@@ -7,6 +7,7 @@ import timm.data
 
 from featcache.backbones import Backbone, ClipTower, build_backbone
 from featcache.preprocess import Preprocess
+from featcache.specs import names_code
 
 
 def make_student(
@@ -18,6 +19,7 @@ def make_student(
     patch_size: int | None = None,
     drop_path: float = 0.0,
     pretrained: bool,
+    trust_code: bool = False,
 ) -> tuple[Backbone, Preprocess, dict[str, Any]]:
     """A student, its preprocessing, and the record for `student.json`, which `featcache.backbones` rebuilds it from.
 
@@ -31,11 +33,12 @@ def make_student(
         patch_size: px; the model's own when None.
         drop_path: rate of stochastic depth while training.
         pretrained: start from timm's pretrained weights.
+        trust_code: where the student is a run's, its MODULE:CALLABLE may be imported.
 
     Raises:
         ValueError: unknown spec, or a setting that the model does not take.
     """
-    user_code = "/" not in spec and ":" in spec
+    user_code = names_code(spec)
     backbone = build_backbone(
         spec,
         embedding_dim=embedding_dim,
@@ -43,18 +46,22 @@ def make_student(
         patch_size=patch_size,
         drop_path=drop_path,
         pretrained=pretrained,
+        trust_code=trust_code,
     )
     preprocess = replace(teacher, size=backbone.image_size)
-    if isinstance(backbone.body, ClipTower):
+    if backbone.normalisation:
+        preprocess = Preprocess.from_dict(
+            preprocess.to_dict() | dict(zip(("mean", "std"), backbone.normalisation, strict=True))
+        )
+    elif isinstance(backbone.body, ClipTower):
         mean, std = backbone.body.visual.image_mean, backbone.body.visual.image_std
         preprocess = replace(preprocess, mean=tuple(mean), std=tuple(std))
     elif spec.startswith("timm/"):
         config = timm.data.resolve_model_data_config(backbone.body)
-        preprocess = replace(preprocess, mean=config["mean"], std=config["std"])
+        preprocess = replace(preprocess, mean=tuple(config["mean"]), std=tuple(config["std"]))
     record = {
-        "architecture": spec if user_code else spec.partition(":")[0],
+        **backbone.record,
         "embedding_dim": backbone.embedding_dim,
         "preprocess": preprocess.to_dict(),
-        **({"patch_size": patch_size} if patch_size else {}),
     }
     return backbone, preprocess, record

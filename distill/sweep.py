@@ -21,6 +21,7 @@ from distill._inputs import open_all, set_up
 from distill._training import make_accelerator
 from distill.config import METHOD, FitConfig
 from featcache.plugins import suggest
+from featcache.specs import refuse_code
 
 
 def _text(value: Any) -> bool:
@@ -193,8 +194,11 @@ def expand(sweep: Sweep) -> list[NamedRun]:
     return list(runs.values())
 
 
-def check(sweep: Sweep, runs: Sequence[NamedRun]) -> None:
+def check(sweep: Sweep, runs: Sequence[NamedRun], trust_code: bool = False) -> None:
     """Open and build all that `distill.fit` will, once for runs that differ in nothing but the seed.
+
+    Args:
+        trust_code: students MODULE:CALLABLE may be imported: a sweep is a file, and so may be somebody else's.
 
     Raises:
         ValueError: something cannot be had or does not fit, with all runs that it concerns; nothing has been trained.
@@ -206,7 +210,8 @@ def check(sweep: Sweep, runs: Sequence[NamedRun]) -> None:
     for _, group in itertools.groupby(runs, key=lambda run: run.group):
         first, *others = group
         try:
-            set_up(FitConfig(**first.settings), stores, corpora, accelerator)
+            refuse_code("its student", first.settings["student"], trust_code)
+            set_up(FitConfig(**first.settings), stores, corpora, accelerator, trust_code=trust_code)
         except Exception as error:
             wrong[reason(error)] += [run.name for run in (first, *others)]
     _refuse(wrong)

@@ -71,6 +71,7 @@ def robustness(
     device: str = "auto",
     precision: str = "auto",
     overwrite: bool = False,
+    trust_code: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Result:
     """How well `encoder` still labels, and tells from OOD, the images of `corpus` once they are corrupted.
@@ -104,8 +105,8 @@ def robustness(
 
     Rows that fail are left out and counted: an image with a side under 32 px cannot be corrupted. `progress` is called
     with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device`, `precision` and
-    `overwrite` are `featcache.extract`'s; with "auto", the bank's precision and batch size serve all. Stores of another
-    precision are refused, unless `any_precision` will do.
+    `overwrite` are `featcache.extract`'s, `trust_code` is `featcache.load_encoder`'s; with "auto", the bank's precision
+    and batch size serve all. Stores of another precision are refused, unless `any_precision` will do.
 
     Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled, `bank` or an OOD
     store another encoder's, k larger than the bank, an OOD set misnamed or the bank itself, a detector's spec cannot be
@@ -124,7 +125,7 @@ def robustness(
     corrupted = {f"{name}/{level}": Corrupted(corpus, name, level, size) for name in names for level in severities}
     if corpus.class_names is None:
         raise ValueError(f"{corpus.spec} has no labels; give a corpus with class sub-folders or a label column")
-    encoder = featcache.load_encoder(encoder) if isinstance(encoder, str) else encoder
+    encoder = featcache.load_encoder(encoder, trust_code=trust_code) if isinstance(encoder, str) else encoder
     sets = _OodSets(near or {}, far or {}, detectors, bank, head, any_precision)
     voters = sets.bank.labelled()
     if sets.bank.record()["fingerprint"] != encoder.fingerprint:

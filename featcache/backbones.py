@@ -1,9 +1,12 @@
 """Students as modules: spec or record → module, shared by training, by `run:PATH` and by the export."""
 
+import contextlib
+import inspect
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from featcache.encoder import read_weights
+from featcache.checkpoint import fill, open_checkpoint, read_weights
 from featcache.encoders.python import import_callable
-from featcache.encoders.timm import create_model, patch_side, split_tokens
+from featcache.encoders.timm import embeds_by_classifier, open_model, patch_side, recorded_architecture, split_tokens
 from featcache.plugins import suggest
+from featcache.preprocess import Preprocess
+from featcache.specs import names_code, refuse_code
+
+log = logging.getLogger("featcache")
 
 TINY_SIZE = 32
 EMBEDDING = ("embedding",)
@@ -90,7 +97,12 @@ class Backbone(nn.Module):
         width: of the body's output.
         embedding_dim: of the student's.
         image_size: px of the images that it was made for.
+        record: "architecture" and what else rebuilds it, without any file, from `student.json`.
+        normalisation: mean and std that its weights were trained with, where it is a run's.
     """
+
+    record: Mapping[str, Any]
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None
 
     def __init__(self, body: nn.Module, image_size: int, embedding_dim: int | None = None):
         super().__init__()
@@ -141,55 +153,67 @@ def build_backbone(
     patch_size: int | None = None,
     drop_path: float = 0.0,
     pretrained: bool = False,
+    trust_code: bool = False,
 ) -> Backbone:
     """A student with new weights or, with `pretrained` or weights in the spec, with those.
 
+    Weights that bring a projection (a run's, an export's) keep it, unless another `embedding_dim` is asked for.
+
     Args:
-        spec: "tiny"; "timm/NAME" or "timm/NAME:WEIGHTS" with a local file; the image tower "open_clip/NAME",
-            "open_clip/NAME:CHECKPOINT" or "open_clip/NAME:TAG"; or "MODULE:CALLABLE", importable from here too, that
-            returns an `nn.Module` from (B, 3, S, S) to (B, D).
+        spec: "tiny" or "tiny:FILE"; "timm/NAME", or as a teacher with weights of its own "timm/NAME[.TAG]:FILE",
+            "timm/local-dir:FOLDER", "timm/hf-hub:…"; the image tower "open_clip/NAME", "open_clip/NAME:CHECKPOINT",
+            "open_clip/NAME:TAG[:CHECKPOINT]"; "run:FOLDER", the student of a finished run; or "MODULE:CALLABLE",
+            importable from here too, that returns an `nn.Module` from (B, 3, S, S) to (B, D).
         embedding_dim: width of its output; its own when None.
         image_size: px; its own when None (32 for tiny and for MODULE:CALLABLE).
         patch_size: px, for timm's transformers; its own when None.
         drop_path: rate of stochastic depth while training, for timm models.
         pretrained: start from timm's weights of that name.
+        trust_code: a run's MODULE:CALLABLE may be imported.
 
     Raises:
         ValueError: unknown spec (the message suggests near names), or a setting that the model does not take.
     """
     source, _, rest = spec.partition("/")
-    name, _, weights = rest.partition(":")
-    if source == "timm" and name:
-        body, size = _timm(spec, name, weights, image_size, patch_size, drop_path, pretrained)
-        return _checked(spec, body, size, embedding_dim)
+    if source == "timm" and rest:
+        body, size, record, projection = _timm(spec, rest, image_size, patch_size, drop_path, pretrained)
+        return _checked(spec, body, size, embedding_dim, record, projection)
     for setting, given in (("patch_size", patch_size), ("drop_path", drop_path)):
         if given:
             raise ValueError(f"{spec} takes no {setting}, only timm students do; leave it out")
-    if pretrained and not weights:
+    if pretrained and ":" not in spec:
         raise ValueError(f"{spec}: pretrained is for timm students; leave it out (open_clip: give open_clip/NAME:TAG)")
-    if spec == "tiny":
-        return _checked(spec, Tiny(), image_size or TINY_SIZE, embedding_dim)
-    if source == "open_clip" and name:
-        body, size = _open_clip(spec, name, weights, image_size)
-        return _checked(spec, body, size, embedding_dim)
-    if not re.fullmatch(r"[\w.]+:\w+", spec):
+    if spec.startswith("run:"):
+        return _of_run(spec, embedding_dim, image_size, trust_code)
+    if spec == "tiny" or spec.startswith("tiny:"):
+        tiny, file = Tiny(), spec.partition(":")[2]
+        if file:
+            fill(tiny, open_checkpoint(file, "tiny", tiny, _without_projection), "tiny")
+        projection = _projection_in(file, Tiny.num_features) if file else None
+        return _checked(spec, tiny, image_size or TINY_SIZE, embedding_dim, {"architecture": "tiny"}, projection)
+    if source == "open_clip" and rest:
+        tower, size, files = _open_clip(spec, rest, image_size)
+        projection = _projection_in(files[0], _black_image(tower, size).shape[-1]) if len(files) == 1 else None
+        return _checked(spec, tower, size, embedding_dim, {"architecture": spec.partition(":")[0]}, projection)
+    if not names_code(spec):
         raise ValueError(
             f"unknown student {spec!r}; give tiny, timm/NAME, timm/NAME:WEIGHTS, open_clip/NAME, "
-            "open_clip/NAME:CHECKPOINT or MODULE:CALLABLE"
+            "open_clip/NAME:CHECKPOINT, run:FOLDER or MODULE:CALLABLE"
         )
     body = import_callable(spec, "student", "an nn.Module")()
     if not isinstance(body, nn.Module):
         raise ValueError(f"student {spec}: returned a {type(body).__name__}, not an nn.Module")
-    return _checked(spec, body, image_size or TINY_SIZE, embedding_dim)
+    return _checked(spec, body, image_size or TINY_SIZE, embedding_dim, {"architecture": spec})
 
 
-def load_backbone(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, Any]]:
+def load_backbone(folder: str | os.PathLike[str], *, trust_code: bool = False) -> tuple[Backbone, dict[str, Any]]:
     """The trained student of a run folder, in eval mode, and its record (`student.json`).
 
-    A student `MODULE:CALLABLE` imports that module again.
+    Nothing is fetched. A student `MODULE:CALLABLE` imports that module again, where code is trusted.
 
     Raises:
-        ValueError: the folder holds no finished student, or its weights are not of the architecture it names.
+        ValueError: the folder holds no finished student, its weights are not of the architecture it names, or that is
+            code and not trusted.
     """
     folder = Path(folder)
     try:
@@ -202,12 +226,9 @@ def load_backbone(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, A
         raise ValueError(f"{folder}: holds no finished student (student.json); {remedy}") from None
     except ValueError:
         raise ValueError(f"{folder / 'student.json'}: is damaged; train again with another --out") from None
-    backbone = build_backbone(
-        record["architecture"],
-        embedding_dim=record["embedding_dim"],
-        image_size=record["preprocess"]["size"],
-        patch_size=record.get("patch_size"),
-    )
+    with _naming(folder / "student.json"):
+        size = _refuse_odd_record(record, trust_code)
+        backbone = _rebuilt(record, size)
     weights = folder / "student.safetensors"
     if not weights.exists():
         raise ValueError(f"{weights}: is gone; `distill fit --out {folder} --resume` makes it from the last checkpoint")
@@ -217,6 +238,97 @@ def load_backbone(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, A
         reason = str(error).splitlines()[-1].strip()[:120]
         raise ValueError(f"{weights}: does not fit {record['architecture']} as built here ({reason})") from None
     return backbone.eval(), record
+
+
+def _refuse_odd_record(record: Any, trust_code: bool) -> int:
+    """The size of the images, once a record is seen to name an architecture alone: no code, no file, nothing to fetch."""
+    architecture = record.get("architecture") if isinstance(record, dict) else None
+    if not isinstance(architecture, str):
+        raise ValueError("names no architecture; train again with another --out")
+    refuse_code("its student", architecture, trust_code)
+    if not names_code(architecture) and not re.fullmatch(r"tiny|(timm|open_clip)/[^:/\\]+", architecture):
+        raise ValueError(f"{architecture!r} is no architecture; train again with another --out")
+    try:
+        size, dim, patch = record["preprocess"]["size"], record["embedding_dim"], record.get("patch_size", 1)
+        Preprocess.from_dict(record["preprocess"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"is damaged ({type(error).__name__}: {error}); train again with another --out") from None
+    extra = record.get("model_args", {})
+    if not all(type(number) is int and number > 0 for number in (size, dim, patch)) or not isinstance(extra, dict):
+        raise ValueError("is damaged (sizes must be whole numbers); train again with another --out")
+    taken = {*inspect.signature(timm.create_model).parameters, "num_classes"}
+    if wrong := [key for key in extra if not key.isidentifier() or key in taken]:
+        raise ValueError(f"model_args {', '.join(wrong)}: no architecture's; train again with another --out")
+    return size
+
+
+def _rebuilt(record: Mapping[str, Any], size: int) -> Backbone:
+    """The student of a record, with new weights."""
+    if not record["architecture"].startswith("timm/"):
+        return build_backbone(record["architecture"], embedding_dim=record["embedding_dim"], image_size=size)
+    architecture = record["architecture"].partition("/")[2].partition(".")[0]
+    if not timm.is_model(architecture):
+        raise ValueError(f"timm/{architecture}: no such model; {suggest(architecture, timm.list_models())}")
+    try:
+        body = timm.create_model(architecture, num_classes=0, **arguments_of(record))
+    except Exception as error:  # each model's own code
+        raise ValueError(f"{architecture} cannot be made ({_reason(error)}); train again with another --out") from None
+    return _checked(record["architecture"], body, size, record["embedding_dim"])
+
+
+def arguments_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `timm.create_model` needs besides the name, to build the student of this `student.json`."""
+    name = record["architecture"].partition("/")[2].partition(".")[0]
+    return record.get("model_args", {}) | timm_arguments(name, record["preprocess"]["size"], record.get("patch_size"))
+
+
+def _of_run(spec: str, embedding_dim: int | None, image_size: int | None, trust_code: bool) -> Backbone:
+    """The student of a finished run; with a new projection where another width is asked for."""
+    backbone, record = load_backbone(spec.partition(":")[2], trust_code=trust_code)
+    if image_size and image_size != backbone.image_size:
+        raise ValueError(f"{spec}: works at {backbone.image_size} px, not {image_size}; leave image_size out")
+    own: dict[str, Any] = {key: record[key] for key in ("architecture", "patch_size", "model_args") if key in record}
+    if embedding_dim and embedding_dim != backbone.embedding_dim:
+        return _checked(spec, backbone.body, backbone.image_size, embedding_dim, own)
+    backbone.record = own
+    backbone.normalisation = record["preprocess"]["mean"], record["preprocess"]["std"]
+    return backbone.train()
+
+
+def _projection_in(file: str, width: int) -> nn.Linear | None:
+    """The projection behind a body of this width that a run's or an export's weights hold; None where there is none.
+
+    A run's stands beside `body.`, an export's behind the body in an `nn.Sequential`.
+    """
+    found = read_weights(file)
+    behind = {"projection": ("body.",), "1": ("0.",), str(len(Tiny())): tuple(f"{i}." for i in range(len(Tiny())))}
+    for name, before in behind.items():
+        weight, bias = found.get(f"{name}.weight"), found.get(f"{name}.bias")
+        others = [key for key in found if key not in (f"{name}.weight", f"{name}.bias")]
+        if weight is None or bias is None or not others or not all(key.startswith(before) for key in others):
+            continue
+        if weight.ndim == 2 and weight.shape[1] == width and bias.shape == weight.shape[:1]:
+            return _linear(weight, bias)
+    return None
+
+
+def _without_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if key.partition(".")[0] != str(len(Tiny()))}
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.load_state_dict({"weight": weight, "bias": bias})
+    return linear
+
+
+@contextlib.contextmanager
+def _naming(place: object) -> Iterator[None]:
+    """A ValueError raised within says first where."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 def timm_arguments(name: str, image_size: int | None, patch_size: int | None) -> dict[str, Any]:
@@ -234,23 +346,35 @@ def timm_arguments(name: str, image_size: int | None, patch_size: int | None) ->
 
 def _timm(
     spec: str,
-    name: str,
-    weights: str,
+    rest: str,
     image_size: int | None,
     patch_size: int | None,
     drop_path: float,
     pretrained: bool,
-) -> tuple[nn.Module, int]:
+) -> tuple[nn.Module, int, dict[str, Any], nn.Linear | None]:
+    """The body, the size of its images, what rebuilds it, and the projection that its weights bring."""
     regularised: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    architecture = name.split(".")[0]
+    name, _, weights = rest.partition(":")
+    record: dict[str, Any] = {"architecture": f"timm/{name}"}
+    projection = None
     try:
         if weights or pretrained:
-            model = create_model(name, weights, **regularised)
+            # Its own normalisation goes with it, and its square of the image is the teacher's: the rest may differ.
+            model, files = open_model(rest, size=image_size, inputs=("mean", "std"), **regularised)
+            if name in ("local-dir", "hf-hub"):
+                record = recorded_architecture(rest)
+            if embeds_by_classifier(files):
+                projection = model.get_classifier() if isinstance(model.get_classifier(), nn.Linear) else None
+                if projection is None:
+                    log.warning("%s: its projection is left out: it is no single linear layer there", spec)
+            elif files:
+                projection = _projection_in(files[-1], getattr(model, "head_hidden_size", model.num_features))
             model.reset_classifier(0)
-            arguments = timm_arguments(architecture if weights else name, image_size, patch_size)
+            own = record["architecture"].partition("/")[2]
+            arguments = timm_arguments(own, image_size, patch_size)
             if arguments:  # timm resamples position embeddings and patch filters
                 model.set_input_size(**{key: (side, side) for key, side in arguments.items()})
-        elif timm.is_model(architecture):
+        elif timm.is_model(architecture := name.partition(".")[0]):
             arguments = timm_arguments(architecture, image_size, patch_size)
             model = timm.create_model(architecture, num_classes=0, **arguments, **regularised)
         else:
@@ -264,27 +388,42 @@ def _timm(
     size = image_size or timm.data.resolve_model_data_config(model)["input_size"][-1]
     if size % (patch := patch_side(model)):
         raise ValueError(f"{spec}: {size} px is not a multiple of its patches of {patch} px; give another image_size")
-    return model, size
+    return model, size, record | ({"patch_size": patch_size} if patch_size else {}), projection
 
 
-def _open_clip(spec: str, name: str, pretrained: str, image_size: int | None) -> tuple[nn.Module, int]:
+def _open_clip(spec: str, rest: str, image_size: int | None) -> tuple[nn.Module, int, tuple[str, ...]]:
     import open_clip
 
-    if name not in open_clip.list_models():
-        raise ValueError(f"open_clip/{name}: no such model; {suggest(name, open_clip.list_models())}")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained and pretrained not in tags and not os.path.exists(pretrained):
-        raise ValueError(f"{spec}: no such pretrained tag or file; {suggest(pretrained, tags) if tags else 'no tags'}")
-    try:
-        model = open_clip.create_model(name, pretrained=pretrained or None, force_image_size=image_size)
-    except Exception as error:  # hub, network and state-dict errors share no base class
-        raise ValueError(f"{spec}: could not be made ({type(error).__name__}: {_reason(error)})") from None
+    from featcache.encoders.open_clip import open_model as open_clip_model
+
+    files: tuple[str, ...] = ()
+    if rest.startswith(("hf-hub:", "local-dir:")):
+        raise ValueError(f"{spec}: no student can be rebuilt from that; give open_clip/NAME:CHECKPOINT")
+    if ":" in rest:
+        model, files = open_clip_model(rest, image_size)
+    else:
+        if rest not in open_clip.list_models():
+            raise ValueError(f"open_clip/{rest}: no such model; {suggest(rest, open_clip.list_models())}")
+        try:
+            model = open_clip.create_model(rest, force_image_size=image_size)
+        except Exception as error:  # hub and network errors share no base class
+            raise ValueError(f"{spec}: could not be made ({type(error).__name__}: {_reason(error)})") from None
     size = image_size or open_clip.get_model_preprocess_cfg(model)["size"]
-    return ClipTower(model.visual), size if isinstance(size, int) else size[0]
+    return ClipTower(model.visual), size if isinstance(size, int) else size[0], files
 
 
-def _checked(spec: str, body: nn.Module, size: int, embedding_dim: int | None) -> Backbone:
-    """The Backbone around `body`, after it has seen one black image of `size` px."""
+def _checked(
+    spec: str,
+    body: nn.Module,
+    size: int,
+    embedding_dim: int | None,
+    record: dict[str, Any] | None = None,
+    projection: nn.Linear | None = None,
+) -> Backbone:
+    """The Backbone around `body`, after it has seen one black image of `size` px; with that `projection` where its width
+    is the wanted one."""
+    if projection is not None:
+        embedding_dim = embedding_dim or projection.out_features
     try:
         backbone = Backbone(body, size, embedding_dim)
     except Exception as error:  # a model's own code raises what it likes
@@ -292,6 +431,14 @@ def _checked(spec: str, body: nn.Module, size: int, embedding_dim: int | None) -
             f"{spec}: the student does not take images of {size} px ({type(error).__name__}: {_reason(error)}); "
             "give another image_size"
         ) from error
+    if projection is not None:
+        if projection.out_features == embedding_dim:
+            backbone.projection = projection
+        else:
+            log.warning(
+                "%s: its projection to %d is left out: %d is asked for", spec, projection.out_features, embedding_dim
+            )
+    backbone.record = record or {"architecture": spec}
     return backbone
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from featcache.checkpoint import read_weights
 from featcache.plugins import load_plugin, plugin_names
 from featcache.precision import FP32, Precision
 from featcache.preprocess import Preprocess
+from featcache.specs import names_code
+
+__all__ = ["Encoder", "load_encoder", "normalise", "read_weights"]
 
 
 @dataclass(kw_only=True)
@@ -155,44 +160,23 @@ def normalise(pixels: UInt8[Tensor, "batch size size 3"], preprocess: Preprocess
     return pixels.flatten(2).float().sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
 
 
-def load_encoder(spec: str) -> Encoder:
+def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
     """Load a frozen encoder by its spec: `SOURCE/NAME…`, `run:PATH` for a trained student, or `MODULE:CALLABLE`.
+
+    Args:
+        trust_code: a student `MODULE:CALLABLE` in the folder of `run:PATH` may be imported. One in the spec is.
 
     Raises:
         ValueError: no such source, model or weights; the message suggests near names or the remedy.
     """
     match = re.match(r"(\w+)[/:](.+)", spec)
-    if re.fullmatch(r"[\w.]+:\w+", spec) and spec.partition(":")[0] not in plugin_names("featcache.encoders"):
-        return load_plugin("featcache.encoders", "python").load_encoder(spec)
+    if names_code(spec):
+        return load_plugin("featcache.encoders", "python").load_encoder(spec.removeprefix("python:"))
     if not match:
         sources = ", ".join(plugin_names("featcache.encoders"))
         raise ValueError(
             f"teacher {spec!r} is not SOURCE/NAME; sources: {sources} (for example timm/vit_small_patch14_dinov2.lvd142m)"
         )
-    return load_plugin("featcache.encoders", match[1]).load_encoder(match[2])
-
-
-def read_weights(path: str) -> dict[str, Any]:
-    """A state dict from a `.safetensors` or PyTorch file, never by unpickling code.
-
-    Raises:
-        ValueError: no such file, or it holds anything but tensors.
-    """
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such weights file") from None
-    except Exception as error:
-        raise ValueError(
-            f"{path}: not a weights file that loads without unpickling code ({type(error).__name__}); convert it to .safetensors"
-        ) from None
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: holds a {type(state).__name__}, not a state dict; save `model.state_dict()`")
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    return state
+    load = load_plugin("featcache.encoders", match[1]).load_encoder
+    trusting = trust_code and "trust_code" in inspect.signature(load).parameters
+    return load(match[2], trust_code=True) if trusting else load(match[2])

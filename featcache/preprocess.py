@@ -37,6 +37,15 @@ class Preprocess:
         if self.mode not in ("shortest", "squash"):
             raise ValueError(f"resize mode {self.mode!r} is not 'shortest' or 'squash'")
 
+    def __str__(self) -> str:
+        """In words, on one line."""
+        how = "both sides" if self.mode == "squash" else "the shorter side"
+        rendered = f", rendered at {self.size}" if self.size != self.crop else ""
+        mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        return (
+            f"{how} to {self.resize} px ({self.interpolation}), centre {self.crop} px{rendered}, mean {mean}, std {std}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 

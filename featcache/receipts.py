@@ -260,6 +260,8 @@ def _named_files(spec: str) -> list[str] | None:
         return sorted(str(file) for file in Path(package.origin).parent.glob("models/*.pth"))
     _, _, weights = rest.partition(":")
     # An open_clip tag, which would win over a file of that name, has neither a dot nor a slash.
+    if source == "open_clip" and not os.path.isfile(weights):  # NAME:TAG:FILE
+        weights = weights.partition(":")[2]
     names_file = bool(weights) and (source == "timm" or bool(re.search(r"[./\\]", weights)))
     return [weights] if names_file and os.path.isfile(weights) else None
 

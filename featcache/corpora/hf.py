@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from featcache import hub
 from featcache.corpora._files import read_plain, require_listable
 from featcache.corpora._labels import from_values
 from featcache.corpora._options import split_options
@@ -81,15 +82,12 @@ def _open(rest: str) -> tuple[Any, str]:
 def _open_hub(rest: str, name: str, config: str | None, split: str) -> Any:
     import datasets
 
-    try:
+    remedy = "check the name and the network, or give a local folder"
+    with hub.fetching(f"hf:{rest}", "cannot be had", remedy):
         splits = datasets.get_dataset_split_names(name, config)
-        _refuse_unknown_split(f"{name}:{config}" if config else name, split, splits)
+    _refuse_unknown_split(f"{name}:{config}" if config else name, split, splits)
+    with hub.fetching(f"hf:{rest}", "cannot be had", remedy):
         return datasets.load_dataset(name, config, split=split)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"hf:{rest}: cannot be had ({reason}); check the name and the network, or give a local folder"
-        ) from None
 
 
 def _open_folder(path: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import timm
 
-from featcache.encoder import Encoder, read_weights
+from featcache.checkpoint import read_weights
+from featcache.encoder import Encoder
 from featcache.encoders._options import split_options
 from featcache.encoders.timm import wrap
 from featcache.plugins import suggest

@@ -1,4 +1,5 @@
-"""`run:PATH`: a student that `distill fit` trained, read from its run folder."""
+"""`run:PATH`: a student that `distill fit` trained, read from its run folder. That is data: code that it names is run
+only where the user trusts it."""
 
 import os
 from pathlib import Path
@@ -21,9 +22,9 @@ class StudentModule(nn.Module):
         return self.backbone.features(images, self.fields)
 
 
-def load_encoder(rest: str) -> Encoder:
+def load_encoder(rest: str, *, trust_code: bool = False) -> Encoder:
     folder = Path(rest)
-    backbone, record = load_backbone(folder)
+    backbone, record = load_backbone(folder, trust_code=trust_code)
     shapes = backbone.shapes()
     return Encoder(
         name=f"run:{rest}",

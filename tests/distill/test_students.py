@@ -216,7 +216,9 @@ def test_a_module_of_the_users_own(own_code, tmp_path):
     assert (preprocess, student.width, record["architecture"]) == (TEACHER, 12, "my_students:flat")
     save_file(student.state_dict(), tmp_path / "student.safetensors")
     (tmp_path / "student.json").write_text(json.dumps(record))
-    assert torch.equal(load_encoder(f"run:{tmp_path}").module(pictures(36))["embedding"], student(pictures(36)))
+    assert torch.equal(
+        load_encoder(f"run:{tmp_path}", trust_code=True).module(pictures(36))["embedding"], student(pictures(36))
+    )
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,9 @@ def test_students_are_evaluated_on_the_corpora_of_the_file(command, sweep_file, 
         "detectors = ['knn:k=3']\nteacher = 'own_teacher:make'"
     )
     code, _, err = command(f"distill sweep {file} --device cpu")
+    assert code == 2
+    assert "own_teacher:make, which files do not get to run" in err
+    code, _, err = command(f"distill sweep {file} --device cpu --trust-code")
     assert code == 0, err
     table = json.loads((tmp_path / "swept/table.json").read_text())
     teacher, student = table["rows"]

@@ -1,0 +1,43 @@
+"""Specs of encoders and students, as text: nothing is loaded."""
+
+import os
+import re
+
+from featcache.plugins import plugin_names
+
+
+def names_code(spec: str) -> bool:
+    """Whether loading this encoder or student imports a module that the spec itself names: `MODULE:CALLABLE`."""
+    known = [*plugin_names("featcache.encoders"), "tiny"]
+    return spec.startswith("python:") or (
+        bool(re.fullmatch(r"[\w.]+:\w+", spec)) and spec.partition(":")[0] not in known
+    )
+
+
+def refuse_code(place: object, spec: object, trust_code: bool) -> None:
+    """Raises ValueError where `place`, a file, names code that the user does not trust."""
+    if isinstance(spec, str) and names_code(spec) and not trust_code:
+        raise ValueError(
+            f"{place}: names code, {spec}, which files do not get to run; if you know it, add --trust-code (trust_code=True)"
+        )
+
+
+def split_specs(text: str) -> list[str]:
+    """The specs of a comma list. Commas of paths are left alone: a new spec begins only where one can, and never inside
+    the path of a file or folder that is there."""
+    sources = "|".join(map(re.escape, plugin_names("featcache.encoders")))
+    begins = rf"(?:{sources})[/:]|[\w.]+:\w+(?:,|$)"
+    cuts = [*(match.start() for match in re.finditer(rf",(?={begins})", text)), len(text)]
+    specs, start = [], 0
+    while start < len(text):
+        later = [cut for cut in cuts if cut > start]
+        end = max((cut for cut in later if _names_path(text[start:cut])), default=later[0])
+        specs.append(text[start:end])
+        start = end + 1
+    return specs
+
+
+def _names_path(spec: str) -> bool:
+    source, place = re.sub(r"(@\w+=[^@,]*)+$", "", spec).split(":", 1) if ":" in spec else ("", "")
+    of_tag = re.fullmatch(r"[\w-]+:(.+)", place) if source.startswith("open_clip/") else None
+    return any(os.path.exists(each) for each in (place, of_tag[1] if of_tag else "") if each)

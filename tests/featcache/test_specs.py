@@ -1,0 +1,43 @@
+"""Specs as text: comma lists of paths with commas, and specs that name code."""
+
+import pytest
+
+from featcache.specs import names_code, refuse_code, split_specs
+
+
+@pytest.mark.parametrize(
+    ("text", "specs"),
+    [
+        ("timm/resnet18", ["timm/resnet18"]),
+        ("timm/resnet50,open_clip/ViT-B-32:openai", ["timm/resnet50", "open_clip/ViT-B-32:openai"]),
+        ("run:student,run:another", ["run:student", "run:another"]),
+        ("mine:small,mine:wide", ["mine:small", "mine:wide"]),
+        ("run:a=[0.1,0.2],timm/resnet18@size=64", ["run:a=[0.1,0.2]", "timm/resnet18@size=64"]),
+        ("timm/resnet18:/w/a,b.safetensors", ["timm/resnet18:/w/a,b.safetensors"]),
+        ("run:there,run:c", ["run:there,run:c"]),
+        ("timm/resnet18:w,timm/x@size=64,run:a", ["timm/resnet18:w,timm/x@size=64", "run:a"]),
+    ],
+)
+def test_comma_lists_are_cut_where_a_spec_begins_and_never_inside_a_path_that_is_there(
+    text, specs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for there in ("student", "another", "there,run:c", "w,timm/x"):
+        (tmp_path / there).mkdir(parents=True)
+    assert split_specs(text) == specs
+
+
+@pytest.mark.parametrize("spec", ["os:abort", "a.b:c", "python:os:abort", "torchvision.models:resnet18"])
+def test_code_is_refused_where_a_file_names_it(spec):
+    assert names_code(spec)
+    with pytest.raises(ValueError, match=r"x\.toml: names code, .*--trust-code"):
+        refuse_code("x.toml", spec, False)
+    refuse_code("x.toml", spec, True)
+
+
+@pytest.mark.parametrize(
+    "spec", ["tiny", "tiny:weights", "run:a", "timm/x:y", "builtin/efficientnet_lite0", "open_clip/a:b"]
+)
+def test_other_specs_name_no_code(spec):
+    assert not names_code(spec)
+    refuse_code("x.toml", spec, False)
