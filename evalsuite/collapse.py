@@ -6,7 +6,7 @@ import numpy as np
 
 from evalsuite._index import evenly_spread
 from evalsuite.rows import Rows
-from featcache._remarks import FAITHFUL
+from featcache.comparable import FAITHFUL
 from featcache.geometry import Nearest, unit_rows
 from featcache.identical import embedding_hashes, numbered
 

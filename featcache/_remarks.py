@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from featcache.comparable import FAITHFUL, difference, unfaithful
+
 if TYPE_CHECKING:
     from featcache.check import Checked, Pair
 else:
@@ -12,9 +14,6 @@ else:
 
     Checked = Pair = Any
 
-FAITHFUL = 0.999
-"""Least cosine between an embedding and its fp32 one that extraction promises. Images whose embeddings are nearer to each
-other than that cannot be told apart by what it stores."""
 MOST_IDENTICAL = 0.01
 """Share of rows, of images that are there again, from which they falsify: beyond, no accuracy of single rows moves by more."""
 MOST_NEAR = 0.1
@@ -43,19 +42,14 @@ def remarks_on_stores(stores: Sequence[Checked]) -> Iterator[Remark]:
         names = ", ".join(dict.fromkeys(f"{store.encoder} ({store.fingerprint[:12]})" for store in stores))
         yield Remark(f"stores of different encoders ({names}): only `evalsuite fidelity` compares these")
     for _, group in groupby(sorted(stores, key=lambda each: each.fingerprint), key=lambda each: each.fingerprint):
-        of_encoder = [store for store in group if store.precision is not None]
-        precisions: dict[str, list[str]] = {
-            precision: [] for precision in sorted({str(store.precision) for store in of_encoder})
-        }
-        for store in of_encoder:
-            precisions[str(store.precision)].append(store.store)
-        if len(precisions) > 1:
-            said = "; ".join(f"{precision}: {', '.join(paths)}" for precision, paths in precisions.items())
-            yield Remark(
-                f"one encoder in different precisions ({said}): detectors tell the precisions apart, not the images; extract "
-                "them again in one --precision",
-                falsifies=True,
-            )
+        first, *others = group
+        for other in others:
+            if differing := difference(first.extraction, other.extraction):
+                yield Remark(
+                    f"{other.store} is in {differing[1]}, {first.store} in {differing[0]}: detectors tell the precisions of one "
+                    "encoder apart, not the images; extract one again like the other",
+                    falsifies=True,
+                )
 
 
 def _on_store(store: Checked) -> Iterator[Remark]:
@@ -75,8 +69,8 @@ def _on_store(store: Checked) -> Iterator[Remark]:
     if not store.usable:
         yield Remark("not one row can be used", falsifies=True)
         return
-    if store.cosine is not None and not store.cosine >= FAITHFUL:
-        yield Remark(f"in {store.precision} its worst cosine to fp32 is {store.cosine:.5f}, below {FAITHFUL}")
+    if said := unfaithful(store.extraction):
+        yield Remark(said)
     if store.not_finite:
         yield Remark(
             f"{_part(store.not_finite, store.usable)} rows hold a NaN or an infinity: evaluators refuse the store; extract it "
@@ -119,7 +113,7 @@ def _on_geometry(store: Checked) -> Iterator[Remark]:
     if store.nearest is not None and store.nearest < 1 - FAITHFUL:
         yield Remark(
             f"collapsed: the median distance (1 − cosine) from an image to the nearest other is {store.nearest:.2g}, less than "
-            f"the {1 - FAITHFUL:.0e} that the encoder's precision may change; neighbours and OOD scores are noise",
+            f"the {1 - FAITHFUL:.3f} that precision may change; neighbours and OOD scores are noise",
             falsifies=True,
         )
     most = min(store.ranked - 1, store.dimensions)

@@ -37,7 +37,7 @@ class Checked:
     """What was found of one store. None: not known, or not defined of so few rows.
 
     Attributes:
-        precision, cosine: as its manifest has them: how the encoder computed, and its worst cosine to fp32.
+        precision, cosine: how the encoder computed, and its worst cosine to fp32; `extraction`: all that the manifest says of it.
         failures: reason → how many rows failed for it, the most frequent first.
         pending: rows that extraction has not come to.
         identical: rows of an image that an earlier row is; where hashes of images are not kept (`images_known` false), of the
@@ -55,6 +55,7 @@ class Checked:
     sealed: bool
     precision: str | None
     cosine: float | None
+    extraction: dict[str, Any]
     rows: int
     failed: int
     pending: int
@@ -214,7 +215,7 @@ class _Looked:
         return None if apart is None else float((distances <= NEAR * apart).sum() / len(self.sample))
 
     def checked(self) -> Checked:
-        store, extraction = self.store, self.store.manifest.get("extraction", {})
+        store, extraction = self.store, self.store.manifest.get("extraction") or {}
         failures = Counter(re.sub(r"0x[0-9a-f]+", "0x…", reason) for reason in store.reasons.values())
         distances = self.among[store.identity].distances
         return Checked(
@@ -224,6 +225,7 @@ class _Looked:
             sealed=store.sealed,
             precision=extraction.get("precision"),
             cosine=extraction.get("cosine"),
+            extraction=dict(extraction),
             rows=len(store),
             failed=len(store.failed),
             pending=len(store) - len(store.failed) - len(self.rows),

@@ -237,9 +237,9 @@ def test_precisions_and_encoders(make, rng, tmp_path):
     assert featcache.check([one, other]).pairs == []
     assert not featcache.check([one, other]).falsified
     report = featcache.check([two])
-    assert "0.99851" in of(report, "cosine to fp32")[0].text
+    assert "0.99851" in of(report, "a cosine to fp32 of")[0].text
     assert not report.falsified
-    (remark,) = of(featcache.check([one, two, other]), "precisions")
+    (remark,) = of(featcache.check([one, two, other]), "two.zarr is in bf16+channels_last, one.zarr in fp32: ")
     assert remark.falsifies
 
 
