@@ -122,26 +122,30 @@ def _rough(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).split()).casefold()
 
 
-def aligned_labels(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
-    """The labels of the query, all of whose rows have one, in the bank's numbering, by `match`.
+def require_common(theirs: Classes, ours: Classes) -> dict[int, int]:
+    """`match`, of classes that are all ours.
 
-    Raises `ValueError` as `match` does, and when the query has a class that the bank does not know or they have no class
-    in common.
+    Raises `ValueError` as `match` does, and when we have no row of any of their classes, or do not know one.
     """
-    theirs, ours = Classes.of(query), Classes.of(bank)
-    found = match(theirs, ours)
-    reached = set(ours.numbers.tolist())
+    found, reached = match(theirs, ours), set(ours.numbers.tolist())
     if not any(number in reached for number in found.values()):
         raise ValueError(
-            f"{query.name} and {bank.name} have no class in common ({theirs.some()} against {ours.some()}), so nothing "
+            f"{theirs.whose} and {ours.whose} have no class in common ({theirs.some()} against {ours.some()}), so nothing "
             "could be right; give stores of the same classes, named alike"
         )
-    unknown = [number for number, own in found.items() if own is None]
+    known = {number: own for number, own in found.items() if own is not None}
+    unknown = sorted(found.keys() - known.keys())
     if unknown:
         raise ValueError(
-            f"{query.name} has {len(unknown)} classes that {bank.name} does not know ({theirs.some(unknown)}); "
+            f"{theirs.whose} has {len(unknown)} classes that {ours.whose} does not know ({theirs.some(unknown)}); "
             "name the class folders alike or drop these classes"
         )
+    return known
+
+
+def aligned_labels(bank: Rows, query: Rows) -> Int[np.ndarray, " q"]:
+    """The labels of the query, all of whose rows have one, in the bank's numbering. Raises as `require_common`."""
+    found = require_common(Classes.of(query), Classes.of(bank))
     numbers, of_row = np.unique(query.labels, return_inverse=True)
     return np.array([found[number] for number in numbers.tolist()], np.int64)[of_row]
 

@@ -206,8 +206,8 @@ def knn(
 
 def _few_shots(bank: Rows, shots: int, seed: int) -> Rows:
     """`shots` rows of every class, in the bank's order."""
-    if shots < 1:
-        raise ValueError(f"shots must be at least 1, got {shots}")
+    if not isinstance(shots, int) or shots < 1:
+        raise ValueError(f"shots must be at least 1, a whole number, got {shots}")
     classes, rows = np.unique(bank.labels, return_counts=True)
     if rows.min() < shots:
         fewest = int(classes[rows.argmin()])

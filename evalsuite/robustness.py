@@ -13,6 +13,7 @@ import numpy as np
 from evalsuite import detectors as registry
 from evalsuite._adversarial import Pgd
 from evalsuite._autoattack import AutoAttack
+from evalsuite.classes import Classes, require_common
 from evalsuite.collapse import collapse_remarks
 from evalsuite.head import Head
 from evalsuite.judged import Judged, near_chance
@@ -108,8 +109,8 @@ def robustness(
     `overwrite` are `featcache.extract`'s, `trust_code` is `featcache.load_encoder`'s; with "auto", the bank's precision
     and batch size serve all. Stores of another precision are refused, unless `any_precision` will do.
 
-    Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled, `bank` or an OOD
-    store another encoder's, k larger than the bank, an OOD set misnamed or the bank itself, a detector's spec cannot be
+    Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled or of
+    other classes than `bank`, `bank` or an OOD store another encoder's, k larger than the bank, an OOD set misnamed or the bank itself, a detector's spec cannot be
     read, the reference of something else, or an attack given without a head that knows the corpus's classes.
 
     Hendrycks & Dietterich 2019, arXiv 1903.12261; Madry et al. 2018, arXiv 1706.06083.
@@ -134,6 +135,8 @@ def robustness(
             f"{made['path']} was made by encoder {made['encoder']} ({made['fingerprint']}), not {encoder.name} "
             f"({encoder.fingerprint}); extract the bank with this encoder"
         )
+    labels = np.unique([corpus.label(i) for i in range(len(corpus))])
+    require_common(Classes(corpus.spec, labels[labels >= 0], corpus.class_names), Classes.of(voters))
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive, finite number, got {temperature}")
     if not 1 <= k <= len(voters):

@@ -69,6 +69,8 @@ def report(
     labelled = (bank.labels >= 0).any() and (held.labels[rows] >= 0).any()
     if labelled and bank.stores[0].class_names != held.stores[0].class_names:
         raise ValueError(f"{held.path} and {bank.path} do not name their classes alike; leave out one's labels")
+    if labelled and not np.intersect1d(bank.labels[bank.labels >= 0], held.labels[rows]).size:
+        raise ValueError(f"{held.path} and {bank.path} have no class in common; leave out one's labels")
     if len(bank) < max(_DISTANT):
         raise ValueError(f"{bank.path}: {len(bank)} rows with features; its neighbours need {max(_DISTANT)} or more")
     outside = teacher[:0]

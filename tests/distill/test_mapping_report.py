@@ -146,3 +146,7 @@ def test_what_cannot_be_compared_is_refused(make_store, stores, rng):
     other = make_store("other", rng.normal(size=(20, 16)), labels=np.zeros(20, int), class_names=["dog"])
     with pytest.raises(ValueError, match="do not name their classes alike"):
         report(mapping, bank, id_test=other)
+    rows = rng.normal(size=(60, 16))
+    ours, theirs = (make_store(f"from{n}", rows, labels=np.full(60, n)) for n in (0, 100))
+    with pytest.raises(ValueError, match=r"from100\.zarr and .*from0\.zarr have no class in common"):
+        report(mapping, ours, id_test=theirs)

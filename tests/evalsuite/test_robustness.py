@@ -217,6 +217,8 @@ def test_wrong_input_is_refused_before_anything_is_extracted(with_ood, tmp_path)
     Image.new("RGB", (40, 40)).save(tmp_path / "loose.png")
     (tmp_path / "flat").mkdir()
     (tmp_path / "loose.png").rename(tmp_path / "flat/loose.png")
+    (tmp_path / "elks/elk").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "elks/elk/1.png")
     for changed, message in (
         ({"corruptions": ["contrst"]}, "unknown corruption 'contrst'; did you mean contrast"),
         ({"severities": (1, 6)}, "severity 6 of contrast: give 1"),
@@ -232,6 +234,12 @@ def test_wrong_input_is_refused_before_anything_is_extracted(with_ood, tmp_path)
         ({"detectors": ["knn:mean=maybe"]}, "mean must be true or false"),
         ({"k": 31}, "k=31: give 1 to 30"),
         ({"corpus": str(tmp_path / "flat")}, "has no labels"),
+        ({"temperature": 0.0}, "temperature must be a positive"),
+        ({"detectors": ["react:percentile=0.9"]}, "give 90"),
+        (
+            {"corpus": str(tmp_path / "elks")},
+            r"elks and .*bank\.zarr have no class in common \(elk against ant, bee, cat\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             robustness(**with_ood | changed)
