@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill._schedule import Ema, make_optimizer, train_mode
 from distill.config import FitConfig
-from distill.methods import Features
+from distill.methods import ROW, Features
 from distill.pairs import Batch
 from featcache.encoder import normalise
 from featcache.plugins import suggest
@@ -194,7 +194,8 @@ class Training:
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
         pixels, features = batch
-        return normalise(send(pixels), self._preprocess), {name: send(rows).float() for name, rows in features.items()}
+        sent = {name: send(rows) if name == ROW else send(rows).float() for name, rows in features.items()}
+        return normalise(send(pixels), self._preprocess), sent
 
     def _seed(self, step: int) -> None:
         """What is drawn at a step (dropout) follows from its number, so a resumed run draws the same."""

@@ -18,7 +18,7 @@ from distill._interrupt import PutOffInterrupt
 from distill._schedule import learning_rate, warmup_steps
 from distill._training import Training, checkpoint_bytes, make_accelerator, on_main
 from distill.config import FitConfig, load_method, refuse_wrong_type
-from distill.methods import fitted_tensors
+from distill.methods import ROW, fitted_tensors
 from distill.pairs import Batch
 from distill.progress import Plan, Progress
 from distill.run import Run, difference
@@ -317,11 +317,12 @@ class _Loop:
         self._saved = time.monotonic()
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
+        method = self._inputs.method
         return self._inputs.pairs.epoch(
             epoch,
             batch_size=self._inputs.settings.batch_size,
             seed=self._inputs.settings.seed,
-            fields=self._inputs.method.fields,
+            fields=(*method.fields, ROW) if getattr(method, "reads_rows", False) else method.fields,
             start=self.step % self._per_epoch,
             process=self._accelerator.process_index,
             processes=self._accelerator.num_processes,

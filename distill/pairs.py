@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from distill.augment import photometric
+from distill.methods import ROW
 from distill.source import Source
 from featcache.corpora.store import KeptImages
 from featcache.corpus import Corpus
@@ -117,7 +118,7 @@ class Pairs:
         Args:
             number: of the epoch.
             batch_size: samples a batch, of all processes together.
-            fields: of the teacher.
+            fields: of the teacher; `distill.methods.ROW` for the number of each sample in `source`.
             start: batches to leave out at the beginning.
             process, processes: which of how many equal parts of every batch is wanted.
         """
@@ -131,7 +132,9 @@ class Pairs:
 
             def prepare(batch: Int64[np.ndarray, " b"]) -> Batch:
                 view = views[batch]
-                features = {field: self.source.gather(batch, field, view) for field in fields}
+                features = {
+                    field: batch if field == ROW else self.source.gather(batch, field, view) for field in fields
+                }
                 return self._pixels(batch, view, readers, seed, number), features
 
             yield from prefetch(prepare, batches, ahead, ahead=2)

@@ -112,10 +112,10 @@ def test_the_examples_of_fit_train(folder, command):
     command("featcache extract a/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out a.zarr")
     mixed, before = "mixed:8000:a/", ""
     command(
-        f"featcache extract {mixed.replace('8000', '20')} --teacher timm/vit_small_patch14_dinov2.lvd142m --out b.zarr"
+        f"featcache extract {mixed.replace('8000', '80')} --teacher timm/vit_small_patch14_dinov2.lvd142m --out b.zarr"
     )
     for line in commands_of("distill fit --store a.zarr"):
-        line = line.replace(mixed, mixed.replace("8000", "20")).replace("distill fit …", f"{before} --out runs/c")
+        line = line.replace(mixed, mixed.replace("8000", "80")).replace("distill fit …", f"{before} --out runs/c")
         if line.startswith("distill fit"):
             before = re.sub(r" --out \S+", "", line)
             command(f"{line} {SHORT}")

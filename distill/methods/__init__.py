@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from distill.source import Source
 
 Features = dict[str, Tensor]
-"""What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D)."""
+"""What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D).
+Of the teacher, also `ROW` where a method asks for it."""
+ROW = "row"
+"""(B,) int64: which row of the source each sample is, as `prepare` got it."""
 Fitted = tuple[dict[str, Tensor], dict[str, float]]
 """What an earlier `prepare` left: the tensors of `fitted_tensors`, and the report."""
 
@@ -26,6 +29,7 @@ class DistillationMethod(Protocol):
     Attributes:
         fields: features of the teacher that `loss` reads; `prepare` may add some that the store has.
         student_fields: features of the student that `loss` reads.
+        reads_rows: whether `loss` would like `ROW` among the teacher's features; not, where a method does not say.
     """
 
     fields: tuple[str, ...]

@@ -1,17 +1,21 @@
 """Ours: TinTeM, and at every step each sample's place among the same landmarks, as the teacher sees it."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from distill.methods import Features, Fitted
+from distill.methods import ROW, Features, Fitted
 from distill.methods.tintem import Method as TinTeM
-from distill.objectives import relation_kl
+from distill.objectives import MASKED, relation_kl
 from distill.source import Source
 from featcache.layout import EMBEDDING
+
+OWN = ("column", "none")
 
 
 class Method(TinTeM):
@@ -24,7 +28,10 @@ class Method(TinTeM):
     Head: the mapping, teacher side, fitted before training and frozen. The student has none.
 
     Terms: TinTeM's, and "landmarks", relation_kl between cos(teacher, landmark) and cos(student, mapped landmark), rows
-    the batch, columns the landmarks, mean over temperatures.
+    the batch, columns the landmarks, mean over temperatures. No sample is its own landmark. With `own` "column" it has
+    one column more, cos(teacher, teacher) = 1 and cos(student, mapped teacher): how much of the distribution is the
+    sample itself, and how much its neighbours. Where the store has fewer rows than `landmarks`, each stands for several,
+    so that this share does not depend on the size of the store.
 
     Options:
         mapping: a name from `distill/mappings/`, fitted to the pooled embeddings and used for tokens too.
@@ -32,6 +39,7 @@ class Method(TinTeM):
             own where left out.
         tokens: with patch tokens too, as `tintem` has them.
         landmarks: how many; all rows where there are fewer.
+        own: "column", each sample's own mapped target is one of the columns; "none", only other rows are.
         weight: of the term "landmarks".
         temperatures: of the similarity distributions. Weight 1 with 0.02, 0.05 and 0.1 gives better neighbours and, where
             the stores hold images of many kinds, better OOD detection; on one small corpus it costs angles.
@@ -39,6 +47,8 @@ class Method(TinTeM):
 
     landmarks: Tensor
     mapped_landmarks: Tensor
+    landmark_rows: Tensor
+    reads_rows = True
 
     def __init__(
         self,
@@ -53,6 +63,7 @@ class Method(TinTeM):
         mapping_lr: float | None = None,
         tokens: bool = False,
         landmarks: int = 4096,
+        own: str = "column",
         weight: float = 0.3,
         temperatures: Sequence[float] = (0.05, 0.1),
     ):
@@ -69,14 +80,17 @@ class Method(TinTeM):
         )
         if landmarks < 2:
             raise ValueError(f"landmarks must be 2 or more, got {landmarks}")
+        if own not in OWN:
+            raise ValueError(f"unknown own {own!r}; known: {', '.join(OWN)}")
         if not weight >= 0:
             raise ValueError(f"weight must not be negative, got {weight}")
         if not temperatures or not all(value > 0 for value in temperatures):
             raise ValueError(f"temperatures must be one or more numbers greater than 0, got {list(temperatures)}")
-        self._count, self._weight, self._landmark_temperatures = landmarks, weight, tuple(temperatures)
-        # Of unit length. Not of the state: a resumed run draws the same rows again.
-        self.register_buffer("landmarks", None, persistent=False)
-        self.register_buffer("mapped_landmarks", None, persistent=False)
+        self._count, self._own, self._weight = landmarks, own, weight
+        self._landmark_temperatures = tuple(temperatures)
+        # Of unit length, and which rows they are. Not of the state: a resumed run draws the same rows again.
+        for name in ("landmarks", "mapped_landmarks", "landmark_rows"):
+            self.register_buffer(name, None, persistent=False)
 
     def prepare(
         self,
@@ -93,16 +107,39 @@ class Method(TinTeM):
         """
         report = super().prepare(source, seed=seed, progress=progress, fitted=fitted)
         rows = np.random.default_rng(seed).choice(len(source), min(self._count, len(source)), replace=False)
+        self.landmark_rows = torch.from_numpy(rows)
         landmarks = torch.from_numpy(source.gather(rows)).float()
         self.landmarks, self.mapped_landmarks = (F.normalize(x, dim=-1) for x in (landmarks, self._map(landmarks)))
         return report
 
     def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        similarities = (
-            F.normalize(teacher[EMBEDDING], dim=-1) @ self.landmarks.mT,
-            F.normalize(student[EMBEDDING], dim=-1) @ self.mapped_landmarks.mT,
-        )
-        term = relation_kl(
-            *similarities, temperatures=self._landmark_temperatures, symmetric=False, mask_diagonal=False
-        )
-        return {**super().loss(student, teacher), "landmarks": self._weight * term}
+        terms = [
+            relation_kl(
+                *self.similarities(student, teacher, temperature),
+                temperatures=(temperature,),
+                symmetric=False,
+                mask_diagonal=False,
+            )
+            for temperature in self._landmark_temperatures
+        ]
+        return {**super().loss(student, teacher), "landmarks": self._weight * torch.stack(terms).mean()}
+
+    def similarities(
+        self, student: Features, teacher: Features, temperature: float
+    ) -> tuple[Float[Tensor, "b columns"], Float[Tensor, "b columns"]]:
+        """The teacher's and the student's, to be divided by the temperature; with `own` "column", the last is the own."""
+        seen, given = F.normalize(teacher[EMBEDDING], dim=-1), F.normalize(student[EMBEDDING], dim=-1)
+        target, output = seen @ self.landmarks.mT, given @ self.mapped_landmarks.mT
+        others = torch.full_like(target[:, :1], len(self.landmarks))
+        if ROW in teacher:
+            itself = teacher[ROW][:, None] == self.landmark_rows
+            target, output = target.masked_fill(itself, MASKED), output.masked_fill(itself, MASKED)
+            others = others - itself.sum(1, keepdim=True)
+        if self._own == "none":
+            return target, output
+        with torch.no_grad():
+            mapped = F.normalize(self._map(teacher[EMBEDDING]), dim=-1)
+        # Each other column stands for count / others rows: the same distribution as with the own one made less likely.
+        less = temperature * (math.log(self._count) - others.log())
+        own = (given * mapped).sum(-1, keepdim=True)
+        return torch.cat([target, 1 - less], dim=1), torch.cat([output, own - less], dim=1)

@@ -9,6 +9,7 @@ from method_cases import ROWS, STUDENT, TEACHER, student_batch, teacher_batch, w
 
 from distill import load_method
 from distill.methods import fitted_tensors
+from distill.methods.landmarks import Method as Landmarks
 from distill.source import Source
 from featcache.arrays import write_store
 
@@ -28,36 +29,95 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def softmax(values):
-    exponents = np.exp(values - values.max())
-    return exponents / exponents.sum()
-
-
 def test_golden_value(tmp_path):
-    """Landmarks (1, 0) and (0, 1); the teacher says the first, the student the second: KL is tanh(½) at τ = 1."""
+    """Landmarks (1, 0) and (0, 1); the teacher says the first, the student the second: KL is tanh(½) at τ = 1. So it is
+    with an own column for the first, which is then no landmark; with none, one column is left, and nothing to learn."""
     source = Source([write_store(tmp_path / "s.zarr", np.eye(2, dtype=np.float16))])
-    method, _ = prepared(source, 2, mapping="identity", landmarks=2, weight=3.0, temperatures=[1.0])
-    terms = method.loss({"embedding": torch.tensor([[0.0, 5.0]])}, {"embedding": torch.tensor([[2.0, 0.0]])})
-    assert terms.keys() == {"cosine", "landmarks"}
-    assert terms["landmarks"].item() == pytest.approx(3 * math.tanh(0.5))
-    assert terms["cosine"].item() == pytest.approx(1)
+    student, teacher = {"embedding": torch.tensor([[0.0, 5.0]])}, {"embedding": torch.tensor([[2.0, 0.0]])}
+    for own, rows, expected in (
+        ("none", {}, 0.5),
+        ("column", {"row": torch.tensor([0])}, 0.5),
+        ("none", {"row": torch.tensor([0])}, 0),
+    ):
+        options = {"mapping": "identity", "weight": 3.0, "temperatures": [1.0], "own": own}
+        method, _ = prepared(source, 2, landmarks=2, **options)
+        method._count = 1 if rows and own == "column" else 2  # as many as there are: none stands for two
+        terms = method.loss(student, {**teacher, **rows})
+        assert terms.keys() == {"cosine", "landmarks"}
+        assert terms["landmarks"].item() == pytest.approx(3 * math.tanh(expected))
+        assert terms["cosine"].item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("count", [5, ROWS, 1000])
-def test_the_term_is_the_mean_divergence_of_a_slow_loop(source, count):
+@pytest.mark.parametrize("own", ["column", "none"])
+@pytest.mark.parametrize("known", [True, False], ids=["rows known", "strangers"])
+@pytest.mark.parametrize("count", [5, ROWS, 100])
+def test_the_term_is_the_mean_divergence_of_a_slow_loop(source, count, known, own):
+    """Where there are fewer rows than landmarks are asked for, each is there several times, in parts."""
     temperatures = (0.05, 0.2)
-    method, _ = prepared(source, landmarks=count, weight=0.7, temperatures=temperatures)
+    method, _ = prepared(source, landmarks=count, weight=0.7, temperatures=temperatures, own=own)
     teacher, student = teacher_batch(source, ("embedding",), view=1), student_batch(("embedding",))
     everyone = torch.from_numpy(source.gather(range(ROWS))).float()
     rows = np.random.default_rng(0).choice(ROWS, min(count, ROWS), replace=False)
     divergences = []
-    for seen, output in zip(teacher["embedding"], student["embedding"], strict=True):
-        of_teacher = np.array([cosine(seen, everyone[row]) for row in rows])
-        of_student = np.array([cosine(output, method.mapping(everyone[row])) for row in rows])
+    for i, (seen, output) in enumerate(zip(teacher["embedding"], student["embedding"], strict=True)):
+        others = [row for row in rows if not (known and row == i)]
+        of_teacher = [cosine(seen, everyone[row]) for row in others]
+        of_student = [cosine(output, method.mapping(everyone[row])) for row in others]
+        times = np.full(len(others), count / len(others) if own == "column" else 1.0)
+        if own == "column":
+            of_teacher, of_student = [*of_teacher, 1.0], [*of_student, cosine(output, method.mapping(seen))]
+            times = np.append(times, 1.0)
         for temperature in temperatures:
-            p, q = softmax(of_teacher / temperature), softmax(of_student / temperature)
-            divergences.append((p * np.log(p / q)).sum())
+            p, q = (times * np.exp(np.array(of) / temperature) for of in (of_teacher, of_student))
+            divergences.append((p / p.sum() * np.log(p / p.sum() * q.sum() / q)).sum())
+    if known:
+        teacher["row"] = torch.arange(ROWS)
     assert method.loss(student, teacher)["landmarks"].item() == pytest.approx(0.7 * np.mean(divergences), rel=1e-4)
+
+
+def own_share(path, rows, dim=64):
+    """Mean probability that a sample's distribution over the landmarks gives to itself, at τ = 0.1."""
+    drawn = np.random.default_rng(0).normal(size=(rows, dim)) + 0.7  # cosines around 0.33, as teachers have
+    source = Source([write_store(path, drawn)])
+    method, _ = prepared(source, 8, mapping="random_orthonormal")
+    some = np.arange(200)  # the same samples in all stores
+    teacher = {"embedding": torch.from_numpy(source.gather(some)).float(), "row": torch.from_numpy(some)}
+    target, _ = method.similarities({"embedding": method.target(teacher)}, teacher, 0.1)
+    return (target / 0.1).softmax(1)[:, -1].mean().item()
+
+
+def test_the_own_share_does_not_depend_on_the_size_of_the_store(tmp_path):
+    """With 200 rows, with as many as there are landmarks, and with 100,000."""
+    few, some, many = (own_share(tmp_path / f"{rows}.zarr", rows) for rows in (200, 4096, 100_000))
+    assert some == pytest.approx(many, rel=0.02)
+    assert few == pytest.approx(many, rel=0.05)
+    assert 0.05 < many < 0.5
+
+
+def test_the_row_of_each_sample_reaches_the_method(train, tmp_path, monkeypatch):
+    """Whatever is held out and however batches are cut: the features are those of that row of what `prepare` got."""
+    seen, sources = [], []
+    original = Landmarks.loss, Landmarks.prepare
+
+    def loss(self, student, teacher):
+        seen.append((teacher["row"], teacher["embedding"]))
+        return original[0](self, student, teacher)
+
+    def prepare(self, source, **given):
+        sources.append(source)
+        return original[1](self, source, **given)
+
+    monkeypatch.setattr(Landmarks, "loss", loss)
+    monkeypatch.setattr(Landmarks, "prepare", prepare)
+    options = {"mapping": "spectral"}
+    train(
+        tmp_path / "run", epochs=1, holdout=0.2, accumulate=2, views="plain", method="landmarks", method_options=options
+    )
+    rows = torch.cat([row for row, _ in seen])
+    assert rows.dtype == torch.int64
+    assert len(rows.unique()) == len(rows) == 48
+    expected = torch.from_numpy(sources[0].gather(rows.numpy())).float()
+    assert torch.equal(torch.cat([embedding for _, embedding in seen]), expected)
 
 
 def test_other_terms_are_tintems(source):
@@ -92,7 +152,7 @@ def test_landmarks_follow_the_seed_and_are_not_kept(source):
     assert first.state_dict().keys() == kept.keys() == {"mapping.weight"}
     again, told = prepared(source, landmarks=6, fitted=(kept, report))
     assert told == report
-    for name in ("landmarks", "mapped_landmarks"):
+    for name in ("landmarks", "mapped_landmarks", "landmark_rows"):
         assert torch.equal(getattr(again, name), getattr(first, name))
 
 
@@ -100,6 +160,7 @@ def test_landmarks_follow_the_seed_and_are_not_kept(source):
     ("options", "message"),
     [
         ({"landmarks": 1}, "landmarks must be 2 or more, got 1"),
+        ({"own": "both"}, "unknown own 'both'; known: column, none"),
         ({"weight": -0.1}, "weight must not be negative"),
         ({"temperatures": []}, "temperatures must be one or more numbers greater than 0"),
         ({"temperatures": [0.1, 0.0]}, "temperatures must be one or more numbers greater than 0"),
