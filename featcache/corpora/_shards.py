@@ -12,7 +12,7 @@ import posixpath
 import re
 import shutil
 import tarfile
-import tempfile
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -449,15 +449,15 @@ def _require_room(needed: int, name: str, folder: Path) -> str:
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Under a name of its own until it is whole: readers see all of it or nothing."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
-        try:
-            write(file)  # type: ignore[arg-type]
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")  # tempfile's are 0600
+    try:
+        with partial.open("wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _state(stat: os.stat_result) -> list[int | str | None]:

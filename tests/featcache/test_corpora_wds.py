@@ -641,3 +641,17 @@ def test_labels_at_a_url_are_read_along_with_the_headers(tmp_path, transferred):
     url = put(tar_of(*members), f"memory://{tmp_path.name}/s.tar")
     assert len(open_corpus(f"wds:{url}")) == 10
     assert sum(size for _, size in transferred) < 400 << 10
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+def test_kept_indices_are_as_the_umask_says(tmp_path, cache, umask):
+    """A home that several people share."""
+    write(tmp_path / "a.tar", [("x.png", b"one"), ("x.cls", b"1")])
+    was = os.umask(umask)
+    try:
+        open_corpus(f"wds:{tmp_path}/a.tar")
+    finally:
+        os.umask(was)
+    kept = [path for path in cache.rglob("*.json") if path.is_file()]
+    assert kept
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o666 & ~umask}
