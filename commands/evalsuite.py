@@ -41,7 +41,7 @@ AnyPrecision = Annotated[
     bool,
     typer.Option("--any-precision", help="Compare stores in whatever precision they were made; the result says so."),
 ]
-Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind each interval.")]
+Resamples = Annotated[int, typer.Option(min=1, hidden=True, help="No effect: intervals are no longer drawn at random.")]
 
 
 class _ListsDetectors(TyperCommand):
@@ -80,7 +80,7 @@ def knn(
     ] = "exact",
     drop_identical: DropIdentical = False,
     any_precision: AnyPrecision = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw.")] = 0,
     to_json: Json = None,
 ) -> None:
     """k-nearest-neighbour classification: micro (top1, top5) and macro accuracy.
@@ -148,7 +148,7 @@ def ood(
     resamples: Resamples = 1000,
     drop_identical: DropIdentical = False,
     any_precision: AnyPrecision = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, hidden=True, help="No effect, as --resamples.")] = 0,
     to_json: Json = None,
 ) -> None:
     """How well detectors tell ID images from others. AUROC 0.5 is chance, 1 is perfect.
@@ -208,7 +208,7 @@ def fidelity(
     student_bank: Annotated[str | None, typer.Option(metavar="STORE", help="The same samples of the student.")] = None,
     drop_identical: DropIdentical = False,
     any_precision: AnyPrecision = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sample of rows, chance levels and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample of rows and of the chance levels.")] = 0,
     to_json: Json = None,
 ) -> None:
     """How faithfully a student keeps the teacher's angles between images, its neighbours and its votes.
@@ -253,7 +253,7 @@ def probe(
     device: DeviceOption = Device.auto,
     drop_identical: DropIdentical = False,
     any_precision: AnyPrecision = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows that choose C, and of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rows that choose C.")] = 0,
     to_json: Json = None,
 ) -> None:
     """Logistic regression on the kept embeddings.
@@ -318,7 +318,7 @@ def robustness(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all stores in --out anew.")] = False,
     drop_identical: DropIdentical = False,
     any_precision: AnyPrecision = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the intervals, and where --pgd starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of where --pgd starts.")] = 0,
     trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
@@ -353,7 +353,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A.json", help="A result of knn, probe, ood or robustness: --json.")],
     b: Annotated[str, typer.Argument(metavar="B.json", help="Another of the same command, on the same samples.")],
     resamples: Resamples = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, hidden=True, help="No effect, as --resamples.")] = 0,
     to_json: Json = None,
 ) -> None:
     """Is B better than A? The difference of every metric, with an interval over the samples that both have.

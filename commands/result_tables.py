@@ -15,6 +15,8 @@ def show(result: Any, to_json: str | None) -> None:
     if to_json != "-":
         tables = {"ood": _ood_table, "robustness": _robustness_table, "compare": _comparison_table}
         results.print(tables.get(result.command, _metric_table)(result))
+        for line in _without_interval(result):
+            screen.print(f"[yellow]note:[/] {shown(line)}", highlight=False)
     for remark in result.remarks:
         screen.print(f"[yellow]note:[/] {shown(remark)}", highlight=False)
     if to_json not in (None, "-"):
@@ -29,7 +31,7 @@ def _metric_table(result: Any) -> Table:
     table = make_table(result.command, "metric", "value", "chance", "95 % interval")
     overall = {name: metric for name, metric in result.metrics.items() if not name.startswith("per_class/")}
     for name, metric in overall.items():
-        interval = f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else ""
+        interval = _interval(metric)
         table.add_row(shown(name), f"{metric.value:.4f}", f"{chance[name]:.4f}" if name in chance else "", interval)
     lowest = []
     for what in overall:
@@ -44,6 +46,23 @@ def _metric_table(result: Any) -> Table:
     table.caption = "\n".join(lowest) or None
     table.caption_justify = "left"
     return table
+
+
+def _interval(metric: Any) -> str:
+    """Empty where a file of an earlier version gives neither an interval nor why there is none."""
+    return f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}" if metric.ci95 else "none" if metric.no_ci95 else ""
+
+
+def _without_interval(result: Any) -> list[str]:
+    """A line for every reason why metrics have no interval."""
+    names: dict[str, list[str]] = {}
+    for name, metric in result.metrics.items():
+        if metric.no_ci95 and not name.startswith("per_class/"):
+            names.setdefault(metric.no_ci95, []).append(name)
+    return [
+        f"no interval of {', '.join(of[:3])}{f' and {len(of) - 3:,} more' if len(of) > 3 else ''}: {reason}"
+        for reason, of in names.items()
+    ]
 
 
 def _filled(title: str, columns: list[str], rows: list[list[str]], longest: int = 10_000) -> Table:
@@ -77,11 +96,11 @@ def _comparison_table(result: Any) -> Table:
     given = result.parameters
     rows = []
     for name, metric in result.metrics.items():
-        interval = f"{metric.ci95[0]:+.4f} to {metric.ci95[1]:+.4f}"
+        interval = f"{metric.ci95[0]:+.4f} to {metric.ci95[1]:+.4f}" if metric.ci95 else "none"
         verdict = given["verdicts"][name]
         rows.append([
             name, f"{given['a'][name]:.4f}", f"{given['b'][name]:.4f}", f"{metric.value:+.4f}", interval,
-            f"[bold]{verdict}[/]" if verdict.endswith("better") else "–",
+            f"[bold]{verdict}[/]" if verdict.endswith("better") else "none" if verdict.startswith("no verdict") else "–",
         ])  # fmt: skip
     table = _folded(
         f"A: {result.inputs['a']['path']}   B: {result.inputs['b']['path']}",
@@ -89,6 +108,7 @@ def _comparison_table(result: Any) -> Table:
         rows,
     )
     said = ["–: no difference shown"]
+    said += dict.fromkeys(verdict for verdict in given["verdicts"].values() if verdict.startswith("no verdict"))
     if given["differing"]:
         said.append(f"A and B differ in: {'; '.join(given['differing'])}")
     if left := given["not_compared"]:
@@ -111,7 +131,7 @@ def _ood_table(result: Any) -> Table:
         where, _, what = name.rpartition("/")
         rows.setdefault(where, {})[what] = f"{metric.value:.4f}"
         if what == "auroc":
-            rows[where]["95 %_interval"] = f"{metric.ci95[0]:.4f}–{metric.ci95[1]:.4f}"
+            rows[where]["95 %_interval"] = _interval(metric)
     settings = "; ".join(
         " ".join([spec, *(f"{name}={value}" for name, value in given.items())])
         + (" (failed)" if spec in result.parameters["failed_detectors"] else "")

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from evalsuite.metrics import interval95, lower_is_better
+from evalsuite.intervals import Estimate, difference, share
+from evalsuite.metrics import lower_is_better
 from evalsuite.ood import measured
-from evalsuite.result import Metric, Result, samples_file, versions
+from evalsuite.result import Result, samples_file, versions
 
 COMMANDS = ("knn", "ood", "probe", "robustness")
 """The commands whose results hold what was measured of each sample."""
 
-_BLOCK_DRAWS = 2**21  # rows drawn at once
 _NO_SETTING = (
     *("seed", "resamples", "chance", "tied", "failed_detectors", "encoder", "reference", "head_accuracy"),
     *("preset", "k"),  # a preset's settings stand beside it, and metrics have the k that votes in their names
@@ -27,8 +27,11 @@ _NO_SETTING = (
 )
 """Parameters that may differ between two results of one measurement."""
 
-_Drawn = dict[str, tuple[float, float, Float[np.ndarray, " resamples"]]]
-"""By metric: A's value, B's value, and B − A on each resample."""
+LEAST_SAMPLES = 10
+"""Paired samples of a set below which there is no verdict."""
+
+_Measured = dict[str, tuple[Estimate, Estimate]]
+"""By metric: A's and B's."""
 
 
 def compare(
@@ -41,12 +44,12 @@ def compare(
     """Whether B differs from A, of two results (or their files) of one of `COMMANDS` on the same samples.
 
     Samples are paired by `sample_id`, set by set; those that only one result has are left out and counted. Every
-    metric that both have is measured again on the paired samples, and on `resamples` bootstrap resamples of them: each
-    takes the same samples for A and for B, so that what is hard for both cancels. `metrics` holds B − A with its 95 %
-    interval. `parameters["a"]` and `["b"]` hold the values on the paired samples; `parameters["verdicts"]` says
-    `B better` or `A better` where the interval leaves out 0 (of the FPR@95 the lower is better), else
-    `no difference shown`. Many metrics are compared at once, and nothing is corrected for that: one in twenty
-    verdicts is expected to be wrong where nothing differs.
+    metric that both have is measured again on the paired samples. `metrics` holds B − A with its 95 % interval
+    (`evalsuite.intervals.difference`), for which what is hard for both cancels. `parameters["a"]` and `["b"]` hold the
+    values on the paired samples; `parameters["verdicts"]` says `B better` or `A better` where the interval leaves out 0
+    (of the FPR@95 the lower is better), else `no difference shown`; or `no verdict`, and why, where a set has fewer than
+    `LEAST_SAMPLES` paired samples or the metric no interval. Many metrics are compared at once, and nothing is corrected
+    for that: one in twenty verdicts is expected to be wrong where nothing differs.
 
     Compared are the accuracies of single samples, `top1` and `top5`, for robustness their means over severities and
     corruptions too, and for OOD every metric of the detectors that both have, means included. What samples do not give
@@ -56,7 +59,7 @@ def compare(
     Raises `ValueError` when the results are of different commands or of another one, have different OOD sets, no
     metric in common, no samples, or fewer than 2 paired samples in a set.
 
-    Paired bootstrap: Efron and Tibshirani 1993, "An Introduction to the Bootstrap".
+    `resamples` and `seed` have no effect: nothing is drawn at random any more.
     """
     names = _name(a, "A"), _name(b, "B")
     both = [each if isinstance(each, Result) else Result.read(each) for each in (a, b)]
@@ -64,17 +67,17 @@ def compare(
     command = both[0].command
     differing = _differing(both)
     if command == "ood":
-        drawn, counts = _compare_ood(names, both, resamples, seed)
+        found, counts = _compare_ood(names, both)
     else:
-        drawn, counts = _compare_accuracy(names, both, resamples, seed)
-    if not drawn:
+        found, counts = _compare_accuracy(names, both)
+    if not found:
         raise ValueError(
             f"{names[0]} and {names[1]} have no metric in common that samples give again; "
             f"run {command} with the same {'detectors' if command == 'ood' else 'settings'}"
         )
     if differing:
         warnings.warn(f"{names[0]} and {names[1]} differ in: {'; '.join(differing)}", RuntimeWarning, stacklevel=2)
-    metrics = {metric: Metric(theirs - ours, interval95(samples)) for metric, (ours, theirs, samples) in drawn.items()}
+    differences = {metric: difference(ours, theirs) for metric, (ours, theirs) in found.items()}
     return Result(
         "compare",
         {
@@ -83,16 +86,14 @@ def compare(
         },
         {
             "command": command,
-            "a": {metric: ours for metric, (ours, _, _) in drawn.items()},
-            "b": {metric: theirs for metric, (_, theirs, _) in drawn.items()},
-            "verdicts": {name: _verdict(name, metric) for name, metric in metrics.items()},
+            "a": {metric: ours.value for metric, (ours, _) in found.items()},
+            "b": {metric: theirs.value for metric, (_, theirs) in found.items()},
+            "verdicts": {name: _verdict(name, of) for name, of in differences.items()},
             "samples": counts,
             "differing": differing,
-            "not_compared": sorted((both[0].metrics.keys() & both[1].metrics.keys()) - drawn.keys()),
-            "resamples": resamples,
-            "seed": seed,
+            "not_compared": sorted((both[0].metrics.keys() & both[1].metrics.keys()) - found.keys()),
         },
-        metrics,
+        {metric: of.metric() for metric, of in differences.items()},
         versions(),
         remarks=[f"{side}: {remark}" for side, each in zip("AB", both, strict=True) for remark in each.remarks],
     )
@@ -154,22 +155,17 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def _compare_accuracy(
-    names: tuple[str, str], both: list[Result], resamples: int, seed: int
-) -> tuple[_Drawn, dict[str, dict[str, int]]]:
+def _compare_accuracy(names: tuple[str, str], both: list[Result]) -> tuple[_Measured, dict[str, dict[str, int]]]:
     left, right, count = _paired(names, both, "sample_id")
     parts, other = (_parts(each) for each in both)
-    shared = [name for name, of in parts.items() if set(of) == set(other.get(name, ()))]
-    if not shared:
-        return {}, {"all": count}
-    right_answers = [
-        np.stack([sum(each.samples[part][rows].astype(np.int64) for part in parts[name]) for name in shared])
-        for each, rows in zip(both, (left, right), strict=True)
-    ]
-    answers = np.array([len(parts[name]) for name in shared])
-    values = [of.mean(axis=1) / answers for of in right_answers]
-    differences = _resampled_differences(right_answers[0], right_answers[1], resamples, seed) / answers
-    found = {name: (float(values[0][i]), float(values[1][i]), differences[:, i]) for i, name in enumerate(shared)}
+    found: _Measured = {}
+    for name, of in parts.items():
+        if set(of) == set(other.get(name, ())):
+            ours, theirs = (
+                share(sum(each.samples[part][rows].astype(np.int64) for part in of) / len(of))
+                for each, rows in zip(both, (left, right), strict=True)
+            )
+            found[name] = ours, theirs
     return found, {"all": count}
 
 
@@ -184,26 +180,7 @@ def _parts(result: Result) -> dict[str, list[str]]:
     return parts
 
 
-def _resampled_differences(
-    ours: Int[np.ndarray, "metrics n"], theirs: Int[np.ndarray, "metrics n"], resamples: int, seed: int
-) -> Float[np.ndarray, "resamples metrics"]:
-    """The mean of theirs − ours over n samples drawn with replacement, the same ones for every metric."""
-    n = ours.shape[1]
-    difference = (theirs - ours).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    step = max(1, _BLOCK_DRAWS // n)
-    means = []
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-        means.append(times @ difference.T / n)  # sums of whole numbers: exact, and 0 where nothing differs
-    return np.concatenate(means)
-
-
-def _compare_ood(
-    names: tuple[str, str], both: list[Result], resamples: int, seed: int
-) -> tuple[_Drawn, dict[str, dict[str, int]]]:
+def _compare_ood(names: tuple[str, str], both: list[Result]) -> tuple[_Measured, dict[str, dict[str, int]]]:
     sets = [[key.removeprefix("sample_id/") for key in each.samples if key.startswith("sample_id/")] for each in both]
     if set(sets[0]) != set(sets[1]):
         only = [", ".join(sorted(set(one) - set(other))) or "none" for one, other in (sets, sets[::-1])]
@@ -215,17 +192,15 @@ def _compare_ood(
     counts: dict[str, dict[str, int]] = {}
     for key in sets[0]:
         rows[0][key], rows[1][key], counts[key] = _paired(names, both, f"sample_id/{key}")
-    found: _Drawn = {}
+    found: _Measured = {}
     for spec in _detectors(both[0].samples):
         if spec not in _detectors(both[1].samples):
             continue
         ours, theirs = (
-            measured(
-                {key: each.samples[f"score/{spec}/{key}"][at[key]] for key in sets[0]}, resamples=resamples, seed=seed
-            )
+            measured({key: each.samples[f"score/{spec}/{key}"][at[key]] for key in sets[0]})
             for each, at in zip(both, rows, strict=True)
         )
-        found |= {f"{spec}/{name}": (ours[name][0], theirs[name][0], theirs[name][1] - ours[name][1]) for name in ours}
+        found |= {f"{spec}/{name}": (ours[name], theirs[name]) for name in ours}
     return found, counts
 
 
@@ -266,9 +241,14 @@ def _paired(
     return left[order], right[order], count
 
 
-def _verdict(name: str, metric: Metric) -> str:
-    assert metric.ci95 is not None
-    low, high = metric.ci95
+def _verdict(name: str, difference: Estimate) -> str:
+    if difference.none is not None:
+        return f"no verdict: {difference.none}"
+    few = min(len(part.influence) for part in difference.parts.values())
+    if few < LEAST_SAMPLES:
+        return f"no verdict: too few samples ({few})"
+    assert difference.ci95 is not None
+    low, high = difference.ci95
     if low <= 0 <= high:
         return "no difference shown"
     return "B better" if (low > 0) != lower_is_better(name) else "A better"

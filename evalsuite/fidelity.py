@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 
 from evalsuite.classes import Classes
 from evalsuite.collapse import collapse_remarks
+from evalsuite.intervals import cosine_mean, kappa, share
 from evalsuite.knn import vote_weights, winners
-from evalsuite.metrics import interval95
 from evalsuite.neighbors import search
 from evalsuite.overlap import overlap, repeated
 from evalsuite.result import Metric, Result, versions
@@ -30,7 +30,6 @@ Neighbours = tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]
 
 _BLOCK_ROWS = 8192
 _QUERY_FLOATS = 2**24  # query embeddings held during one pass over the bank
-_DRAWS = 2**20  # resampled rows held at once
 _LEAST_ROWS = 4  # the debiased estimator divides by n − 3
 _NO_SPREAD = 1e-12  # a variance below this share of the mean square is rounding error
 _TEMPERATURE = 0.07  # of the votes: DINOv2's and CosPress's
@@ -67,7 +66,7 @@ def fidelity(
       scaling and rotation of one space onto the other (the smaller padded with zeros). **Lower is better.**
 
     Over the nearest rows by cosine, the row itself left out, for `queries` rows drawn by `seed` (all, where
-    there are no more), with bootstrap 95 % intervals over them:
+    there are no more), with 95 % intervals over them (`evalsuite.intervals`):
 
     - `mutual_knn@K`: share of a row's k nearest rows that both spaces have in common, in [0, 1];
     - `agreement/top1`: share of rows that a vote of the k nearest labelled rows (as in `evalsuite.knn`,
@@ -79,7 +78,7 @@ def fidelity(
     With `mapping`, the `mapping.safetensors` of the student's run:
 
     - `cosine_mapped`: mean cosine between the student's and the mapped teacher's rows, in [-1, 1], over all
-      rows, with a bootstrap interval.
+      rows, with an interval over them.
 
     `per_class/CLASS/METRIC` is the mean over one class's rows of `mutual_knn@K`, `agreement/top1` and
     `cosine_mapped`. `parameters["chance"]` holds for each of the others what unrelated embeddings would
@@ -90,6 +89,8 @@ def fidelity(
     They are counted, as `inputs["identical"]` and `inputs["identical_in_bank"]`, and remarked on; `drop_identical` leaves
     out those that are in the banks, and all but the first of each image. Images are known as in `evalsuite.knn`, by the
     teacher's store or, where that keeps no hashes, the student's.
+
+    `resamples` has no effect: intervals are no longer drawn at random.
 
     Raises `ValueError` when a store repeats a sample id, fewer than 4 rows join, the stores hold different
     images under one id, all rows of a store are alike, a value is not finite, k is not below the number of
@@ -126,7 +127,8 @@ def fidelity(
         values, chance = compare(blocks, seed=seed)
     except ValueError as error:
         raise ValueError(f"cannot compare {x.name} with {y.name}: {error}") from error
-    metrics = {name: Metric(value) for name, value in values.items()}
+    why = "pairs of rows are not independent"
+    metrics = {name: Metric(value, no_ci95=why) for name, value in values.items()}
     of_rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # metric → positions of rows, their values
 
     drawn = np.arange(n)
@@ -159,17 +161,17 @@ def fidelity(
         of_rows["cosine_mapped"] = np.arange(n), cosines
 
     for name, (_, measured) in of_rows.items():
-        metrics[name] = Metric(float(measured.mean()), _interval_of_mean(measured, resamples, seed))
+        metrics[name] = _mean(name, measured)
         if name == "agreement/top1":
             chance[name] = _agreement_by_chance(a, b, len(classes))
             if chance[name] < 1:
-                metrics["agreement/kappa"] = _kappa(a, b, len(classes), resamples, seed)
+                metrics["agreement/kappa"] = kappa(a, b, len(classes)).metric()
                 chance["agreement/kappa"] = 0.0
     classes_of = Classes.of(x if labels is x.labels else y)
     for name, (rows, measured) in of_rows.items():
         for label in np.unique(labels[rows][labels[rows] >= 0]):
             shown = classes_of.distinct_name(int(label))
-            metrics[f"per_class/{shown}/{name}"] = Metric(float(measured[labels[rows] == label].mean()))
+            metrics[f"per_class/{shown}/{name}"] = _mean(name, measured[labels[rows] == label])
 
     banks_record = {} if banks is None else {"teacher_bank": banks[0].record(), "student_bank": banks[1].record()}
     return Result(
@@ -185,7 +187,6 @@ def fidelity(
             "drop_identical": drop_identical,
             "any_precision": any_precision,
             "identical_by": (same | in_bank).by,
-            "resamples": resamples,
             "seed": seed,
             "chance": chance,
         },
@@ -386,32 +387,13 @@ def _shared(a: Int[np.ndarray, "q k"], b: Int[np.ndarray, "q k"]) -> Float[np.nd
     return (both[:, 1:] == both[:, :-1]).sum(axis=1) / a.shape[1]
 
 
+def _mean(metric: str, values: Float[np.ndarray, " n"]) -> Metric:
+    return (cosine_mean(values) if metric == "cosine_mapped" else share(values)).metric()
+
+
 def _agreement_by_chance(a: Int[np.ndarray, " q"], b: Int[np.ndarray, " q"], n_classes: int) -> float:
     """How often votes for as many rows of each class, dealt out at random, would agree."""
     return float(np.bincount(a, minlength=n_classes) @ np.bincount(b, minlength=n_classes)) / len(a) ** 2
-
-
-def _kappa(a: Int[np.ndarray, " q"], b: Int[np.ndarray, " q"], n_classes: int, resamples: int, seed: int) -> Metric:
-    """Cohen's kappa with its interval; a resample in which one class wins every vote has kappa 0."""
-
-    def kappa(rows: np.ndarray | slice) -> float:
-        chance = _agreement_by_chance(a[rows], b[rows], n_classes)
-        return (float((a[rows] == b[rows]).mean()) - chance) / (1 - chance) if chance < 1 else 0.0
-
-    samples = [kappa(rows) for draws in _draws(len(a), resamples, seed) for rows in draws]
-    return Metric(kappa(slice(None)), interval95(np.array(samples)))
-
-
-def _interval_of_mean(values: Float[np.ndarray, " n"], resamples: int, seed: int) -> tuple[float, float]:
-    return interval95(np.concatenate([values[draws].mean(axis=1) for draws in _draws(len(values), resamples, seed)]))
-
-
-def _draws(n: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "b n"]]:
-    """Rows drawn with replacement, `resamples` times n of them, some resamples at a time."""
-    rng = np.random.default_rng(seed)
-    step = max(1, _DRAWS // n)
-    for start in range(0, resamples, step):
-        yield rng.integers(n, size=(min(step, resamples - start), n))
 
 
 def _check_voters(k: int, voters: int, whose: str) -> None:

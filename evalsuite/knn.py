@@ -13,12 +13,7 @@ from jaxtyping import Bool, Float, Int
 from evalsuite._index import Index, evenly_spread
 from evalsuite.classes import Classes, aligned_labels, guessing, macro_guessing, unreachable_remarks
 from evalsuite.collapse import collapse_remarks
-from evalsuite.metrics import (
-    bootstrap_accuracy,
-    bootstrap_macro_accuracy,
-    interval95,
-    macro_accuracy,
-)
+from evalsuite.intervals import macro_share, share
 from evalsuite.neighbors import search
 from evalsuite.overlap import overlap, repeated
 from evalsuite.result import Metric, Result, content_of, versions
@@ -53,7 +48,8 @@ def knn(
 
     Cosine similarity; each neighbour votes for its label with weight softmax(similarity / temperature).
     Reports, for every K in `k`, `top1@K`, `top5@K` and `macro_top1@K` (mean over classes of the accuracy
-    within each), in [0, 1] with bootstrap 95 % intervals over the query's rows. A class nobody voted for
+    within each), in [0, 1] with 95 % intervals (`evalsuite.intervals`) over the query's rows, the bank and its
+    few-shot draw taken as they are. A class nobody voted for
     never counts as among the top five, and equal votes go to the lower label. When bank and query are the
     same store a row is not its own neighbour. `parameters["chance"]` holds what the best answer reaches that is the
     same for every row: the share of the most frequent class of the query that the bank has (top5: of the five most
@@ -78,6 +74,8 @@ def knn(
     Labels are matched by class name, by number where neither store has names (see `evalsuite.classes.match`). Failed
     and unlabelled rows are left out, counted and remarked on; so are query rows whose class has no bank row, which are
     kept (and wrong): `unreachable`.
+
+    `resamples` has no effect: intervals are no longer drawn at random.
 
     Raises `ValueError` when the stores come from different encoders or, without `any_precision`, were made in different precisions, one has no labels or a value that is not finite,
     one has class names and the other only numbers, the query has a class the bank does not know or none that it has, a
@@ -150,15 +148,14 @@ def knn(
         }
         top1, top5 = place[n] == 0, (place[n] < 5) & (place[n] < len(classes))
         for name, correct in ((f"top1@{n}", top1), (f"top5@{n}", top5)):
-            samples = bootstrap_accuracy(correct, resamples=resamples, seed=seed)
-            metrics[name] = Metric(float(correct.mean()), interval95(samples))
+            metrics[name] = share(correct).metric()
             measured[name] = correct
-        samples = bootstrap_macro_accuracy(top1, truth, resamples=resamples, seed=seed)
-        metrics[f"macro_top1@{n}"] = Metric(macro_accuracy(top1, truth), interval95(samples))
+        metrics[f"macro_top1@{n}"] = macro_share(top1, truth).metric()
     if approximate is not None:
         some = evenly_spread(len(query_rows), _RECALL_QUERIES)
         recall = approximate.recall(query_rows.take(some), ks, exclude_self=None if own is None else own[some])
-        metrics |= {f"recall@{n}": Metric(share) for n, share in recall.items()}
+        why = f"of {len(some):,} evenly spread queries, which are no random sample"
+        metrics |= {f"recall@{n}": Metric(found, no_ci95=why) for n, found in recall.items()}
 
     return Result(
         "knn",
@@ -182,7 +179,6 @@ def knn(
             "drop_identical": drop_identical,
             "any_precision": any_precision,
             "identical_by": same.by,
-            "resamples": resamples,
             "seed": seed,
             "chance": chance,
         },

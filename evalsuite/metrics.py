@@ -1,23 +1,16 @@
-"""Metrics as pure functions on arrays, and seeded bootstrap intervals for them.
+"""Metrics as pure functions on arrays; their intervals are in `evalsuite.intervals`.
 
 Scores are **higher = more OOD**. Every metric depends on the scores' order only, so all of them are computed
-from two integer histograms over the distinct scores, highest first. That makes ties exact (tied rows cross
-the threshold together) and lets one implementation serve both the point value and a whole block of bootstrap
-resamples.
+from two integer histograms over the distinct scores, highest first. That makes ties exact: tied rows cross
+the threshold together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-Histogram = Int[np.ndarray, "*resamples distinct"]
-Values = Float[np.ndarray, "*resamples"] | np.float64
-
-_BLOCK_SCORES = 2**17  # resampled scores held at once, 1 MiB an array: measured faster than 2**14 … 2**20
+Histogram = Int[np.ndarray, " distinct"]
 
 
 def auroc(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
@@ -90,7 +83,8 @@ def ood_metrics(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray
 
     Raises `ValueError` for an empty array or NaN.
     """
-    return {name: float(value) for name, value in _measured(*_histograms(id_scores, ood_scores)).items()}
+    rank_id, rank_ood, distinct = ranks(id_scores, ood_scores)
+    return measured(*(np.bincount(rank, minlength=distinct) for rank in (rank_id, rank_ood)))
 
 
 def lower_is_better(metric: str) -> bool:
@@ -113,79 +107,7 @@ def tied(scores: Float[np.ndarray, " n"], group: Int[np.ndarray, " n"] | None = 
     return float((rows[of_row] > 1).mean())
 
 
-def bootstrap_ood_metrics(
-    id_scores: Float[np.ndarray, " n"],
-    ood_scores: Float[np.ndarray, " m"],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    stream: int = 0,
-) -> dict[str, Float[np.ndarray, " resamples"]]:
-    """The metrics on bootstrap resamples of the rows; ID and OOD are each resampled to their own size.
-
-    The ID draws depend on `seed` alone and the OOD draws on (`seed`, `stream`). Give each OOD set its own
-    stream and resample i uses the same ID rows for every set and every detector: means over sets and
-    differences between detectors may then be taken resample by resample. Raises `ValueError` for an empty
-    array or NaN.
-    """
-    id_group, ood_group, distinct = _groups(id_scores, ood_scores)
-    draws = zip(
-        _resampled(id_group, distinct, resamples, len(id_group) + len(ood_group), [seed, 0]),
-        _resampled(ood_group, distinct, resamples, len(id_group) + len(ood_group), [seed, 1 + stream]),
-        strict=True,
-    )
-    blocks = [_measured(*histograms) for histograms in draws]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-
-
-def bootstrap_accuracy(
-    correct: Bool[np.ndarray, " n"], *, resamples: int = 1000, seed: int = 0
-) -> Float[np.ndarray, " resamples"]:
-    """Accuracy on bootstrap resamples of the rows, in [0, 1].
-
-    The number of right answers among n rows drawn with replacement is binomial, so it is drawn as such.
-    Raises `ValueError` when `correct` is empty.
-    """
-    if correct.size == 0:
-        raise ValueError("correct is empty: an accuracy needs at least one row")
-    return np.random.default_rng(seed).binomial(correct.size, correct.mean(), size=resamples) / correct.size
-
-
-def macro_accuracy(correct: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> float:
-    """Unweighted mean over the classes that occur in `labels` of the accuracy within each, in [0, 1].
-
-    Raises `ValueError` when `correct` is empty.
-    """
-    right, rows = _per_class(correct, labels)
-    return float((right / rows).mean())
-
-
-def bootstrap_macro_accuracy(
-    correct: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"], *, resamples: int = 1000, seed: int = 0
-) -> Float[np.ndarray, " resamples"]:
-    """Macro accuracy on bootstrap resamples drawn within each class, so that no class can vanish; in [0, 1].
-
-    Raises `ValueError` when `correct` is empty.
-    """
-    right, rows = _per_class(correct, labels)
-    draws = np.random.default_rng(seed).binomial(rows, right / rows, size=(resamples, len(rows)))
-    return (draws / rows).mean(axis=1)
-
-
-def interval95(samples: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentiles of bootstrap `samples`."""
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _per_class(correct: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if correct.size == 0:
-        raise ValueError("correct is empty: an accuracy needs at least one row")
-    classes, inverse = np.unique(labels, return_inverse=True)
-    return np.bincount(inverse, weights=correct, minlength=len(classes)), np.bincount(inverse)
-
-
-def _groups(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def ranks(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """For every row the rank of its score among the distinct ones, 0 for the highest, and their number."""
     for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
         if scores.size == 0:
@@ -198,38 +120,19 @@ def _groups(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, 
     return rank[: len(id_scores)], rank[len(id_scores) :], len(values)
 
 
-def _histograms(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    id_group, ood_group, distinct = _groups(id_scores, ood_scores)
-    return np.bincount(id_group, minlength=distinct), np.bincount(ood_group, minlength=distinct)
+# Below, `id_` and `ood` are histograms over the distinct scores, highest score first.
 
 
-def _resampled(
-    group: np.ndarray, distinct: int, resamples: int, scores_per_resample: int, seed: list[int]
-) -> Iterator[np.ndarray]:
-    """Histograms of `group` resampled with replacement, in blocks of (resamples in the block, distinct)."""
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_SCORES // scores_per_resample)
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        drawn = group[rng.integers(len(group), size=(size, len(group)))]
-        drawn += distinct * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * distinct).reshape(size, distinct)
-
-
-# Below, `id_` and `ood` are histograms over the distinct scores, highest score first, along the last axis.
-
-
-def _measured(id_: Histogram, ood: Histogram) -> dict[str, Values]:
-    """Every metric. The counts that several of them need are taken once, for the bootstrap's sake."""
-    id_above, ood_above = id_.cumsum(-1), ood.cumsum(-1)
+def measured(id_: Histogram, ood: Histogram) -> dict[str, float]:
+    """Every metric."""
+    id_above, ood_above = id_.cumsum(), ood.cumsum()
     # OOD above each ID score, plus half of the OOD tied with it
-    twice = 2 * _sum_of_products(id_, ood_above) - _sum_of_products(id_, ood)
-    auroc = twice / (2 * id_above[..., -1] * ood_above[..., -1])
+    twice = 2 * int(id_ @ ood_above) - int(id_ @ ood)
     aupr_out, ap_out = _precision(ood, ood_above, id_above)
-    id_below, ood_below = (each[..., ::-1].cumsum(-1) for each in (id_, ood))
-    aupr_in, ap_in = _precision(id_[..., ::-1], id_below, ood_below)
+    id_below, ood_below = id_[::-1].cumsum(), ood[::-1].cumsum()
+    aupr_in, ap_in = _precision(id_[::-1], id_below, ood_below)
     return {
-        "auroc": auroc,
+        "auroc": twice / (2 * int(id_above[-1]) * int(ood_above[-1])),
         "aupr_in": aupr_in,
         "aupr_out": aupr_out,
         "ap_in": ap_in,
@@ -239,21 +142,14 @@ def _measured(id_: Histogram, ood: Histogram) -> dict[str, Values]:
     }
 
 
-def _precision(positive: Histogram, hits: Histogram, false: Histogram) -> tuple[Values, Values]:
+def _precision(positive: Histogram, hits: Histogram, false: Histogram) -> tuple[float, float]:
     """Trapezoid and average precision; `hits` and `false` count positives and negatives up to each threshold."""
-    flagged = hits + false
-    # A resample may have no row at the first thresholds: the curve is still at its start there, precision 1.
-    precision = np.divide(hits, flagged, out=np.ones(hits.shape), where=flagged > 0)
-    at = _sum_of_products(positive, precision)
-    before = positive[..., 0] + _sum_of_products(positive[..., 1:], precision[..., :-1])
-    return (at + before) / (2 * hits[..., -1]), at / hits[..., -1]
+    precision = hits / (hits + false)
+    at = float(positive @ precision)
+    before = float(positive[0] + positive[1:] @ precision[:-1])
+    return (at + before) / (2 * int(hits[-1])), at / int(hits[-1])
 
 
-def _fpr95(hits: Histogram, false: Histogram) -> Values:
-    enough = 20 * hits >= 19 * hits[..., -1:]
-    first = enough.argmax(-1)[..., None]
-    return np.take_along_axis(false, first, -1)[..., 0] / false[..., -1]
-
-
-def _sum_of_products(x: np.ndarray, y: np.ndarray) -> Any:
-    return np.einsum("...i,...i->...", x, y)
+def _fpr95(hits: Histogram, false: Histogram) -> float:
+    enough = 20 * hits >= 19 * hits[-1]
+    return float(false[enough.argmax()] / false[-1])

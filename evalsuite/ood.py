@@ -16,8 +16,9 @@ from evalsuite import detectors as registry
 from evalsuite._presets import stores_of
 from evalsuite.collapse import collapse_remarks
 from evalsuite.head import Head
+from evalsuite.intervals import Estimate, mean_of, ranking
 from evalsuite.judged import Judged
-from evalsuite.metrics import bootstrap_ood_metrics, interval95, ood_metrics, tied
+from evalsuite.metrics import tied
 from evalsuite.overlap import Overlap, overlap
 from evalsuite.result import Metric, Result, content_of, versions
 from evalsuite.rows import Rows, Store, left_out_remarks
@@ -46,8 +47,8 @@ def ood(
     """How well detectors fitted on `id_train` tell `id_test` from each near and far OOD set.
 
     Metrics are `DETECTOR/near|far/NAME/METRIC` and `DETECTOR/near|far/mean/METRIC` (unweighted mean over the
-    group's sets), METRIC as in `evalsuite.metrics`, with bootstrap 95 % intervals; every set and detector
-    sees the same resamples of `id_test`. DETECTOR is the spec as given, without spaces: `knn`, or `knn:k=1`
+    group's sets), METRIC as in `evalsuite.metrics`, with 95 % intervals (`evalsuite.intervals`) over the rows of
+    `id_test` and of the OOD sets, detectors and sets taken as they are. DETECTOR is the spec as given, without spaces: `knn`, or `knn:k=1`
     to set an argument; of an argument with a slash, a path, the file's name. `k` is the k of every detector that
     has one and whose spec does not set it; None leaves each its own default. `head` is a classifier saved by
     `evalsuite.probe`, for the detectors that need one; with it, logits are the classifier's even where stores have
@@ -78,6 +79,8 @@ def ood(
     images are ID ones, by their hashes, and not left out, a set is empty or misnamed or
     has a row that is not finite, a spec cannot be read, a preset lacks a store, or every detector failed. A store that
     is two OOD sets warns.
+
+    `resamples` and `seed` have no effect: nothing is drawn at random any more.
 
     Yang et al. 2022, "OpenOOD", arXiv 2210.07242; full spectrum: Zhang et al. 2023, arXiv 2306.09301.
     """
@@ -119,8 +122,7 @@ def ood(
     for spec in fitted:
         with lost_alone(spec, failures):
             of_sets = {key: found[spec] for key, found in scores.items()}
-            found = measured(of_sets, resamples=resamples, seed=seed)
-            metrics |= {f"{spec}/{name}": Metric(value, interval95(drawn)) for name, (value, drawn) in found.items()}
+            metrics |= {f"{spec}/{name}": found.metric() for name, found in measured(of_sets).items()}
             ties[spec], saturated[spec] = _ties(of_sets, alike)
             samples |= {f"score/{spec}/{key}": found for key, found in of_sets.items()}
     samples |= {f"sample_id/{key}": each.sample_ids.astype(np.str_) for key, each in rows.items()}
@@ -164,8 +166,6 @@ def ood(
             "any_precision": any_precision,
             "identical_by": {key: each.by for key, each in same.items()},
             "tied": ties,
-            "resamples": resamples,
-            "seed": seed,
         },
         metrics,
         versions("faiss-cpu", "faiss-gpu", "torch"),
@@ -230,32 +230,26 @@ def without_identical(key: str, rows: Rows, same: Overlap, drop: bool) -> Rows:
 
 
 def measured(
-    scores: Mapping[str, Float[np.ndarray, " _"]], *, resamples: int, seed: int
-) -> dict[str, tuple[float, Float[np.ndarray, " resamples"]]]:
-    """Every metric's value and bootstrap samples from one detector's `scores` of `id_test` and of each `near/NAME`,
-    `far/NAME` and `csid/NAME`: named `GROUP/NAME/METRIC`, GROUP one of `near`, `far`, `near_fs`, `far_fs`.
-
-    Resample i takes the same rows of `id_test` for every set, and of a set the same rows whatever its scores: for
-    differences between two detectors or encoders, resample by resample. Raises `ValueError` for NaN.
+    scores: Mapping[str, Float[np.ndarray, " _"]],
+) -> dict[str, Estimate]:
+    """Every metric from one detector's `scores` of `id_test` and of each `near/NAME`, `far/NAME` and `csid/NAME`: named
+    `GROUP/NAME/METRIC`, GROUP one of `near`, `far`, `near_fs`, `far_fs`. Raises `ValueError` for NaN.
     """
     shifted = [of_set for key, of_set in scores.items() if key.startswith("csid/")]
     pools = {"": scores["id_test"]}
     if shifted:
         pools["_fs"] = np.concatenate([scores["id_test"], *shifted])
-    found: dict[str, tuple[float, np.ndarray]] = {}
+    found: dict[str, Estimate] = {}
     for suffix, id_scores in pools.items():
         groups: dict[str, list[str]] = {}
-        for stream, key in enumerate(key for key in scores if key.startswith(("near/", "far/"))):
+        for key in (key for key in scores if key.startswith(("near/", "far/"))):
             group, name = key.split("/")
             groups.setdefault(group + suffix, []).append(name)
-            values = ood_metrics(id_scores, scores[key])
-            drawn = bootstrap_ood_metrics(id_scores, scores[key], resamples=resamples, seed=seed, stream=stream)
-            found |= {f"{group}{suffix}/{name}/{metric}": (values[metric], drawn[metric]) for metric in values}
+            of_set = ranking(id_scores, scores[key], id_source=f"id{suffix}", ood_source=key)
+            found |= {f"{group}{suffix}/{name}/{metric}": estimate for metric, estimate in of_set.items()}
         for group, names in groups.items():
-            for metric in values:
-                of_sets = [found[f"{group}/{name}/{metric}"] for name in names]
-                mean = float(np.mean([value for value, _ in of_sets]))
-                found[f"{group}/mean/{metric}"] = mean, np.mean([drawn for _, drawn in of_sets], axis=0)
+            for metric in of_set:
+                found[f"{group}/mean/{metric}"] = mean_of([found[f"{group}/{name}/{metric}"] for name in names])
     return found
 
 

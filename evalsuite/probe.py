@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 
 from evalsuite.classes import aligned_labels, guessing, macro_guessing, unreachable_remarks
 from evalsuite.collapse import collapse_remarks
-from evalsuite.metrics import bootstrap_accuracy, bootstrap_macro_accuracy, interval95, macro_accuracy
+from evalsuite.intervals import macro_share, share
 from evalsuite.overlap import overlap
-from evalsuite.result import Metric, Result, content_of, versions, whole_file
+from evalsuite.result import Result, content_of, versions, whole_file
 from evalsuite.rows import Rows, Store, left_out_remarks
 from featcache._disk import require_writable
 
@@ -53,8 +53,8 @@ def probe(
     all of *train* is fitted. `test` takes no part in it.
 
     Reports `probe/top1`, `probe/top5` and `probe/macro_top1` (mean over classes of the accuracy within each), in
-    [0, 1] with bootstrap 95 % intervals over the test rows; `parameters` says the chosen C and how each did on
-    the held-out rows. Labels are matched, rows left out remarked on and chance levels taken as in `evalsuite.knn`; test
+    [0, 1] with 95 % intervals (`evalsuite.intervals`) over the test rows, the classifier taken as it is; `parameters`
+    says the chosen C and how each did on the held-out rows. Labels are matched, rows left out remarked on and chance levels taken as in `evalsuite.knn`; test
     rows of a class without training rows are wrong, and counted as `unreachable`. The training rows are held in memory,
     many of them as float32.
 
@@ -67,6 +67,8 @@ def probe(
     `save` writes the classifier: `weight` (C, D) and `bias` (C,) in float64 with logits = embedding · weightᵀ +
     bias for embeddings as they are stored, and as metadata `class_names` and `labels` (JSON lists, one entry a
     row of `weight`), `fingerprint`, `encoder` and `c`. `progress` is called with (fits done, of how many).
+
+    `resamples` has no effect: intervals are no longer drawn at random.
 
     Raises `ValueError` when the stores come from different encoders, are of different precisions (without
     `any_precision`) or are one, one has no labels or a value that is not finite, their classes cannot be matched or have
@@ -151,11 +153,10 @@ def probe(
         start += len(logits)
     top1, top5 = place == 0, (place < 5) & (place < len(labels))
     metrics = {
-        name: Metric(float(correct.mean()), interval95(bootstrap_accuracy(correct, resamples=resamples, seed=seed)))
-        for name, correct in (("probe/top1", top1), ("probe/top5", top5))
+        "probe/top1": share(top1).metric(),
+        "probe/top5": share(top5).metric(),
+        "probe/macro_top1": macro_share(top1, truth).metric(),
     }
-    samples = bootstrap_macro_accuracy(top1, truth, resamples=resamples, seed=seed)
-    metrics["probe/macro_top1"] = Metric(macro_accuracy(top1, truth), interval95(samples))
     chance = {
         "probe/top1": guessing(truth, labels),
         "probe/top5": guessing(truth, labels, 5),
@@ -195,7 +196,6 @@ def probe(
             "drop_identical": drop_identical,
             "any_precision": any_precision,
             "identical_by": same.by,
-            "resamples": resamples,
             "seed": seed,
             "chance": chance,
         },

@@ -23,13 +23,14 @@ from featcache._disk import require_writable
 
 @dataclass(frozen=True)
 class Metric:
-    """One number and, where one is defined, its 95 % interval.
+    """One number and its 95 % interval, or in `no_ci95` why it has none.
 
     Both are finite: a measurement that is not a number has no place in a result file (`ValueError`).
     """
 
     value: float
     ci95: tuple[float, float] | None = None
+    no_ci95: str | None = None
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(x) for x in (self.value, *(self.ci95 or ()))):
@@ -71,6 +72,9 @@ class Result:
         """
         record = asdict(replace(self, samples={}))
         del record["samples"]
+        for metric in record["metrics"].values():
+            if metric["no_ci95"] is None:
+                del metric["no_ci95"]
         if self.samples:
             record["samples"] = _digest(self.samples)
         return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -105,7 +109,11 @@ class Result:
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             metrics = {
-                name: Metric(float(entry["value"]), None if entry["ci95"] is None else tuple(entry["ci95"]))
+                name: Metric(
+                    float(entry["value"]),
+                    None if entry["ci95"] is None else tuple(entry["ci95"]),
+                    entry.get("no_ci95"),  # files of earlier versions do not say why
+                )
                 for name, entry in record["metrics"].items()
             }
             record.setdefault("remarks", [])  # results of before there were any

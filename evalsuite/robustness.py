@@ -16,9 +16,9 @@ from evalsuite._autoattack import AutoAttack
 from evalsuite.classes import Classes, require_common
 from evalsuite.collapse import collapse_remarks
 from evalsuite.head import Head
+from evalsuite.intervals import Estimate, mean_of, ranking, share
 from evalsuite.judged import Judged, near_chance
 from evalsuite.knn import knn
-from evalsuite.metrics import auroc, bootstrap_accuracy, bootstrap_ood_metrics, interval95
 from evalsuite.ood import (
     build_all,
     fit_all,
@@ -84,7 +84,8 @@ def robustness(
     shorter side of at most `size` px.
 
     Metrics, WHERE being `clean`, `CORRUPTION/SEVERITY`, `CORRUPTION/mean` (over severities) or `mean` (over all
-    corruptions and severities), each with a bootstrap 95 % interval over the images:
+    corruptions and severities), each with a 95 % interval over the images, and of the
+    AUROCs over the OOD rows (`evalsuite.intervals`), encoder, bank and detectors taken as they are:
 
     - `WHERE/top1@K`: accuracy, in [0, 1].
     - `WHERE/DETECTOR/near|far/NAME/auroc`, where OOD stores are given (clean ones of the same encoder): how well the
@@ -108,6 +109,8 @@ def robustness(
     with (images done, of how many, what is being extracted). `batch_size`, `workers`, `device`, `precision` and
     `overwrite` are `featcache.extract`'s, `trust_code` is `featcache.load_encoder`'s; with "auto", the bank's precision
     and batch size serve all. Stores of another precision are refused, unless `any_precision` will do.
+
+    `resamples` has no effect: intervals are no longer drawn at random.
 
     Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled or of
     other classes than `bank`, `bank` or an OOD store another encoder's, k larger than the bank, an OOD set misnamed or the bank itself, a detector's spec cannot be
@@ -191,7 +194,7 @@ def robustness(
     left_out = labelled.index[same.rows] if drop_identical else labelled.index[:0]
     sets.keep_apart(clean, drop_identical)
     votes: dict[str, Result] = {}
-    aurocs: dict[str, dict[str, tuple[float, np.ndarray]]] = {}
+    aurocs: dict[str, dict[str, Estimate]] = {}
     accuracy: dict[str, Any] | None = None
     of_head: list[str] = []
     inputs: dict[str, Any] = {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
@@ -202,11 +205,9 @@ def robustness(
             store = finished or extracted(where, paths[where], clean.manifest["extraction"]["precision"])
         rows = Rows.of(store, sets.bank.head)
         rows = rows.pick(np.flatnonzero(~np.isin(rows.index, left_out)))
-        votes[where] = knn(
-            sets.bank, rows, [k], temperature, any_precision=any_precision, resamples=resamples, seed=seed
-        )
+        votes[where] = knn(sets.bank, rows, [k], temperature, any_precision=any_precision, seed=seed)
         judged = Judged(rows, sets.bank, CLEAN) if where == CLEAN else None
-        aurocs[where] = sets.measure(rows, resamples, seed, judged)
+        aurocs[where] = sets.measure(rows, judged)
         accuracy, of_head = judged.record() if judged is not None else (accuracy, of_head)
         inputs[where] = votes[where].inputs["query"]
     inputs[CLEAN] |= {"identical": same.count}
@@ -218,8 +219,8 @@ def robustness(
 
     metrics = {f"{where}/{what}": metric for where, of in measured.items() for what, metric in of.metrics.items()}
     for name in names:
-        metrics |= _means(f"{name}/mean", [measured[f"{name}/{level}"] for level in severities], resamples, seed)
-    metrics |= _means("mean", [measured[where] for where in corrupted], resamples, seed)
+        metrics |= _means(f"{name}/mean", [measured[f"{name}/{level}"] for level in severities])
+    metrics |= _means("mean", [measured[where] for where in corrupted])
     attacked: dict[str, np.ndarray] = {}
     attacked_rows = np.setdiff1d(labelled.index, left_out)
     done_before = len(images) * len(corpus)
@@ -247,9 +248,7 @@ def robustness(
                 f"head {attack.head.name}: right on {clean_accuracy:.4f} of the clean images, next to chance "
                 f"({by_chance:.4f}): its classes, their order or its encoder seem to be others, and the attack says nothing"
             )
-    for name, correct in attacked.items():
-        drawn = bootstrap_accuracy(correct, resamples=resamples, seed=seed)
-        metrics[name] = Metric(float(correct.mean()), interval95(drawn))
+    metrics |= {name: share(correct).metric() for name, correct in attacked.items()}
     if reference is not None:
         metrics |= _corruption_errors(metrics, reference.metrics, top1, names, severities)
 
@@ -283,7 +282,6 @@ def robustness(
             "drop_identical": drop_identical,
             "any_precision": any_precision,
             "identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()},
-            "resamples": resamples,
             "seed": seed,
             "chance": chance,
         },
@@ -304,17 +302,15 @@ def robustness(
 
 
 class _Measured:
-    """What was measured of the images of one store: metrics, and the resampled values behind the AUROCs' intervals."""
+    """What was measured of the images of one store: metrics, and the AUROCs with each image's influence on them."""
 
-    def __init__(self, votes: Result, top1: str, aurocs: dict[str, tuple[float, np.ndarray]]) -> None:
+    def __init__(self, votes: Result, top1: str, aurocs: dict[str, Estimate]) -> None:
         self.top1 = top1
         self.ids, self.content = votes.samples["sample_id"], votes.samples["content"]
         self.correct = votes.samples[top1]
         self.chance: float = votes.parameters["chance"][top1]
         self.aurocs = aurocs
-        self.metrics = {top1: votes.metrics[top1]} | {
-            name: Metric(value, interval95(resampled)) for name, (value, resampled) in aurocs.items()
-        }
+        self.metrics = {top1: votes.metrics[top1]} | {name: found.metric() for name, found in aurocs.items()}
 
 
 class _OodSets:
@@ -369,20 +365,15 @@ class _OodSets:
         """About rows of the sets that are left out."""
         return [line for name, rows in self._sets.items() for line in left_out_remarks(name, rows)]
 
-    def measure(
-        self, rows: Rows, resamples: int, seed: int, judged: Judged | None = None
-    ) -> dict[str, tuple[float, np.ndarray]]:
-        """`DETECTOR/near|far/NAME/auroc` with these rows as ID, and its value on bootstrap resamples; `judged` sees them
-        too."""
-        found: dict[str, tuple[float, np.ndarray]] = {}
+    def measure(self, rows: Rows, judged: Judged | None = None) -> dict[str, Estimate]:
+        """`DETECTOR/near|far/NAME/auroc` with these rows as ID; `judged` sees them too."""
+        found: dict[str, Estimate] = {}
         look = judged.see if judged is not None else lambda block: None
         scores = score_all(self._fitted, rows, self.failures, look) if self._fitted else {}
         for spec, of_id in scores.items():
             with lost_alone(spec, self.failures):
-                for stream, (name, of_sets) in enumerate(self._scores.items()):
-                    pair = of_id, of_sets[spec]
-                    resampled = bootstrap_ood_metrics(*pair, resamples=resamples, seed=seed, stream=stream)["auroc"]
-                    found[f"{spec}/{name}/auroc"] = auroc(*pair), resampled
+                for name, of_sets in self._scores.items():
+                    found[f"{spec}/{name}/auroc"] = ranking(of_id, of_sets[spec], ood_source=name)["auroc"]
         return found
 
 
@@ -428,22 +419,17 @@ def _same_images(measured: Sequence[_Measured]) -> bool:
     return all(np.array_equal(of.ids, measured[0].ids) for of in measured)
 
 
-def _means(where: str, measured: Sequence[_Measured], resamples: int, seed: int) -> dict[str, Metric]:
-    """Unweighted means; their intervals come of resampling the images, each with all that was measured of it."""
-    top1, paired = measured[0].top1, _same_images(measured)
-    value = float(np.mean([of.correct.mean() for of in measured]))
-    interval = None
-    if paired:
-        share = np.mean([of.correct for of in measured], axis=0)
-        rng = np.random.default_rng(seed)
-        drawn = [share[rng.integers(len(share), size=len(share))].mean() for _ in range(resamples)]
-        interval = interval95(np.array(drawn))
-    means = {f"{where}/{top1}": Metric(value, interval)}
-    for name in measured[0].aurocs:
-        values, resampled = zip(*(of.aurocs[name] for of in measured), strict=True)
-        interval = interval95(np.mean(resampled, axis=0)) if paired else None
-        means[f"{where}/{name}"] = Metric(float(np.mean(values)), interval)
-    return means
+def _means(where: str, measured: Sequence[_Measured]) -> dict[str, Metric]:
+    """Unweighted means; their intervals are over the images, each with all that was measured of it."""
+    top1 = measured[0].top1
+    if not _same_images(measured):
+        values = {top1: [float(of.correct.mean()) for of in measured]}
+        values |= {name: [of.aurocs[name].value for of in measured] for name in measured[0].aurocs}
+        why = "the corrupted stores hold different images: some failed"
+        return {f"{where}/{name}": Metric(float(np.mean(of)), no_ci95=why) for name, of in values.items()}
+    means = {top1: share(np.mean([of.correct for of in measured], axis=0))}
+    means |= {name: mean_of([of.aurocs[name] for of in measured]) for name in measured[0].aurocs}
+    return {f"{where}/{name}": mean.metric() for name, mean in means.items()}
 
 
 def _require_same_task(reference: Result, top1: str, wanted: Sequence[str], parameters: Mapping[str, Any]) -> None:
@@ -473,6 +459,7 @@ def _corruption_errors(
         return total, total - len(severities) * (1 - of[f"{CLEAN}/{top1}"].value)
 
     found: dict[str, Metric] = {}
+    why = "a ratio of two encoders' errors on the same images"
     for which, (what, mean) in enumerate((("ce", "mce"), ("relative_ce", "relative_mce"))):
         ours, theirs = ([errors(of, name)[which] for name in names] for of in (metrics, reference))
         none = [name for name, error in zip(names, theirs, strict=True) if error <= 0]
@@ -483,6 +470,8 @@ def _corruption_errors(
             )
             continue
         ratios = np.divide(ours, theirs)
-        found |= {f"{name}/{what}": Metric(float(ratio)) for name, ratio in zip(names, ratios, strict=True)}
-        found[mean] = Metric(float(ratios.mean()))
+        found |= {
+            f"{name}/{what}": Metric(float(ratio), no_ci95=why) for name, ratio in zip(names, ratios, strict=True)
+        }
+        found[mean] = Metric(float(ratios.mean()), no_ci95=why)
     return found

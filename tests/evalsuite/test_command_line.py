@@ -131,14 +131,11 @@ def test_names_stay_whole_and_intervals_come_where_there_is_room(command, stores
     with pytest.warns(RuntimeWarning, match="detector energy failed"):
         _, out, _ = command(f"{OOD} {given} --json r.json")
     result = Result.read("r.json")
-    assert (result.parameters["resamples"], result.parameters["seed"]) == (20, 5)
     assert "mahalanobis_pp; energy temperature=1.0 (failed); knn k=3 mean=False" in out
     low, high = result.metrics["knn/near/n/auroc"].ci95
     assert (f"{low:.4f}–{high:.4f}" in out) == (width == 130)
     assert ("95 % intervals are in the JSON" in out) == (width == 80)
-    _, compared, _ = command("compare r.json r.json --resamples 10 --seed 2 --json c.json")
-    compared_with = Result.read("c.json").parameters
-    assert (compared_with["resamples"], compared_with["seed"]) == (10, 2)
+    _, compared, _ = command("compare r.json r.json --resamples 10 --seed 2")  # both without effect, for older scripts
     for table in (out, compared):
         assert max(map(len, table.splitlines())) <= width
         cells = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]

@@ -7,7 +7,6 @@ from sklearn.metrics import (
     auc,
     average_precision_score,
     precision_recall_curve,
-    recall_score,
     roc_auc_score,
     roc_curve,
 )
@@ -18,14 +17,9 @@ from evalsuite.metrics import (
     aupr_in,
     aupr_out,
     auroc,
-    bootstrap_accuracy,
-    bootstrap_macro_accuracy,
-    bootstrap_ood_metrics,
     fpr95_id,
     fpr95_ood,
-    interval95,
     lower_is_better,
-    macro_accuracy,
     ood_metrics,
     tied,
 )
@@ -131,9 +125,7 @@ def test_infinite_scores_are_ordered():
     assert auroc(np.array([-np.inf, 0.0]), np.array([np.inf, np.inf])) == 1
 
 
-@pytest.mark.parametrize(
-    "metric", [auroc, aupr_in, aupr_out, ap_in, ap_out, fpr95_id, fpr95_ood, ood_metrics, bootstrap_ood_metrics]
-)
+@pytest.mark.parametrize("metric", [auroc, aupr_in, aupr_out, ap_in, ap_out, fpr95_id, fpr95_ood, ood_metrics])
 def test_bad_scores_are_named(metric):
     good, empty, nan = np.array([0.0, 1.0]), np.array([]), np.array([0.0, np.nan])
     for bad, reason in ((empty, "empty"), (nan, "1 NaN")):
@@ -141,74 +133,3 @@ def test_bad_scores_are_named(metric):
             metric(bad, good)
         with pytest.raises(ValueError, match=f"ood_scores.*{reason}"):
             metric(good, bad)
-
-
-@pytest.mark.parametrize("decimals", [0, 12])
-def test_bootstrap_equals_scikit_learn_on_the_same_resamples(rng, decimals):
-    """Redraw the same rows from the documented streams and measure each resample the slow way."""
-    id_scores, ood_scores = rng.normal(size=30).round(decimals), rng.normal(1, 1, size=20).round(decimals)
-    fast = bootstrap_ood_metrics(id_scores, ood_scores, resamples=25, seed=5, stream=2)
-    id_draws = np.random.default_rng([5, 0]).integers(30, size=(25, 30))
-    ood_draws = np.random.default_rng([5, 3]).integers(20, size=(25, 20))
-    for i in range(25):
-        is_ood, score = pooled(id_scores[id_draws[i]], ood_scores[ood_draws[i]])
-        assert fast["auroc"][i] == pytest.approx(roc_auc_score(is_ood, score), abs=1e-12)
-        assert fast["aupr_out"][i] == pytest.approx(trapezoid_aupr(is_ood, score), abs=1e-12)
-        assert fast["aupr_in"][i] == pytest.approx(trapezoid_aupr(1 - is_ood, -score), abs=1e-12)
-        assert fast["ap_out"][i] == pytest.approx(average_precision_score(is_ood, score), abs=1e-12)
-        assert fast["ap_in"][i] == pytest.approx(average_precision_score(1 - is_ood, -score), abs=1e-12)
-        assert fast["fpr95_ood"][i] == fpr_at_95(is_ood, score)
-        assert fast["fpr95_id"][i] == fpr_at_95(1 - is_ood, -score)
-
-
-def test_bootstrap_does_not_depend_on_the_block_size(rng, monkeypatch):
-    id_scores, ood_scores = rng.normal(size=31), rng.normal(size=17)
-    whole = bootstrap_ood_metrics(id_scores, ood_scores, resamples=20)
-    monkeypatch.setattr("evalsuite.metrics._BLOCK_SCORES", 3 * (31 + 17))
-    for name, values in bootstrap_ood_metrics(id_scores, ood_scores, resamples=20).items():
-        np.testing.assert_array_equal(values, whole[name])
-
-
-def test_bootstrap_interval_of_auroc_agrees_with_theory(rng):
-    """Its spread matches Hanley and McNeil's variance of the AUROC of two normals, within a tenth."""
-    id_scores, ood_scores = rng.normal(size=800), rng.normal(1, 1, size=600)
-    a = auroc(id_scores, ood_scores)
-    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
-    variance = (a * (1 - a) + 599 * (q1 - a * a) + 799 * (q2 - a * a)) / (800 * 600)
-    low, high = interval95(bootstrap_ood_metrics(id_scores, ood_scores)["auroc"])
-    assert low < a < high
-    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.1)
-
-
-def test_accuracy_intervals(rng):
-    correct = rng.random(400) < 0.8
-    samples = bootstrap_accuracy(correct, seed=1)
-    p = correct.mean()
-    low, high = interval95(samples)
-    assert low < p < high
-    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 400), rel=0.1)
-    np.testing.assert_array_equal(samples, bootstrap_accuracy(correct, seed=1))
-    assert not np.array_equal(samples, bootstrap_accuracy(correct, seed=2))
-
-
-def test_macro_accuracy_is_macro_recall(rng):
-    truth, predicted = rng.integers(0, 4, size=50) * 3, rng.integers(0, 4, size=50) * 3
-    expected = recall_score(truth, predicted, average="macro")
-    assert macro_accuracy(truth == predicted, truth) == pytest.approx(expected, abs=1e-12)
-
-
-def test_macro_bootstrap_weighs_classes_equally(rng):
-    """A big class always right, a small one right half the time: mean 0.75, spread from the small one."""
-    labels = np.repeat([0, 7], [900, 40])
-    correct = np.ones(940, dtype=bool)
-    correct[900::2] = False
-    samples = bootstrap_macro_accuracy(correct, labels, resamples=4000)
-    assert samples.mean() == pytest.approx(0.75, abs=0.005)
-    assert samples.std() == pytest.approx(np.sqrt(0.25 / 40) / 2, rel=0.1)
-
-
-def test_empty_accuracy_is_refused():
-    with pytest.raises(ValueError, match="correct is empty"):
-        bootstrap_accuracy(np.zeros(0, dtype=bool))
-    with pytest.raises(ValueError, match="correct is empty"):
-        macro_accuracy(np.zeros(0, dtype=bool), np.zeros(0, dtype=int))

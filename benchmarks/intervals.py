@@ -1,0 +1,221 @@
+"""How often do the intervals hold the truth? Coverage by simulation, over sizes, imbalance, ties and values near 1.
+
+Samples are drawn where the truth is known, measured by `evalsuite.intervals`, and counted. Prints a line a case: how
+many of the intervals held the truth, their mean width, and how many samples had none. Exits with 1 where one of a
+case's coverages is under 93 % by more than chance explains (three standard errors), or where of two encoders between
+which nothing differs more than 7 % are told apart.
+
+    OMP_NUM_THREADS=1 python benchmarks/intervals.py
+
+`--samples` sets how many samples of each case are drawn: at 200 in under a minute, with more room for chance.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from statistics import NormalDist
+
+import numpy as np
+from _targets import judge
+
+from evalsuite.intervals import Estimate, cosine_mean, difference, kappa, macro_share, mean_of, ranking, share
+from evalsuite.metrics import ood_metrics
+
+LEAST = 0.93
+MOST_REJECTED = 0.07
+NORMAL = NormalDist()
+
+Case = tuple[str, dict[str, float], Callable[[np.random.Generator], dict[str, Estimate]]]
+"""A name, the truths by metric, and what draws one sample and measures it."""
+
+
+def accuracies() -> Iterator[Case]:
+    for n in (1, 2, 3, 5, 10, 50, 200, 1000, 10_000):
+        for p in (0.5, 0.9, 0.98, 0.999):
+            yield f"n {n:,}, p {p}", {"top1": p}, lambda rng, n=n, p=p: {"top1": share(rng.random(n) < p)}
+    for n in (10, 50, 1000):  # shares of 10 neighbours, of rows that differ
+        for a, b in ((8.0, 2.0), (0.5, 0.5), (30.0, 0.5)):
+            yield (
+                f"n {n:,}, tenths, beta({a:g}, {b:g})",
+                {"mutual_knn": a / (a + b)},
+                lambda rng, n=n, a=a, b=b: {"mutual_knn": share(rng.binomial(10, rng.beta(a, b, n)) / 10)},
+            )
+    for n in (40, 100, 1000):
+        for a, b in ((8.0, 2.0), (20.0, 0.8)):
+            yield (
+                f"n {n:,}, beta({a:g}, {b:g})",
+                {"cosine_mapped": 2 * a / (a + b) - 1},
+                lambda rng, n=n, a=a, b=b: {"cosine_mapped": cosine_mean(2 * rng.beta(a, b, n) - 1)},
+            )
+    for n in (10, 50, 500):
+        for agree in (0.2, 0.9, 0.98):
+
+            def votes(rng: np.random.Generator, n: int = n, agree: float = agree) -> dict[str, Estimate]:
+                while True:
+                    a = rng.choice(3, n, p=(0.6, 0.3, 0.1))
+                    b = np.where(rng.random(n) < agree, a, rng.choice(3, n, p=(0.6, 0.3, 0.1)))
+                    if len(np.unique([a, b])) > 1:  # else kappa is left out
+                        return {"kappa": kappa(a, b, 3)}
+
+            yield f"n {n:,}, agreement {agree}", {"kappa": agree}, votes
+
+
+def macros() -> Iterator[Case]:
+    sizes = {
+        f"{classes:,} × {rows}": np.full(classes, rows) for classes in (2, 10, 100, 1000) for rows in (1, 2, 3, 10, 100)
+    }
+    sizes |= {f"{classes:,}, 2 to 200 rows": np.geomspace(2, 200, classes).astype(int) for classes in (10, 100, 1000)}
+    sizes |= {f"{classes:,}, one of 2, others 200": np.append(2, np.full(classes - 1, 200)) for classes in (10, 1000)}
+    sizes |= {f"{classes:,}, one of 1000, others 10": np.append(1000, np.full(classes - 1, 10)) for classes in (3, 100)}
+    for name, rows in sizes.items():
+        labels = np.repeat(np.arange(len(rows)), rows)
+        for p in (0.5, 0.9, 0.98, 0.999):
+            for spread, of in ((0.0, "alike"), (0.1, "apart")):
+                each = np.full(len(rows), p)
+                if spread:  # classes of other accuracies, their variance a tenth of p (1 − p)
+                    each = np.random.default_rng(0).beta(p * (1 / spread - 1), (1 - p) * (1 / spread - 1), len(rows))
+                yield (
+                    f"{name}, p {p} {of}",
+                    {"macro_top1": float(each.mean())},
+                    lambda rng, each=each, labels=labels: {
+                        "macro_top1": macro_share(rng.random(len(labels)) < each[labels], labels)
+                    },
+                )
+
+
+def scores(kind: str, auroc: float) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
+    """What draws n ID and n OOD scores of this AUROC: normals of equal spread, the same rounded (ties), normals of which
+    one is three times as wide, or a share of OOD below all ID."""
+    apart = NORMAL.inv_cdf(auroc) * math.sqrt(10 if kind in ("wide OOD", "wide ID") else 2)
+    draw = {
+        "normal": (lambda rng, n: rng.normal(size=n), lambda rng, n: rng.normal(apart, 1, n)),
+        "ties": (lambda rng, n: rng.normal(size=n).round(), lambda rng, n: rng.normal(apart, 1, n).round()),
+        "wide OOD": (lambda rng, n: rng.normal(size=n), lambda rng, n: rng.normal(apart, 3, n)),
+        "wide ID": (lambda rng, n: rng.normal(0, 3, n), lambda rng, n: rng.normal(apart, 1, n)),
+        "missed": (
+            lambda rng, n: rng.normal(size=n),
+            lambda rng, n: np.where(rng.random(n) < auroc, 20, -20) + rng.normal(size=n),
+        ),
+    }
+    return draw[kind]
+
+
+SIZES = ((1, 1), (50, 1), (5, 5), (10, 10), (500, 10), (50, 50), (50, 1000), (1000, 50), (100, 100), (500, 500))
+
+
+def rankings(sizes: tuple[tuple[int, int], ...] = SIZES, enough: int = 400_000) -> Iterator[Case]:
+    for n, m in sizes:
+        for kind in ("normal", "ties", "wide OOD", "wide ID", "missed"):
+            for auroc in (0.5, 0.8, 0.95, 0.993):
+                of_id, of_ood = scores(kind, auroc)
+                many, rng = enough // (n + m), np.random.default_rng(1)
+                yield (
+                    f"{n} ID, {m} OOD, {kind}, AUROC {auroc}",
+                    ood_metrics(of_id(rng, n * many).astype(float), of_ood(rng, m * many).astype(float)),
+                    lambda rng, n=n, m=m, of_id=of_id, of_ood=of_ood: ranking(
+                        of_id(rng, n).astype(float), of_ood(rng, m).astype(float)
+                    ),
+                )
+    shifts = (0.5, 1.5, 3.0)
+    for n, m in ((50, 50), (200, 200)):  # the mean over three sets, beside the same ID rows
+        rng, many = np.random.default_rng(1), enough // (n + m)
+        known = rng.normal(size=n * many)
+        truths = [ood_metrics(known, rng.normal(shift, 1, m * many)) for shift in shifts]
+
+        def over_sets(rng: np.random.Generator, n: int = n, m: int = m) -> dict[str, Estimate]:
+            known = rng.normal(size=n)
+            of = [ranking(known, rng.normal(shift, 1, m), ood_source=str(shift)) for shift in shifts]
+            return {metric: mean_of([each[metric] for each in of]) for metric in of[0]}
+
+        truth = {metric: float(np.mean([each[metric] for each in truths])) for metric in truths[0]}
+        yield f"{n} ID, 3 × {m} OOD, mean", truth, over_sets
+
+
+def differences() -> Iterator[Case]:
+    """Of two encoders; the names of those between which nothing differs end in `(null)`."""
+    for n in (10, 20, 50, 200, 2000):
+        for both, only_a, only_b in (
+            (0.25, 0.25, 0.25), (0.6, 0.1, 0.1), (0.85, 0.05, 0.05), (0.97, 0.01, 0.01), (0.98, 0.001, 0.001),
+            (0.9, 0.0, 0.05), (0.79, 0.01, 0.1), (0.5, 0.0, 0.3), (0.97, 0.0, 0.01),
+        ):  # fmt: skip
+
+            def two(rng: np.random.Generator, n: int = n, p: tuple = (both, only_a, only_b)) -> dict[str, Estimate]:
+                drawn = rng.choice(4, n, p=(*p, 1 - sum(p)))
+                return {"B − A, top1": difference(share(drawn <= 1), share((drawn == 0) | (drawn == 2)))}
+
+            null = " (null)" if only_a == only_b else ""
+            yield f"n {n:,}, {both}, {only_a}, {only_b}{null}", {"B − A, top1": only_b - only_a}, two
+    for n, m in ((10, 10), (50, 50), (500, 20), (200, 200)):
+        for auroc in (0.6, 0.9, 0.99):
+            for alike in (0.0, 0.9):
+
+                def of_scores(rng: np.random.Generator, sizes=(n, m), auroc=auroc, alike=alike) -> dict[str, Estimate]:
+                    apart = NORMAL.inv_cdf(auroc) * math.sqrt(2)
+                    common = [rng.normal(size=size) for size in sizes]
+                    a, b = (
+                        ranking(*(
+                            math.sqrt(alike) * same + math.sqrt(1 - alike) * rng.normal(size=len(same)) + shift
+                            for same, shift in zip(common, (0, apart), strict=True)
+                        ))
+                        for _ in range(2)
+                    )  # fmt: skip
+                    return {f"B − A, {metric}": difference(a[metric], b[metric]) for metric in a}
+
+                metrics = ("auroc", "aupr_in", "aupr_out", "ap_in", "ap_out", "fpr95_id", "fpr95_ood")
+                yield (
+                    f"{n} ID, {m} OOD, AUROC {auroc}, alike {alike} (null)",
+                    {f"B − A, {metric}": 0.0 for metric in metrics},
+                    of_scores,
+                )
+
+
+def covered(case: Case, samples: int, seed: int = 0) -> Iterator[tuple[str, float, float, float, float]]:
+    """By metric: coverage, mean width, share of samples without an interval, share of intervals that leave out 0."""
+    _, truths, draw = case
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[tuple[float, float]]] = {metric: [] for metric in truths}
+    for _ in range(samples):
+        for metric, estimate in draw(rng).items():
+            if estimate.ci95 is not None:
+                found[metric].append(estimate.ci95)
+    for metric, intervals in found.items():
+        if intervals:
+            low, high = np.transpose(intervals)
+            holds = (low <= truths[metric] + 1e-12) & (truths[metric] - 1e-12 <= high)
+            yield (
+                metric,
+                float(holds.mean()),
+                float((high - low).mean()),
+                1 - len(intervals) / samples,
+                float(((low > 0) | (high < 0)).mean()),
+            )
+        else:
+            yield metric, math.nan, math.nan, 1.0, 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=600)
+    options = parser.parse_args()
+    targets = []
+    print(f"{'case':44} {'metric':18} {'coverage':>8} {'width':>7} {'none':>6}")
+    for cases in (accuracies(), macros(), rankings(), differences()):
+        for case in cases:
+            name = case[0]
+            for metric, coverage, width, none, rejected in covered(case, options.samples):
+                if none == 1:
+                    print(f"{name:44} {metric:18} {'–':>8} {'–':>7} {none:6.0%}", flush=True)
+                    continue
+                mark = " below" if coverage < LEAST else ""
+                print(f"{name:44} {metric:18} {coverage:8.1%} {width:7.3f} {none:6.0%}{mark}", flush=True)
+                held = options.samples * (1 - none)
+                chance = 3 * math.sqrt(LEAST * (1 - LEAST) / held)
+                targets.append((f"coverage of {metric}, {name}", coverage + chance, LEAST, "at least"))
+                if name.endswith("(null)"):
+                    chance = 3 * math.sqrt(MOST_REJECTED * (1 - MOST_REJECTED) / held)
+                    targets.append((f"told apart by {metric}, {name}", rejected - chance, MOST_REJECTED, "at most"))
+    judge(targets)
+
+
+if __name__ == "__main__":
+    main()

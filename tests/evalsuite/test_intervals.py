@@ -1,0 +1,235 @@
+"""Against independent formulas, and by simulation: a part of `benchmarks/intervals.py`."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+from scipy.stats import binom, norm, t
+from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
+
+from evalsuite import Metric, Result
+from evalsuite.intervals import (
+    LEAST_FOR_THRESHOLD,
+    LEAST_ROWS,
+    cosine_mean,
+    difference,
+    kappa,
+    macro_share,
+    mean_of,
+    ranking,
+    share,
+)
+from evalsuite.metrics import ood_metrics
+
+
+def several(right: int, n: int) -> np.ndarray:
+    return np.arange(n) < right
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (1, 2), (7, 10), (49, 50), (50, 50), (1437, 2000)])
+def test_a_share_has_wilsons_interval_with_continuity_correction(right, n):
+    """Its bounds solve |p̂ − p| − 1 / (2 n) = z √(p (1 − p) / n)."""
+    low, high = share(several(right, n)).ci95
+    p, z = right / n, norm.ppf(0.975)
+
+    def excess(bound):
+        return abs(p - bound) - 0.5 / n - z * math.sqrt(bound * (1 - bound) / n)
+
+    assert low == (0 if right == 0 else pytest.approx(brentq(excess, 1e-12, p - 0.5 / n), abs=1e-9))
+    assert high == (1 if right == n else pytest.approx(brentq(excess, p + 0.5 / n, 1 - 1e-12), abs=1e-9))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 50, 200, 1000])
+def test_a_share_is_covered_whatever_it_is(n):
+    """Exactly, by the binomial: for p up to .999 at least 94.5 %."""
+    bounds = np.array([share(several(right, n)).ci95 for right in range(n + 1)])
+    for p in (0.5, 0.7, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999):
+        holds = (bounds[:, 0] <= p) & (p <= bounds[:, 1])
+        assert binom.pmf(np.arange(n + 1), n, p)[holds].sum() > 0.945, p
+
+
+def test_a_class_average_of_one_row_a_class_has_none():
+    correct = several(581, 1000)
+    of_one = macro_share(correct, np.arange(1000))
+    assert (of_one.value, of_one.ci95) == (0.581, None)
+    assert of_one.none == "1,000 of 1,000 classes have one row, which tells nothing of its class"
+    assert macro_share(several(3, 4), np.array([0, 0, 1, 1])).none == "the smallest of 2 classes, with 2 rows, decides"
+    low, high = macro_share(np.ones(100, bool), np.arange(100) // 5).ci95
+    assert (0.94 < low < 0.98, high) == (True, 1)
+
+
+def test_many_rows_a_class_have_the_stratified_variance(rng):
+    labels = np.repeat(range(4), (300, 400, 500, 2000))
+    correct = rng.random(3200) < np.array([0.5, 0.6, 0.7, 0.8])[labels]
+    rates = [correct[labels == c].mean() for c in range(4)]
+    variance = sum(p * (1 - p) / ((labels == c).sum() - 1) for c, p in enumerate(rates)) / 16
+    found = macro_share(correct, labels)
+    assert found.value == pytest.approx(np.mean(rates))
+    low, high = found.ci95
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.08)
+
+
+def test_the_areas_influences_are_those_of_leaving_a_row_out(rng):
+    """The jackknife: n − 1 times what leaving a row out takes from the metric, by scikit-learn."""
+    ids, oods = rng.normal(size=60), rng.normal(1, 1, 50)
+    found = ranking(ids, oods)
+
+    def auroc(a, b):
+        return roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.concatenate([a, b]))
+
+    slow = {
+        "id": np.array([auroc(ids, oods) - auroc(np.delete(ids, i), oods) for i in range(60)]) * 59,
+        "ood": np.array([auroc(ids, oods) - auroc(ids, np.delete(oods, i)) for i in range(50)]) * 49,
+    }
+    for source, influence in slow.items():
+        got = found["auroc"].parts[source].influence
+        np.testing.assert_allclose(got - got.mean(), influence, atol=1e-9)
+    for metric, positive in (("ap_out", 1), ("ap_in", 0)):
+        many_id, many_ood = np.sort(rng.normal(size=400)), np.sort(rng.normal(1, 1, 300))
+        of = ranking(many_id, many_ood)[metric].parts
+
+        def precision(a, b, weight_a, weight_b, positive=positive):
+            is_ood, score = np.repeat([0, 1], [len(a), len(b)]), np.concatenate([a, b])
+            weight = np.concatenate([weight_a, weight_b])
+            return average_precision_score(is_ood == positive, score if positive else -score, sample_weight=weight)
+
+        # the derivative by one row's weight, of weights that keep their sum
+        for side, n in (("id", 400), ("ood", 300)):
+            step = 1e-4
+            for row in (3, n // 2, n - 3):
+                weights = {"id": np.ones(400), "ood": np.ones(300)}
+                before = precision(many_id, many_ood, weights["id"], weights["ood"])
+                weights[side] = (weights[side] + step * n * (np.arange(n) == row)) / (1 + step)
+                slope = (precision(many_id, many_ood, weights["id"], weights["ood"]) - before) / step
+                got = of[side].influence
+                assert got[row] - got.mean() == pytest.approx(slope, rel=5e-3, abs=2e-3)
+
+
+def test_perfect_separation_is_no_certainty(rng):
+    ids, oods = rng.normal(size=50), rng.normal(20, 1, 50)
+    for name, found in ranking(ids, oods).items():
+        if name.startswith("fpr95"):
+            assert found.ci95 is None
+            assert (
+                f"50 {name[6:].upper()} rows set the threshold; bounds on it take {LEAST_FOR_THRESHOLD}" == found.none
+            )
+        else:
+            assert found.value == found.ci95[1] == 1
+            assert found.ci95[0] < 0.94
+    assert all(0 < found.ci95[1] < 0.2 for name, found in ranking(*[np.concatenate([x] * 2) for x in (ids, oods)]).items()
+               if name.startswith("fpr95"))  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (50, 1), (2, 50), (4, 4)])
+def test_few_rows_have_no_interval_and_a_word_why(n, m):
+    few = min(n, m)
+    for found in ranking(np.arange(n) * 1.0, np.arange(m) + 9.5).values():
+        assert found.ci95 is None
+        assert found.none == f"{few} {'ID' if n == few else 'OOD'} rows, fewer than {LEAST_ROWS}"
+
+
+@pytest.mark.parametrize(("n", "lowest", "highest"), [(72, 64, 72), (100, 90, 100), (1000, 936, 964)])
+def test_order_statistics_bound_the_threshold(n, lowest, highest):
+    """OOD that lies between two ID rows tells which rank the bound has."""
+    ids = np.arange(n) * 1.0
+    for rank, side in ((lowest, 0), (highest, 1)):
+        assert binom.cdf(lowest - 1, n, 0.95) <= 0.025 >= binom.sf(highest - 1, n, 0.95)
+        assert binom.cdf(lowest, n, 0.95) > 0.025 < binom.sf(highest - 2, n, 0.95)
+        inside, outside = ids[rank - 1] - 0.5, ids[rank - 1] + 0.5
+        part = [ranking(ids, np.full(500, at))["fpr95_id"].parts["id"] for at in (inside, outside)]
+        far = [(each.down, each.up)[side] for each in part]
+        assert far == ([0, 1] if side == 0 else [1, 0]) or rank == n - n // 20
+
+
+def test_means_and_differences_square_and_add(rng):
+    a, b = (share(rng.random(400) < p, source) for p, source in ((0.6, "x"), (0.9, "y")))
+    mean = mean_of([a, b])
+    (a_low, a_high), (b_low, b_high) = a.ci95, b.ci95
+    down, up = math.hypot(a.value - a_low, b.value - b_low) / 2, math.hypot(a_high - a.value, b_high - b.value) / 2
+    assert mean.ci95 == pytest.approx((mean.value - down, mean.value + up))
+    same = mean_of([a, a])
+    assert same.ci95 == pytest.approx(a.ci95)  # nothing is gained by measuring the same rows the same way
+    few = ranking(rng.normal(size=4), rng.normal(size=9))["auroc"]
+    assert mean_of([a, few]).none == difference(a, few).none == "4 ID rows, fewer than 5"
+
+
+def test_equal_answers_are_no_proof_of_equality():
+    for right in (0, 30, 40):
+        low, high = difference(*[share(several(right, 40))] * 2).ci95
+        assert low <= -(1.96**2) / (40 + 1.96**2) * 0.99
+        assert high >= 1.96**2 / (40 + 1.96**2) * 0.99
+
+
+def test_kappa_is_cohens(rng):
+    a = rng.integers(3, size=300)
+    b = np.where(rng.random(300) < 0.7, a, rng.integers(3, size=300))
+    found = kappa(a, b, 3)
+    assert found.value == pytest.approx(cohen_kappa_score(a, b), abs=1e-12)
+    leave_one = np.array([cohen_kappa_score(np.delete(a, i), np.delete(b, i)) for i in range(300)])
+    spread = math.sqrt(299 / 300 * ((leave_one - leave_one.mean()) ** 2).sum())
+    low, high = found.ci95
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.05)
+    for votes in (np.zeros(5, int), np.zeros(0, int)):
+        with pytest.raises(ValueError, match="kappa is not defined"):
+            kappa(votes, votes, 3)
+
+
+def test_a_mean_of_cosines_is_students(rng):
+    cosines = rng.beta(8, 2, 45)
+    half = t.ppf(0.975, 44) * cosines.std(ddof=1) / math.sqrt(45)
+    assert cosine_mean(cosines).ci95 == pytest.approx((cosines.mean() - half, cosines.mean() + half), abs=1e-5)
+    assert cosine_mean(cosines[:39]).none == "39 rows, fewer than 40"
+    assert cosine_mean(np.ones(50)).none == "all of the 50 cosines are the same"
+
+
+def test_no_rows_are_refused():
+    none = np.zeros(0, bool)
+    for measure in (share, lambda rows: macro_share(rows, np.zeros(0, int)), lambda rows: cosine_mean(rows * 1.0)):
+        with pytest.raises(ValueError, match="there are no rows"):
+            measure(none)
+
+
+def test_why_there_is_none_is_in_the_file(tmp_path):
+    metrics = {"a": Metric(0.5, no_ci95="one row"), "b": Metric(0.5, (0.4, 0.6)), "c": Metric(0.5)}
+    path = Result("knn", {}, {}, metrics, {}).write(tmp_path / "r.json")
+    assert Result.read(path).metrics == metrics
+    assert path.read_text().count("no_ci95") == 1
+
+
+@pytest.mark.parametrize("part", ["accuracies", "macros", "rankings", "differences"])
+def test_a_part_of_the_simulation(part, monkeypatch):
+    """A few of the benchmark's cases, 60 samples each: 93 % less three standard errors."""
+    from pathlib import Path
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import intervals
+
+    given = {"enough": 60_000} if part == "rankings" else {}
+    cases = [case for i, case in enumerate(getattr(intervals, part)(**given)) if i % 28 == 4]
+    assert len(cases) >= 2
+    for case in cases:
+        for metric, coverage, _, none, rejected in intervals.covered(case, 60):
+            assert none == 1 or coverage >= 0.93 - 3 * math.sqrt(0.93 * 0.07 / (60 * (1 - none))), (case[0], metric)
+            if case[0].endswith("(null)"):
+                assert none == 1 or rejected <= 0.07 + 3 * math.sqrt(0.93 * 0.07 / (60 * (1 - none))), (
+                    case[0],
+                    metric,
+                )
+
+
+def test_more_resamples_change_nothing(make_store, rng):
+    """The parameters of earlier versions are accepted."""
+    import evalsuite
+
+    rows = rng.normal(size=(60, 4))
+    bank, query = (
+        make_store("bank", rows, labels=np.arange(60) % 3),
+        make_store("query", -rows, labels=np.arange(60) % 3),
+    )
+    assert evalsuite.knn(bank, query, [3], resamples=5) == evalsuite.knn(bank, query, [3])
+
+
+def test_single_metrics_equal_the_plain_ones(rng):
+    ids, oods = rng.normal(size=90).round(1), rng.normal(1, 1, 80).round(1)
+    assert {name: found.value for name, found in ranking(ids, oods).items()} == ood_metrics(ids, oods)
