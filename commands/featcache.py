@@ -32,10 +32,6 @@ from commands.screen import (
 app = typer.Typer(help="Stage one: run a frozen teacher once over your images and keep what it saw.", **HELP)
 
 
-KINDS_SHOWN = 8
-"""Of the files that are passed over."""
-
-
 class Augment(StrEnum):
     none, flip, rotate4, rrc = "none", "flip", "rotate4", "rrc"
 
@@ -157,6 +153,7 @@ def extract(
     }  # fmt: skip
     known = None if overwrite else receipts.recall(request)
     if known is not None:
+        _say_passed_over(known[0].get("passed_over", {}))
         _say_extracted(known, None, precision.value, to_json)
         return
     watched = receipts.watch(request)
@@ -198,7 +195,13 @@ def extract(
         )  # fmt: skip
     paths = [str(store.path) for store in stores]
     summaries = [
-        {"store": path, "reused": path not in unfinished, **store_summary(store)}
+        {
+            "store": path,
+            "reused": path not in unfinished,
+            **store_summary(store),
+            "classes": len(store.class_names or []),
+            "passed_over": dict(passed_over(images)),
+        }
         for path, store in zip(paths, stores, strict=True)
     ]
     receipts.remember(watched, summaries)
@@ -207,10 +210,10 @@ def extract(
 
 def _say_passed_over(kinds: Mapping[str, int]) -> None:
     """One line of the files that are no rows, the most frequent kinds first."""
+    from featcache.corpus import in_words
+
     if kinds:
-        some = [f"{count:,} {kind}" for kind, count in kinds.items()]
-        more = f", {len(some) - KINDS_SHOWN} other kinds" if len(some) > KINDS_SHOWN else ""
-        screen.print(f"passed over: {shown(', '.join(some[:KINDS_SHOWN]))}{more}", highlight=False)
+        screen.print(f"passed over: {shown(in_words(kinds))}", highlight=False)
 
 
 def _one_each(teachers: list[str], outs: list[str] | None) -> tuple[list[str], list[str] | None]:
@@ -280,6 +283,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
     [dim]featcache info teacher.zarr[/dim]
     """
     from featcache.comparable import unfaithful
+    from featcache.corpus import in_words
     from featcache.store import FeatureStore
 
     opened = FeatureStore(store)
@@ -304,10 +308,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
             ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
             ("corpus", str(manifest["corpus"]["spec"])),
             ("classes", str(len(opened.class_names or []))),
-            (
-                "passed over",
-                ", ".join(f"{n:,} {kind}" for kind, n in manifest["corpus"].get("passed_over", {}).items()),
-            ),
+            ("passed over", in_words(manifest["corpus"].get("passed_over", {}))),
             ("views", " ".join(f"{k}={v}" for k, v in manifest["views"].items() if k != "parameters")),
             ("output", str(manifest["encoder"].get("output", ""))),
             ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))})" for k, v in manifest["fields"].items())),

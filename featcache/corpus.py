@@ -62,3 +62,9 @@ def source_of(spec: str) -> tuple[str, str]:
 def passed_over(corpus: Corpus) -> Mapping[str, int]:
     """How many files that `corpus` found it left out, by kind, in words; the most frequent first."""
     return getattr(corpus, "passed_over", {})
+
+
+def in_words(kinds: Mapping[str, int], most: int = 8) -> str:
+    """`.txt files (1,200), hidden files and folders (3)`: the counts of `passed_over`, at most so many kinds."""
+    some = [f"{kind} ({count:,})" for kind, count in kinds.items()]
+    return ", ".join([*some[:most], *([f"{len(some) - most} other kinds"] if len(some) > most else [])])

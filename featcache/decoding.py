@@ -137,7 +137,8 @@ def _looks_like_tga(encoded: bytes) -> bool:
     """TGA files begin with no mark of their own, so all that their header can say is asked."""
     if len(encoded) < 18:
         return False
-    palette, kind, width, height, depth = (*encoded[1:3], *struct.unpack_from("<HHB", encoded, 12))
+    palette, kind = encoded[1:3]
+    width, height, depth = struct.unpack_from("<HHB", encoded, 12)
     return (
         (palette, kind) in {(1, 1), (1, 9), (0, 2), (0, 10), (0, 3), (0, 11)}
         and width * height > 0

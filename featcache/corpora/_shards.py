@@ -262,7 +262,8 @@ def _members(file: Any, name: str, wanted: Wanted) -> tuple[Any, ...]:
 
 def _contents(file: Any, name: str, wanted: Wanted) -> _Contents:
     """All members of the tar `file`, and of the archives after its end mark, which `tarfile` itself does not look at."""
-    contents, start = _Contents(wanted), 0
+    contents = _Contents(wanted)
+    start: int | None = 0
     try:
         while start is not None:
             file.seek(start)

@@ -13,6 +13,7 @@ from featcache.corpora._files import entries, read_plain, unlisted
 from featcache.corpora._images import START, called, has_suffix, is_image, may_be_image, suffixes
 from featcache.corpora._labels import from_folders
 from featcache.corpora._urls import cannot_be_read, is_url, listed, local_path, open_filesystem, read_file, read_starts
+from featcache.corpus import in_words
 
 SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
@@ -177,7 +178,7 @@ def _no_images(root: str, passed_over: Mapping[str, int]) -> str:
     tables = [kind.split()[0] for kind in (".parquet files", ".arrow files") if kind in passed_over]
     if tables:
         return f"{said}, but {tables[0]} files: open them as hf:{root}, or each by its own path"
-    return f"{said}{'; passed over: ' if passed_over else ''}{', '.join(f'{n:,} {kind}' for kind, n in passed_over.items())}"
+    return f"{said}; passed over: {in_words(passed_over)}" if passed_over else said
 
 
 def _no_folder(path: str, is_there: bool) -> str:

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import posixpath
-from typing import Any
+from typing import Any, cast
 
 from featcache.corpora._files import read_plain
 from featcache.corpora._labels import from_values
@@ -166,7 +166,7 @@ def open_corpus(rest: str) -> Corpus:
         columns = [name.lower() for name in _parquet(path)[0].schema_arrow.names]
         if "image" in options or ("path" not in columns and _holds_images(path)):
             return load_plugin("featcache.corpora", "hf").open_file(rest)
-    return Manifest(rest)
+    return cast(Corpus, Manifest(rest))
 
 
 def _holds_images(path: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featcache.corpora._files import read_plain
+from featcache.corpora._files import read_plain, require_listable
 from featcache.corpora._labels import from_numbers
 from featcache.plugins import suggest
 
@@ -43,6 +43,7 @@ class TorchVision:
             self._paths = _paths(self._source)
             self._labels, self.class_names = _labels(self.spec, self._source)
         if self._paths:
+            require_listable(os.path.commonpath([os.path.dirname(path) for path in self._paths]))
             self.ids = [_below(path, self._root) for path in self._paths]
         else:
             self.ids = [f"{split or 'all'}/{row:08d}" for row in range(len(self._labels))]

@@ -17,6 +17,7 @@ from featcache.corpora._labels import from_folders, from_values
 from featcache.corpora._options import split_options
 from featcache.corpora._shards import SUFFIX, Place, Shard, Wanted
 from featcache.corpora._urls import asking_service, is_url, local_path, open_filesystem
+from featcache.corpus import in_words
 
 _AT_ONCE = 8  # shards asked for at once: a service answers slowly, but many
 
@@ -58,8 +59,8 @@ class WebDataset:
         if not keys:
             shards, kinds = _few([place.name for place in self._places]), ", ".join(sorted(suffixes()))
             wanted = f"@image={options['image']}" if "image" in options else f"looked for {kinds}"
-            passed = "".join(f"; {count:,} {kind}" for kind, count in self.passed_over.items())
-            raise ValueError(f"{self.spec}: no images in {shards} ({wanted}{passed})")
+            passed = f"; passed over: {in_words(self.passed_over)}" if self.passed_over else ""
+            raise ValueError(f"{self.spec}: no images in {shards} ({wanted}){passed}")
         self.ids = [f"{name}/{key}" for name, shard in zip(names, self._shards, strict=True) for key in shard.keys]
         said = [label for shard in self._shards for label in shard.labels]
         labelled = any(label is not None for label in said) or "label" in options

@@ -318,7 +318,7 @@ def test_folders_of_other_things_are_told_what_works(tmp_path):
         ("shards", {"0.tar": b"x", "1.tar": b"x"}, r"but shards: open them as 'wds:.*shards/\*\.tar'"),
         ("tables", {"train.parquet": b"x"}, "but .parquet files: open them as hf:.*tables"),
         ("store", {"zarr.json": b"{}"}, "it is a store: the images that it keeps are store:.*store"),
-        ("texts", {"a.txt": b"x", "b.txt": b"x"}, "passed over: 2 .txt files"),
+        ("texts", {"a.txt": b"x", "b.txt": b"x"}, r"passed over: \.txt files \(2\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_corpus(write(tmp_path / name, data))

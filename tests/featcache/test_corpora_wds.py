@@ -584,7 +584,7 @@ def test_images_and_labels_are_chosen_by_what_follows_the_first_dot(place):
     }
     with pytest.raises(ValueError, match="@images=png: no such option; did you mean image"):
         open_corpus(f"{spec}@images=png")
-    with pytest.raises(ValueError, match=r"no images in .*s\.tar \(@image=jpg; "):
+    with pytest.raises(ValueError, match=r"no images in .*s\.tar \(@image=jpg\); passed over: "):
         open_corpus(f"{spec}@image=jpg")
 
 
