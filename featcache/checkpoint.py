@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -39,6 +40,8 @@ def read_weights(path: str) -> dict[str, Tensor]:
     Raises:
         ValueError: no such file, or it holds no tensors by name.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ValueError(f"{path}: a pipe, a socket or a device, no file; give a .safetensors or PyTorch file")
     try:
         with open(path, "rb") as file:
             start = file.read(9)

@@ -110,10 +110,10 @@ def _opened(encoded: bytes) -> ImageFile.ImageFile:
     file, prefix = io.BytesIO(encoded), encoded[:16]
     for name in known_formats():
         factory, accepts = Image.OPEN[name]
-        accepted = _looks_like_tga(encoded) if name == "TGA" else accepts is None or accepts(prefix)
-        if accepted and not isinstance(accepted, str):  # a string says what Pillow was built without
-            file.seek(0)
-            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # how a plugin says: not mine
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # how a plugin says: not mine
+            accepted = _looks_like_tga(encoded) if name == "TGA" else accepts is None or accepts(prefix)
+            if accepted and not isinstance(accepted, str):  # a string says what Pillow was built without
+                file.seek(0)
                 return factory(file, "")
     heif = "; HEIF images need the package pillow-heif" if is_heif(encoded) else ""
     raise UnidentifiedImageError(f"not an image that Pillow knows ({len(encoded)} bytes){heif}")

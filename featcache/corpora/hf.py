@@ -131,7 +131,10 @@ def _image_column(spec: str, kinds: dict[str, Any], chosen: str | None) -> str:
     import datasets
 
     if chosen is not None:
-        return _chosen(spec, "image", chosen, kinds)
+        kind = kinds[_chosen(spec, "image", chosen, kinds)]
+        if not (isinstance(kind, datasets.Image) or _is_bytes(kind) or getattr(kind, "dtype", "") == "string"):
+            raise ValueError(f"{spec}: column {chosen} holds {kind}, no images; choose another with @image=COLUMN")
+        return chosen
     found = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
     found = found or [name for name, kind in kinds.items() if _is_bytes(kind)]
     if len(found) > 1 and "image" in found:

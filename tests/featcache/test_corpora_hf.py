@@ -238,3 +238,9 @@ def test_a_folder_in_it_that_cannot_be_listed_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(OSError, match=r"more: cannot be listed \(Permission denied\)"):
         open_corpus(f"hf:{tmp_path}")
+
+
+def test_a_chosen_column_must_hold_images(tmp_path):
+    spec = with_columns(tmp_path / "saved", other=("int64", [1, 2, 3]))
+    with pytest.raises(ValueError, match=r"column other holds .*int64.*, no images; choose another with @image=COLUMN"):
+        open_corpus(f"{spec}@image=other")

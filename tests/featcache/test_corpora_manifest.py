@@ -157,3 +157,11 @@ def test_a_table_with_tabs(folder):
     (folder / "m.tsv").write_text("path,label\na.png,bee\n")
     with pytest.raises(ValueError, match=r"m\.tsv, line 1: one column must be called path \(found: path,label\)"):
         open_corpus(f"{folder}/m.tsv")
+
+
+def test_a_pipe_is_no_weights_file(tmp_path):
+    from featcache.checkpoint import read_weights
+
+    os.mkfifo(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt: a pipe, a socket or a device, no file; give a"):
+        read_weights(str(tmp_path / "w.pt"))

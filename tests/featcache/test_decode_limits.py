@@ -335,3 +335,9 @@ def test_a_file_that_would_start_another_program_is_not_an_image():
     Image.new("RGB", (4, 4)).save(encapsulated, "EPS")
     with pytest.raises(UnidentifiedImageError):
         decode(encapsulated.getvalue())
+
+
+@pytest.mark.parametrize("start", [b"", b"\0", b"BM", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"\xff\xd8\xff"])
+def test_a_file_that_ends_at_once_is_refused_as_no_image(start):
+    with pytest.raises((UnidentifiedImageError, OSError), match=r"not an image that Pillow knows|truncated"):
+        decode(start)
