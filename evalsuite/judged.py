@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from evalsuite.classes import Classes, guessing, numbers_of
+from evalsuite.classes import Classes, guessing, macro_guessing, numbers_of
 from evalsuite.detectors._moments import pieces
+from evalsuite.metrics import macro_accuracy
 from evalsuite.rows import Rows
 
 _ABOVE = 0.1  # the share of the way from chance to 1 that a classifier of few classes is expected to go
@@ -65,12 +66,15 @@ class Judged:
         predicted = predicted[labelled]
         if not np.isin(truth, numbers).any():
             return None, [f"{self._whose}: its accuracy on {where} cannot be told: they have no class in common"]
-        accuracy, chance = float((numbers[predicted] == truth).mean()), guessing(truth, numbers)
+        right = numbers[predicted] == truth
+        accuracy, chance = float(right.mean()), guessing(truth, numbers)
+        # Of the mean over classes too: where one class has nearly all rows, a good classifier may be right no more often.
+        each_class = macro_accuracy(right, truth), macro_guessing(truth, numbers)
         said = f"{self._whose}: right on {accuracy:.4f} of the {len(truth):,} labelled rows of {where}"
         if by == "number":
             said += ", its classes matched by number"
         remark = f"{said} (chance {chance:.4f})"
-        if near_chance(accuracy, chance, len(truth)):
+        if near_chance(accuracy, chance, len(truth)) and near_chance(*each_class, len(truth)):
             warnings.warn(
                 f"{said}, next to chance ({chance:.4f}): its classes, their order or its encoder seem to be others; fit a "
                 "head with `evalsuite probe … --save FILE`",
@@ -109,6 +113,8 @@ class Judged:
 
 def near_chance(accuracy: float, chance: float, rows: int) -> bool:
     """Whether the accuracy is within two standard errors of chance, or so close to it that with few classes the order
-    of some must be wrong."""
+    of some must be wrong; of rows of one class, whether most are wrong."""
+    if chance >= 1:
+        return accuracy < 0.5
     error = math.sqrt(chance * (1 - chance) / rows)
     return accuracy <= chance + 2 * error or (accuracy < 3 * chance and accuracy - chance < _ABOVE * (1 - chance))

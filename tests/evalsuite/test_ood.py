@@ -314,6 +314,21 @@ def test_a_head_in_another_order_without_names_warns(arrays, make_store, tmp_pat
     assert "its classes matched by number (chance 0.2500)" in result.remarks[-1]
 
 
+def test_a_good_head_does_not_warn_where_one_class_has_most_rows(arrays, make_store, tmp_path):
+    """Not better than the majority alone, but right about the other classes; and all of one class."""
+    labels = np.repeat(np.arange(4), 8)
+    stores, head = probed(arrays, make_store)
+    path = saved(tmp_path, head, class_names=json.dumps(CLASSES))
+    away = ((arrays["test"][:, None] - head["weight"]) ** 2).sum(axis=-1)
+    right, wrong = np.flatnonzero(away.argmin(axis=1) == labels), np.flatnonzero(away.argmin(axis=1) != labels)
+    few = [right[labels[right] == c][0] for c in range(1, 4)]
+    rows = np.concatenate([np.repeat(right[labels[right] == 0][:1], 60), few, np.repeat(wrong[:1], 3)])
+    for name, chosen in (("most", rows), ("one", rows[:30])):
+        stores["test"] = make_store(name, arrays["test"][chosen], labels=labels[chosen], class_names=CLASSES)
+        found = run(stores, head=path, detectors=["vim"], resamples=5).parameters["head_accuracy"]
+        assert 0.9 < found["chance"] >= found["top1"] - 0.01
+
+
 def test_two_classes_of_a_head_exchanged_warns(arrays, make_store, tmp_path):
     """It is right about the others, far above chance."""
     big = {name: np.repeat(x, 3, axis=0) if name == "test" else x for name, x in arrays.items()}
