@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from evalsuite.classes import Classes, guessing, macro_guessing, numbers_of
 from evalsuite.detectors._moments import pieces
-from evalsuite.metrics import macro_accuracy
+from evalsuite.intervals import macro_share
 from evalsuite.rows import Rows
 
 _ABOVE = 0.1  # the share of the way from chance to 1 that a classifier of few classes is expected to go
@@ -69,7 +69,7 @@ class Judged:
         right = numbers[predicted] == truth
         accuracy, chance = float(right.mean()), guessing(truth, numbers)
         # Of the mean over classes too: where one class has nearly all rows, a good classifier may be right no more often.
-        each_class = macro_accuracy(right, truth), macro_guessing(truth, numbers)
+        each_class = macro_share(right, truth).value, macro_guessing(truth, numbers)
         said = f"{self._whose}: right on {accuracy:.4f} of the {len(truth):,} labelled rows of {where}"
         if by == "number":
             said += ", its classes matched by number"
