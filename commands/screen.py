@@ -210,6 +210,8 @@ def run(app: typer.Typer) -> None:
             sys.exit(128 + number if number else 130)
         raise
     except Exception as error:
+        if number := _signal_of(error):  # the closed terminal that it came from takes no last word
+            sys.exit(128 + number)
         if os.environ.get("FEATCACHE_DEBUG"):
             raise
         kind, said = type(error).__name__, re.sub(r"^\[Errno \d+\] ", "", str(error))

@@ -1,6 +1,8 @@
 """SIGTERM and SIGHUP, sent to real processes, stop them as Ctrl-C does: what is in hand is saved, one line says so."""
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -233,3 +235,34 @@ def test_a_second_signal_does_not_disturb_the_saving():
     with pytest.raises(Stopped) as caught:
         run()
     assert (caught.value.signal, saved) == (signal.SIGHUP, [True])
+
+
+def test_a_closed_terminal_ends_a_fit_with_a_checkpoint(folder):
+    """The kernel sends SIGHUP, and every further write to the terminal fails."""
+    (folder / "begun").unlink(missing_ok=True)
+    ours, theirs = pty.openpty()
+    command = f"{FIT} --out closed".split()
+    code = f"import sys, fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY); sys.argv = {command}; import cli; cli.run_distill()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, start_new_session=True, stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.close(theirs)
+    hung_up = threading.Event()
+    terminal = threading.Thread(target=read_all, args=(ours, hung_up))
+    terminal.start()
+    while not (folder / "begun").exists() or (folder / "begun").stat().st_size < 8:
+        assert process.poll() is None
+        time.sleep(0.02)
+    hung_up.set()
+    terminal.join()
+    assert process.wait(300) == 129
+    assert Run(folder / "closed").load_checkpoint()["step"] >= 7
+
+
+def read_all(terminal: int, hung_up: threading.Event) -> None:
+    """What a terminal shows, until somebody closes it."""
+    while not hung_up.is_set():
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
