@@ -21,7 +21,17 @@ COMMANDS = ("knn", "ood", "probe", "robustness")
 """The commands whose results hold what was measured of each sample."""
 
 _NO_SETTING = (
-    *("seed", "resamples", "chance", "tied", "failed_detectors", "encoder", "reference", "head_accuracy"),
+    *(
+        "seed",
+        "resamples",
+        "chance",
+        "tied",
+        "failed_detectors",
+        "encoder",
+        "reference",
+        "head_accuracy",
+        "identical_by",
+    ),
     *("preset", "k"),  # a preset's settings stand beside it, and metrics have the k that votes in their names
     *("c", "steps", "held_out_rows", "held_out_top1", "held_out_cross_entropy"),  # what came of probe's `candidates`
 )

@@ -117,7 +117,7 @@ def _on_geometry(store: Checked) -> Iterator[Remark]:
             falsifies=True,
         )
     most = min(store.ranked - 1, store.dimensions)
-    if store.effective_rank is not None and most > 1 and store.effective_rank < max(LEAST_RANK * most, 2):
+    if store.effective_rank is not None and most > 3 and store.effective_rank < max(LEAST_RANK * most, 1.5):
         yield Remark(
             f"collapsed to few directions: effective rank {store.effective_rank:.1f} of at most {most:,}",
             falsifies=True,

@@ -142,6 +142,13 @@ def test_a_collapsed_student_is_told_and_others_are_not(make, rng):
     assert of(few, "collapsed to few directions: effective rank")[0].falsifies
 
 
+@pytest.mark.parametrize("dimensions", [2, 3, 4, 8])
+def test_few_dimensions_are_no_collapse_to_few_directions(make, rng, dimensions):
+    report = featcache.check(make("a", rng.normal(size=(40, dimensions))))
+    assert report.stores[0].effective_rank <= dimensions
+    assert not of(report, "few directions: ")
+
+
 def test_constant_and_zero_dimensions_and_zero_rows(make, rng):
     x = rng.normal(size=(120, 9))
     x[:, 2], x[:, 5], x[:, 7] = 0, 1.5, 0
