@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,10 @@ class EncoderPrecision(StrEnum):
 
 class Dtype(StrEnum):
     float16, float32 = "float16", "float32"
+
+
+class ImportDtype(StrEnum):
+    auto, float16, float32 = "auto", "float16", "float32"
 
 
 class ExportFormat(StrEnum):
@@ -284,6 +289,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
     """
     from featcache.comparable import unfaithful
     from featcache.corpus import in_words
+    from featcache.layout import field_dtype
     from featcache.store import FeatureStore
 
     opened = FeatureStore(store)
@@ -295,29 +301,30 @@ def info(store: StorePath, to_json: Json = None) -> None:
         "manifest": opened.manifest,
     }
     if to_json != "-":
-        manifest, table = opened.manifest, make_table(store, "", "")
+        manifest, table, dtype = opened.manifest, make_table(store, "", ""), partial(field_dtype, opened.manifest)
         state = (
             "sealed"
             if opened.sealed
-            else f"[yellow]unfinished: {len(opened.pending_chunks())} of {opened.chunks} chunks pending[/]"
+            else f"[yellow]unfinished: {len(opened.pending_chunks())} of {opened.chunks} chunks pending[/]; run the same "
+            "`featcache extract` command again"
         )
         table.add_row("state", state)
-        failed = len(opened.failed)
-        table.add_row("rows", f"{len(opened):,} rows" + (f", [yellow]{failed:,} failed[/]: below" if failed else ""))
+        table.add_row("rows", counted(len(opened), len(opened.failed), "listed below"))
         for name, value in (
             ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
-            ("corpus", str(manifest["corpus"]["spec"])),
-            ("classes", str(len(opened.class_names or []))),
+            ("corpus", manifest["corpus"]["spec"] or "not recorded"),
+            ("classes", str(len(opened.class_names)) if opened.class_names else "not named"),
             ("passed over", in_words(manifest["corpus"].get("passed_over", {}))),
             ("views", " ".join(f"{k}={v}" for k, v in manifest["views"].items() if k != "parameters")),
             ("output", str(manifest["encoder"].get("output", ""))),
-            ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))})" for k, v in manifest["fields"].items())),
+            ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))} {dtype(k)})" for k, v in manifest["fields"].items())),
             ("pixels", "{size} px, {format}".format(**manifest["pixels"]) if manifest.get("pixels") else "not kept"),
-            ("preprocess", " ".join(f"{k}={v}" for k, v in manifest["encoder"]["preprocess"].items())),
+            ("preprocess", " ".join(f"{k}={v}" for k, v in manifest["encoder"].get("preprocess", {}).items())),
             ("extraction", " ".join(f"{k}={v}" for k, v in manifest.get("extraction", {}).items())),
             ("size", f"{opened.size_bytes / 1e6:,.1f} MB"),
         ):
-            table.add_row(name, shown(value))
+            if value:
+                table.add_row(name, shown(value))
         results.print(table)
         if said := unfaithful(manifest.get("extraction") or {}):
             results.print(f"[yellow]warning:[/] {said}", highlight=False, soft_wrap=True)
@@ -349,6 +356,10 @@ def verify(store: StorePath, to_json: Json = None) -> None:
     for problem in problems:
         screen.print(f"[red]{shown(store)}[/]: {shown(problem)}", highlight=False)
     if problems:
+        if opened.sealed:
+            screen.print(
+                "the same `featcache extract` command repairs it; what was imported or written otherwise, remove and make again"
+            )
         raise typer.Exit(1)
     screen.print(f"[green]whole[/] {shown(store)}: {rows_and_failed(opened)}")
 
@@ -425,6 +436,9 @@ def import_(
             show_default="an export says it itself",
         ),
     ] = None,
+    dtype: Annotated[
+        ImportDtype, typer.Option(help="What to keep them in; 'auto': float16 where that loses nothing that matters.")
+    ] = ImportDtype.auto,
     to_json: Json = None,
 ) -> None:
     """Make a store from an export, or from embeddings that another program made.
@@ -434,7 +448,7 @@ def import_(
     from featcache.interchange import import_store
 
     with bar("import", "rows") as update:
-        made = import_store(src, store, encoder_name=encoder, progress=update)
+        made = import_store(src, store, encoder_name=encoder, dtype=dtype.value, progress=update)
     of = f"{made.embedding_dim}-d of {shown(made.encoder_name)}"
     screen.print(f"[green]sealed[/] {shown(store)}: {rows_and_failed(made)} × {of}")
     if made.encoder_name == "imported":
@@ -461,33 +475,46 @@ def ls(to_json: Json = None) -> None:
         except (ValueError, OSError) as error:
             listed.append({"store": str(path), "error": str(error), "state": "damaged"})
     if to_json != "-":
+        if not listed:
+            screen.print("no stores yet; `featcache extract CORPUS --teacher SPEC` makes one")
         table = make_table("", "store", "encoder", "corpus", "rows", "state")
         for item in listed:
             state = item.get("state") or ("sealed" if item["sealed"] else "unfinished")
-            named = (shown(item.get(key, "")) for key in ("store", "encoder", "corpus"))
+            named = (shown(item.get(key) or "") for key in ("store", "encoder", "corpus"))
             table.add_row(*named, f"{item.get('rows', 0):,}", state)
-        results.print(table)
+        if listed:
+            results.print(table)
     write_json({"command": "ls", "stores": listed}, to_json)
 
 
 @app.command()
 def rm(store: StorePath, to_json: Json = None) -> None:
-    """Delete a store, and nothing that is not one.
+    """Delete a store, and nothing that is not one. Of a link, only the link goes.
 
     [dim]featcache rm teacher.zarr[/dim]
     """
+    from featcache._disk import writing
     from featcache.cache import forget
+    from featcache.corpora._urls import is_url
     from featcache.files import files_at
     from featcache.receipts import void
     from featcache.store import FeatureStore
 
     opened = FeatureStore(store)
-    with files_at(store).only_writer():
+    if (
+        not is_url(store) and (link := Path(store)).is_symlink()
+    ):  # as of any link: what it leads to may be needed elsewhere
+        link.unlink()
+        screen.print(f"removed the link {shown(store)}; its store stays at {shown(opened.identity)}", highlight=False)
+        write_json({"command": "rm", "store": store, "stays": opened.identity}, to_json)
+        return
+    with writing(store, "run the same command again", "path"), files_at(store).only_writer():
+        opened.remove()
         forget(opened)
         void(store)
-        opened.remove()
         # While the lock is held: a writer that opened the file meanwhile sees that it is gone, and refuses.
-        Path(f"{opened.path}.lock").unlink(missing_ok=True)
+        if not is_url(store):
+            Path(f"{Path(store)}.lock").unlink(missing_ok=True)
     screen.print(f"removed {shown(store)}")
     write_json({"command": "rm", "store": store}, to_json)
 

@@ -140,8 +140,9 @@ def rows_and_failed(store: Any) -> str:
     return counted(len(store), len(store.failed))
 
 
-def counted(rows: int, failed: int) -> str:
-    return f"{rows:,} rows" + (f", [yellow]{failed:,} failed[/] (`featcache info` lists them)" if failed else "")
+def counted(rows: int, failed: int, where: str = "`featcache info` lists them") -> str:
+    said = f"{rows:,} {'row' if rows == 1 else 'rows'}"
+    return said + (f", [yellow]{failed:,} failed[/] ({where})" if failed else "")
 
 
 def store_summary(store: Any) -> dict[str, Any]:

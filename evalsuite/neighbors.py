@@ -144,7 +144,7 @@ def unit_rows(x: Float[np.ndarray, "n d"], what: str, first: int = 0) -> Float[n
         norm = np.sqrt((wide * wide).sum(axis=1))
         if not np.isfinite(norm).all():
             bad = first + start + int(np.isfinite(norm).argmin())
-            raise ValueError(f"{what} row {bad} is not finite; extract it again in a wider precision")
+            raise ValueError(f"{what} row {bad} is not finite; leave it out, or extract it again with --dtype float32")
         np.divide(wide, np.where(norm > 0, norm, 1.0)[:, None], out=unit[start : start + step], casting="same_kind")
     return unit
 

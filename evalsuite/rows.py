@@ -174,6 +174,7 @@ class Rows:
         self, values: Float[np.ndarray, "b d"], positions: Int[np.ndarray, " b"], field: str
     ) -> Float[np.ndarray, "b d"]:
         """The values of the rows at these positions as float32. Raises `ValueError` when one is not finite."""
+        narrow = values.dtype == np.float16
         with np.errstate(over="ignore"):  # what is too large is infinite, and said to be
             values = values.astype(np.float32)
         finite = np.isfinite(values).all(axis=1)
@@ -183,7 +184,8 @@ class Rows:
                 raise ValueError(
                     f"{self.name} row {row}: what {self.head.name} makes of it is not finite; fit the head again"
                 )
-            raise ValueError(f"{self.name} row {row}: {field} is not finite; extract it again in a wider precision")
+            remedy = "with --dtype float32" if narrow else "with an encoder that gives numbers, or leave the row out"
+            raise ValueError(f"{self.name} row {row}: {field} is not finite; extract it again {remedy}")
         return values
 
     @property

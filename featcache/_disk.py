@@ -36,11 +36,44 @@ def writing(path: str | os.PathLike[str], again: str = RESUMES, out: str = "--ou
             message = (
                 f"{path}: its files may not be that large here ({said}); raise the limit (`ulimit -f`), then {again}"
             )
+        elif error.errno == errno.EBUSY:
+            message = f"{path}: in use, or where a disk is mounted ({said}); choose a folder inside it as {out}"
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             message = f"{path}: cannot be written ({said}); choose another {out}, or make it writable and {again}"
         else:
             message = f"{path}: cannot be read or written ({said}); check the path and its disk, then {again}"
         raise OSError(error.errno, message) from error
+
+
+def destination(path: str | os.PathLike[str]) -> Path:
+    """Where what is written to `path` goes: to the place that a link there leads to, and the link stays.
+
+    Raises:
+        ValueError: the link leads nowhere that exists, or to itself.
+    """
+    if not Path(path).is_symlink():
+        return Path(path)
+    real = Path(os.path.realpath(path))
+    if real.is_symlink():
+        raise ValueError(f"{path}: a link that leads to itself; remove it, or choose another path")
+    if not real.parent.is_dir():
+        raise ValueError(
+            f"{path}: a link to {real}, whose folder is not there; mount its disk or make the folder, or choose another path"
+        )
+    return real
+
+
+def refuse_mount_point(path: str | os.PathLike[str]) -> None:
+    """A folder that a disk is mounted at can be filled, but neither replaced nor removed.
+
+    Raises:
+        ValueError: `path` is one.
+    """
+    if os.path.ismount(path):
+        raise ValueError(
+            f"{path}: a disk is mounted here, and a folder cannot be replaced or removed where one is; give a folder "
+            f"inside it, such as {Path(path) / 'teacher.zarr'}"
+        )
 
 
 def require_writable(path: str | os.PathLike[str], what: str = "path") -> None:

@@ -2,7 +2,12 @@
 
 import contextlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from featcache._disk import destination, refuse_mount_point
 
 
 def sync_file(path: Path, *, root: Path) -> None:
@@ -28,3 +33,27 @@ def sync_directory(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def appearing(path: Path, *, folder: bool) -> Iterator[Path]:
+    """A path to write to; what is there at the end appears at `path` in one step, on disk, or nothing does.
+
+    Nothing that was there is lost: at most an empty folder is replaced. Where a link stands, what it leads to is written.
+
+    Raises:
+        ValueError: something is there, or a link that leads nowhere, or a mounted disk.
+    """
+    out = destination(path)
+    if out.exists() and not (folder and out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{path}: already exists; choose another path, or remove it first")
+    refuse_mount_point(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    around = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}.", suffix=".partial", dir=out.parent))
+    try:
+        yield around / out.name
+        sync_tree(around)
+        os.replace(around / out.name, out)
+        sync_directory(out.parent)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)

@@ -12,10 +12,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from featcache._disk import destination
 from featcache._integrity import METADATA
 from featcache.corpora._urls import is_url
 from featcache.files import files_at
-from featcache.home import cache_home
+from featcache.home import cache_home, found_under
 from featcache.layout import COSINE
 from featcache.store import FeatureStore
 
@@ -35,6 +36,10 @@ def register(store: FeatureStore) -> None:
     The index entry is a sorted array, searched from disk: finding a row costs the same however many there are.
     """
     entry = _entry(store)
+    record = {"path": store.identity, "digest": store.manifest["sealed"]["digest"]}
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(entry.read_text()) == record:  # written last
+            return
     entry.parent.mkdir(parents=True, exist_ok=True)
     rows = store.ok
     # Unit by unit: all hashes at once would be the most memory that an extraction ever takes.
@@ -43,23 +48,23 @@ def register(store: FeatureStore) -> None:
     order = np.argsort(keys, kind="stable")
     _put(entry.with_suffix(".keys.npy"), lambda file: np.save(file, keys[order]))
     _put(entry.with_suffix(".rows.npy"), lambda file: np.save(file, rows[order]))
-    record = {"path": store.identity, "digest": store.manifest["sealed"]["digest"]}
     _put(entry, lambda file: file.write(json.dumps(record).encode()))  # last
 
 
 def forget(store: FeatureStore) -> None:
     """Take a store out of the index; the store itself stays."""
     entry = _entry(store)
-    for path in (entry, entry.with_suffix(".keys.npy"), entry.with_suffix(".rows.npy")):
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another user's: it stands for a store that is not there, and is passed over
+        for path in (entry, entry.with_suffix(".keys.npy"), entry.with_suffix(".rows.npy")):
+            path.unlink(missing_ok=True)
 
 
 def known_stores() -> list[str | Path]:
     """Paths of all registered stores that are still there, and of unfinished ones under $FEATCACHE_HOME; then the URLs
     of registered ones, whether they are there or not."""
     registered = {record["path"] for _, record in _entries(cache_home() / "index", "*/*.json")}
-    local = {Path(path) for path in registered if not is_url(path) and Path(path).exists()}
-    return [*sorted(local | set((cache_home() / "stores").glob("*.zarr"))), *sorted(filter(is_url, registered))]
+    local = {Path(path) for path in registered if not is_url(path) and os.path.exists(path)}
+    return [*sorted(local | {*found_under(cache_home() / "stores", "*.zarr")}), *sorted(filter(is_url, registered))]
 
 
 def recorded_extractions(fingerprint: str) -> Iterator[tuple[dict[str, Any], int]]:
@@ -82,12 +87,12 @@ def set_aside(path: str | Path, manifest: Mapping[str, Any]) -> Iterator[None]:
     moved = not is_url(str(path)) and _is_finished(path, manifest)
     if moved:
         discard_replaced(path)
-        os.replace(path, _replaced(path))
+        os.replace(destination(path), _replaced(path))
     try:
         yield
     except BaseException:
         if moved and not Path(path).exists():
-            os.replace(_replaced(path), path)
+            os.replace(_replaced(path), destination(path))
         raise
 
 
@@ -107,7 +112,8 @@ def discard_replaced(path: str | Path) -> None:
 
 
 def _replaced(path: str | Path) -> Path:
-    return Path(path).with_name(f"{Path(path).name}.replaced")
+    place = destination(path)
+    return place.with_name(f"{place.name}.replaced")
 
 
 class KnownRows:
@@ -181,10 +187,12 @@ class KnownRows:
 
 
 def _entries(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, str]]]:
-    for entry in sorted(folder.glob(pattern)):
+    for entry in found_under(folder, pattern):
         try:
             record = json.loads(entry.read_text())
-            yield entry, {"path": record["path"], "digest": record["digest"]}
+            yield entry, {"path": str(record["path"]), "digest": str(record["digest"])}
+        except PermissionError:
+            log.warning("%s: another user's, who does not let it be read (its store's rows are not reused)", entry)
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("%s: damaged and ignored; delete it (its store's rows are not reused)", entry)
 

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache._disk import writing
+from featcache._disk import refuse_mount_point, writing
+from featcache._manifest import refuse_field_name
 from featcache._stop import stoppable
 from featcache.allocator import keep_freed_memory
+from featcache.arrays import checked_ids, checked_labels
 from featcache.cache import KnownRows, default_store_path, discard_replaced, register, set_aside
 from featcache.comparable import NAMES, exact_name, is_half
 from featcache.corpus import Corpus, open_corpus, passed_over
@@ -301,6 +303,8 @@ def _claim(
             return store
         held.enter_context(files.only_writer())
         store = _existing(path, manifest, overwrite)  # another process may have finished it meanwhile
+        if store is None:
+            refuse_mount_point(files.root)
         for damage in store.mend() if store is not None else ():
             log.warning("%s: %s; mended", path, damage)
         return store
@@ -449,6 +453,13 @@ def _manifest(
         raise ValueError(f"--fields {','.join(missing)}: {encoder.name} gives {', '.join(encoder.fields)}")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: unknown; known: {', '.join(DTYPES)}")
+    for name in fields:
+        try:
+            refuse_field_name(name)
+        except ValueError as error:
+            raise ValueError(f"{encoder.name}: {error}") from None
+    checked_ids(corpus.spec, corpus.ids, len(corpus))
+    checked_labels(corpus.spec, [corpus.label(i) for i in range(len(corpus))], len(corpus), corpus.class_names)
     rows = hashlib.blake2b(digest_size=16)
     for i, sample_id in enumerate(corpus.ids):
         rows.update(f"{sample_id}\0{corpus.label(i)}\0".encode())

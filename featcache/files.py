@@ -8,6 +8,7 @@ from pathlib import Path
 
 import filelock
 
+from featcache._disk import destination, refuse_mount_point
 from featcache.corpora._urls import is_url
 from featcache.remote import Mirror, last_bytes
 
@@ -19,16 +20,19 @@ class LocalFiles:
 
     Attributes:
         path: where the store is, as messages name it.
-        root: the folder to read and write.
+        root: the folder to read and write: where a link at `path` leads.
+
+    Raises:
+        ValueError: a link that leads nowhere.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = self.root = Path(path)
+        self.path, self.root = Path(path), destination(path)
 
     @property
     def identity(self) -> str:
         """The same for every way of naming the same place."""
-        return str(self.path.resolve())
+        return str(self.root.resolve())
 
     def exists(self) -> bool:
         """Whether anything but an empty folder is there."""
@@ -75,8 +79,17 @@ class LocalFiles:
             (self.root / relative).unlink(missing_ok=True)
 
     def remove_all(self) -> None:
+        """In one step: a folder that cannot be removed stays as it is.
+
+        Raises:
+            ValueError: a disk is mounted there.
+        """
         if self.root.exists():
-            shutil.rmtree(self.root)
+            refuse_mount_point(self.root)
+            removed = self.root.with_name(f"{self.root.name}.removed")
+            shutil.rmtree(removed, ignore_errors=True)  # of a removal that was killed
+            os.replace(self.root, removed)
+            shutil.rmtree(removed)
 
     def only_writer(self) -> "_OnlyWriter":
         """Held while the store is written.
@@ -84,7 +97,7 @@ class LocalFiles:
         Raises:
             ValueError: another process is writing it.
         """
-        return _OnlyWriter(self.path)
+        return _OnlyWriter(self.root)
 
 
 def _raise_unless_absent(error: OSError) -> None:

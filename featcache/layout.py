@@ -79,6 +79,13 @@ def array_layout(manifest: Mapping[str, Any]) -> dict[str, ArrayLayout]:
     return arrays | {name: ArrayLayout(tail, dtype, unit) for name, (tail, dtype) in narrow.items()}
 
 
+def dimension_names(name: str, count: int) -> list[str]:
+    """Of an array's axes, for readers such as xarray: those of one name are of one length in the whole store."""
+    own = {"content": ["bytes"], "view": ["views", "parameters"], "image_size": ["sides"]}
+    axes = own.get(name, ["views", *(f"{name}_axis{i}" for i in range(1, count - 1))])
+    return ["rows", *axes][:count]
+
+
 def wide_arrays(manifest: Mapping[str, Any]) -> list[str]:
     """The arrays that may have smaller chunks than the unit: features, and images that are kept."""
     return [*manifest["fields"], *([PIXELS] if manifest.get("pixels") else [])]

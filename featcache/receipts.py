@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 from featcache.corpora._urls import is_url
 from featcache.corpus import source_of
 from featcache.encoders._options import split_options
-from featcache.home import cache_home
+from featcache.home import cache_home, found_under
 from featcache.plugins import load_plugin
 
 YOUNG_NS = 2_000_000_000
@@ -34,6 +35,7 @@ _PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "pillow", "scikit-
 _ENVIRONMENT = (
     "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TIMM_USE_OLD_CACHE", "FEATCACHE_MAX_PIXELS",
 )  # fmt: skip
+log = logging.getLogger("featcache")
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".npz")
 
 
@@ -138,13 +140,20 @@ def remember(watched: Watch | None, summaries: Sequence[Mapping[str, Any]]) -> N
 
 def void(store: str | os.PathLike[str]) -> None:
     """Forget every receipt for the store at this path: it is damaged, or gone."""
-    for receipt in (cache_home() / "receipts").glob("*.json"):
+    for receipt in found_under(cache_home() / "receipts", "*.json"):
         try:
             paths = [mark["store"] for mark in json.loads(receipt.read_text(encoding="utf-8"))["stores"]]
         except (OSError, ValueError, KeyError, TypeError):
             paths = []
         if not paths or os.path.realpath(store) in map(os.path.realpath, paths):
-            receipt.unlink(missing_ok=True)
+            try:
+                receipt.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning(
+                    "%s: cannot be deleted (%s): `featcache extract` may take the store for whole",
+                    receipt,
+                    error.strerror,
+                )
 
 
 def _place(request: Mapping[str, Any]) -> Path:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -23,7 +24,7 @@ from typing import Any
 from fsspec.asyn import sync
 
 from featcache.corpora._urls import open_filesystem
-from featcache.home import cache_home
+from featcache.home import writable_home
 
 ROOT = "zarr.json"
 TRANSFERS = 8
@@ -58,8 +59,8 @@ class Mirror:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
-        name = f"{self.url.rpartition('/')[2]}-{hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()}"
-        self.root = cache_home() / "mirrors" / name
+        last = re.sub(r"[^\w.-]", "_", self.url.rpartition("/")[2])[:80]
+        self.root = writable_home("mirrors", f"{last}-{hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()}")
         self._filesystem, self._there = open_filesystem(self.url)
         self._fetching: dict[str, threading.Lock] = {}
 
@@ -106,9 +107,21 @@ class Mirror:
         if there != here or not (self.root / ROOT).exists():
             self._receive(self.root / ROOT, lambda partial: partial.write_bytes(there))
 
+    def _here(self, relative: str) -> Path:
+        """Where the local copy of a file belongs: never outside the mirror, whatever an object there is named.
+
+        Raises:
+            ValueError: its name leads out of the store.
+        """
+        if {"", ".", ".."} & {*relative.split("/")} or (os.sep == "\\" and {"\\", ":"} & {*relative}):
+            raise ValueError(
+                f"{self.url}: an object there is named {relative!r}, which leads out of the store; delete it"
+            )
+        return self.root / relative
+
     def fetch(self, relative: str) -> Path:
         """The local copy of a file, fetched if it is not here yet."""
-        local = self.root / relative
+        local = self._here(relative)
         if not local.exists():
             with self._fetching.setdefault(relative, threading.Lock()):
                 if not local.exists():
@@ -117,7 +130,7 @@ class Mirror:
 
     def fetch_all(self, relatives: Iterable[str]) -> None:
         """`fetch`, several at a time."""
-        missing = [relative for relative in relatives if not (self.root / relative).exists()]
+        missing = [relative for relative in relatives if not self._here(relative).exists()]
         if missing:
             with ThreadPoolExecutor(TRANSFERS) as pool:
                 list(pool.map(self.fetch, missing))
@@ -126,7 +139,7 @@ class Mirror:
         """The bytes of each file, as they are at `url` now; they replace the local copies."""
 
         def replace(relative: str) -> Path:
-            local = self.root / relative
+            local = self._here(relative)
             self._receive(local, lambda partial: self._download(relative, partial))
             return local
 
@@ -163,7 +176,7 @@ class Mirror:
 
     def tails(self, sizes: Mapping[str, int], count: int = 4) -> dict[str, bytes]:
         """The last `count` bytes of each file, given its size: from here, or else without fetching the rest."""
-        here = {relative: self.root / relative for relative in sizes if (self.root / relative).exists()}
+        here = {relative: path for relative in sizes if (path := self._here(relative)).exists()}
         there = {relative: size for relative, size in sizes.items() if relative not in here}
         paths = [f"{self._there}/{relative}" for relative in there]
         starts, ends = [max(0, size - count) for size in there.values()], list(there.values())
@@ -186,7 +199,7 @@ class Mirror:
             list(pool.map(self._upload, relatives))
 
     def _upload(self, relative: str) -> None:
-        local, there = self.root / relative, f"{self._there}/{relative}"
+        local, there = self._here(relative), f"{self._there}/{relative}"
         if not self._filesystem.async_impl:  # services with folders; object stores have none
             self._ask("makedirs", there.rpartition("/")[0], exist_ok=True)
         self._ask("put_file", str(local), there, seconds=PATIENCE + local.stat().st_size / SLOWEST)
@@ -197,9 +210,10 @@ class Mirror:
             list(pool.map(self._delete, relatives))
 
     def _delete(self, relative: str) -> None:
+        local = self._here(relative)
         with contextlib.suppress(FileNotFoundError):
             self._ask("rm_file", f"{self._there}/{relative}")
-        (self.root / relative).unlink(missing_ok=True)
+        local.unlink(missing_ok=True)
 
     def remove_all(self) -> None:
         """Delete the whole store here and at `url`, zarr.json last: until then it is still a store, if a damaged one."""

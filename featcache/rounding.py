@@ -30,14 +30,18 @@ class Rounding:
         self._sampled = np.sort(np.random.default_rng(0).permutation(rows)[:SAMPLED])
         self._kept: list[np.ndarray] = []
         self._mean = self._scatter = np.zeros((2, 1))  # of values and of errors, by dimension
-        self._beyond = False
+        self._beyond = self._moved = False
 
     def update(self, values: Float[np.ndarray, "n d"]) -> None:
         """The next rows, all finite."""
         wide = np.asarray(values, np.float64)
         rounded = rounded_to(values, self._dtype).astype(np.float64)
-        self._beyond |= not np.isfinite(rounded).all()
-        if not self._beyond and len(wide):  # merged as by Chan et al. 1983: a large mean takes no digits
+        self._beyond |= not bool(np.isfinite(rounded).all())
+        if self._beyond:
+            return
+        moved = np.linalg.norm(rounded - wide, axis=1) > TOLERANCE * np.linalg.norm(wide, axis=1)
+        self._moved |= bool(moved.any())
+        if len(wide):  # merged as by Chan et al. 1983: a large mean takes no digits
             both, before, after = np.stack([wide, rounded - wide]), self._seen, self._seen + len(wide)
             mean = both.mean(axis=1)
             apart = mean - self._mean
@@ -53,6 +57,8 @@ class Rounding:
         """What is lost that matters, in words; "" when nothing is."""
         if self._beyond:
             return f"values are beyond {self._dtype} (±{np.finfo(self._dtype).max:g})"
+        if self._moved:
+            return f"{self._dtype} moves a row by more than {TOLERANCE:.0%} of its length"
         if not self._seen:
             return ""
         spread, moved = np.sqrt(self._scatter / self._seen)

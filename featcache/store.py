@@ -29,7 +29,9 @@ from jaxtyping import Int64, Shaped
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning
 
+from featcache._disk import refuse_mount_point
 from featcache._integrity import METADATA, UNFINISHED, UNSEALED, digest_of, find_damage
+from featcache._manifest import refuse_array, refuse_manifest
 from featcache._rows import MappedRows
 from featcache._sync import sync_directory, sync_file, sync_tree
 from featcache.files import files_at
@@ -43,6 +45,7 @@ from featcache.layout import (
     ArrayLayout,
     array_layout,
     chunk_name,
+    dimension_names,
     store_format,
     wide_chunk_rows,
 )
@@ -82,6 +85,11 @@ def create_store(
         if not (overwrite and is_store):
             raise ValueError(f"{path}: already exists{'' if is_store else ' and is not a store'}; choose another --out")
     root, manifest = files.root, {"wide_chunk_rows": wide_chunk_rows(manifest), **manifest}
+    try:
+        refuse_manifest(manifest)
+    except ValueError as error:
+        raise ValueError(f"{path}: not made: {error}") from None
+    refuse_mount_point(root)
     building = root.with_name(f"{root.name}.partial")
     _write_skeleton(building, manifest)
     files.remove_all()
@@ -103,7 +111,10 @@ def _write_skeleton(path: Path, manifest: Mapping[str, Any]) -> None:
     for name, (tail, dtype, per_chunk) in array_layout(manifest).items():
         shape, chunks = (rows, *tail), (per_chunk, *tail)
         with _unstable_names_allowed():
-            group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=[Crc32cCodec()], filters=None)
+            group.create_array(
+                name, shape=shape, chunks=chunks, dtype=dtype, compressors=[Crc32cCodec()], filters=None,
+                dimension_names=dimension_names(name, len(shape)),
+            )  # fmt: skip
     sync_tree(path)
 
 
@@ -137,8 +148,8 @@ class FeatureStore:
             """encoder, corpus, views, fields, extraction, chunk_rows, versions, sealed: plain JSON values."""
             found = self.manifest.get("format")
             if found == store_format(self.manifest):
-                _ = len(self), self.chunks, self.sealed, self.embedding_dim, self.layout
-                _ = self.fingerprint, self.encoder_name
+                refuse_manifest(self.manifest)
+                _ = self.sealed, self.layout
         except Exception as error:
             raise ValueError(
                 f"{path}: its zarr.json is damaged ({type(error).__name__}: {error}); restore it, or extract again with --overwrite"
@@ -392,7 +403,14 @@ class FeatureStore:
         self.manifest["sealed"] = {**counts, "digest": UNSEALED}
         record = json.loads(root.read_bytes())
         record["attributes"]["featcache"] = self.manifest
-        text = json.dumps(record, indent=2).encode()
+        # Where xarray looks first, and warns when it is missing; on one line, for the manifest is what people read.
+        arrays = {
+            name: json.loads(self._files.fetch(f"{name}/{METADATA}").read_bytes()) for name in sorted(self.layout)
+        }
+        together = json.dumps({"kind": "inline", "must_understand": False, "metadata": arrays})
+        record.pop("consolidated_metadata", None)  # of a store that was mended
+        rest = json.dumps(record, indent=2).removesuffix("\n}")
+        text = f'{rest},\n  "consolidated_metadata": {together}\n}}'.encode()
         self.manifest["sealed"]["digest"] = digest = digest_of(self._files, text)
         partial.write_bytes(text.replace(UNSEALED.encode(), digest.encode()))
         os.replace(partial, root)
@@ -446,10 +464,18 @@ class FeatureStore:
 
     def _array(self, name: str) -> zarr.Array:
         self._files.fetch(f"{name}/{METADATA}")
-        # An absent chunk means "not done", never "zeros".
-        with _unstable_names_allowed(), zarr.config.set({"array.write_empty_chunks": True}):
-            array = self._group[name]
-        assert isinstance(array, zarr.Array)
+        tail, dtype, per_chunk = self.layout[name]
+        try:
+            # An absent chunk means "not done", never "zeros".
+            with _unstable_names_allowed(), zarr.config.set({"array.write_empty_chunks": True}):
+                array = self._group[name]
+            assert isinstance(array, zarr.Array)
+            refuse_array(array, (len(self), *tail), (per_chunk, *tail), dtype)
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise ValueError(
+                f"{self.path}: its {name}/{METADATA} is damaged ({error}); restore it, or run the same `featcache "
+                "extract` command again"
+            ) from None
         return array
 
     def _read(self, name: str, first: int = 0, stop: int | None = None) -> np.ndarray:

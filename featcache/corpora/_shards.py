@@ -1,11 +1,13 @@
 """One tar file of images, local or at a URL: indexed once, then read image by image."""
 
 import bz2
+import contextlib
 import errno
 import glob
 import gzip
 import hashlib
 import json
+import logging
 import lzma
 import os
 import posixpath
@@ -24,12 +26,13 @@ import filelock
 
 from featcache.corpora._images import START, begins_like_image, called, has_suffix, may_be_image
 from featcache.corpora._urls import asking_service, file_state, read_file, reads_ranges
-from featcache.home import cache_home
+from featcache.home import temporary_home, writable_home
 
 INDEX_VERSION = 3
 SUFFIX = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$")
 HEADER = tarfile.BLOCKSIZE
 
+log = logging.getLogger("featcache")
 _MAGIC = 6  # bytes
 _PACKINGS = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"\x28\xb5\x2f\xfd"}
 _ZEROS = 1 << 16  # bytes
@@ -145,16 +148,25 @@ class Shard:
 
 def _open(source: Place, state: list[int | str | None], wanted: Wanted) -> Index:
     """The index of one shard: the kept one if it is of this very file, else made and kept."""
+    try:
+        return _open_under(writable_home("shards"), source, state, wanted)
+    except PermissionError:  # a file there that is another user's; if it is the shard itself, it is refused again
+        return _open_under(temporary_home() / "shards", source, state, wanted)
+
+
+def _open_under(folder: Path, source: Place, state: list[int | str | None], wanted: Wanted) -> Index:
     named = source.name if source.filesystem else source.path
-    stem = f"{posixpath.basename(source.path)}-{_short(named if wanted == Wanted() else json.dumps([named, *wanted]))}"
-    kept = cache_home() / "shards" / f"{stem}-{_short(json.dumps([INDEX_VERSION, *state]))}.json"
+    key = _short(named if wanted == Wanted() else json.dumps([named, *wanted]))
+    stem = f"{posixpath.basename(source.path)[:80]}-{key}"
+    kept = folder / f"{stem}-{_short(json.dumps([INDEX_VERSION, *state]))}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(kept.parent / f"{stem}.lock"):  # of several processes, one makes it and the others wait
         index = _kept_index(kept)
         if index is not None:
             return index
         for stale in kept.parent.glob(f"{glob.escape(stem)}-*"):
-            stale.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # another user's
+                stale.unlink(missing_ok=True)
         copy = _copy(source, state, kept.with_suffix(".tar"))
         try:
             with _opened(source, state[0]) if copy is None else open(copy, "rb") as file:
@@ -166,7 +178,10 @@ def _open(source: Place, state: list[int | str | None], wanted: Wanted) -> Index
         if source.state() != state:
             raise ValueError(f"{source.name}: changed while it was read; wait until it is complete")
         index = Index(str(copy or ""), _state(copy.stat()) if copy else state, *members)
-        _write_atomically(kept, lambda file: file.write(json.dumps(asdict(index)).encode()))
+        try:
+            _write_atomically(kept, lambda file: file.write(json.dumps(asdict(index)).encode()))
+        except OSError as error:
+            log.warning("%s: its index is made again next time, because it cannot be kept: %s", source.name, error)
     return index
 
 

@@ -17,12 +17,9 @@ embedding a row and nothing of failed rows, and promises unit vectors; what it c
 Features stream; ids, labels and reasons are held in memory, as a `FeatureStore` does.
 """
 
-import contextlib
 import hashlib
 import importlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +27,13 @@ from types import ModuleType
 from typing import Literal, get_args
 
 from featcache._disk import writing
-from featcache._sync import sync_directory, sync_tree
+from featcache._sync import appearing
+from featcache.arrays import checked_ids
 from featcache.corpora._urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
-from featcache.interchange._foreign import foreign_unit
-from featcache.interchange._own import own_unit
+from featcache.interchange._foreign import fitting_layout, foreign_unit
+from featcache.interchange._own import own_unit, refuse_unit
+from featcache.layout import DTYPES
 from featcache.store import FeatureStore, create_store, open_store
 
 Format = Literal["npy", "parquet", "safetensors", "clip-retrieval"]
@@ -85,7 +84,7 @@ def export_store(
     if not store.sealed:
         store = open_store(store.path)  # raises, and says how to finish it
     units = _units(store, progress)
-    with writing(out, AGAIN, "OUT"), _appearing(_local(out), folder=format in ("npy", "clip-retrieval")) as building:
+    with writing(out, AGAIN, "OUT"), appearing(_local(out), folder=format in ("npy", "clip-retrieval")) as building:
         module = _module(format, Path(out))
         if format == "clip-retrieval":
             left_out = module.write(store, units, building, as_is)
@@ -99,6 +98,7 @@ def import_store(
     out: str | os.PathLike[str],
     *,
     encoder_name: str | None = None,
+    dtype: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureStore:
     """Make a sealed store from an export, or from embeddings that another program made.
@@ -113,24 +113,39 @@ def import_store(
     one of `encoder_name` and D, so that two imports under one name compare: give a bank and its queries the name of
     the model that made both. Without a name it is that of the embeddings themselves, and compares with no others.
 
+    dtype: what to keep embeddings in, as in `write_store`; an export says it itself.
+
     Raises:
         ValueError: `out` exists, or `src` is none of these, is damaged, pickled, of the wrong shape or dtype, holds
-            NaN or infinity or a value beyond float16; nothing is left at `out`.
+            NaN or infinity or a value beyond the dtype; nothing is left at `out`.
     """
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"--dtype {dtype}: unknown; known: auto, {', '.join(DTYPES)}")
     path = _local(src)
-    with writing(out, AGAIN, "STORE"), _appearing(_local(out), folder=True) as building:
+    with writing(out, AGAIN, "STORE"), appearing(_local(out), folder=True) as building:
         source = _module(_format_of(path), path).read(path)
         manifest, said = source.manifest, source.manifest["corpus"]["rows"]
         export = manifest.pop("export", None)
         if export and encoder_name is not None:
             name = manifest["encoder"]["name"]
             raise ValueError(f"{src}: it says itself which encoder made it ({name}); leave --encoder out")
+        if export and dtype != "auto":
+            raise ValueError(f"{src}: comes back in the dtype it was exported in; leave --dtype out")
         if source.rows != said:
             raise ValueError(f"{src}: {source.rows} rows, {said} when it was exported; export again")
+        if not export:
+            manifest |= fitting_layout(source, path, dtype)
+        ids: list[str] = []
+        wrong: ValueError | None = None
         store, sums, embeddings = create_store(building, manifest), Checksums(), hashlib.blake2b(digest_size=16)
         for chunk, block in enumerate(source.blocks(manifest["chunk_rows"])):
             rows = store.rows_of(chunk)
-            unit = own_unit(block, rows, manifest, path) if export else foreign_unit(block, rows, path)
+            unit = own_unit(block, rows, manifest, path) if export else foreign_unit(block, rows, path, manifest)
+            ids += unit["sample_id"].tolist()
+            try:
+                refuse_unit(unit, rows, manifest, path)
+            except ValueError as error:  # more is known of it when all has been read
+                wrong = wrong or error
             sums.update(unit)
             embeddings.update(unit["embedding"].tobytes())
             store.write_chunk(chunk, unit)
@@ -143,6 +158,9 @@ def import_store(
                 f"{src}: {', '.join(changed)} changed since the export; export again, or take the manifest away "
                 "and import it under an --encoder name of its own"
             )
+        if wrong:
+            raise wrong
+        checked_ids(path, ids, len(store))
         if not export:
             named = hashlib.blake2b(f"{encoder_name}\0{store.embedding_dim}".encode(), digest_size=16)
             identity = embeddings if encoder_name is None else named
@@ -205,19 +223,3 @@ def _module(format: str, path: Path) -> ModuleType:
         if not str(error.name).startswith("pyarrow"):
             raise
         raise ValueError(f"{path}: parquet needs pyarrow: pip install 'featcache[parquet]'") from None
-
-
-@contextlib.contextmanager
-def _appearing(out: Path, *, folder: bool) -> Iterator[Path]:
-    """A path to write to; what is there at the end appears as `out` in one step, on disk, or nothing does."""
-    if out.exists() and not (folder and out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out}: already exists; choose another path, or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    around = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        yield around / out.name
-        sync_tree(around)
-        os.replace(around / out.name, out)
-        sync_directory(out.parent)
-    finally:
-        shutil.rmtree(around, ignore_errors=True)

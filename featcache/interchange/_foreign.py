@@ -1,16 +1,20 @@
 """What another program made: what it must be, and what a store is told of it."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from featcache.arrays import checked_ids, checked_labels, fitting_dtype, refuse_beyond, refuse_not_finite
 from featcache.interchange._arrays import Arrays
-from featcache.layout import OK, STATE, chunk_rows
+from featcache.layout import FLOAT16, OK, STATE, chunk_rows, field_dtype
+from featcache.rounding import rounded_to
 from featcache.views import PARAMETERS
+
+if TYPE_CHECKING:
+    from featcache.interchange._source import Source
 
 
 def check_embeddings(path: Path, shape: Sequence[int], dtype: str) -> None:
@@ -27,7 +31,7 @@ def identify(arrays: dict[str, Any], path: Path) -> list[str] | None:
         label = arrays["label"]
         arrays["label"], class_names = _labels(np.asarray(label[0 : label.shape[0]]), path)
     if "sample_id" in arrays:
-        _check_ids(arrays["sample_id"], path)
+        arrays["sample_id"] = checked_ids(path, arrays["sample_id"], len(arrays["sample_id"]))
     return class_names
 
 
@@ -39,21 +43,7 @@ def _labels(stored: np.ndarray, path: Path) -> tuple[Int64[np.ndarray, " n"], li
             raise ValueError(f"{path}: label is neither numbers nor names; write it as one of them")
         number = {name: i for i, name in enumerate(names)}
         return np.array([number.get(text, -1) for text in stored.tolist()], np.int64), names
-    if stored.dtype.kind == "f":  # how pandas writes whole numbers with gaps
-        stored = np.where(np.isnan(stored), -1, stored)
-        if not (np.isfinite(stored).all() and (stored == np.round(stored)).all()):
-            raise ValueError(f"{path}: label holds fractions; write whole numbers, or names")
-    if stored.ndim != 1 or stored.dtype.kind not in "iuf":
-        raise ValueError(f"{path}: label is {stored.dtype} of shape {stored.shape}; write a whole number a row")
-    return stored.astype(np.int64), None
-
-
-def _check_ids(ids: np.ndarray, path: Path) -> None:
-    if not all(isinstance(text, str) for text in ids):
-        raise ValueError(f"{path}: a sample id is missing; fill it in, or leave all out to number the rows")
-    (text, times), *_ = Counter(ids.tolist()).most_common(1)
-    if times > 1:
-        raise ValueError(f"{path}: sample id {text!r} stands {times} times; make ids unique, or leave all out")
+    return checked_labels(path, stored, len(stored), None), None
 
 
 def foreign_manifest(path: Path, rows: int, width: int, dtype: str, class_names: list[str] | None) -> dict[str, Any]:
@@ -68,23 +58,28 @@ def foreign_manifest(path: Path, rows: int, width: int, dtype: str, class_names:
     }
 
 
-def foreign_unit(block: Arrays, rows: range, path: Path) -> Arrays:
-    """A unit of embeddings that another program made, in float16, with nothing known but labels and ids."""
+def fitting_layout(source: "Source", path: Path, dtype: str) -> dict[str, Any]:
+    """What the manifest says of the embeddings' dtype, found by reading them once."""
+    rows, held, (width,) = source.rows, source.manifest["extraction"]["dtype"], source.manifest["fields"]["embedding"]
+    size = source.manifest["chunk_rows"]
+    blocks = (
+        (np.asarray(block["embedding"]), np.arange(i * size, i * size + len(block["embedding"])))
+        for i, block in enumerate(source.blocks(size))
+    )
+    kept = fitting_dtype(path, "embedding", blocks, rows, np.dtype(held).name if held[0] in "<>" else held, dtype)
+    if kept == FLOAT16:
+        return {}
+    return {"dtypes": {"embedding": kept}, "chunk_rows": chunk_rows(np.dtype(kept).itemsize * width, rows)}
+
+
+def foreign_unit(block: Arrays, rows: range, path: Path, manifest: dict[str, Any]) -> Arrays:
+    """A unit of embeddings that another program made, with nothing known but labels and ids."""
     count, given = len(rows), block["embedding"]
-    with np.errstate(over="ignore", under="ignore"):
-        embedding = given.astype(np.float16)
-    for wrong, remedy in (
-        (~np.isfinite(given), "holds NaN or infinity; leave such rows out"),
-        (~np.isfinite(embedding), "is beyond float16 (±65504); scale the embeddings, or divide each by its length"),
-        (
-            (given != 0).any(1, keepdims=True) & ~embedding.any(1, keepdims=True),
-            "vanishes in float16; scale the embeddings",
-        ),
-    ):
-        if wrong.any():
-            raise ValueError(f"{path}: row {rows.start + int(np.flatnonzero(wrong.any(1))[0])} {remedy}")
+    dtype = field_dtype(manifest, "embedding")
+    refuse_not_finite(path, "embedding", given, np.array(rows))  # however the file has changed since it was looked at
+    refuse_beyond(path, "embedding", given, dtype, np.array(rows))
     return {
-        "embedding": embedding[:, None],
+        "embedding": rounded_to(given, dtype)[:, None],
         "label": block.get("label", np.full(count, -1, np.int64)),
         "sample_id": block.get("sample_id", np.array([str(row) for row in rows], dtype=object)),
         "content": np.zeros((count, 16), np.uint8),

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from featcache.interchange._arrays import STRINGS, Arrays, layout
-from featcache.layout import FORMAT, OK, STATE, WIDE_FORMAT, store_format
+from featcache._manifest import refuse_manifest
+from featcache.arrays import checked_labels, refuse_not_finite
+from featcache.interchange._arrays import Arrays, layout
+from featcache.layout import FAILED, FORMAT, OK, STATE, WIDE_FORMAT, store_format
 
 
 def manifest_text(manifest: Mapping[str, Any], format: str, crc32c: Mapping[str, str]) -> str:
@@ -27,14 +29,8 @@ def parse_manifest(text: str, path: Path) -> dict[str, Any]:
         version, _ = manifest.pop("format"), manifest.pop("sealed")
         if manifest.get("pixels"):
             manifest["pixels"] = None  # no export holds them
-        sizes = [manifest["corpus"]["rows"], manifest["views"]["count"], manifest["chunk_rows"]]
-        sides = [side for shape in manifest["fields"].values() for side in shape]
-        whole = all(type(size) is int and size > 0 for size in [*sizes, *sides, *manifest["wide_chunk_rows"].values()])
-        # A field becomes the name of a file.
-        whole = whole and all(name.isidentifier() for name in manifest["fields"]) and "embedding" in manifest["fields"]
-        whole = whole and not set(manifest["fields"]) & {*layout({**manifest, "fields": {}}), *STRINGS}
-        whole = whole and set(manifest["fields"]) <= set(manifest["wide_chunk_rows"])
-        whole = whole and isinstance(manifest["export"]["crc32c"], dict)
+        refuse_manifest(manifest)
+        whole = isinstance(manifest["export"]["crc32c"], dict)
         whole = whole and bool(manifest["encoder"]["fingerprint"]) and bool(manifest["encoder"]["name"])
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
@@ -61,3 +57,17 @@ def own_unit(block: Arrays, rows: range, manifest: Mapping[str, Any], path: Path
     if "sample_id" not in unit:
         raise ValueError(f"{path}: sample_id is missing; export again")
     return unit
+
+
+def refuse_unit(unit: Arrays, rows: range, manifest: Mapping[str, Any], path: Path) -> None:
+    """What no store would hold, though the checksums are right.
+
+    Raises:
+        ValueError: it does.
+    """
+    checked_labels(path, unit["label"], len(rows), manifest["corpus"]["class_names"])
+    if not np.isin(unit[STATE], (OK, FAILED)).all():
+        raise ValueError(f"{path}: state holds other numbers than {OK} and {FAILED}; export again")
+    for name in manifest["fields"]:
+        flat = unit[name].reshape(len(rows), -1)
+        refuse_not_finite(path, name, flat[unit[STATE] == OK], np.flatnonzero(unit[STATE] == OK) + rows.start)

@@ -139,7 +139,7 @@ CASES = {
     "zeros": (lambda x, rng: 0 * x, ""),
     "off by ten thousand times the spread": (lambda x, rng: 1000 + 0.1 * x, "what varies in dimension"),
     "one dimension off": (lambda x, rng: np.where(np.arange(16) == 3, 5 + 0.001 * x, x), "what varies in dimension 3"),
-    "tiny": (lambda x, rng: 1e-8 * x, "what varies in dimension"),
+    "tiny": (lambda x, rng: 1e-8 * x, "moves a row"),
     "large": (lambda x, rng: 1e5 * x, "beyond float16 (±65504)"),
     "rows off": (lambda x, rng: x + 1000 * rng.normal(size=(600, 1)), "what varies within rows"),
     "tight clusters": (lambda x, rng: 100 * x[rng.integers(20, size=600)] + 0.01 * x, "what tells near rows apart"),
