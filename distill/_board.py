@@ -12,8 +12,8 @@ from featcache._disk import writing
 
 
 @contextlib.contextmanager
-def tensorboard(run: Run, first_epoch: int) -> Iterator[Callable[[Mapping[str, Any], int], None]]:
-    """Yields what writes the metrics of an epoch; those of `first_epoch` and later ones that are there already go.
+def tensorboard(run: Run, first_step: int) -> Iterator[Callable[[Mapping[str, Any], int], None]]:
+    """Yields what writes metrics of a step; those of `first_step` and later ones that are there already go.
 
     Raises:
         OSError: the disk is full, or refuses.
@@ -28,12 +28,12 @@ def tensorboard(run: Run, first_epoch: int) -> Iterator[Callable[[Mapping[str, A
     threading.excepthook = quiet
     try:
         with writing(events, again):
-            board = SummaryWriter(str(run.path), purge_step=first_epoch)
+            board = SummaryWriter(str(run.path), purge_step=first_step)
 
-        def write(metrics: Mapping[str, Any], epoch: int) -> None:
+        def write(metrics: Mapping[str, Any], step: int) -> None:
             with writing(events, again):
                 for name, value in metrics.items():
-                    board.add_scalar(name, value, epoch)
+                    board.add_scalar(name, value, step)
                 board.flush()
 
         try:

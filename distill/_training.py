@@ -170,12 +170,12 @@ class Training:
         values = [*self._weights, *(buffer for buffer in self.student.buffers() if buffer.is_floating_point())]
         return bool(torch.stack(torch._foreach_norm(values)).sum().isfinite())
 
-    def state(self) -> dict[str, Any]:
-        """What `checkpoint` has to hold."""
+    def state(self, optimizer: bool = True) -> dict[str, Any]:
+        """What `checkpoint` has to hold; that of a finished run no state of the optimizer."""
         held = {"student": _cpu(self.student.state_dict()), "method": _cpu(self._method.state_dict())}
         if self._ema:
             held["ema"] = _cpu(self._ema.module.state_dict())
-        return {**held, "optimizer": self._optimizer.state_dict()}
+        return held | ({"optimizer": self._optimizer.state_dict()} if optimizer else {})
 
     def _leaves_weights_unused(self) -> bool:
         """Whether the student has weights that the features which the method reads do not come from."""
@@ -206,10 +206,11 @@ class Training:
 
 
 def checkpoint_bytes(student: nn.Module, method: nn.Module, settings: FitConfig) -> int:
-    """Of one checkpoint: the weights, what the optimizer holds for each that trains, and their average."""
+    """Of one checkpoint: the weights, what the optimizer holds for each that trains, their average and the best."""
     trained = sum(w.nbytes for w in (*student.parameters(), *method.parameters()) if w.requires_grad)
     held = sum(value.nbytes for module in (student, method) for value in module.state_dict().values())
-    averaged = sum(value.nbytes for value in student.state_dict().values()) if settings.ema else 0
+    copies = bool(settings.ema) + (settings.keep == "best")
+    averaged = copies * sum(value.nbytes for value in student.state_dict().values())
     return held + averaged + trained * (1 if settings.optimizer == "lars" else 2)
 
 

@@ -133,7 +133,8 @@ def _newest(run: Run, trust_code: bool) -> tuple[Backbone, dict[str, Any]]:
         )
     record = {**checkpoint["record"], "unfinished": f"the checkpoint of step {checkpoint['step']:,}"}
     with tempfile.TemporaryDirectory() as folder:
-        Run(folder).finish(checkpoint.get("ema", checkpoint["student"]), record)
+        student = (checkpoint["best"] or {}).get("student") or checkpoint.get("ema", checkpoint["student"])
+        Run(folder).finish(student, record)
         return load_backbone(folder, trust_code=trust_code)
 
 

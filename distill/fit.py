@@ -21,7 +21,7 @@ from distill.config import FitConfig, load_method, refuse_wrong_type
 from distill.methods import ROW, fitted_tensors
 from distill.pairs import Batch
 from distill.progress import Plan, Progress
-from distill.run import Run, difference
+from distill.run import KEEP, Run, difference
 from featcache._stop import stoppable
 from featcache.allocator import keep_freed_memory
 from featcache.corpus import Corpus
@@ -34,6 +34,10 @@ log = logging.getLogger("distill")
 
 LOG_EVERY = 10
 """Steps between readings of the loss, which a GPU has to be waited for; checkpoints are written at them."""
+CURVE_POINTS = 20
+"""Records of the loss by step in an epoch, at most."""
+BETTER = ("holdout/top1@20", "holdout/cosine", "holdout/gram_pearson")
+"""What `keep="best"` goes by: the first of these that evaluations give. The higher the better."""
 
 Store = FeatureStore | str | os.PathLike[str]
 
@@ -119,30 +123,37 @@ def _train(
 ) -> None:
     """All epochs, the evaluations, and what is left of them: metrics, checkpoints, the student."""
     settings = inputs.settings
-    main, history = accelerator.is_main_process, run.metrics[: loop.epochs_done]
+    main = accelerator.is_main_process
     held_out = inputs.held_out(workers) if main else None
     accelerator.init_trackers("distill", inputs.config)
     if main:
         _warn(inputs, accelerator)
         if announce:
             announce(_plan(inputs, loop, accelerator.num_processes))
-    with tensorboard(run, loop.epochs_done + 1) if main else nullcontext() as board, loop.interrupt:
+    with tensorboard(run, loop.epoch_start + 1) if main else nullcontext() as board, loop.interrupt:
         for epoch in range(loop.epochs_done + 1, settings.epochs + 1):
             metrics = loop.train_epoch() | {f"mapping/{name}": value for name, value in report.items()}
             due = epoch == settings.epochs or (settings.eval_every and epoch % settings.eval_every == 0)
             if held_out and due:
                 metrics |= held_out.measure(loop.training.embed)
+                if settings.keep == "best":
+                    loop.keep_better(metrics)
             if board:
-                board(metrics, epoch)
+                for record in loop.unwritten:
+                    board({f"step/{name}": value for name, value in record.items() if name != "step"}, record["step"])
+                loop.unwritten.clear()
+                board(metrics, loop.step)
                 accelerator.log(metrics, step=epoch)
-                history.append(metrics)
-                run.log(history)
+                loop.history.append(metrics)
             loop.save()
             loop.stop_if_asked()
     for tracker in accelerator.trackers:
         tracker.finish()
     if main:
-        _finish(run, inputs, loop.training, report)
+        run.save_mapping(inputs.method.state_dict(), report)
+        student, kept = loop.kept
+        run.finish(student, _record(inputs) | kept)
+        loop.save(finished=True)
 
 
 def _claim_and_prepare(
@@ -189,11 +200,6 @@ def _plan(inputs: Inputs, loop: "_Loop", processes: int) -> Plan:
     )
 
 
-def _finish(run: Run, inputs: Inputs, training: Training, report: dict[str, float]) -> None:
-    run.save_mapping(inputs.method.state_dict(), report)
-    run.finish(training.saved.state_dict(), _record(inputs))
-
-
 def _record(inputs: Inputs) -> dict[str, Any]:
     """What `student.json` says: what the student is built from, and how it was trained."""
     return {
@@ -217,6 +223,8 @@ class _Loop:
         training: the student and what trains it.
         interrupt: to be entered around all epochs.
         step, steps: done, and in all.
+        history: the records of `metrics.jsonl`, of epochs and of steps.
+        unwritten: those of the epoch at hand, which TensorBoard gets when it is over.
 
     Raises:
         ValueError: the checkpoint is of a longer run.
@@ -249,12 +257,23 @@ class _Loop:
         self.interrupt = PutOffInterrupt(shared=accelerator.num_processes > 1)
         self._agreed = accelerator.num_processes == 1
         self._totals: dict[str, float] = checkpoint["totals"] if checkpoint else {}
+        # Of the newest record by step: how far it went, and the totals there.
+        self._recorded: dict[str, Any] = checkpoint["recorded"] if checkpoint else {"step": 0, "totals": {}}
+        self._best: dict[str, Any] | None = checkpoint["best"] if checkpoint else None
+        self.history = [record for record in run.records if record["step"] <= self.step]
+        self.unwritten = [record for record in self.history if record["step"] > self.epoch_start]
+        self._at = Progress("training", self.step, self.steps)
         self._unread: list[dict[str, Tensor]] = []
         self._saved = time.monotonic()
 
     @property
     def epochs_done(self) -> int:
         return self.step // self._per_epoch
+
+    @property
+    def epoch_start(self) -> int:
+        """Steps before the epoch at hand."""
+        return self.epochs_done * self._per_epoch
 
     def train_epoch(self) -> dict[str, Any]:
         """What is left of the epoch; its metrics.
@@ -265,7 +284,7 @@ class _Loop:
         """
         settings, epoch, first = self._inputs.settings, self.epochs_done, self.step
         warmup, batch_size = warmup_steps(settings, self._per_epoch), min(settings.batch_size, len(self._inputs.pairs))
-        at = Progress("training", self.step, self.steps)
+        at, points = self._at, max(LOG_EVERY, self._per_epoch // CURVE_POINTS // LOG_EVERY * LOG_EVERY)
         waited, began = 0.0, time.perf_counter()
         clock = began
         for batch in self._batches(epoch):
@@ -277,6 +296,8 @@ class _Loop:
             within = self.step % self._per_epoch > 0
             if self.step % LOG_EVERY == 0 or not within:
                 self._read(at)
+                if (self.step - epoch * self._per_epoch) % points == 0 or not within:
+                    self._record_step(lr)
                 if within and time.monotonic() - self._saved >= self._seconds:
                     self.save()
             seconds = time.perf_counter() - began
@@ -293,9 +314,10 @@ class _Loop:
                     self.save()
                 raise
             clock = time.perf_counter()
-        self._totals = {}
+        self._totals, self._recorded["totals"] = {}, {}
         return {
             "epoch": epoch + 1,
+            "step": self.step,
             "loss": at.loss,
             **{f"loss/{name}": value for name, value in at.terms.items()},
             "lr": lr,
@@ -308,13 +330,41 @@ class _Loop:
         if self._agreed:
             self.interrupt.stop_if_asked()
 
-    def save(self) -> None:
-        """Write a checkpoint, in the main process."""
+    def keep_better(self, metrics: dict[str, Any]) -> None:
+        """Keep the student as it is now where an evaluation found none as good before."""
+        name = self._best["metric"] if self._best else next((name for name in BETTER if name in metrics), None)
+        if name in metrics and (self._best is None or metrics[name] > self._best["value"]):
+            student = {key: value.detach().cpu().clone() for key, value in self.training.saved.state_dict().items()}
+            self._best = {"metric": name, "value": metrics[name], "epoch": metrics["epoch"], "student": student}
+
+    @property
+    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights of the student that is saved, and what `student.json` says of the choice."""
+        if self._best is None:
+            return self.training.saved.state_dict(), {}
+        best = dict(self._best)
+        return best.pop("student"), {"kept": best}
+
+    def save(self, finished: bool = False) -> None:
+        """Write a checkpoint and the metrics so far, in the main process; the last one, without the optimizer's state, in
+        place of all others when the run is `finished`."""
         if self._accelerator.is_main_process:
-            made = {"config": self._inputs.config, "record": _record(self._inputs)}
-            state = {"step": self.step, "totals": self._totals, **made, **self.training.state()}
-            self._run.save_checkpoint(self.step, state)
+            made = {"config": self._inputs.config, "record": _record(self._inputs), "best": self._best}
+            curves = {"totals": self._totals, "recorded": self._recorded}
+            state = {"step": self.step, **curves, **made, **self.training.state(optimizer=not finished)}
+            self._run.log(self.history)
+            self._run.save_checkpoint(self.step, state, keep=1 if finished else KEEP)
         self._saved = time.monotonic()
+
+    def _record_step(self, lr: float) -> None:
+        """The mean losses of the steps since the record before, as one more record."""
+        last = self._recorded
+        steps = self.step - last["step"]
+        terms = {name: (total - last["totals"].get(name, 0.0)) / steps for name, total in self._totals.items()}
+        losses = {f"loss/{name}": value for name, value in terms.items()}
+        self.unwritten.append({"step": self.step, "loss": sum(terms.values()), **losses, "lr": lr})
+        self.history.append(self.unwritten[-1])
+        self._recorded = {"step": self.step, "totals": dict(self._totals)}
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         method = self._inputs.method

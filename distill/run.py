@@ -73,6 +73,12 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One record an epoch, oldest first."""
+        return [record for record in self.records if "epoch" in record]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All of `metrics.jsonl`, oldest first: of each epoch one with its number, "epoch"; and of groups of steps, the
+        last of which is "step", the means of the losses."""
         file = self.path / "metrics.jsonl"
         try:
             return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -151,12 +157,12 @@ class Run:
     def log(self, records: list[dict[str, Any]]) -> None:
         self._write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))
 
-    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """After `step` steps; older checkpoints but one go, and what a killed process left half-written."""
+    def save_checkpoint(self, step: int, state: dict[str, Any], keep: int = KEEP) -> None:
+        """After `step` steps; all but the newest `keep` checkpoints go, and what a killed process left half-written."""
         folder = self.path / "checkpoints"
         folder.mkdir(exist_ok=True)
         self._write(f"checkpoints/step-{step:08d}.pt", lambda file: torch.save(state, file), _bytes_of(state))
-        for old in [*self.checkpoints[:-KEEP], *folder.glob("*.partial")]:
+        for old in [*self.checkpoints[:-keep], *folder.glob("*.partial")]:
             old.unlink()
 
     def load_checkpoint(self) -> dict[str, Any] | None:

@@ -46,10 +46,11 @@ def test_the_run_folder_holds_what_the_contract_names(finished):
         "student.json",
         "mapping.safetensors",
         "metrics.jsonl",
-        "checkpoints/step-00000008.pt",
         "checkpoints/step-00000012.pt",
     }
     assert KEEP == 2
+    last = torch.load(finished.path / "checkpoints/step-00000012.pt", weights_only=True)
+    assert "optimizer" not in last  # twice the weights, and nothing trains on
 
 
 def test_config_is_fully_resolved(finished, store, images):
@@ -130,8 +131,9 @@ def test_saved_mapping_is_the_one_that_the_metrics_describe(finished):
 
 def test_one_metrics_record_an_epoch_and_the_loss_falls(finished):
     lines = (finished.path / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
+    metrics = [record for record in map(json.loads, lines) if "epoch" in record]
     assert metrics == finished.run.metrics
+    assert [record["step"] for record in metrics] == [4, 8, 12]
     assert [record["epoch"] for record in metrics] == [1, 2, 3]
     assert metrics[0]["loss"] > 1.1 * metrics[-1]["loss"]
     assert metrics[-1]["lr"] == 0
@@ -141,11 +143,51 @@ def test_tensorboard_shows_the_same_metrics(finished):
     board = EventAccumulator(str(finished.path))
     board.Reload()
     metrics = finished.run.metrics
-    assert set(board.Tags()["scalars"]) == metrics[0].keys()
+    steps = [record for record in finished.run.records if "epoch" not in record]
+    assert set(board.Tags()["scalars"]) == metrics[0].keys() | {f"step/{name}" for name in steps[0]} - {"step/step"}
     for name in metrics[0]:
         events = board.Scalars(name)
-        assert [event.step for event in events] == [1, 2, 3]
+        assert [event.step for event in events] == [4, 8, 12]
         assert [event.value for event in events] == pytest.approx([record[name] for record in metrics], rel=1e-6)
+
+
+@pytest.mark.parametrize("stop", [None, 5, 11, 14])
+def test_the_loss_by_step_is_the_mean_since_the_record_before(train, tmp_path, monkeypatch, stop):
+    """Eight steps an epoch, read at every second and recorded at every fourth; also where a run was interrupted."""
+    monkeypatch.setattr(FIT_MODULE, "LOG_EVERY", 2)
+    monkeypatch.setattr(FIT_MODULE, "CURVE_POINTS", 2)
+    few = {"batch_size": 8, "epochs": 2, "checkpoint_minutes": 0.0}
+    losses, training = [], FIT_MODULE.Training
+    step = training.step
+
+    def watched(self, batch, number, lr):
+        terms = step(self, batch, number, lr)
+        losses[number:] = [(sum(term.item() for term in terms.values()), lr)]
+        return terms
+
+    monkeypatch.setattr(training, "step", watched)
+    if stop:
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", **few, progress=interrupt_at("training", stop))
+    run = train(tmp_path / "run", **few, resume=True)
+    records = [record for record in run.records if "epoch" not in record]
+    assert [record["step"] for record in records] == [4, 8, 12, 16]
+    for record in records:
+        last = losses[record["step"] - 4 : record["step"]]
+        assert record["loss"] == pytest.approx(np.mean([loss for loss, _ in last]), rel=1e-5)
+        assert record["loss"] == pytest.approx(sum(record[name] for name in record if name.startswith("loss/")))
+        assert record["lr"] == last[-1][1]
+    board = EventAccumulator(str(run.path))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("step/loss")] == [
+        (record["step"], pytest.approx(record["loss"], rel=1e-6)) for record in records
+    ]
+
+
+def test_what_is_told_does_not_jump_at_an_epochs_end(finished):
+    training = [at for at in finished.told if at.stage == "training"]
+    first = next(i for i, at in enumerate(training) if at.terms)
+    assert all(at.terms and math.isfinite(at.loss) for at in training[first:])
 
 
 def test_progress_is_told_after_every_step(finished):
@@ -230,7 +272,7 @@ def test_an_interruption_of_a_resumed_run_is_nothing_special(finished, train, tm
     assert (resumed.path / "student.safetensors").read_bytes() == (finished.path / "student.safetensors").read_bytes()
     board = EventAccumulator(str(resumed.path))
     board.Reload()
-    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3]
+    assert [event.step for event in board.Scalars("loss")] == [4, 8, 12]
 
 
 def test_another_configuration_is_refused_with_the_difference(finished, train):
