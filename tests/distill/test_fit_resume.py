@@ -349,10 +349,16 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused_at_once(train, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"optimizer": "lars"}, {"method": "proteus"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ema": 0.9}, {"optimizer": "lars"}, {"method": "proteus"}, {"keep": "best", "holdout": 0.25}],
+    ids=str,
+)
 def test_checkpoints_are_as_large_as_announced(train, tmp_path, settings):
     plans = []
-    run = train(tmp_path / "run", epochs=1, announce=plans.append, **settings)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", announce=plans.append, progress=interrupt_at("training", 6), **settings)
+    run = Run(tmp_path / "run")
     size = run.checkpoints[-1].stat().st_size
     assert plans[0].checkpoint_bytes == pytest.approx(size, rel=0.02)
 
