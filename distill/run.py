@@ -114,8 +114,10 @@ class Run:
             (self.path / "checkpoints").mkdir(exist_ok=True)
         elif changed := difference(self.config, config):
             begun = (
-                "choose another --out"
-                if self.checkpoints or self.finished
+                f"choose another --out (and --student run:{self.path} to train its student further)"
+                if self.finished
+                else "choose another --out"
+                if self.checkpoints
                 else "nothing is trained there yet: remove it"
             )
             raise ValueError(f"{self.path}: holds a run with another configuration ({changed}); {begun}")

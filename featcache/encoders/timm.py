@@ -301,6 +301,8 @@ def wrap(name: str, model: Any, options: Options = PLAIN, files: tuple[str, ...]
     crop_mode = config["crop_mode"]
     if crop_mode not in ("center", "squash"):
         raise ValueError(f"{name}: timm crop mode {crop_mode!r} is not supported, only center and squash")
+    if config["crop_pct"] > 1:
+        raise ValueError(f"{name}: timm pads its images (crop_pct {config['crop_pct']}), which is not supported")
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise ValueError(
