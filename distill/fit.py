@@ -1,5 +1,6 @@
 """Stage two: train a student against cached targets."""
 
+import json
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from distill._interrupt import PutOffInterrupt
 from distill._schedule import learning_rate, warmup_steps
 from distill._training import Training, checkpoint_bytes, make_accelerator, on_main
 from distill.config import FitConfig, load_method, refuse_wrong_type
-from distill.methods import ROW, fitted_tensors
+from distill.methods import ROW, Fitted, fitted_tensors
 from distill.pairs import Batch
 from distill.progress import Plan, Progress
 from distill.run import KEEP, Run, difference
@@ -171,9 +172,21 @@ def _claim_and_prepare(
     if run.finished:
         return True, {}, None
     on_mapping = (lambda done, total: progress(Progress("mapping", done, total))) if progress else None
-    report = method.prepare(inputs.pairs.source, seed=settings.seed, progress=on_mapping, fitted=run.load_mapping())
+    fitted = run.load_mapping() or _mapping_of_student(inputs)
+    report = method.prepare(inputs.pairs.source, seed=settings.seed, progress=on_mapping, fitted=fitted)
     run.save_mapping(fitted_tensors(method), report)
     return False, report, method
+
+
+def _mapping_of_student(inputs: Inputs) -> Fitted | None:
+    """The mapping of the run that the student is taken from, where this one would fit the same kind for the same teacher:
+    a student that follows one mapping would have to learn another anew."""
+    source, _, folder = inputs.settings.student.partition(":")
+    earlier = Run(folder).config if source == "run" else None
+    now = json.loads(json.dumps(inputs.config))
+    if earlier is None or any(earlier.get(key) != now[key] for key in ("teacher", "method", "method_options")):
+        return None
+    return Run(folder).load_mapping()
 
 
 def _warn(inputs: Inputs, accelerator: Any) -> None:

@@ -170,3 +170,43 @@ def test_a_record_that_names_more_than_an_architecture_is_refused(change, tmp_pa
     (tmp_path / "a/student.json").write_text(json.dumps({**record, **change}))
     with pytest.raises(ValueError, match=r"student\.json"):
         load_encoder(f"run:{tmp_path / 'a'}")
+
+
+def test_the_commands_do_not_run_it_either(tmp_path, monkeypatch, capsys):
+    import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n")
+    write_run(tmp_path / "a")
+    record = json.loads((tmp_path / "a/student.json").read_text())
+    (tmp_path / "a/student.json").write_text(json.dumps({**record, "architecture": "evil:make"}))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/config.toml").write_text('student = "evil:make"\nstore = "s.zarr"\n')
+    for program, *arguments in (
+        ("distill", "export", "a", "out"),
+        ("distill", "fit", "--out", "b", "--resume"),
+        ("distill", "fit", "--config", "b/config.toml", "--out", "c"),
+        ("featcache", "extract", "digits:test", "--teacher", "run:a", "--out", "x.zarr"),
+    ):
+        monkeypatch.setattr("sys.argv", [program, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            getattr(cli, f"run_{program}")()
+        said = " ".join(capsys.readouterr().err.split())
+        assert ended.value.code == 2
+        assert "evil:make" in said
+        assert "--trust-code" in said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_more_epochs_of_a_finished_run_go_on_from_its_student_and_its_mapping(train, tmp_path):
+    first = train(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"epochs.*--student run:.*/a to train its student further"):
+        train(tmp_path / "a", epochs=9, resume=True)
+    on = train(tmp_path / "b", student=f"run:{tmp_path / 'a'}", seed=5, embedding_dim=0, image_size=0, lr=1e-9)
+    before, after = (load_backbone(run.path)[0] for run in (first, on))
+    weights = after.state_dict()
+    for key, value in before.named_parameters():
+        torch.testing.assert_close(value, weights[key], atol=1e-5, rtol=1e-4)
+    (was, _), (now, _) = first.load_mapping(), on.load_mapping()
+    assert all(torch.equal(was[key], now[key]) for key in was if key.startswith("mapping."))
+    assert [key for key in was if key.startswith("mapping.")]
