@@ -462,3 +462,23 @@ def test_of_several_teachers_each_store_says_whether_it_was_reused(here, command
     assert [made["reused"] for made in json.loads(out)["stores"]] == [True, False]
     assert "reused a.zarr" in err
     assert "sealed b.zarr" in err
+
+
+def test_extract_says_how_many_classes_and_what_was_passed_over(command, here):
+    (here / "photos/notes.txt").write_text("x")
+    (here / "photos/cat/raw.nef").write_bytes(b"x")
+    (here / "photos/ant").mkdir()
+    for _ in range(2):  # the second time from the receipt
+        code, _, err = command(f"featcache extract photos --teacher {TEACHER} --out s.zarr --json s.json")
+        assert code == 0
+        said = next(line for line in err.splitlines() if line.startswith("passed over: "))
+        assert sorted(said.removeprefix("passed over: ").split(", ")) == [
+            ".nef files (1)",
+            ".txt files (1)",
+            "class folders without images (1)",
+        ]
+        summary = json.loads((here / "s.json").read_text())
+        assert (summary["classes"], summary["passed_over"][".nef files"]) == (3, 1)
+        if not summary["reused"]:
+            assert "24 images (3 classes) × 1 views" in err
+    assert command("featcache info s.zarr")[1].count(".nef files (1)") == 1

@@ -159,7 +159,7 @@ def _label_column(spec: str, kinds: dict[str, Any], chosen: str | None) -> str |
 
     if chosen is not None:
         return _chosen(spec, "label", chosen, kinds) if chosen else None
-    named = next((name for name in LABELS if name in kinds), None)
+    named = next((name for wanted in LABELS for name in kinds if name.lower() == wanted), None)
     classes = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
     if named is None and len(classes) > 1:
         raise ValueError(

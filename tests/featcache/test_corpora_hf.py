@@ -166,6 +166,7 @@ def with_columns(folder, **columns):
         ({"coarse_label": ["x", "y"], "fine_label": ["ant", "bee"]}, ["ant", "bee"]),
         ({"domain": ["photo", "sketch"], "label": ("string", ["b", "a", "b"])}, ["a", "b"]),
         ({"kind": ["ant", "bee"]}, ["ant", "bee"]),
+        ({"domain": ["photo", "sketch"], "Label": ("string", ["b", "a", "b"])}, ["a", "b"]),
         ({"other": ("int64", [1, 2, 3])}, None),
     ],
 )
