@@ -377,26 +377,28 @@ def _prepare(
     """Put the encoder into the store's precision, and create the store if there is none; returns it and images/s."""
     made = manifest["extraction"]
     encoder.to(made["device"], CANDIDATES[made["precision"]])
-    seconds = pass_seconds(encoder, probe, made["batch_size"])
-    lengths = encoder.encode_padded(probe, made["batch_size"])[EMBEDDING].norm(dim=1).cpu()
-    if torch.allclose(lengths, torch.ones(len(probe)), atol=1e-3):
+    began = time.perf_counter()
+    features = encoder.encode_padded(probe, made["batch_size"], tuple(manifest["fields"]))
+    seconds = time.perf_counter() - began
+    if made["device"] == "cuda":  # whose first pass sets it up
+        seconds = pass_seconds(encoder, probe, made["batch_size"])
+    if torch.allclose(features[EMBEDDING].norm(dim=1).cpu(), torch.ones(len(probe)), atol=1e-3):
         log.warning(
             "%s: its embeddings are L2-normalised already: lengths, which some methods use, are lost", encoder.name
         )
-    _warn_of_float16(encoder, probe, made["batch_size"], manifest)
+    _warn_of_float16(encoder, features, manifest)
     if store is None:
         with writing(path), set_aside(path, manifest) if overwrite else contextlib.nullcontext():
             store = create_store(path, manifest, overwrite=overwrite)
     return store, made["batch_size"] / seconds
 
 
-def _warn_of_float16(encoder: Encoder, probe: torch.Tensor, batch: int, manifest: dict[str, Any]) -> None:
+def _warn_of_float16(encoder: Encoder, features: dict[str, torch.Tensor], manifest: dict[str, Any]) -> None:
     """Features that float16 cannot hold are not lost without a word."""
-    fields = [name for name in manifest["fields"] if field_dtype(manifest, name) == FLOAT16]
-    for name, features in (encoder.encode_padded(probe, batch, fields) if fields else {}).items():
-        rows = features.flatten(1)
+    for name, of_probe in features.items():
+        rows = of_probe.flatten(1)
         finite = rows[rows.isfinite().all(1)].cpu().numpy()
-        if len(finite) and share_lost(finite) > TOLERANCE:
+        if field_dtype(manifest, name) == FLOAT16 and len(finite) and share_lost(finite) > TOLERANCE:
             log.warning(
                 "%s: float16 loses much of what tells one %s from another; extract with --dtype float32",
                 encoder.name,

@@ -312,6 +312,22 @@ def test_every_pass_of_an_extraction_is_of_the_same_size(make_images, tmp_path, 
     assert told[-1].reused == (13 if views == 1 else 0)
 
 
+@pytest.mark.parametrize(
+    ("batch", "views", "samples"), [(32, 1, 128), (32, 4, 32), (256, 1, 1024), (None, 1, 64), (4, 4, 4)]
+)
+def test_images_of_four_passes_are_read_ahead(make_images, tmp_path, monkeypatch, batch, views, samples):
+    told = []
+
+    def bursts(function, items, pool, ahead):
+        told.append(ahead)
+        return map(function, items)
+
+    monkeypatch.setattr(EXTRACT, "bursts", bursts)
+    given = {**GIVEN, "batch_size": batch, "views": views, "augment": "rrc" if views > 1 else "none"}
+    extract(make_images(3), tiny_encoder(), tmp_path / "s.zarr", precision="fp32", **given)
+    assert told == [samples]
+
+
 @pytest.mark.parametrize("precision", NAMES)
 def test_killed_resumed_or_partly_known_the_bytes_are_the_same(
     make_images, tmp_path, monkeypatch, small_units, precision
