@@ -56,8 +56,8 @@ def require_comparable(one: tuple[str, Mapping[str, Any]], other: tuple[str, Map
     made, made_otherwise = mine.get("extraction") or {}, theirs.get("extraction") or {}
     if differing := difference(made, made_otherwise):
         raise ValueError(
-            f"{other_path} is in {differing[1]}, {path} in {differing[0]}: features of two precisions differ more than OOD "
-            f"detectors and neighbours allow; extract one again like the other ({_again(made)}, or "
+            f"{other_path} is in {differing[1]}, {path} in {differing[0]}: features of two precisions are not "
+            f"compared, as OOD detectors tell them apart; extract one again like the other ({_again(made)}, or "
             f"{_again(made_otherwise)}), or allow it with --any-precision"
         )
 
