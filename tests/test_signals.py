@@ -131,13 +131,13 @@ def test_a_fit_writes_a_checkpoint(folder, number):
     step = run.load_checkpoint()["step"]
     assert 4 <= step < 50  # in the first epoch
     if number == signal.SIGTERM:
-        code, _ = stopped(folder, f"distill fit --out {number.name} --resume", number, after=3)
+        code, _ = stopped(folder, f"distill fit --out {number.name} --resume --trust-code", number, after=3)
         assert code == 128 + number
         assert run.load_checkpoint()["step"] > step
 
 
 def test_a_sweep_stops_and_keeps_the_run_in_hand(folder):
-    code, said = stopped(folder, "distill sweep sweep.toml", signal.SIGTERM, after=60)
+    code, said = stopped(folder, "distill sweep sweep.toml --trust-code", signal.SIGTERM, after=60)
     assert code == 143
     assert "stopped by SIGTERM" in said
     assert "failed" not in said
