@@ -1,5 +1,6 @@
 """What a fit is given, opened and checked before anything is written."""
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -112,6 +113,8 @@ def set_up(
     pairs = Pairs(source.take(trained), corpora, preprocess, workers, processes=processes, **views)
     pairs.check()
     refuse_unequal_parts(settings, len(pairs), processes)
+    if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:
+        refuse_single_images(student)
     method = load_method(settings.method)(source.embedding_dim, student.embedding_dim, **settings.method_options)
     refuse_missing_fields(method, student, stores)
     return Inputs(settings, source, corpora, pairs, held, student, preprocess, record, method)
@@ -175,6 +178,23 @@ def refuse_unequal_parts(settings: FitConfig, samples: int, processes: int) -> N
         raise ValueError(
             f"batch_size {settings.batch_size}, shared by {how}, is more than the {samples} samples; lower it"
         )
+
+
+def refuse_single_images(student: Any) -> None:
+    """Batch norms need more than one value of each channel.
+
+    Raises:
+        ValueError: one image alone does not give that.
+    """
+    size = student.image_size
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(student).train()(torch.zeros(1, 3, size, size))
+    except ValueError:
+        raise ValueError(
+            f"the student's batch norms cannot train on one image of {size} px at a time; give a larger batch_size (for each "
+            "process and accumulated part 2 or more)"
+        ) from None
 
 
 def refuse_missing_fields(method: Any, student: Any, stores: list[FeatureStore]) -> None:

@@ -191,6 +191,8 @@ def _mapping_of_student(inputs: Inputs) -> Fitted | None:
 
 def _warn(inputs: Inputs, accelerator: Any) -> None:
     samples, batch_size = len(inputs.pairs), inputs.settings.batch_size
+    if inputs.student.remark:
+        log.warning("%s", inputs.student.remark)
     if samples < batch_size:
         log.warning("batch_size %d is more than the %d samples; every step is of all of them", batch_size, samples)
     norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in inputs.student.modules())

@@ -1,6 +1,7 @@
 """Students as modules: spec or record → module, shared by training, by `run:PATH` and by the export."""
 
 import contextlib
+import copy
 import inspect
 import json
 import logging
@@ -24,6 +25,7 @@ from featcache.specs import names_code, refuse_code
 log = logging.getLogger("featcache")
 
 TINY_SIZE = 32
+IMAGENET_CLASSES = 1000
 EMBEDDING = ("embedding",)
 
 
@@ -99,15 +101,17 @@ class Backbone(nn.Module):
         image_size: px of the images that it was made for.
         record: "architecture" and what else rebuilds it, without any file, from `student.json`.
         normalisation: mean and std that its weights were trained with, where it is a run's.
+        remark: a line to tell before it is trained, "" for none.
     """
 
     record: Mapping[str, Any]
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
+    remark = ""
 
     def __init__(self, body: nn.Module, image_size: int, embedding_dim: int | None = None):
         super().__init__()
         self.body, self.image_size = body, image_size
-        self.width = _black_image(body, image_size).shape[-1]
+        self.width = _width(_black_image(body, image_size))
         self.embedding_dim = embedding_dim or self.width
         self.projection = (
             nn.Identity() if self.embedding_dim == self.width else nn.Linear(self.width, self.embedding_dim)
@@ -203,7 +207,18 @@ def build_backbone(
     body = import_callable(spec, "student", "an nn.Module")()
     if not isinstance(body, nn.Module):
         raise ValueError(f"student {spec}: returned a {type(body).__name__}, not an nn.Module")
-    return _checked(spec, body, image_size or TINY_SIZE, embedding_dim, {"architecture": spec})
+    of_torchvision = spec.removeprefix("python:").startswith("torchvision.models")
+    classes = _remove_classifier(body) if of_torchvision else 0
+    backbone = _checked(spec, body, image_size or TINY_SIZE, embedding_dim, {"architecture": spec})
+    if classes:
+        backbone.remark = f"{spec}: its classifier of {classes:,} classes is left out: students give features"
+    elif backbone.width == IMAGENET_CLASSES:
+        backbone.remark = (
+            f"{spec}: gives {backbone.width:,} numbers, as many as ImageNet has classes: if they are logits, return the "
+            "features before them"
+        )
+    _refuse_other_output_in_training(spec, backbone)
+    return backbone
 
 
 def load_backbone(folder: str | os.PathLike[str], *, trust_code: bool = False) -> tuple[Backbone, dict[str, Any]]:
@@ -426,7 +441,15 @@ def _checked(
         embedding_dim = embedding_dim or projection.out_features
     try:
         backbone = Backbone(body, size, embedding_dim)
+    except _OddOutput as error:
+        raise ValueError(f"{spec}: {error}") from None
     except Exception as error:  # a model's own code raises what it likes
+        channels = next((layer.in_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)), 3)
+        if channels != 3:
+            raise ValueError(
+                f"{spec}: the student takes images of {channels} channels; it is given RGB images: begin with a layer that "
+                "takes 3"
+            ) from error
         raise ValueError(
             f"{spec}: the student does not take images of {size} px ({type(error).__name__}: {_reason(error)}); "
             "give another image_size"
@@ -440,6 +463,65 @@ def _checked(
             )
     backbone.record = record or {"architecture": spec}
     return backbone
+
+
+class _OddOutput(ValueError):
+    """A student's output is no embedding; the message says what it is."""
+
+
+def _width(output: Any) -> int:
+    """Of the embedding that a student makes of one image.
+
+    Raises:
+        _OddOutput: it is none.
+    """
+    if isinstance(output, Mapping):
+        named = ", ".join(map(str, output)) or "nothing"
+        raise _OddOutput(f"the student returns a dictionary ({named}); let it return the embedding (B, D) alone")
+    if not isinstance(output, Tensor):
+        raise _OddOutput(f"the student returns a {type(output).__name__}; let it return the embedding (B, D) alone")
+    shape = tuple(output.shape)
+    if output.ndim == 4 and shape[0] == 1:
+        raise _OddOutput(
+            f"the student gives maps, (B, {', '.join(map(str, shape[1:]))}); pool them, say by `.mean((2, 3))`, to (B, D)"
+        )
+    if output.ndim != 2 or shape[0] != 1 or not output.is_floating_point():
+        raise _OddOutput(
+            f"the student gives {shape} {output.dtype} of one image; let it give (B, D) floating-point numbers"
+        )
+    return shape[1]
+
+
+def _refuse_other_output_in_training(spec: str, backbone: Backbone) -> None:
+    """Raises ValueError where a student gives something else in training than it does in use, as Inception does."""
+    student = copy.deepcopy(backbone).train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # what dropout draws changes nothing else
+            found = student.body(torch.zeros(2, 3, backbone.image_size, backbone.image_size))
+    except Exception as error:  # the user's own code
+        raise ValueError(
+            f"{spec}: the student cannot train on images of {backbone.image_size} px ({type(error).__name__}: "
+            f"{_reason(error)}); give another image_size"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != (2, backbone.width):
+        what = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"{spec}: in training the student gives {what} of two images, in use (2, {backbone.width}); let it give the same"
+        )
+
+
+def _remove_classifier(body: nn.Module) -> int:
+    """Take the last layer out of a torchvision model, the one that gives logits; returns how many, 0 where there is none."""
+    for name in ("fc", "classifier", "head", "heads"):
+        found = getattr(body, name, None)
+        if isinstance(found, nn.Linear):
+            setattr(body, name, nn.Identity())
+            return found.out_features
+        for inner, layer in reversed(list(found.named_children())) if isinstance(found, nn.Sequential) else ():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                setattr(found, inner, nn.Identity())
+                return layer.weight.shape[0]
+    return 0
 
 
 def _features(body: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -220,6 +220,31 @@ def test_a_sweep_resumes_and_ends_in_one_table(command, sweep_file, tmp_path):
     assert json.loads((tmp_path / "swept/table.json").read_text()) == table
 
 
+@pytest.mark.parametrize(
+    "methods",
+    [
+        "['proteus', 'mse']",
+        "[{name = 'a', method = 'proteus'}, {name = 'b', method = 'proteus', method_options = {tokens = false}}]",
+    ],
+)
+def test_losses_of_different_methods_are_not_set_side_by_side(command, sweep_file, tmp_path, methods):
+    code, _, err = command(f"distill sweep {sweep_file(methods=methods)} --device cpu")
+    assert code == 0
+    assert "measure different things and are not set side by side; for a comparison add [evaluate], or holdout" in err
+    table = json.loads((tmp_path / "swept/table.json").read_text())
+    assert [row["runs"] for row in table["rows"]] == [2, 2]
+    assert table["metrics"] == []
+
+
+def test_what_is_held_out_compares_methods(command, sweep_file, tmp_path):
+    code, _, err = command(
+        f"distill sweep {sweep_file('holdout = 0.25', methods=repr(['proteus', 'mse']))} --device cpu"
+    )
+    assert code == 0
+    assert "side by side" not in err
+    assert json.loads((tmp_path / "swept/table.json").read_text())["metrics"] == ["holdout/gram_pearson"]
+
+
 def test_a_failed_run_stops_no_other_and_is_named(command, sweep_file, tmp_path):
     (tmp_path / "swept/runs/proteus-tiny-s0").mkdir(parents=True)
     (tmp_path / "swept/runs/proteus-tiny-s0/notes.txt").write_text("somebody's")
