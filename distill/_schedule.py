@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ def make_optimizer(modules: Sequence[nn.Module], settings: FitConfig) -> torch.o
         {"params": [weight for weight in trained if weight in kept], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    assert settings.lr is not None
     if settings.optimizer == "lars":
         return Lars(groups, lr=settings.lr)
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
@@ -44,7 +46,8 @@ def undecayed(module: nn.Module) -> set[nn.Parameter]:
     names by `no_weight_decay()`, as timm's do (position embeddings, class tokens, tables of relative positions)."""
     found = set()
     for part in module.modules():
-        own = set(part.no_weight_decay()) if callable(getattr(part, "no_weight_decay", None)) else set()
+        names: Any = getattr(part, "no_weight_decay", None)
+        own = set(names()) if callable(names) else set()
         norm = isinstance(part, _NORMS) or re.search("norm$", type(part).__name__, re.IGNORECASE)
         for name, weight in part.named_parameters():
             direct = "." not in name

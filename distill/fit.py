@@ -298,6 +298,7 @@ class _Loop:
             KeyboardInterrupt: between two steps, a checkpoint is written.
         """
         settings, epoch, first = self._inputs.settings, self.epochs_done, self.step
+        assert settings.lr is not None
         warmup, batch_size = warmup_steps(settings, self._per_epoch), min(settings.batch_size, len(self._inputs.pairs))
         at, points = self._at, max(LOG_EVERY, self._per_epoch // CURVE_POINTS // LOG_EVERY * LOG_EVERY)
         waited, began = 0.0, time.perf_counter()
