@@ -529,7 +529,7 @@ def _difference(store: FeatureStore, manifest: dict[str, Any]) -> str:
         ("pixels", None),
     ):
         was, now = store.manifest.get(section), manifest.get(section)
-        was, now = (was.get(key), now[key]) if key and was else (was, now)
+        was, now = (was.get(key), (now or {}).get(key)) if key and was else (was, now)
         if was != now:
             return {
                 "encoder": f"by another encoder ({store.encoder_name}, fingerprint {str(was)[:8]}, not {str(now)[:8]})",
