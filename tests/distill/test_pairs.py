@@ -47,11 +47,12 @@ def seen(request, folder, tmp_path, make_teacher):
     (folder / "004.png").write_bytes(b"no image")
     corpus, teacher = open_corpus(str(folder)), make_teacher()
     recipe = {"views": VIEWS, "augment": "rrc", "seed": 5, "crop_area": request.param}
-    store = extract(corpus, teacher, tmp_path / "s.zarr", **recipe, precision="fp32", workers=2)
+    batch = 5 * VIEWS
+    store = extract(corpus, teacher, tmp_path / "s.zarr", **recipe, precision="fp32", workers=2, batch_size=batch)
     rows = [row for row in range(11) if row != 4]
-    given = teacher.seen[-len(rows) * VIEWS :]  # before them come the probe's
+    given = teacher.seen[-3 * batch :]  # before them come the probe's; each sample has its place in a whole batch
     where = [(row, view) for row in rows for view in range(VIEWS)]
-    pixels = {image.tobytes(): at for image, at in zip(given, where, strict=True)}
+    pixels = {given[row * VIEWS + view].tobytes(): (row, view) for row, view in where}
     assert len(pixels) == len(where), "the images must be told apart by their pixels"
     return SimpleNamespace(corpus=corpus, store=store, pixels=pixels, preprocess=teacher.preprocess, rows=rows)
 
