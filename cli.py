@@ -1,5 +1,7 @@
 """The three programs: `featcache`, `distill`, `evalsuite`; what they do is in `commands/`."""
 
+import sys
+
 from commands import distill, evalsuite, featcache
 from commands.screen import run
 
@@ -16,3 +18,11 @@ def run_distill() -> None:
 
 def run_evalsuite() -> None:
     run(evalsuite.app)
+
+
+if __name__ == "__main__":  # from a checkout: python cli.py featcache …
+    if sys.argv[1:2] == [] or sys.argv[1] not in APPS:
+        sys.exit(f"python cli.py PROGRAM …: one of {', '.join(APPS)}")
+    program = sys.argv.pop(1)
+    sys.argv[0] = program
+    run(APPS[program])

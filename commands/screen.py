@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 # Without emoji: corrupted:fog:3 is a corpus, and :fog: no picture.
@@ -108,18 +108,17 @@ def bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
     columns = (  # on a narrow screen the remark is cut, then the description and the bar get short; count and ETA stay
         TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=24)),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),
-        MofNCompleteColumn(table_column=whole),
-        TextColumn(unit, table_column=whole),
-        TextColumn("ETA", table_column=whole),
+        TextColumn("{task.fields[count]}", table_column=whole),
         TimeRemainingColumn(table_column=whole),
         TextColumn("{task.fields[remark]}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*columns, console=screen, transient=True, expand=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(description, total=None, remark="")
+        task = progress.add_task(description, total=None, remark="", count="")  # of what, nobody knows yet
 
         def update(done: int, total: int, remark: str = "", now: str = description) -> None:
             nonlocal said
-            progress.update(task, completed=done, total=total, remark=remark, description=now)
+            count = f"{done:{len(str(total))}}/{total} {unit} ETA"
+            progress.update(task, completed=done, total=total, remark=remark, description=now, count=count)
             if not screen.is_terminal and time.monotonic() - said > 30:
                 said = time.monotonic()
                 eta = (said - began) * (total - done) / max(done, 1)

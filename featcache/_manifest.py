@@ -65,6 +65,14 @@ def refuse_manifest(manifest: Mapping[str, Any]) -> None:
     for key in ("name", "fingerprint"):
         if not isinstance(manifest["encoder"][key], str):
             raise ValueError(f"an encoder's {key} that is no text")
+    made, passed = manifest.get("extraction") or {}, manifest["corpus"].get("passed_over") or {}
+    for what, record in (("extraction", made), ("preprocess", manifest["encoder"].get("preprocess") or {})):
+        if not isinstance(record, dict):
+            raise ValueError(f"{what} that is no record")
+    if not isinstance(made.get("precision", ""), str):
+        raise ValueError("a precision that is no text")
+    if not (isinstance(passed, dict) and all(type(count) is int for count in passed.values())):
+        raise ValueError("files passed over that are no counts")
     if not all(isinstance(parameter, str) for parameter in manifest["views"].get("parameters", [])):
         raise ValueError("parameters of views that are no text")
     if (sealed := manifest.get("sealed")) is not None and not isinstance(sealed["digest"], str):
@@ -79,8 +87,11 @@ def refuse_array(array: Any, shape: tuple[int, ...], chunks: tuple[int, ...], dt
     """
     kinds = {"string": "T", "variable_length_bytes": "O"}
     same = array.dtype.kind == kinds[dtype] if dtype in kinds else array.dtype == np.dtype(dtype)
-    codecs = {codec.to_dict()["name"] for codec in array.metadata.codecs}
+    written = [codec.to_dict() for codec in array.metadata.codecs]
+    codecs = {str(codec["name"]) for codec in written}
     if array.shape != shape or array.chunks != chunks or not same:
         raise ValueError(f"{array.dtype} {array.shape} in chunks of {array.chunks}, not {dtype} {shape} in {chunks}")
     if codecs - {"bytes", "crc32c", "vlen-utf8", "vlen-bytes"}:
         raise ValueError(f"codecs {', '.join(sorted(codecs))}")
+    if any((codec.get("configuration") or {}).get("endian", "little") != "little" for codec in written):
+        raise ValueError("bytes that are not little-endian")

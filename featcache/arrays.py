@@ -4,7 +4,8 @@ come from: `featcache import` asks the same of files."""
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,15 @@ def write_store(
     features = {EMBEDDING: _features(path, EMBEDDING, embedding)}
     rows, views, width = features[EMBEDDING].shape
     reason = _reasons(path, failed, rows)
+    for what, text in (("encoder_name", encoder_name), ("fingerprint", fingerprint)):
+        if not isinstance(text, str):
+            raise ValueError(f"{path}: {what} is {text!r:.80}; give text")
     if logits is not None:
         features["logits"] = _features(path, "logits", logits, (rows, views))
     names = checked_class_names(path, class_names)
     label = np.full(rows, -1) if labels is None else checked_labels(path, labels, rows, names)
     ids = checked_ids(path, map(str, range(rows)) if sample_ids is None else sample_ids, rows)
-    if not (per_chunk is None or (isinstance(per_chunk, int) and per_chunk > 0)):
+    if not (per_chunk is None or (isinstance(per_chunk, Integral) and per_chunk > 0)):
         raise ValueError(f"{path}: per_chunk {per_chunk!r}: give a whole number of rows, 1 or more")
     ok = reason == ""
     dtypes = {
@@ -84,7 +88,9 @@ def write_store(
         "views": {"count": views},
         "fields": {name: [values.shape[-1]] for name, values in features.items()},
         **({"dtypes": wide} if wide else {}),
-        "chunk_rows": per_chunk or chunk_rows(np.dtype(dtypes[EMBEDDING]).itemsize * views * width, rows),
+        "chunk_rows": min(int(per_chunk), rows)
+        if per_chunk
+        else chunk_rows(np.dtype(dtypes[EMBEDDING]).itemsize * views * width, rows),
     }
     with writing(path, "write it again", "path"), _whole(path) as place:
         store = create_store(place, manifest)
@@ -140,7 +146,7 @@ def checked_labels(
     Raises:
         ValueError: they are not.
     """
-    given = np.asarray(labels)
+    given = _array(path, "label", labels)
     if given.dtype.kind == "f":  # how pandas writes whole numbers with gaps
         given = np.where(np.isnan(given), -1, given)
         if not (np.isfinite(given).all() and (given == np.round(given)).all()):
@@ -165,7 +171,7 @@ def checked_ids(path: str | os.PathLike[str], ids: Any, rows: int) -> np.ndarray
     Raises:
         ValueError: they are not.
     """
-    given = list(ids)
+    given = _listed(path, "sample ids", ids)
     if len(given) != rows:
         raise ValueError(f"{path}: {len(given)} sample ids for {rows} rows; give one a row, or leave all out")
     missing = next((row for row, text in enumerate(given) if not isinstance(text, str)), None)
@@ -186,11 +192,37 @@ def checked_class_names(path: str | os.PathLike[str], names: Any) -> list[str] |
     """
     if names is None:
         return None
-    given = [names] if isinstance(names, str) else list(names)
-    if isinstance(names, str) or not all(isinstance(name, str) for name in given):
+    given = _listed(path, "class names", names)
+    if not all(isinstance(name, str) for name in given):
         raise ValueError(f"{path}: class names are {names!r:.80}; give a list of text")
     _refuse_twice(path, "class name", given)
     return [str(name) for name in given]
+
+
+def _listed(path: str | os.PathLike[str], what: str, given: Any) -> list[Any]:
+    """What is given in order: not a text, whose letters it would be, nor a set or a dictionary."""
+    if isinstance(given, str | bytes | Set | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"{path}: {what} are {given!r:.80}; give a list of text")
+    return list(given)
+
+
+def _array(path: str | os.PathLike[str], name: str, given: Any) -> np.ndarray:
+    """`given` as numpy has it; values that are masked are none, so they are refused."""
+    try:
+        array = np.asanyarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {name} is no array of numbers ({error}); give one") from None
+    if np.ma.is_masked(array):
+        raise ValueError(f"{path}: {name} has masked values; fill them in, or leave their rows out")
+    return np.asarray(array)
+
+
+def _refuse_no_text(path: str | os.PathLike[str], what: str, text: str) -> None:
+    """Surrogates, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: {what} {text!r} is no valid text; write it as UTF-8") from None
 
 
 def _refuse_twice(path: str | os.PathLike[str], what: str, texts: list[str]) -> None:
@@ -202,19 +234,13 @@ def _refuse_twice(path: str | os.PathLike[str], what: str, texts: list[str]) -> 
                 f"{path}: {what} {text!r} stands {texts.count(text)} times; make {what}s unique, or leave all out"
             )
         seen.add(text)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{path}: {what} {text!r} is no valid text; write it as UTF-8") from None
+        _refuse_no_text(path, what, text)
 
 
 def _features(
     path: str | os.PathLike[str], name: str, given: Any, of: tuple[int, int] | None = None
 ) -> Float[np.ndarray, "n v d"]:
-    try:
-        values = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {name} is no array of numbers ({error}); give one") from None
+    values = _array(path, name, given)
     if not values.size:
         raise ValueError(
             f"{path}: {'an' if name == EMBEDDING else 'a'} {name} of shape {values.shape} has no rows to write; give at least one"
@@ -242,11 +268,14 @@ def _blocks(values: Float[np.ndarray, "n v d"], ok: np.ndarray) -> Iterator[tupl
 def _reasons(path: str | os.PathLike[str], failed: Mapping[int, str] | None, rows: int) -> np.ndarray:
     """(rows,) why each failed, "" where it did not."""
     reason = np.full(rows, "", dtype=object)
+    if not isinstance(failed, Mapping | None):
+        raise ValueError(f"{path}: failed is {failed!r:.80}; give a dictionary, row number → reason")
     for row, why in (failed or {}).items():
-        if not (isinstance(row, int | np.integer) and 0 <= row < rows):
+        if not (isinstance(row, Integral) and 0 <= row < rows):
             raise ValueError(f"{path}: failed names row {row!r} of {rows}; give row numbers from 0")
         if not (isinstance(why, str) and why):
             raise ValueError(f"{path}: failed row {row} has no reason ({why!r}); give one in words")
+        _refuse_no_text(path, "reason", why)
         reason[row] = why
     return reason
 
@@ -257,7 +286,7 @@ def _preprocess(path: str | os.PathLike[str], given: Mapping[str, Any] | None) -
     try:
         record = json.loads(json.dumps(Preprocess.from_dict(dict(given)).to_dict()))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: preprocess {dict(given)} is no record of one ({error}); see Preprocess") from None
+        raise ValueError(f"{path}: preprocess {given!r:.200} is no record of one ({error}); see Preprocess") from None
     assert isinstance(record, dict)
     return record
 

@@ -198,8 +198,20 @@ class FeatureStore:
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " n"]:
-        """(N,) index into `class_names`, -1 where there is none."""
-        return self._read("label")
+        """(N,) index into `class_names`, -1 where there is none.
+
+        Raises:
+            ValueError: one is beyond them.
+        """
+        labels, names = self._read("label"), self.class_names
+        wrong = (labels < -1) | (labels >= len(names) if names else False)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f"{self.path}: label {labels[row]} of row {row}, of {len(names) if names else 'unnamed'} classes; the store "
+                "is damaged or was written with wrong labels: make it again"
+            )
+        return labels
 
     @cached_property
     def sample_ids(self) -> np.ndarray:

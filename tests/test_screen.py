@@ -28,3 +28,15 @@ def test_count_and_eta_stay_on_screens_of_any_width(monkeypatch, width):
     assert len(line) <= width
     assert ("landmarks" in line) == (width >= 200)
     assert "loss" in line or width < 80
+
+
+def test_a_bar_that_knows_no_total_yet_shows_no_count(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(module, "screen", Console(file=shown, force_terminal=True, width=80, soft_wrap=True))
+    with module.bar("check", "rows") as update:
+        first = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+        assert "check" in first
+        assert "/" not in first
+        assert "rows" not in first
+        update(3, 7)
+    assert "3/7 rows ETA" in shown.getvalue()

@@ -32,7 +32,7 @@ MISSING = frozenset(
 ) | {"", "#N/A N/A"}
 """Texts that mean no label: those that pandas reads as missing."""
 
-_NUMBER = re.compile(r"[+-]?(\d{1,18}\.?\d*|\.\d+)(e[+-]\d{1,3})?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d{1,18}\.?\d*|\.\d+)([eE][+-]\d{1,3})?", re.ASCII)
 
 
 def from_names(names: Sequence[str | None]) -> tuple[list[int], list[str] | None]:
@@ -63,21 +63,21 @@ def from_numbers(numbers: Sequence[int | None], source: str) -> tuple[list[int],
 def from_values(values: Iterable[Any], source: str) -> tuple[list[int], list[str] | None]:
     """Labels and class names of samples with a cell of a table each, the same whatever kind of file the table is.
 
-    White space around a text is not part of it. No label: None, NaN, `MISSING`. What is left decides together:
+    White space around a text is not part of it. No label: None, NaN, `MISSING`, -1. What is left decides together:
 
-    - whole numbers, as numbers or written ("2.0", "2"), are class numbers, and -1 is none;
-    - other numbers are classes in the order of numbers, and -1 is none;
+    - whole numbers, as numbers or written ("2.0", "2"), are class numbers;
+    - other numbers are classes in the order of numbers;
     - true and false, as such or written, are the classes "False" and "True";
     - anything else names its class in words, numbers too, and the classes are sorted by name.
 
     Raises:
         ValueError: a class number as in `from_numbers`; a list, or an infinite number.
     """
-    cells = [_cell(value, source) for value in values]
+    cells = [None if _figure(cell) == -1 else cell for cell in (_cell(value, source) for value in values)]
     known = [cell for cell in cells if cell is not None]
     figures = [_figure(cell) for cell in known]
     if all(figure is not None for figure in figures):
-        found = [None if cell is None or _figure(cell) == -1 else _figure(cell) for cell in cells]
+        found = [_figure(cell) for cell in cells]
         if all(figure == int(figure) for figure in found if figure is not None):
             return from_numbers([None if figure is None else int(figure) for figure in found], source)
         classes = sorted({figure for figure in found if figure is not None})
@@ -110,8 +110,8 @@ def _cell(value: Any, source: str) -> Any:
 
 
 def _figure(cell: Any) -> int | float | None:
-    """What a cell is as a number; None for true and false, and for words."""
-    if isinstance(cell, bool) or (isinstance(cell, str) and not _NUMBER.fullmatch(cell)):
+    """What a cell is as a number; None for no label, for true and false, and for words."""
+    if cell is None or isinstance(cell, bool) or (isinstance(cell, str) and not _NUMBER.fullmatch(cell)):
         return None
     if isinstance(cell, str):
         return int(cell) if cell.lstrip("+-").isdigit() else float(cell)

@@ -56,6 +56,19 @@ REFUSED = {
     "unknown dtype": ({"dtype": "float64"}, "unknown dtype 'float64'; known: auto, float16, float32"),
     "preprocess": ({"preprocess": {"resize": 3}}, "is no record of one"),
     "rows a chunk": ({"per_chunk": 0}, "per_chunk 0: give a whole number of rows"),
+    "ragged labels": ({"labels": [[0], [0, 1], [2], [3]]}, "label is no array of numbers"),
+    "masked labels": ({"labels": np.ma.masked_equal([0, 9, 1, 2], 9)}, "label has masked values"),
+    "masked values": ({"embedding": np.ma.masked_equal(EYE, 1)}, "embedding has masked values; fill them in"),
+    "names that are a number": ({"class_names": 3}, "class names are 3; give a list of text"),
+    "names without order": ({"class_names": {"b", "a"}}, "class names are .*; give a list of text"),
+    "ids that are one text": ({"sample_ids": "abcd"}, "sample ids are 'abcd'; give a list of text"),
+    "ids that are a number": ({"sample_ids": 4}, "sample ids are 4; give a list of text"),
+    "ids of a dictionary": ({"sample_ids": dict.fromkeys("dcba")}, "sample ids are .*; give a list of text"),
+    "failed in a list": ({"failed": [2]}, r"failed is \[2\]; give a dictionary"),
+    "failed for what is no text": ({"failed": {1: "\udcff"}}, r"reason '\\udcff' is no valid text"),
+    "an encoder without a name": ({"encoder_name": None}, "encoder_name is None; give text"),
+    "an encoder that is a number": ({"fingerprint": 7}, "fingerprint is 7; give text"),
+    "preprocess in a list": ({"preprocess": [1]}, r"preprocess \[1\] is no record of one"),
 }  # fmt: skip
 
 
@@ -68,6 +81,12 @@ def test_what_is_no_store_is_refused_and_nothing_is_left(tmp_path, case):
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
     write_store(tmp_path / "s.zarr", EYE)
+
+
+def test_a_chunk_has_no_more_rows_than_there_are(tmp_path):
+    store = write_store(tmp_path / "s.zarr", EYE, per_chunk=np.int64(10**12))
+    assert store.manifest["chunk_rows"] == 4
+    assert_array_equal(store.gather([3, 0])[:, 3], [1, 0])
 
 
 def test_what_is_a_store_is_accepted(tmp_path):

@@ -22,6 +22,9 @@ CASES = {
     "missing": (["NA", "nan", "None", "null", " ", "ant", "N/A"], [-1, -1, -1, -1, -1, 0, -1], ["ant"]),
     "no labels at all": ([None, None], [-1, -1], None),
     "white space": ([" ant", "ant ", "ant", "bee\t"], [0, 0, 0, 1], ["ant", "bee"]),
+    "none among words": (["cat", "-1", "dog", " -1.0"], [0, -1, 1, -1], ["cat", "dog"]),
+    "none among true and false": (["True", "-1", "false"], [1, -1, 0], ["False", "True"]),
+    "powers as spreadsheets write them": (["1E+01", "2", "0E+00"], [10, 2, 0], [str(i) for i in range(11)]),
     "codes that look like powers": (["1e5", "2e7", "00e1"], [1, 2, 0], ["00e1", "1e5", "2e7"]),
 }
 

@@ -69,6 +69,10 @@ SIZES = {
     "an unknown dtype": lambda m: m.update(dtypes={"embedding": "object"}, format=3),
     "a dtype of nothing": lambda m: m.update(dtypes={"x": "float32"}, format=3),
     "class names that are none": lambda m: m["corpus"].update(class_names="abc"),
+    "an extraction that is none": lambda m: m.update(extraction=5),
+    "a precision that is a number": lambda m: m.update(extraction={"precision": 5}),
+    "a preprocess that is none": lambda m: m["encoder"].update(preprocess="x"),
+    "counts that are none": lambda m: m["corpus"].update(passed_over=["x"]),
 }
 
 
@@ -84,13 +88,22 @@ def test_sizes_that_no_store_has_are_refused_at_once(tmp_path, case):
 
 @pytest.mark.parametrize(
     "change",
-    [{"shape": [10**12]}, {"data_type": "float64"}, {"codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}]}],
+    [{"shape": [10**12]}, {"data_type": "float64"}, {"codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}]},
+     {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]}],
 )  # fmt: skip
 def test_an_array_that_is_not_the_manifests_is_refused(tmp_path, change):
     store = write_store(tmp_path / "s.zarr", EYE)
     file = store.path / "label/zarr.json"
     file.write_text(json.dumps(json.loads(file.read_bytes()) | change))
     with pytest.raises(ValueError, match=r"its label/zarr\.json is damaged"):
+        _ = open_store(store.path).labels
+
+
+def test_labels_beyond_the_class_names_are_refused_where_they_are_read(tmp_path):
+    """As `write_store` once let them through."""
+    store = write_store(tmp_path / "s.zarr", EYE, labels=[0, 2, 1, -1], class_names=list("abc"))
+    changed(store.path, lambda manifest: manifest["corpus"].update(class_names=["a", "b"]))
+    with pytest.raises(ValueError, match=r"label 2 of row 1, of 2 classes; .* make it again"):
         _ = open_store(store.path).labels
 
 
