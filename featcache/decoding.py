@@ -39,20 +39,8 @@ _TURNS = {
 }
 _ORIENTATION = 0x0112
 _EXIF_TYPES = {
-    1: "B",
-    2: "c",
-    3: "H",
-    4: "L",
-    5: "LL",
-    6: "b",
-    7: "B",
-    8: "h",
-    9: "l",
-    10: "ll",
-    11: "f",
-    12: "d",
-    13: "L",
-}
+    1: "B", 2: "c", 3: "H", 4: "L", 5: "LL", 6: "b", 7: "B", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L",
+}  # fmt: skip
 """As `struct` writes them. Orientation ought to be of type 3."""
 
 _TEXTS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
