@@ -106,6 +106,8 @@ def set_up(
         pretrained=settings.pretrained,
         trust_code=trust_code,
     )
+    if not any(weight.requires_grad for weight in student.parameters()):
+        raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
     images = source.images() if settings.holdout else np.arange(len(source))
     trained, held = split(images, settings.holdout, settings.seed)

@@ -122,6 +122,8 @@ class Training:
         self._model = accelerator.prepare(Objective(student, method))
         train_mode(self._model)
         self._weights = [w for w in (*student.parameters(), *method.parameters()) if w.requires_grad]
+        # Those that begin with −∞ or NaN, such as masks of attention, are meant so.
+        self._finite = {name for name, buffer in _floating(student) if bool(buffer.isfinite().all())}
         self._optimizer = make_optimizer((student, method), settings)
         if checkpoint and "optimizer" in checkpoint:  # of a finished run it is gone
             self._optimizer.load_state_dict(checkpoint["optimizer"])
@@ -167,7 +169,7 @@ class Training:
 
     def finite(self) -> bool:
         """Whether all weights and running statistics are numbers."""
-        values = [*self._weights, *(buffer for buffer in self.student.buffers() if buffer.is_floating_point())]
+        values = [*self._weights, *(buffer for name, buffer in _floating(self.student) if name in self._finite)]
         return bool(torch.stack(torch._foreach_norm(values)).sum().isfinite())
 
     def state(self, optimizer: bool = True) -> dict[str, Any]:
@@ -212,6 +214,10 @@ def checkpoint_bytes(student: nn.Module, method: nn.Module, settings: FitConfig)
     copies = bool(settings.ema) + (settings.keep == "best")
     averaged = copies * sum(value.nbytes for value in student.state_dict().values())
     return held + averaged + trained * (1 if settings.optimizer == "lars" else 2)
+
+
+def _floating(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, buffer) for name, buffer in module.named_buffers() if buffer.is_floating_point()]
 
 
 def _cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

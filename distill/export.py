@@ -146,8 +146,8 @@ def _largest_difference(
     with torch.no_grad():
         for count in CHECKED_BATCHES:
             images = pixels(count, 2 * like.size + count, 3 * like.size) if plain else pictures(count, like)
-            wanted = view(images) if plain else backbone(images)
-            apart = (exported(images) - wanted).norm(dim=1) / wanted.norm(dim=1).clamp(min=1e-12)
+            wanted = view(images) if plain else backbone(images.clone())  # some work on their images in place
+            apart = (exported(images.clone()) - wanted).norm(dim=1) / wanted.norm(dim=1).clamp(min=1e-12)
             worst = max(worst, float(apart.nan_to_num(torch.inf).max()))
     return worst
 

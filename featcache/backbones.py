@@ -485,7 +485,7 @@ def _width(output: Any) -> int:
         raise _OddOutput(
             f"the student gives maps, (B, {', '.join(map(str, shape[1:]))}); pool them, say by `.mean((2, 3))`, to (B, D)"
         )
-    if output.ndim != 2 or shape[0] != 1 or not output.is_floating_point():
+    if output.ndim != 2 or shape[0] != 1 or not shape[1] or not output.is_floating_point():
         raise _OddOutput(
             f"the student gives {shape} {output.dtype} of one image; let it give (B, D) floating-point numbers"
         )
@@ -493,10 +493,17 @@ def _width(output: Any) -> int:
 
 
 def _refuse_other_output_in_training(spec: str, backbone: Backbone) -> None:
-    """Raises ValueError where a student gives something else in training than it does in use, as Inception does."""
-    student = copy.deepcopy(backbone).train()
+    """Raises ValueError where a student gives something else in training than it does in use, as Inception does, or what
+    does not follow from its weights; or where it cannot be copied or saved."""
+    odd = [name for name, value in backbone.state_dict().items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ValueError(f"{spec}: {odd[0]} of its state is no tensor, and only tensors are saved; leave it out")
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # what dropout draws changes nothing else
+        student = copy.deepcopy(backbone).train()
+    except Exception as error:  # the user's own code
+        raise ValueError(f"{spec}: the student cannot be copied ({type(error).__name__}: {_reason(error)})") from error
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # what dropout draws changes nothing else
             found = student.body(torch.zeros(2, 3, backbone.image_size, backbone.image_size))
     except Exception as error:  # the user's own code
         raise ValueError(
@@ -507,6 +514,11 @@ def _refuse_other_output_in_training(spec: str, backbone: Backbone) -> None:
         what = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(
             f"{spec}: in training the student gives {what} of two images, in use (2, {backbone.width}); let it give the same"
+        )
+    if not found.requires_grad and any(weight.requires_grad for weight in student.body.parameters()):
+        raise ValueError(
+            f"{spec}: what the student gives does not follow from its weights (under torch.no_grad, or detached?), so "
+            "they cannot train"
         )
 
 
