@@ -116,7 +116,7 @@ def test_a_thousand_numbers_are_remarked_on():
 
 @pytest.mark.usefixtures("code")
 def test_a_student_without_weights_that_train_is_refused(train, tmp_path):
-    with pytest.raises(ValueError, match="^own_students:frozen: none of the student's weights trains; leave some"):
+    with pytest.raises(ValueError, match=r"^own_students:frozen: none of the student's weights trains; leave some"):
         train(tmp_path / "run", student="own_students:frozen", image_size=16, embedding_dim=4, method="proteus")
     assert not (tmp_path / "run").exists()
     wider = {"student": "own_students:frozen", "image_size": 16, "embedding_dim": 6}  # its projection trains
