@@ -19,6 +19,7 @@ from commands.screen import (
     Workers,
     bar,
     make_table,
+    rate,
     results,
     screen,
     shown,
@@ -123,7 +124,7 @@ def fit(
     with bar("fit", "steps") as update:
 
         def show(at: Any) -> None:
-            rest = f"{at.images_per_second:,.0f} images/s · waits {at.wait:.0%}" if at.stage == "training" else ""
+            rest = f"{rate(at.images_per_second)} images/s · waits {at.wait:.0%}" if at.stage == "training" else ""
             if at.terms:
                 terms = " + ".join(f"{name} {value:.4f}" for name, value in at.terms.items())
                 rest = f"loss {at.loss:.4f} · {rest}" + (f" · {terms}" if len(at.terms) > 1 else "")
@@ -143,7 +144,7 @@ def fit(
     if not first_process:
         return
     final = run.metrics[-1]
-    speed = f"{final['images_per_second']:,.0f} images/s"
+    speed = f"{rate(final['images_per_second'])} images/s"
     screen.print(
         f"[green]finished{' before' if finished_before else ''}[/] {shown(run.path)}: loss {final['loss']:.4f} after "
         f"{final['epoch']} epochs, {'nothing is left to train' if finished_before else speed}"

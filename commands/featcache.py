@@ -22,6 +22,8 @@ from commands.screen import (
     count_or_auto,
     counted,
     make_table,
+    numbered,
+    rate,
     results,
     rows_and_failed,
     screen,
@@ -171,8 +173,8 @@ def extract(
         featcache.open_corpus(corpus),
     )
     described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
-    classes = f"{len(images.class_names):,} classes" if images.class_names else "no classes"
-    screen.print(f"{shown(', '.join(described))} · {len(images):,} images ({classes}) × {views} views", highlight=False)
+    rows, classes = numbered(len(images), "image"), numbered(len(images.class_names or ()), "class", "classes")
+    screen.print(f"{shown(', '.join(described))} · {rows} ({classes}) × {numbered(views, 'view')}", highlight=False)
     _say_passed_over(passed_over(images))
     unfinished: set[str] = set()
     last: list[Any] = []
@@ -188,8 +190,8 @@ def extract(
 
         def show(at: Any) -> None:
             last[:] = [at]
-            failed = f" · {at.failed} failed" if at.failed else ""
-            update(at.done, at.rows, f"{at.images_per_second:,.0f} images/s{failed}")
+            speed = f"{rate(at.images_per_second)} images/s" if at.images_per_second else ""
+            update(at.done, at.rows, " · ".join(filter(None, [speed, f"{at.failed:,} failed" if at.failed else ""])))
 
         stores = featcache.extract_all(
             images, encoders, outs, views=views, augment=augment.value, crop_area=crop_area,
@@ -256,7 +258,7 @@ def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, asked: str, 
         shares = {name: getattr(at, name) / spent for name in ("wait", "encode", "write")}
         where = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         if at.images_per_second:  # nothing was computed: no rate
-            screen.print(f"{at.images_per_second:,.0f} images/s ({where})")
+            screen.print(f"{rate(at.images_per_second)} images/s ({where})")
         summary |= {
             "resumed_rows": at.resumed,
             "reused_rows": at.reused,
@@ -275,7 +277,7 @@ def _announce(plan: Any) -> None:
     where = shown(", ".join(str(store.path) for store in plan.stores))
     screen.print(
         f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {where} "
-        f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {plan.samples_per_second:,.0f} rows/s",
+        f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {rate(plan.samples_per_second)} rows/s",
         highlight=False,
     )
     screen.print(f"precision: {shown(', '.join(plan.precisions))}", highlight=False)

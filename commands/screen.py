@@ -139,9 +139,17 @@ def rows_and_failed(store: Any) -> str:
     return counted(len(store), len(store.failed))
 
 
+def numbered(count: int, one: str, many: str = "") -> str:
+    return f"{f'{count:,}' if count else 'no'} {one if count == 1 else many or f'{one}s'}"
+
+
+def rate(a_second: float) -> str:
+    """Of a slow encoder too, never 0: `1,234`, `12`, `3.4`, `0.021`."""
+    return f"{a_second:,.0f}" if a_second >= 9.95 else f"{a_second:.2g}"
+
+
 def counted(rows: int, failed: int, where: str = "`featcache info` lists them") -> str:
-    said = f"{rows:,} {'row' if rows == 1 else 'rows'}"
-    return said + (f", [yellow]{failed:,} failed[/] ({where})" if failed else "")
+    return numbered(rows, "row") + (f", [yellow]{failed:,} failed[/] ({where})" if failed else "")
 
 
 def store_summary(store: Any) -> dict[str, Any]:

@@ -76,6 +76,22 @@ def refuse_mount_point(path: str | os.PathLike[str]) -> None:
         )
 
 
+def refuse_inside_store(path: str | os.PathLike[str]) -> None:
+    """A sealed store accounts for every file in it, and mending it removes all others.
+
+    Raises:
+        ValueError: `path` would lie inside one.
+    """
+    if store := _store_around(path):
+        raise ValueError(
+            f"{path}: would lie inside a store, {store}, and be removed when that is mended; choose another path"
+        )
+
+
+def _store_around(path: str | os.PathLike[str]) -> Path | None:
+    return next((each for each in Path(os.path.realpath(path)).parents if (each / "zarr.json").exists()), None)
+
+
 def require_writable(path: str | os.PathLike[str], what: str = "path") -> None:
     """Before any work: a file can be made at `path`. Nothing is left behind.
 
@@ -86,7 +102,7 @@ def require_writable(path: str | os.PathLike[str], what: str = "path") -> None:
     try:
         if target.exists() and not target.is_file():
             reason = "it is a folder" if target.is_dir() else "it is no plain file"
-        if any((each / "zarr.json").exists() for each in target.absolute().parents):
+        if _store_around(target):
             reason = "it would lie inside a store"
         folder = next(each for each in target.absolute().parents if each.exists())
         tempfile.TemporaryFile(dir=folder).close()

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache._disk import destination, refuse_mount_point
+from featcache._disk import destination, refuse_inside_store, refuse_mount_point
 
 
 def sync_file(path: Path, *, root: Path) -> None:
@@ -42,12 +42,13 @@ def appearing(path: Path, *, folder: bool) -> Iterator[Path]:
     Nothing that was there is lost: at most an empty folder is replaced. Where a link stands, what it leads to is written.
 
     Raises:
-        ValueError: something is there, or a link that leads nowhere, or a mounted disk.
+        ValueError: something is there, or a link that leads nowhere, or a mounted disk; or it would lie inside a store.
     """
     out = destination(path)
     if out.exists() and not (folder and out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{path}: already exists; choose another path, or remove it first")
     refuse_mount_point(out)
+    refuse_inside_store(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     around = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}.", suffix=".partial", dir=out.parent))
     try:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache._disk import refuse_mount_point, writing
+from featcache._disk import refuse_inside_store, refuse_mount_point, writing
 from featcache._manifest import refuse_field_name
 from featcache._stop import stoppable
 from featcache.allocator import keep_freed_memory
@@ -297,6 +297,8 @@ def _claim(
     """The store at `path`, if there is one of `manifest`: whole and sealed, or unfinished, mended and locked in `held`."""
     with writing(path):
         files = files_at(path)
+        if not files.exists():
+            refuse_inside_store(files.root)
         files.root.parent.mkdir(parents=True, exist_ok=True)
         store = _existing(path, manifest, overwrite)
         if store is not None and store.sealed and not store.verify():
@@ -461,7 +463,8 @@ def _manifest(
         except ValueError as error:
             raise ValueError(f"{encoder.name}: {error}") from None
     checked_ids(corpus.spec, corpus.ids, len(corpus))
-    checked_labels(corpus.spec, [corpus.label(i) for i in range(len(corpus))], len(corpus), corpus.class_names)
+    names = None if corpus.class_names is None else list(corpus.class_names)
+    checked_labels(corpus.spec, [corpus.label(i) for i in range(len(corpus))], len(corpus), names)
     rows = hashlib.blake2b(digest_size=16)
     for i, sample_id in enumerate(corpus.ids):
         rows.update(f"{sample_id}\0{corpus.label(i)}\0".encode())
@@ -477,7 +480,7 @@ def _manifest(
             "spec": corpus.spec,
             "rows": len(corpus),
             "digest": rows.hexdigest(),
-            "class_names": list(corpus.class_names) if corpus.class_names else None,
+            "class_names": names or None,
             "passed_over": dict(passed_over(corpus)),
         },
         "views": {**recipe.record, "parameters": list(PARAMETERS)},

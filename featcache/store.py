@@ -29,7 +29,7 @@ from jaxtyping import Int64, Shaped
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning
 
-from featcache._disk import refuse_mount_point
+from featcache._disk import refuse_inside_store, refuse_mount_point
 from featcache._integrity import METADATA, UNFINISHED, UNSEALED, digest_of, find_damage
 from featcache._manifest import refuse_array, refuse_manifest
 from featcache._rows import MappedRows
@@ -90,6 +90,7 @@ def create_store(
     except ValueError as error:
         raise ValueError(f"{path}: not made: {error}") from None
     refuse_mount_point(root)
+    refuse_inside_store(root)
     building = root.with_name(f"{root.name}.partial")
     _write_skeleton(building, manifest)
     files.remove_all()

@@ -480,5 +480,5 @@ def test_extract_says_how_many_classes_and_what_was_passed_over(command, here):
         summary = json.loads((here / "s.json").read_text())
         assert (summary["classes"], summary["passed_over"][".nef files"]) == (3, 1)
         if not summary["reused"]:
-            assert "24 images (3 classes) × 1 views" in err
+            assert "24 images (3 classes) × 1 view\n" in err
     assert command("featcache info s.zarr")[1].count(".nef files (1)") == 1

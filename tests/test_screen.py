@@ -40,3 +40,11 @@ def test_a_bar_that_knows_no_total_yet_shows_no_count(monkeypatch):
         assert "rows" not in first
         update(3, 7)
     assert "3/7 rows ETA" in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("a_second", "said"),
+    [(1234.4, "1,234"), (12.3, "12"), (9.96, "10"), (9.94, "9.9"), (0.4, "0.4"), (0.0213, "0.021")],
+)
+def test_a_slow_rate_is_not_called_nothing(a_second, said):
+    assert module.rate(a_second) == said

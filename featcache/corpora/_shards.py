@@ -26,6 +26,7 @@ import filelock
 
 from featcache.corpora._images import START, begins_like_image, called, has_suffix, may_be_image
 from featcache.corpora._urls import asking_service, file_state, read_file, reads_ranges
+from featcache.decoding import known_formats
 from featcache.home import temporary_home, writable_home
 
 INDEX_VERSION = 3
@@ -158,7 +159,7 @@ def _open_under(folder: Path, source: Place, state: list[int | str | None], want
     named = source.name if source.filesystem else source.path
     key = _short(named if wanted == Wanted() else json.dumps([named, *wanted]))
     stem = f"{posixpath.basename(source.path)[:80]}-{key}"
-    kept = folder / f"{stem}-{_short(json.dumps([INDEX_VERSION, *state]))}.json"
+    kept = folder / f"{stem}-{_short(json.dumps([INDEX_VERSION, known_formats(), *state]))}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(kept.parent / f"{stem}.lock"):  # of several processes, one makes it and the others wait
         index = _kept_index(kept)

@@ -31,9 +31,10 @@ class WebDataset:
     chooses other members by what follows the first dot, `@label=` none. The sample id is SHARD/KEY, where SHARD is the
     file's name without `.tar`, with the folders that a pattern chose among: the same for shards on local disk and at a URL.
 
-    Each shard is indexed once, under $FEATCACHE_HOME/shards, by path or URL, size and time of change or ETag: a
-    changed shard is indexed again. A compressed shard (gzip, bzip2, xz, zstd; by its content, whatever its name) cannot
-    be read from the middle, so it is also unpacked there, once; that takes the disk space of its contents.
+    Each shard is indexed once, under $FEATCACHE_HOME/shards, by path or URL, size and time of change or ETag, and the
+    formats that can be decoded: a changed shard is indexed again, and any when more can be read. A compressed shard
+    (gzip, bzip2, xz, zstd; by its content, whatever its name) cannot be read from the middle, so it is also unpacked
+    there, once; that takes the disk space of its contents.
 
     Raises:
         ValueError: on opening, a shard is missing, damaged or cannot be read.

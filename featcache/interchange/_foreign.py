@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from featcache.arrays import checked_ids, checked_labels, fitting_dtype, refuse_beyond, refuse_not_finite
+from featcache.corpora._labels import from_values
 from featcache.interchange._arrays import Arrays
 from featcache.layout import FLOAT16, OK, STATE, chunk_rows, field_dtype
 from featcache.rounding import rounded_to
@@ -36,13 +37,12 @@ def identify(arrays: dict[str, Any], path: Path) -> list[str] | None:
 
 
 def _labels(stored: np.ndarray, path: Path) -> tuple[Int64[np.ndarray, " n"], list[str] | None]:
-    """Labels as numbers, -1 for none; names are numbered in sorted order."""
+    """Labels as numbers, -1 for none; texts by the one rule for tables' labels."""
     if stored.dtype.kind in "OU":
-        names = sorted({text for text in stored.tolist() if text is not None}, key=str)
-        if not all(isinstance(name, str) for name in names):
+        if any(isinstance(value, list | dict) for value in stored.tolist()):
             raise ValueError(f"{path}: label is neither numbers nor names; write it as one of them")
-        number = {name: i for i, name in enumerate(names)}
-        return np.array([number.get(text, -1) for text in stored.tolist()], np.int64), names
+        labels, names = from_values(stored.tolist(), f"{path}, label")
+        return np.array(labels, np.int64), names
     return checked_labels(path, stored, len(stored), None), None
 
 

@@ -66,8 +66,11 @@ def load(path: Path) -> np.ndarray:
 
 
 def _read_lines(path: Path, *, escaped: bool) -> np.ndarray:
-    with path.open(encoding="utf-8", newline="\n" if escaped else None) as file:
-        lines = [line.removesuffix("\n") for line in file]
+    try:
+        with path.open(encoding="utf-8", newline="\n" if escaped else None) as file:
+            lines = [line.removesuffix("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no UTF-8 text ({error.reason}); write it again as UTF-8") from None
     if escaped:
         plain = {r"\\": "\\", r"\n": "\n", r"\r": "\r"}
         lines = [re.sub(r"\\[\\nr]", lambda found: plain[found[0]], line) for line in lines]

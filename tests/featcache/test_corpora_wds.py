@@ -51,6 +51,18 @@ def write(path, members, **given):
     return path
 
 
+def test_a_shard_is_indexed_again_when_more_formats_can_be_read(tmp_path, monkeypatch):
+    """As after `pip install pillow-heif`, which the line on what was passed over recommends."""
+    files = {kind: io.BytesIO() for kind in ("png", "gif")}
+    for kind, file in files.items():
+        Image.new("RGB", (8, 8)).save(file, kind)
+    spec = f"wds:{write(tmp_path / 'a.tar', [('a.png', files['png'].getvalue()), ('b', files['gif'].getvalue())])}"
+    with monkeypatch.context() as fewer:
+        fewer.setattr("featcache.decoding.FORMATS", ("PNG",))
+        assert open_corpus(spec).ids == ["a/a"]
+    assert open_corpus(spec).ids == ["a/a", "a/b"]
+
+
 def sequential(path):
     with tarfile.open(path) as tar:
         return [(member.name, tar.extractfile(member).read()) for member in tar if member.isfile()]

@@ -252,6 +252,21 @@ def test_a_plain_npy(tmp_path, dtype, order):
     assert store.verify() == []
 
 
+@pytest.mark.parametrize("format", ["npy", "parquet"])
+def test_labels_in_words_follow_the_rule_of_tables(tmp_path, format):
+    texts = ["2.0", "10.0", "NA", "nan", " 3 ", "", "-1", "0", "2", "10", "3"]
+    if format == "npy":
+        (tmp_path / "x").mkdir()
+        np.save(tmp_path / "x/embedding.npy", floats())
+        np.save(tmp_path / "x/label.npy", np.array(texts))
+        source = tmp_path / "x"
+    else:
+        source = parquet(tmp_path, embedding=list(floats()), label=texts)
+    store = import_store(source, tmp_path / "s.zarr", encoder_name="m")
+    assert store.labels.tolist() == [2, 10, -1, -1, 3, -1, -1, 0, 2, 10, 3]
+    assert store.class_names == [str(number) for number in range(11)]
+
+
 def test_a_folder_of_npy_with_labels_and_names(tmp_path):
     (tmp_path / "x").mkdir()
     np.save(tmp_path / "x/embedding.npy", floats())

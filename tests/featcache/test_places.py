@@ -45,6 +45,25 @@ def linked(tmp_path: Path, kind: str) -> tuple[Path, Path]:
     return link, target
 
 
+# -- inside another store ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["extract", "write", "import", "export"])
+def test_nothing_is_made_inside_a_store(make_images, tmp_path, how):
+    """Mending the outer one would remove it."""
+    outer = write_store(tmp_path / "outer.zarr", EYE)
+    np.save(tmp_path / "x.npy", EYE)
+    inside = outer.path / "below" / "inner"
+    with pytest.raises(ValueError, match=r"would lie inside a store, .*outer\.zarr, .*choose another path"):
+        {
+            "extract": lambda: extract(make_images(2), tiny_encoder(), inside, **EXACT),
+            "write": lambda: write_store(inside, EYE),
+            "import": lambda: import_store(tmp_path / "x.npy", inside),
+            "export": lambda: export_store(outer, inside, "npy"),
+        }[how]()
+    assert outer.verify() == []
+
+
 # -- links ------------------------------------------------------------------------------------------------
 
 

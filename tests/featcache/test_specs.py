@@ -16,6 +16,8 @@ from featcache.specs import names_code, refuse_code, split_specs
         ("timm/resnet18:/w/a,b.safetensors", ["timm/resnet18:/w/a,b.safetensors"]),
         ("run:there,run:c", ["run:there,run:c"]),
         ("timm/resnet18:w,timm/x@size=64,run:a", ["timm/resnet18:w,timm/x@size=64", "run:a"]),
+        ("timm/resnet50,timm/resnet18:student", ["timm/resnet50", "timm/resnet18:student"]),
+        ("timm/x@pool=avg,open_clip/B:w,timm/x,run:c", ["timm/x@pool=avg", "open_clip/B:w,timm/x", "run:c"]),
     ],
 )
 def test_comma_lists_are_cut_where_a_spec_begins_and_never_inside_a_path_that_is_there(
