@@ -14,6 +14,7 @@ def check_table(report: Any) -> Table:
         ("encoder", lambda of: shown(f"{of.encoder} ({of.dimensions:,}-d)")),
         ("precision", lambda of: shown(of.precision or "not known")),
         ("worst cosine to fp32", lambda of: _number(of.cosine, 6)),
+        ("kept in", lambda of: of.dtypes["embedding"]),
         ("rows", lambda of: f"{of.rows:,}" + ("" if of.sealed else f" ({of.pending:,} to come)")),
         ("failed", lambda of: f"{of.failed:,}"),
         ("identical", lambda of: f"{of.identical:,}" + ("" if of.images_known else " (by embedding)")),

@@ -32,8 +32,8 @@ class Head:
         names = classes if self.class_names is None else len(self.class_names)
         if not (self.weight.size and self.bias.shape == self.labels.shape == (classes,) and names == classes):
             raise ValueError(
-                f"weight {self.weight.shape}, bias {self.bias.shape}, {self.labels.size} labels, {names} class names, "
-                "not (C, D), (C,), C and C"
+                f"weight {self.weight.shape}, bias {self.bias.shape}, {self.labels.size} labels, "
+                f"{'no' if self.class_names is None else names} class names, not (C, D), (C,), C and C or none"
             )
         for what, values in (("weight", self.weight), ("bias", self.bias)):
             wrong = int((~np.isfinite(values)).sum())

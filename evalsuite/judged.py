@@ -29,7 +29,7 @@ class Judged:
     """
 
     def __init__(self, rows: Rows, bank: Rows, role: str) -> None:
-        self._rows, self._role = rows, role
+        self._rows, self.role = rows, role
         labels = np.concatenate([bank.labels, rows.labels])
         self._known = len(np.unique(labels[labels >= 0]) if rows.class_names is None else rows.class_names)
         self._whose = "the stored logits" if rows.head is None else f"head {rows.head.name}"
@@ -53,7 +53,7 @@ class Judged:
         predicted = np.concatenate([np.empty(0, np.int64), *self._predicted])
         if not labelled.any() or len(predicted) < len(labelled):  # not one row, or not all, had logits
             return None, []
-        where = f"{self._role} {self._rows.name}"
+        where = f"{self.role} {self._rows.name}"
         try:
             numbers, by = self._numbers()
         except ValueError as error:
@@ -88,7 +88,7 @@ class Judged:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        return {"top1": accuracy, "chance": chance, "rows": len(truth), "classes_by": by}, [remark]
+        return {"top1": accuracy, "chance": chance, "rows": len(truth), "of": self.role, "classes_by": by}, [remark]
 
     def _numbers(self) -> tuple[Int[np.ndarray, " c"] | None, str]:
         head, same = self._rows.head, self._classes == self._known

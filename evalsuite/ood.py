@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from evalsuite import detectors as registry
+from evalsuite._index import evenly_spread
 from evalsuite._presets import stores_of
 from evalsuite.collapse import collapse_remarks
 from evalsuite.head import Head
@@ -24,6 +25,7 @@ from evalsuite.result import Metric, Result, content_of, versions
 from evalsuite.rows import Rows, Store, left_out_remarks
 
 _MOST_IDENTICAL = 0.9  # share of an OOD set's images that are ID ones, from which it is refused
+_JUDGED = 10_000  # rows of id_train that a head is judged on, where id_test has no labels
 _MOST_TIED = 0.1  # share of rows tied with others that differ, above which scores are said to saturate
 
 
@@ -36,7 +38,7 @@ def ood(
     csid: Mapping[str, Store] | None = None,
     preset: str | None = None,
     stores: str | os.PathLike[str] | None = None,
-    detectors: Sequence[str] = ("knn",),
+    detectors: Sequence[str] | str = ("knn",),
     k: int | None = None,
     head: str | os.PathLike[str] | None = None,
     drop_identical: bool = False,
@@ -52,8 +54,8 @@ def ood(
     to set an argument; of an argument with a slash, a path, the file's name. `k` is the k of every detector that
     has one and whose spec does not set it; None leaves each its own default. `head` is a classifier saved by
     `evalsuite.probe`, for the detectors that need one; with it, logits are the classifier's even where stores have
-    some. How often it is right on `id_test`'s labelled rows (without it, stored logits of as many classes as the labels) is
-    `parameters["head_accuracy"]` and a remark; next to chance, or with classes exchanged, warns. Failed rows are left out,
+    some. How often it is right on `id_test`'s labelled rows (where there are none, on some of `id_train`'s; without a head, of
+    stored logits of as many classes as the labels) is `parameters["head_accuracy"]` and a remark; next to chance, or with classes exchanged, warns. Failed rows are left out,
     counted and remarked on.
 
     `csid` names sets of ID classes under covariate shift. With it everything is measured a second time, full
@@ -109,12 +111,12 @@ def ood(
 
     failures: dict[str, Exception] = {}
     fitted = fit_all(built, train, list(rows.values()), failures)
-    where, judged = _Map(train), Judged(rows["id_test"], train, "id_test")
+    where, judged = _Map(train), _judged(train, rows["id_test"])
     samples: dict[str, np.ndarray] = {}
     scores: dict[str, dict[str, np.ndarray]] = {}
     alike: dict[str, np.ndarray] = {}
     for key, each in rows.items():
-        seen = judged if key == "id_test" else None
+        seen = judged if judged.role == key else None
         scores[key], samples[f"map/{key}"], alike[key] = _scores(fitted, where, each, failures, seen)
     metrics: dict[str, Metric] = {}
     ties: dict[str, dict[str, float]] = {}
@@ -181,6 +183,18 @@ def ood(
     )
 
 
+def _judged(train: Rows, test: Rows) -> Judged:
+    """Of `test`, while that is scored; where it has no labels and there is a head, of some labelled rows of `train`."""
+    labelled = np.flatnonzero(train.labels >= 0)
+    if (test.labels >= 0).any() or train.head is None or not len(labelled):
+        return Judged(test, train, "id_test")
+    some = train.pick(labelled[evenly_spread(len(labelled), _JUDGED)])
+    judged = Judged(some, train, "id_train")
+    for block in some.blocks_of(("embedding",)):
+        judged.see(block)
+    return judged
+
+
 def overlaps(train: Rows, rows: Mapping[str, Rows]) -> dict[str, Overlap]:
     """Which rows of `id_test` are images that `train` has, and which of each other set, images that an ID set has: of a
     near or far set, a csid set too."""
@@ -222,9 +236,9 @@ def without_identical(key: str, rows: Rows, same: Overlap, drop: bool) -> Rows:
     if drop:
         return rows.pick(np.flatnonzero(~same.rows))
     if share >= _MOST_IDENTICAL and not same.by_embedding and key.startswith(("near/", "far/")):
+        instead = ", or leave these out with --drop-identical" if share < 1 else ""
         raise ValueError(
-            f"{same.count:,} of {len(rows):,} images of {rows.name} are in {others} too; give other images as {key}, or "
-            "leave these out with --drop-identical"
+            f"{same.count:,} of {len(rows):,} images of {rows.name} are in {others} too; give other images as {key}{instead}"
         )
     return rows
 
@@ -308,7 +322,8 @@ class _Map:
 
 
 def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    length = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]
+    return rows / np.maximum(length, np.finfo(np.float32).tiny)
 
 
 def named_sets(**groups: Mapping[str, Store] | None) -> dict[str, Store]:
@@ -335,12 +350,12 @@ def require_apart(rows: Mapping[str, Rows]) -> None:
             warnings.warn(f"{each.name} is both {first} and {key}: it counts twice", UserWarning, stacklevel=3)
 
 
-def build_all(specs: Sequence[str], k: int | None = None) -> dict[str, registry.Detector]:
+def build_all(specs: Sequence[str] | str, k: int | None = None) -> dict[str, registry.Detector]:
     """The detectors by their spec as metrics have it, in the order given. Raises `ValueError` for a spec that cannot be
     read or is given twice, and when there is none."""
     built: dict[str, registry.Detector] = {}
     k_taken = False
-    for spec in specs:
+    for spec in [specs] if isinstance(specs, str) else specs:
         short, spec, paths = _without_paths(spec)
         if short in built:
             raise ValueError(f"detector {short!r} is given twice; name it once")

@@ -107,11 +107,11 @@ class Result:
         if Path(path).is_dir():
             raise ValueError(f"{path} is a folder; give result files (.json)")
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             metrics = {
                 name: Metric(
                     float(entry["value"]),
-                    None if entry["ci95"] is None else tuple(entry["ci95"]),
+                    None if entry["ci95"] is None else _ends(entry["ci95"]),
                     entry.get("no_ci95"),  # files of earlier versions do not say why
                 )
                 for name, entry in record["metrics"].items()
@@ -127,6 +127,11 @@ class Result:
                     raise TypeError(f"{name} is no {kind.__name__}")
             if not all(isinstance(remark, str) for remark in record["remarks"]):
                 raise TypeError("a remark is no str")
+            for name in ("detectors", "failed_detectors", "chance"):
+                if not isinstance(record["parameters"].get(name, {}), dict):
+                    raise TypeError(f"parameters: {name} is no dict")
+            if not all(isinstance(given, dict) for given in record["parameters"].get("detectors", {}).values()):
+                raise TypeError("parameters: a detector's arguments are no dict")
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; write it with `evalsuite COMMAND … --json {path}`") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -140,6 +145,17 @@ class Result:
                 f"run the same `evalsuite {result.command}` command again with --json {path}"
             )
         return result
+
+
+def _ends(ci95: Sequence[float]) -> tuple[float, float]:
+    low, high = map(float, ci95)
+    if low > high:
+        raise ValueError(f"an interval from {low} to {high}")
+    return low, high
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def refuse_inputs(path: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]) -> None:

@@ -436,6 +436,9 @@ def _require_same_task(reference: Result, top1: str, wanted: Sequence[str], para
     """Raise `ValueError` unless `reference` has the clean accuracy and every corruption at the same severities."""
     if reference.command != "robustness":
         raise ValueError(f"the reference is a result of {reference.command}; give one of `evalsuite robustness`")
+    corpus = reference.inputs.get("corpus")
+    if not (isinstance(corpus, dict) and "digest" in corpus and "encoder" in reference.parameters):
+        raise ValueError("the reference does not say which images or encoder it is of; measure it again")
     missing = [where for where in (CLEAN, *wanted) if f"{where}/{top1}" not in reference.metrics]
     if missing:
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")

@@ -232,9 +232,9 @@ class Rows:
         return Rows(self._store, self.index[positions], self.head)
 
     def require_same_encoder(self, other: Rows, any_precision: bool = False) -> None:
-        """Raise `ValueError` unless `other` holds embeddings made by the same encoder, and in the same precision unless
-        `any_precision` will do."""
-        from featcache.comparable import require_comparable
+        """Raise `ValueError` unless `other` holds embeddings made by the same encoder, and, unless `any_precision` will
+        do, computed in the same precision and kept in the same dtype."""
+        from featcache.comparable import require_comparable, require_kept_alike
 
         mine, theirs = self._store, other._store
         if (mine.fingerprint, mine.embedding_dim) != (theirs.fingerprint, theirs.embedding_dim):
@@ -244,7 +244,9 @@ class Rows:
                 f"({mine.fingerprint}, {mine.embedding_dim}); extract both with the same encoder"
             )
         if not any_precision:
-            require_comparable((self.name, mine.manifest), (other.name, theirs.manifest))
+            both = (self.name, mine.manifest), (other.name, theirs.manifest)
+            require_comparable(*both)
+            require_kept_alike(*both)
 
     @property
     def extraction(self) -> dict[str, Any]:
@@ -258,6 +260,7 @@ class Rows:
             "encoder": self._store.encoder_name,
             "fingerprint": self._store.fingerprint,
             "precision": self.extraction.get("precision"),
+            "dtype": self._store.manifest.get("dtypes", {}).get("embedding", "float16"),
             "rows": len(self),
             "failed": len(self._store.failed),
         }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from featcache.comparable import FAITHFUL, difference, unfaithful
+from featcache.comparable import FAITHFUL, difference, kept_differently, unfaithful
 
 if TYPE_CHECKING:
     from featcache.check import Checked, Pair
@@ -48,6 +48,12 @@ def remarks_on_stores(stores: Sequence[Checked]) -> Iterator[Remark]:
                 yield Remark(
                     f"{other.store} is in {differing[1]}, {first.store} in {differing[0]}: detectors tell the precisions of one "
                     "encoder apart, not the images; extract one again like the other",
+                    falsifies=True,
+                )
+            elif other.dimensions == first.dimensions and (kept := kept_differently(first.dtypes, other.dtypes)):
+                yield Remark(
+                    f"{other.store} keeps {kept[1]}, {first.store} {kept[0]}: detectors may tell apart what is rounded "
+                    "differently; make both with one --dtype",
                     falsifies=True,
                 )
 

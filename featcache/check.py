@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64
 from featcache._remarks import Remark, remarks_on_pairs, remarks_on_stores
 from featcache.geometry import Nearest, Values, effective_rank, median_apart, unit_rows
 from featcache.identical import embedding_hashes, numbered
-from featcache.layout import EMBEDDING
+from featcache.layout import EMBEDDING, field_dtypes
 from featcache.store import FeatureStore
 
 SAMPLED = 1_000
@@ -39,6 +39,7 @@ class Checked:
     Attributes:
         precision, cosine: how the encoder computed, and its worst cosine to fp32; `extraction`: all that the manifest says of it.
         failures: reason → how many rows failed for it, the most frequent first.
+        dtypes: field → what it is kept in.
         pending: rows that extraction has not come to.
         identical: rows of an image that an earlier row is; where hashes of images are not kept (`images_known` false), of the
             very same embedding.
@@ -60,6 +61,7 @@ class Checked:
     failed: int
     pending: int
     failures: dict[str, int]
+    dtypes: dict[str, str]
     dimensions: int
     images_known: bool
     identical: int
@@ -230,6 +232,7 @@ class _Looked:
             failed=len(store.failed),
             pending=len(store) - len(store.failed) - len(self.rows),
             failures=dict(failures.most_common()),
+            dtypes=field_dtypes(store.manifest),
             dimensions=store.embedding_dim,
             images_known=self.hashed,
             identical=len(self.images) - len(np.unique(self.images)),

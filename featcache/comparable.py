@@ -1,10 +1,13 @@
-"""Which stores hold features that may be compared: what precision they were computed in, and how far that is from fp32.
+"""Which stores hold features that may be compared: what precision they were computed in, how far that is from fp32, and what
+dtype they are kept in.
 
-Reads a manifest's record `extraction`. Nothing here imports PyTorch.
+Reads manifests, mostly their record `extraction`. Nothing here imports PyTorch.
 """
 
 from collections.abc import Mapping
 from typing import Any
+
+from featcache.layout import field_dtypes
 
 NAMES = (
     *("fp32", "fp32+channels_last", "bf16+channels_last", "bf16-autocast+channels_last"),
@@ -48,6 +51,28 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, s
         if one.get(key) and other.get(key) and one[key] != other[key]:
             return f"{first} {how} {one[key]}", f"{second} {how} {other[key]}"
     return None
+
+
+def kept_differently(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, str] | None:
+    """Which of what evaluators read is kept in another dtype, of field → dtype of the one and of the other; None when
+    nothing is.
+
+    Rounding to float16 moves rows as half precision does: of a collapsed encoder, detectors tell the one from the other.
+    """
+    for field in ("embedding", "logits"):
+        if field in one and field in other and one[field] != other[field]:
+            return f"{field} in {one[field]}", f"{field} in {other[field]}"
+    return None
+
+
+def require_kept_alike(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> None:
+    """Raise `ValueError` unless two stores keep their features in the same dtype. Each is a path and a manifest."""
+    if differing := kept_differently(field_dtypes(one[1]), field_dtypes(other[1])):
+        raise ValueError(
+            f"{other[0]} keeps {differing[1]}, {one[0]} {differing[0]}: what is rounded differently is not compared, as OOD "
+            "detectors may tell it apart; make both with one --dtype (extract, import; write_store(dtype=…)), or allow it "
+            "with --any-precision"
+        )
 
 
 def require_comparable(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> None:

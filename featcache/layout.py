@@ -32,6 +32,11 @@ def field_dtype(manifest: Mapping[str, Any], field: str) -> str:
     return manifest.get("dtypes", {}).get(field, FLOAT16)
 
 
+def field_dtypes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Of every feature array."""
+    return {name: field_dtype(manifest, name) for name in manifest["fields"]}
+
+
 def field_bytes(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of a row of each feature array, all views."""
     views = manifest["views"]["count"]

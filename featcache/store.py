@@ -256,7 +256,7 @@ class FeatureStore:
             (B, D), or (B, T, D) for tokens, in the stored dtype (float16 or float32).
 
         Raises:
-            ValueError: no such field. IndexError: a row or view out of range.
+            ValueError: no such field, or a chunk is gone or cut short. IndexError: a row or view out of range.
         """
         if field not in self.manifest["fields"]:
             raise ValueError(
@@ -268,7 +268,10 @@ class FeatureStore:
             rows.min() >= 0 and rows.max() < len(self) and view.min() >= 0 and view.max() < self.views
         ):
             raise IndexError(f"{self.path}: row or view out of range ({len(self)} rows, {self.views} views)")
-        return self._rows.gather(rows, field, view)
+        try:
+            return self._rows.gather(rows, field, view)
+        except (FileNotFoundError, ValueError) as error:
+            raise self._damaged(field, error) from None
 
     def gather_portable(self, rows: Sequence[int] | np.ndarray, field: str = "embedding", view: int = 0) -> np.ndarray:
         """`gather` through zarr's own indexing, checksums verified: the reference that `gather` must equal."""
@@ -498,8 +501,23 @@ class FeatureStore:
         if not self.sealed:
             found = self._files.listing(f"{name}/c")
             files = [file for file in files if file in found]
-        self._files.fetch_all(files)
-        return np.asarray(self._array(name)[first:stop])
+        array = self._array(name)
+        try:
+            self._files.fetch_all(files)
+            for file in files:
+                (self._root / file).stat()  # zarr takes a missing chunk for zeros
+            return np.asarray(array[first:stop])
+        except (FileNotFoundError, ValueError) as error:
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, error: Exception) -> ValueError:
+        what: object = error
+        if isinstance(error, FileNotFoundError) and error.filename:
+            what = f"{os.path.relpath(error.filename, self._root)} is missing"
+        return ValueError(
+            f"{self.path}: a chunk of {name} is damaged ({what}); `featcache verify {self.path}` says which, the same `featcache "
+            "extract` command repairs it"
+        )
 
 
 @contextlib.contextmanager

@@ -83,8 +83,11 @@ def build(spec: str, **defaults: Any) -> Detector:
     given = defaults | arguments
     for argument, value in given.items():
         if argument not in known:
-            raise ValueError(f"detector {name!r} takes no argument {argument!r}; {suggest(argument, known)}")
+            others = suggest(argument, known) if known else "it takes none"
+            raise ValueError(f"detector {name!r} takes no argument {argument!r}; {others}")
         kind = type(known[argument].default)
+        if isinstance(value, np.integer):
+            value = given[argument] = int(value)
         if kind is float and type(value) is int:
             value = given[argument] = float(value)
         if isinstance(value, float) and not math.isfinite(value):

@@ -50,6 +50,13 @@ class GMM:
             _check(m, bank)
             _warn_of_singular(m, bank)
         covariances = _class_covariances(m, bank) if full else m.within[None].copy()
+        if self.reg > (variance := float(np.trace(m.within)) / len(m.within)):
+            warnings.warn(
+                f"{bank.name}: gmm:reg={self.reg!r} is more than the features vary ({variance:.2g} a dimension): it alone shapes the "
+                "densities; give a smaller one, in the features' own unit squared",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         diagonal = np.arange(covariances.shape[-1])
         covariances[:, diagonal, diagonal] += self.reg
         half_log_det = np.empty(len(covariances))

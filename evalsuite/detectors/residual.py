@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import moments, pieces, principal
+from evalsuite.detectors._ranges import components
 from evalsuite.rows import Rows
 
 
@@ -23,21 +24,25 @@ class Residual:
     def __init__(self, components: int | None = None) -> None:
         self.components = components
 
+    def check(self) -> None:
+        """Raises `ValueError` unless components is None or a whole number from 1."""
+        components("residual:components", self.components)
+
     def fit(self, bank: Rows) -> Residual:
         """One pass over the bank.
 
         Raises `ValueError` when `components` is not in 1..d−1.
         """
         d = bank.embedding_dim
-        components = principal(d) if self.components is None else self.components
-        if not (type(components) is int and 1 <= components < d):
+        kept = principal(d) if self.components is None else self.components
+        if not (type(kept) is int and 1 <= kept < d):
             raise ValueError(
-                f"components={components!r} does not suit {bank.name}, whose rows have {d} dimensions; "
-                f"use components from 1 to {d - 1}"
+                f"residual:components={kept!r} does not suit {bank.name}, whose rows have {d} dimensions; "
+                + (f"use components from 1 to {d - 1}" if d > 1 else "use another detector")
             )
         m = moments(bank)
         self.mean_ = m.mean
-        self.rest_ = np.linalg.eigh(m.total)[1][:, : d - components]  # eigenvalues ascend: the least directions
+        self.rest_ = np.linalg.eigh(m.total)[1][:, : d - kept]  # eigenvalues ascend: the least directions
         return self
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

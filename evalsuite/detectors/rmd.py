@@ -24,10 +24,14 @@ class RMD:
     def fit(self, bank: Rows) -> RMD:
         """One pass over the bank's labelled rows.
 
-        Raises `ValueError` when it has no labels, or when no class has rows that differ.
+        Raises `ValueError` when it has no labels, a single class, or no class with rows that differ.
         """
         bank = bank.labelled()
         m = moments(bank)
+        if len(m.classes) < 2:
+            raise ValueError(
+                f"{bank.name} has one class, whose distance is that to all rows: rmd is 0 everywhere; use mahalanobis"
+            )
         scale = float(np.trace(m.total))
         self.gaussians_ = Gaussians(m.class_mean, whitening(m.within, bank, scale))
         self.background_ = Gaussians(m.mean[None], whitening(m.total, bank, scale))

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import logsumexp, moments, pieces, principal
+from evalsuite.detectors._ranges import components
 from evalsuite.rows import Rows
 
 
@@ -24,6 +25,10 @@ class ViM:
     def __init__(self, components: int | None = None) -> None:
         self.components = components
 
+    def check(self) -> None:
+        """Raises `ValueError` unless components is None or a whole number from 1."""
+        components("vim:components", self.components)
+
     def fit(self, bank: Rows) -> ViM:
         """Two passes over the bank.
 
@@ -32,16 +37,16 @@ class ViM:
         """
         self.head_ = bank.require_head()
         d = bank.embedding_dim
-        components = principal(d) if self.components is None else self.components
-        if not (type(components) is int and 1 <= components < d):
+        kept = principal(d) if self.components is None else self.components
+        if not (type(kept) is int and 1 <= kept < d):
             raise ValueError(
-                f"components={components!r} does not suit {bank.name}, whose rows have {d} dimensions; "
-                f"use components from 1 to {d - 1}"
+                f"vim:components={kept!r} does not suit {bank.name}, whose rows have {d} dimensions; "
+                + (f"use components from 1 to {d - 1}" if d > 1 else "use another detector")
             )
         self.origin_ = -np.linalg.pinv(self.head_.weight) @ self.head_.bias
         m = moments(bank)
         offset = m.mean - self.origin_
-        self.rest_ = np.linalg.eigh(m.total + np.outer(offset, offset))[1][:, : d - components]
+        self.rest_ = np.linalg.eigh(m.total + np.outer(offset, offset))[1][:, : d - kept]
         largest = outside = 0.0
         for block in bank.blocks_of(("embedding",)):
             for x in pieces(block["embedding"], len(self.head_.bias)):
@@ -49,7 +54,7 @@ class ViM:
                 outside += float(self._outside(x).sum())
         if not outside > 0:
             raise ValueError(
-                f"{bank.name} lies within {components} dimensions: nothing is left outside; use fewer vim:components"
+                f"{bank.name} lies within {kept} dimensions: nothing is left outside; use fewer vim:components"
             )
         self.alpha_ = largest / outside
         return self

@@ -42,6 +42,10 @@ from evalsuite.rows import Rows
         ("neglabel:groups=0", "must be a whole number from 1"),
         ("neglabel:seed=-1", "must be a whole number from 0"),
         ("nci:alpha=-1", "must be at least 0"),
+        ("residual:components=0.9", "a whole number of directions from 1, not a share of the variance$"),
+        ("vim:components=0.5", "a whole number of directions from 1, not a share of the variance$"),
+        ("vim:components=99%", "a whole number of directions from 1$"),
+        ("residual:components=true", "a whole number of directions from 1$"),
     ],
 )
 def test_other_units_and_ranges_are_refused_before_anything_is_read(spec, said):
@@ -58,6 +62,29 @@ def test_so_does_the_class_itself():
         load("react")(percentile=0.9).fit(bank)
     with pytest.raises(ValueError, match=r"give 0\.9$"):
         load("dice")(dropped=90.0).fit(bank)
+
+
+def test_numbers_of_numpy_and_one_name_without_a_list_are_taken(make_store, rng):
+    stores = [make_store(name, rng.normal(size=(20, 4))) for name in ("train", "test", "far")]
+    given = {"id_train": stores[0], "id_test": stores[1], "far": {"far": stores[2]}}
+    found = [ood(**given, detectors=one, k=k).metrics for one, k in (("knn", np.int64(3)), (["knn"], 3))]
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match=r"'ssd' takes no argument 'k'; it takes none$"):
+        build("ssd:k=3")
+
+
+def test_one_class_is_nothing_to_be_relative_to(rng):
+    bank = Rows.from_arrays(rng.normal(size=(40, 4)), np.zeros(40, int), name="train")
+    with pytest.raises(ValueError, match=r"train has one class, .*rmd is 0 everywhere; use mahalanobis$"):
+        build("rmd").fit(bank)
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+def test_a_constant_that_alone_shapes_the_densities_warns(rng, covariance):
+    x, labels = rng.normal(size=(80, 4)), np.arange(80) % 2
+    build(f"gmm:covariance={covariance}").fit(Rows.from_arrays(x, labels))
+    with pytest.warns(RuntimeWarning, match=r"gmm:reg=1e-06 is more than the features vary \(.*e-08 a dimension\)"):
+        build(f"gmm:covariance={covariance}").fit(Rows.from_arrays(1e-4 * x, labels))
 
 
 @pytest.mark.parametrize("name", detectors.names())

@@ -23,6 +23,7 @@ from evalsuite.ood import build_all, fit_all, score_all
 from evalsuite.rows import Rows
 from featcache import Encoder, Preprocess, extract
 from featcache.arrays import write_store
+from featcache.check import check
 from featcache.comparable import NAMES
 
 CLASSES, WIDTH = 4, 12
@@ -243,6 +244,34 @@ def test_features_that_another_program_made_are_not_doubted(mixed, tmp_path):
         fingerprint=mixed["half"].fingerprint,
     )
     assert knn(made, mixed["half"], [3]).metrics["top1@3"].value > 0
+
+
+def test_what_is_rounded_differently_is_not_compared_unless_asked(tmp_path, rng):
+    """The same rows of an encoder that has nearly collapsed, as ID in float32 and as OOD in float16."""
+    x, labels = 1 + rng.normal(size=8) + 0.001 * rng.normal(size=(400, 8)), np.arange(400) % 4
+    made = {
+        name: write_store(tmp_path / f"{name}.zarr", x[rows], labels=labels[rows], dtype=dtype)
+        for name, rows, dtype in (
+            ("train", slice(200), "float32"),
+            ("test", slice(200, 400), "float32"),
+            ("same", slice(200, 400), "float16"),
+        )
+    }
+    given = {"id_train": made["train"], "id_test": made["test"], "near": {"same": made["same"]}, "detectors": ["ssd"]}
+    refused = r"same\.zarr keeps embedding in float16, \S*train\.zarr embedding in float32: .*--dtype .*--any-precision"
+    with pytest.raises(ValueError, match=refused):
+        ood(**given)
+    for evaluate in (knn, probe):
+        with pytest.raises(ValueError, match=refused):
+            evaluate(made["train"], made["same"])
+    with pytest.raises(ValueError, match=r"train\.zarr keeps embedding in float32, \S*same\.zarr embedding in float16"):
+        fidelity(made["same"], made["test"], teacher_bank=made["train"], student_bank=made["train"])
+    told_apart = ood(**given, any_precision=True)
+    assert told_apart.metrics["ssd/near/same/auroc"].value > 0.55  # which is 0.5 of what is rounded alike
+    assert [told_apart.inputs["id_test"]["dtype"], told_apart.inputs["near"]["same"]["dtype"]] == ["float32", "float16"]
+    found = check([made["train"].path, made["same"].path])
+    assert found.falsified
+    assert any("same.zarr keeps embedding in float16" in remark.text and remark.falsifies for remark in found.remarks)
 
 
 def test_a_store_that_is_too_far_from_fp32_is_remarked_on(mixed, caplog):

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -298,7 +299,7 @@ def test_a_head_in_another_order_scores_the_same_where_it_has_names(arrays, make
     assert {name: m.value for name, m in one.metrics.items()} == {name: m.value for name, m in other.metrics.items()}
     assert one.parameters["head_accuracy"] == other.parameters["head_accuracy"]
     assert one.parameters["head_accuracy"] == {
-        "top1": pytest.approx(nearest_mean(arrays)), "chance": 0.25, "rows": 32, "classes_by": "name",
+        "top1": pytest.approx(nearest_mean(arrays)), "chance": 0.25, "rows": 32, "of": "id_test", "classes_by": "name",
     }  # fmt: skip
     assert f"right on {nearest_mean(arrays):.4f} of the 32 labelled rows of id_test" in one.remarks[-1]
 
@@ -312,6 +313,21 @@ def test_a_head_in_another_order_without_names_warns(arrays, make_store, tmp_pat
         result = run(stores, head=saved(tmp_path, head), detectors=["energy"], resamples=5)
     assert result.parameters["head_accuracy"]["top1"] < 0.25
     assert "its classes matched by number (chance 0.2500)" in result.remarks[-1]
+
+
+def test_where_id_test_has_no_labels_a_head_is_judged_on_id_train(arrays, make_store, tmp_path):
+    """`she` takes its patterns from id_train by the head's classes: in another order it said 0.56 for 0.75 without a word."""
+    stores, good = probed(arrays, make_store, named=False)
+    for order, right in (([0, 1, 2, 3], True), ([2, 0, 3, 1], False)):
+        head = {name: array[order] for name, array in good.items()}
+        given = stores | {"test": stores["near"], "near": stores["test"]}  # near has no labels
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            result = run(given, head=saved(tmp_path, head), detectors=["she"], resamples=5)
+        found = result.parameters["head_accuracy"]
+        assert (found["of"], found["rows"], found["top1"] > 0.5) == ("id_train", 80, right)
+        assert any("labelled rows of id_train" in remark for remark in result.remarks)
+        assert any("next to chance" in str(each.message) for each in told) is not right
 
 
 def test_a_good_head_does_not_warn_where_one_class_has_most_rows(arrays, make_store, tmp_path):

@@ -154,6 +154,25 @@ def test_other_files_are_refused_by_name(tmp_path, text):
         Result.read(path)
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ('"ci95": [', '"ci95": [0.0, ', "too many values to unpack"),
+        ('"parameters": {', '"parameters": {"detectors": 5, ', "detectors is no dict"),
+        ('"parameters": {', '"parameters": {"detectors": {"knn": 5}, ', "a detector's arguments are no dict"),
+        ('"parameters": {', '"parameters": {"chance": 0.1, ', "chance is no dict"),
+        ('"parameters": {', '"parameters": {"temperature": NaN, ', "NaN is no JSON"),
+    ],
+)
+def test_a_result_file_with_other_contents_gets_one_line(result, tmp_path, was, now, said):
+    path = result.write(tmp_path / "r.json")
+    text = path.read_text()
+    assert was in text
+    path.write_text(text.replace(was, now, 1))
+    with pytest.raises(ValueError, match=rf"r\.json is not a result file \(.*{said}"):
+        Result.read(path)
+
+
 def test_what_is_no_file_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"is a folder; give result files \(\.json\)"):
         Result.read(tmp_path)

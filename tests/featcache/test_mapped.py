@@ -255,8 +255,39 @@ def test_a_store_is_pickled_without_its_rows(store):
 def test_a_store_with_a_chunk_cut_short_says_so_and_the_process_lives(store):
     chunk = store.path / "embedding" / "c" / "1" / "0" / "0"
     os.truncate(chunk, 100)
-    with pytest.raises(ValueError, match="mmap length is greater than file size"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^{store.path}: a chunk of embedding is damaged \(mmap length is greater than file size\); `featcache verify ",
+    ):
         open_store(store.path).gather([PAGE // 16])
+
+
+@pytest.mark.parametrize("name", ["embedding", "label", "state", "content", "sample_id"])
+@pytest.mark.parametrize("how", ["missing", "cut short", "changed"])
+def test_a_damaged_chunk_of_a_sealed_store_is_never_taken_for_zeros(store, name, how):
+    chunk = sorted(path for path in (store.path / name / "c").rglob("*") if path.is_file())[-1]
+    if how == "missing":
+        chunk.unlink()
+    elif how == "cut short":
+        os.truncate(chunk, 5)
+    elif name == "embedding":
+        pytest.skip("features are mapped: `verify` reads their checksums")
+    else:
+        chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    damaged = open_store(store.path)
+    read = {
+        "embedding": lambda: damaged.gather([len(damaged) - 1]),
+        "label": lambda: damaged.labels,
+        "state": lambda: damaged.ok,
+        "content": lambda: damaged.content,
+        "sample_id": lambda: damaged.sample_ids,
+    }[name]
+    with pytest.raises(
+        ValueError, match=rf"^{store.path}: a chunk of {name} is damaged \(.*`featcache verify "
+    ) as told:
+        read()
+    if how == "missing":
+        assert f"({chunk.relative_to(store.path)} is missing)" in str(told.value)
 
 
 @pytest.mark.parametrize("whole", [True, False])
