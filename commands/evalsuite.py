@@ -39,7 +39,9 @@ DropIdentical = Annotated[
 ]
 AnyPrecision = Annotated[
     bool,
-    typer.Option("--any-precision", help="Compare stores in whatever precision they were made and kept; the result says so."),
+    typer.Option(
+        "--any-precision", help="Compare stores in whatever precision they were made and kept; the result says so."
+    ),
 ]
 Resamples = Annotated[int, typer.Option(min=1, hidden=True, help="No effect: intervals are no longer drawn at random.")]
 

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from evalsuite.rows import Rows
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+_OPTIONAL = {"int | None": int, "str | None": str}  # of arguments that may be left to a rule
 _BOOLEANS = {"True": "true", "False": "false"}
 
 
@@ -72,8 +73,8 @@ def load(name: str) -> type[Detector]:
 def build(spec: str, **defaults: Any) -> Detector:
     """An unfitted detector from its spec. `defaults` are arguments that the spec may override.
 
-    Raises `ValueError` for an unknown name, an unknown argument, a value of another kind than the argument's default or
-    out of its range, or a spec that does not read NAME:ARG=VALUE,….
+    Raises `ValueError` for an unknown name, an unknown argument, a value of another kind than the argument's or out of
+    its range, or a spec that does not read NAME:ARG=VALUE,….
     """
     from featcache.plugins import suggest
 
@@ -85,7 +86,7 @@ def build(spec: str, **defaults: Any) -> Detector:
         if argument not in known:
             others = suggest(argument, known) if known else "it takes none"
             raise ValueError(f"detector {name!r} takes no argument {argument!r}; {others}")
-        kind = type(known[argument].default)
+        kind = _OPTIONAL.get(str(known[argument].annotation), type(known[argument].default))
         if isinstance(value, np.integer):
             value = given[argument] = int(value)
         if kind is float and type(value) is int:

@@ -32,13 +32,3 @@ def temperature(name: str, value: float, most: float | None = None) -> None:
             f"{name}={value!r} must be at most {most:g}: cosines are divided by it; for a scale of {value:g}, by which they "
             f"would be multiplied, give {1 / value:g}"
         )
-
-
-def components(name: str, value: Any) -> None:
-    """Principal directions: None for the rule, else a whole number from 1."""
-    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        share = isinstance(value, float) and 0 < value < 1
-        raise ValueError(
-            f"{name}={value!r} must be a whole number of directions from 1"
-            + (", not a share of the variance" if share else "")
-        )

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import moments, pieces, principal
-from evalsuite.detectors._ranges import components
+from evalsuite.detectors._ranges import whole
 from evalsuite.rows import Rows
 
 
@@ -26,7 +26,8 @@ class Residual:
 
     def check(self) -> None:
         """Raises `ValueError` unless components is None or a whole number from 1."""
-        components("residual:components", self.components)
+        if self.components is not None:
+            whole("residual:components", self.components, 1)
 
     def fit(self, bank: Rows) -> Residual:
         """One pass over the bank.

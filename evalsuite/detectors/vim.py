@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import logsumexp, moments, pieces, principal
-from evalsuite.detectors._ranges import components
+from evalsuite.detectors._ranges import whole
 from evalsuite.rows import Rows
 
 
@@ -27,7 +27,8 @@ class ViM:
 
     def check(self) -> None:
         """Raises `ValueError` unless components is None or a whole number from 1."""
-        components("vim:components", self.components)
+        if self.components is not None:
+            whole("vim:components", self.components, 1)
 
     def fit(self, bank: Rows) -> ViM:
         """Two passes over the bank.

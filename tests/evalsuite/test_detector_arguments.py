@@ -42,10 +42,8 @@ from evalsuite.rows import Rows
         ("neglabel:groups=0", "must be a whole number from 1"),
         ("neglabel:seed=-1", "must be a whole number from 0"),
         ("nci:alpha=-1", "must be at least 0"),
-        ("residual:components=0.9", "a whole number of directions from 1, not a share of the variance$"),
-        ("vim:components=0.5", "a whole number of directions from 1, not a share of the variance$"),
-        ("vim:components=99%", "a whole number of directions from 1$"),
-        ("residual:components=true", "a whole number of directions from 1$"),
+        ("residual:components=0", "must be a whole number from 1"),
+        ("vim:components=-1", "must be a whole number from 1"),
     ],
 )
 def test_other_units_and_ranges_are_refused_before_anything_is_read(spec, said):
@@ -54,6 +52,13 @@ def test_other_units_and_ranges_are_refused_before_anything_is_read(spec, said):
         build(spec)
     assert "\n" not in str(refused.value)
     assert f"{name}:{spec.partition(':')[2].partition('=')[0]}" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["0.9", "99%", "true", "None"])
+@pytest.mark.parametrize("name", ["residual", "vim"])
+def test_components_are_no_share(name, value):
+    with pytest.raises(ValueError, match=f"^detector {name}: components must be a whole number, got "):
+        build(f"{name}:components={value}")
 
 
 def test_so_does_the_class_itself():
@@ -67,8 +72,8 @@ def test_so_does_the_class_itself():
 def test_numbers_of_numpy_and_one_name_without_a_list_are_taken(make_store, rng):
     stores = [make_store(name, rng.normal(size=(20, 4))) for name in ("train", "test", "far")]
     given = {"id_train": stores[0], "id_test": stores[1], "far": {"far": stores[2]}}
-    found = [ood(**given, detectors=one, k=k).metrics for one, k in (("knn", np.int64(3)), (["knn"], 3))]
-    assert found[0] == found[1]
+    assert ood(**given, detectors="knn", k=3).metrics == ood(**given, detectors=["knn"], k=3).metrics
+    assert detectors.parameters(build("knn", k=np.int64(3))) == {"k": 3, "mean": False}
     with pytest.raises(ValueError, match=r"'ssd' takes no argument 'k'; it takes none$"):
         build("ssd:k=3")
 

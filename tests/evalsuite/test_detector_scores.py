@@ -354,7 +354,7 @@ def test_classes_that_do_not_vary_are_explained(data, spec):
         ("gmm:covariance=diagonal", "unknown covariance 'diagonal'; use gmm:covariance=full or gmm:covariance=tied"),
         ("gmm:reg=-1000.0", "gmm:reg=-1000.0 must be at least 0: it is added to variances"),
         ("residual:components=7", "components=7 does not suit train, .*use components from 1 to 6"),
-        ("residual:components=0", "residual:components=0 must be a whole number of directions from 1"),
+        ("residual:components=0", "residual:components=0 must be a whole number from 1"),
         ("lof:k=148", "k=148 does not suit the bank train, which has 148 rows; use k from 1 to 147"),
         ("nnguide:k=149", "use k from 1 to 148"),
         ("msp:temperature=0.0", "temperature=0.0 must be above 0"),
