@@ -54,13 +54,15 @@ def fit(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="tiny, timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER or MODULE:CALLABLE.",
+            help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER or MODULE:CALLABLE.",
         ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="See `distill methods`.", show_default=METHOD)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", show_default="100")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples a step.", show_default="256")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW.", show_default="0.003")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="0.003 × √(batch size / 256)")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and mapping.", show_default="0")] = None,
     device: DeviceOption = Device.auto,
     precision: Annotated[
@@ -299,6 +301,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     keys = {**dict.fromkeys((*FitConfig.__dataclass_fields__, *_OF_PROCESS), ANY), "method": TEXT}
     with naming(path):
         check_keys(given, {**keys, **PATHS, "method_options": TABLE})
+        followed = FitConfig(student="", **{key: given[key] for key in ("epochs", "batch_size") if key in given})
+    for key in ("lr", "warmup_epochs"):  # follows again, from what the flags make of these
+        if given.get(key) == getattr(followed, key):
+            given.pop(key, None)
     return given
 
 

@@ -49,7 +49,7 @@ def sweep(
     seeds = [0, 1, 2]
     dimensions = [64, 128]              # of the embedding; 0 is the student's own
 
-    \[common]                            # any of `distill settings`
+    \[common]                            # `distill settings`, but trackers and checkpoint_minutes
     epochs = 100
     method_options = {mapping = "orthogonal"}
 

@@ -60,9 +60,9 @@ class FitConfig:
             only. "student": view 0's features against an augmentation of the student's own.
         student_augment: with views "student": "photometric" (brightness, contrast, saturation, grey, blur) or "crops".
         optimizer: "adamw" or "lars".
-        lr: its peak; linear warm-up, then half a cosine down to `min_lr`. Where None, 0.003 for batches of 256, and for
+        lr: its peak; linear warm-up, then half a cosine down to `min_lr`. Left out, 0.003 for batches of 256, and for
             others in proportion to the square root of their size (Malladi et al. 2022, arXiv 2205.10287).
-        warmup_epochs: may be a fraction, at most `epochs`; a tenth of them when None.
+        warmup_epochs: may be a fraction, at most `epochs`; a tenth of them when left out.
         min_lr: at the last step.
         weight_decay: of all weights but biases, norms, and what timm's models name by `no_weight_decay()`.
         clip_norm: largest norm of all gradients together; 0 does not clip.

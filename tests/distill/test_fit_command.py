@@ -173,6 +173,21 @@ def test_another_method_leaves_the_files_options_behind(run_folder, command, tmp
     assert (third["method"], third["method_options"]) == ("proteus", {})
 
 
+def test_what_followed_from_another_setting_follows_again(run_folder, command, tmp_path):
+    """Not a warm-up of a hundredth of the epochs where ten times as many are asked for."""
+    base = f"--config {run_folder / 'config.toml'} --out"
+    kept = config_of(command, f"{base} {tmp_path / 'kept'} --seed 1")
+    assert (kept["epochs"], kept["warmup_epochs"]) == (1, 0.1)
+    other = config_of(command, f"{base} {tmp_path / 'other'} --epochs 3 --batch-size 4")
+    assert other["warmup_epochs"] == pytest.approx(0.3)
+    assert other["lr"] == pytest.approx(3e-3 * (4 / 256) ** 0.5)
+    own = f"{base} {tmp_path / 'own'} --lr 0.01 --set warmup_epochs=0.5"
+    assert config_of(command, own)["lr"] == 0.01
+    of_own = f"--config {tmp_path / 'own' / 'config.toml'} --out {tmp_path / 'of_own'} --epochs 2 --batch-size 4"
+    given = config_of(command, of_own)
+    assert (given["lr"], given["warmup_epochs"]) == (0.01, 0.5)
+
+
 def test_settings_lists_every_setting_and_option_with_its_default(command):
     listed = json.loads(command("distill settings --method tintem --json -").out)
     defaults = {name: each["default"] for name, each in listed["settings"].items()}
