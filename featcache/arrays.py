@@ -49,7 +49,7 @@ def write_store(
         logits: (N, C) or (N, V, C) of the same images.
         labels: (N,) whole numbers, index into `class_names` where there are any; -1 or NaN for none.
         sample_ids: (N,) unique strings; row numbers when left out.
-        class_names: unique strings.
+        class_names: strings, by number; two classes may have one name, as in ImageNet.
         failed: row → reason, for rows without features.
         fingerprint: of the encoder that made the embeddings. Stores compare only when theirs are equal.
         preprocess: as `Preprocess.to_dict` has it.
@@ -185,7 +185,7 @@ def checked_ids(path: str | os.PathLike[str], ids: Any, rows: int) -> np.ndarray
 
 
 def checked_class_names(path: str | os.PathLike[str], names: Any) -> list[str] | None:
-    """Unique strings, or None.
+    """Strings, or None.
 
     Raises:
         ValueError: they are not.
@@ -195,7 +195,8 @@ def checked_class_names(path: str | os.PathLike[str], names: Any) -> list[str] |
     given = _listed(path, "class names", names)
     if not all(isinstance(name, str) for name in given):
         raise ValueError(f"{path}: class names are {names!r:.80}; give a list of text")
-    _refuse_twice(path, "class name", given)
+    for name in given:
+        _refuse_no_text(path, "class name", name)
     return [str(name) for name in given]
 
 

@@ -80,7 +80,7 @@ def test_extract_info_verify_fit_and_evaluate(here, command):
     code, out, _ = command("featcache info t.zarr")
     assert code == 0
     assert "sealed" in out
-    assert "embedding (128)" in out
+    assert "embedding (128 float16)" in out
 
     assert command("featcache verify t.zarr")[0] == 0
 
@@ -446,7 +446,7 @@ def test_info_says_that_features_are_far_from_fp32_and_refers_to_nothing(here, c
     _, out, _ = command("featcache info t.zarr")
     assert "warning: its features are in bf16+channels_last, with a cosine to fp32 of 0.98000 at worst" in out
     assert "--precision fp32 --overwrite" in out
-    assert "1 failed: below" in out
+    assert "1 failed (listed below)" in out
     assert "featcache info" not in out
 
 

@@ -331,7 +331,7 @@ def test_modules_of_the_users_own_and_open_clip_say_how_they_are_built(make_run,
         "from torch import nn\ndef make(): return nn.Sequential(nn.AvgPool2d(9), nn.Flatten())\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    export(make_run("own_student:make"), tmp_path / "out")
+    export(make_run("own_student:make"), tmp_path / "out", trust_code=True)
     assert "from own_student import make" in code_blocks(tmp_path / "out" / "README.md")[0]
     export(make_run("open_clip/ViT-S-32-alt", image_size=32, name="clip"), tmp_path / "clip-out")
     assert "open_clip.create_model(" in code_blocks(tmp_path / "clip-out" / "README.md")[0]

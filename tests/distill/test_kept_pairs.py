@@ -40,12 +40,16 @@ def keep(folder, tmp_path, make_teacher, monkeypatch):
     def keep(pixels, name="s.zarr", corpus=None, dim=12, views=VIEWS):
         teacher = make_teacher(dim)
         recipe = {"views": views, "augment": "rrc", "seed": 5} if views > 1 else {}
+        batch = 5 * views
         source = corpus or str(folder)
         store = extract(
-            source, teacher, tmp_path / name, pixels=pixels, device="cpu", precision="fp32", workers=2, **recipe
-        )
-        given = teacher.seen[-len(store.ok) * views :]  # before them come the probe's
-        seen = np.stack(given).reshape(len(store.ok), views, 16, 16, 3)
+            source, teacher, tmp_path / name, pixels=pixels, device="cpu", precision="fp32", workers=2, batch_size=batch,
+            **recipe,
+        )  # fmt: skip
+        passes = -(-len(store) // 5)
+        given = np.stack(teacher.seen[-passes * batch :])  # before them come the probe's
+        # Each sample has its place in whole batches. Of known rows the teacher sees nothing.
+        seen = given.reshape(-1, views, 16, 16, 3)[store.ok] if len(given) == passes * batch else None
         return SimpleNamespace(store=store, seen=seen, preprocess=teacher.preprocess)
 
     return keep

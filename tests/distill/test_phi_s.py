@@ -53,7 +53,7 @@ def test_blocks_and_views_make_one_covariance(make_store, rng):
     """A mean that moves from block to block and from view to view, and rows far from the origin."""
     drift = 500 + np.arange(20000).reshape(10000, 2, 1) * np.array([0.01, 0.005, 0, -0.01])
     views = drift + rng.normal(size=(10000, 2, 4)) * [4, 2, 1, 8]
-    phi = PhiS(4).fit(make_store("s", views))
+    phi = PhiS(4).fit(make_store("s", views, dtype="float16"))
     rows = stored(views).reshape(-1, 4)
     np.testing.assert_allclose(phi.mean_, rows.mean(0), rtol=1e-6)
     expected = np.linalg.eigvalsh(np.cov(rows.T)).mean()

@@ -300,7 +300,7 @@ def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules["tiny"], "student", lambda: tiny_encoder(weights=2), raising=False)
     line = (
-        "robustness --encoder tiny:student --corpus test --bank {bank.path} --corruptions contrast,fog --severity 1-2 "
+        "robustness --encoder python:tiny:student --corpus test --bank {bank.path} --corruptions contrast,fog --severity 1-2 "
         "--k 3 --near n={near.path} --detector knn:k=2 --out kept --device cpu --json r.json"
     ).format(**stores)
     ran = CliRunner().invoke(cli.evalsuite.app, line.split(), catch_exceptions=False)
@@ -321,7 +321,9 @@ def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, m
 
 def test_a_corpus_of_fog_is_named_in_letters(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["featcache", "extract", "corrupted:fog:3", "--teacher", "tiny:tiny_encoder"])
+    monkeypatch.setattr(
+        sys, "argv", ["featcache", "extract", "corrupted:fog:3", "--teacher", "python:tiny:tiny_encoder"]
+    )
     with pytest.raises(SystemExit) as stopped:
         cli.run_featcache()
     assert stopped.value.code == 2

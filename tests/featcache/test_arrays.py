@@ -29,7 +29,6 @@ REFUSED = {
     "too few labels": ({"labels": [0, 1, 2]}, r"of shape \(3,\)"),
     "labels of two columns": ({"labels": np.zeros((4, 2), int)}, r"of shape \(4, 2\)"),
     "a label no number of 64 bits holds": ({"labels": np.full(4, 2**63, np.uint64)}, "is not a class"),
-    "names twice": ({"class_names": ["a", "b", "a"]}, "class name 'a' stands 2 times"),
     "names that are one text": ({"class_names": "abc"}, "class names are 'abc'; give a list of text"),
     "names that are numbers": ({"class_names": [1, 2]}, "give a list of text"),
     "ids twice": ({"sample_ids": ["a", "b", "a", "a"]}, "sample id 'a' stands 3 times; make sample ids unique"),
