@@ -2,8 +2,11 @@
 
 Samples are drawn where the truth is known, measured by `evalsuite.intervals`, and counted. Prints a line a case: how
 many of the intervals held the truth, their mean width, and how many samples had none. Exits with 1 where one of a
-case's coverages is under 93 % by more than chance explains (three standard errors), or where of two encoders between
-which nothing differs more than 7 % are told apart.
+case's coverages is under 93 % by more than chance explains (three standard errors), or over 97 %, or where of two
+encoders between which nothing differs more than 7 % or fewer than 3 % are told apart. Too wide is allowed, marked
+`few`, where fewer than 20 rows are to be expected that speak against the value, or for it: the rows that are wrong, the
+lesser side's rows times the distance of an area from 0 or 1, the ID or OOD rows beyond an FPR's threshold, the samples
+that one of two encoders gets right. There counts are too coarse, and unseen rows decide.
 
     OMP_NUM_THREADS=1 python benchmarks/intervals.py
 
@@ -21,31 +24,39 @@ from _targets import judge
 from evalsuite.intervals import Estimate, cosine_mean, difference, kappa, macro_share, mean_of, ranking, share
 from evalsuite.metrics import ood_metrics
 
-LEAST = 0.93
-MOST_REJECTED = 0.07
+LEAST, MOST = 0.93, 0.97
 NORMAL = NormalDist()
 
-Case = tuple[str, dict[str, float], Callable[[np.random.Generator], dict[str, Estimate]]]
-"""A name, the truths by metric, and what draws one sample and measures it."""
+FEW = 20
+Case = tuple[str, dict[str, float], Callable[[np.random.Generator], dict[str, Estimate]], dict[str, float]]
+"""A name, the truths by metric, what draws one sample and measures it, and by metric how many rows are to be expected
+that speak against the value or for it, whichever are fewer."""
 
 
 def accuracies() -> Iterator[Case]:
     for n in (1, 2, 3, 5, 10, 50, 200, 1000, 10_000):
         for p in (0.5, 0.9, 0.98, 0.999):
-            yield f"n {n:,}, p {p}", {"top1": p}, lambda rng, n=n, p=p: {"top1": share(rng.random(n) < p)}
+            yield (
+                f"n {n:,}, p {p}",
+                {"top1": p},
+                lambda rng, n=n, p=p: {"top1": share(rng.random(n) < p)},
+                {"top1": n * (1 - p)},
+            )
     for n in (10, 50, 1000):  # shares of 10 neighbours, of rows that differ
         for a, b in ((8.0, 2.0), (0.5, 0.5), (30.0, 0.5)):
             yield (
                 f"n {n:,}, tenths, beta({a:g}, {b:g})",
                 {"mutual_knn": a / (a + b)},
                 lambda rng, n=n, a=a, b=b: {"mutual_knn": share(rng.binomial(10, rng.beta(a, b, n)) / 10)},
+                {"mutual_knn": n * b / (a + b)},
             )
-    for n in (40, 100, 1000):
+    for n in (50, 100, 1000):
         for a, b in ((8.0, 2.0), (20.0, 0.8)):
             yield (
                 f"n {n:,}, beta({a:g}, {b:g})",
                 {"cosine_mapped": 2 * a / (a + b) - 1},
                 lambda rng, n=n, a=a, b=b: {"cosine_mapped": cosine_mean(2 * rng.beta(a, b, n) - 1)},
+                {"cosine_mapped": n},
             )
     for n in (10, 50, 500):
         for agree in (0.2, 0.9, 0.98):
@@ -57,7 +68,7 @@ def accuracies() -> Iterator[Case]:
                     if len(np.unique([a, b])) > 1:  # else kappa is left out
                         return {"kappa": kappa(a, b, 3)}
 
-            yield f"n {n:,}, agreement {agree}", {"kappa": agree}, votes
+            yield f"n {n:,}, agreement {agree}", {"kappa": agree}, votes, {"kappa": n * min(agree, 1 - agree)}
 
 
 def macros() -> Iterator[Case]:
@@ -80,6 +91,7 @@ def macros() -> Iterator[Case]:
                     lambda rng, each=each, labels=labels: {
                         "macro_top1": macro_share(rng.random(len(labels)) < each[labels], labels)
                     },
+                    {"macro_top1": len(rows) ** 2 / (1 / rows).sum() * (1 - float(each.mean()))},
                 )
 
 
@@ -109,12 +121,14 @@ def rankings(sizes: tuple[tuple[int, int], ...] = SIZES, enough: int = 400_000) 
             for auroc in (0.5, 0.8, 0.95, 0.993):
                 of_id, of_ood = scores(kind, auroc)
                 many, rng = enough // (n + m), np.random.default_rng(1)
+                truth = ood_metrics(of_id(rng, n * many).astype(float), of_ood(rng, m * many).astype(float))
                 yield (
                     f"{n} ID, {m} OOD, {kind}, AUROC {auroc}",
-                    ood_metrics(of_id(rng, n * many).astype(float), of_ood(rng, m * many).astype(float)),
+                    truth,
                     lambda rng, n=n, m=m, of_id=of_id, of_ood=of_ood: ranking(
                         of_id(rng, n).astype(float), of_ood(rng, m).astype(float)
                     ),
+                    telling(truth, n, m),
                 )
     shifts = (0.5, 1.5, 3.0)
     for n, m in ((50, 50), (200, 200)):  # the mean over three sets, beside the same ID rows
@@ -128,7 +142,49 @@ def rankings(sizes: tuple[tuple[int, int], ...] = SIZES, enough: int = 400_000) 
             return {metric: mean_of([each[metric] for each in of]) for metric in of[0]}
 
         truth = {metric: float(np.mean([each[metric] for each in truths])) for metric in truths[0]}
-        yield f"{n} ID, 3 × {m} OOD, mean", truth, over_sets
+        yield f"{n} ID, 3 × {m} OOD, mean", truth, over_sets, telling(truth, n, m)
+
+
+def telling(truth: dict[str, float], n: int, m: int) -> dict[str, float]:
+    found = {metric: min(n, m) * min(value, 1 - value) for metric, value in truth.items()}
+    return found | {f"fpr95_{side}": min(rows * 0.05, found[f"fpr95_{side}"]) for side, rows in (("id", n), ("ood", m))}
+
+
+def others(
+    sizes: tuple[tuple[int, int], ...] = ((60, 60), (80, 400), (300, 300)), enough: int = 400_000
+) -> Iterator[Case]:
+    """What the intervals were not tuned on: scores of other distributions, one digit of which is kept or all, and
+    classes of which half are always right."""
+    draws: dict[str, Callable[[np.random.Generator, int, float], np.ndarray]] = {
+        "t(3)": lambda rng, n, shift: rng.standard_t(3, n) + shift,
+        "exponential": lambda rng, n, shift: rng.exponential(1 + 2 * shift, n),
+        "beta": lambda rng, n, shift: rng.beta(1 + 2 * shift, 2, n),
+        "spread": lambda rng, n, shift: rng.normal(shift, np.exp(rng.normal(0, 0.7, n))),
+        "a digit": lambda rng, n, shift: rng.normal(shift, 1, n).round(1),
+    }
+    for n, m in sizes:
+        for kind, of in draws.items():
+            for shift in (0.3, 1.0, 2.0):
+                many, rng = enough // (n + m), np.random.default_rng(7)
+                truth = ood_metrics(of(rng, n * many, 0.0), of(rng, m * many, shift))
+                yield (
+                    f"{n} ID, {m} OOD, {kind}, shift {shift}",
+                    truth,
+                    lambda rng, n=n, m=m, of=of, shift=shift: ranking(of(rng, n, 0.0), of(rng, m, shift)),
+                    telling(truth, n, m),
+                )
+    for classes, rows in ((5, 40), (40, 7), (300, 4)):
+        labels = np.repeat(np.arange(classes), rows)
+        for p in (0.3, 0.7, 0.95):
+            each = np.where(np.arange(classes) % 2, p, 1.0)
+            yield (
+                f"{classes:,} × {rows}, half right, half {p}",
+                {"macro_top1": float(each.mean())},
+                lambda rng, each=each, labels=labels: {
+                    "macro_top1": macro_share(rng.random(len(labels)) < each[labels], labels)
+                },
+                {"macro_top1": len(labels) * (1 - float(each.mean()))},
+            )
 
 
 def differences() -> Iterator[Case]:
@@ -144,7 +200,12 @@ def differences() -> Iterator[Case]:
                 return {"B − A, top1": difference(share(drawn <= 1), share((drawn == 0) | (drawn == 2)))}
 
             null = " (null)" if only_a == only_b else ""
-            yield f"n {n:,}, {both}, {only_a}, {only_b}{null}", {"B − A, top1": only_b - only_a}, two
+            yield (
+                f"n {n:,}, {both}, {only_a}, {only_b}{null}",
+                {"B − A, top1": only_b - only_a},
+                two,
+                {"B − A, top1": n * (only_a + only_b)},
+            )
     for n, m in ((10, 10), (50, 50), (500, 20), (200, 200)):
         for auroc in (0.6, 0.9, 0.99):
             for alike in (0.0, 0.9):
@@ -166,12 +227,14 @@ def differences() -> Iterator[Case]:
                     f"{n} ID, {m} OOD, AUROC {auroc}, alike {alike} (null)",
                     {f"B − A, {metric}": 0.0 for metric in metrics},
                     of_scores,
+                    {f"B − A, {metric}": min(n, m) * (1 - auroc) for metric in metrics}
+                    | {f"B − A, fpr95_{side}": 0.05 * rows for side, rows in (("id", n), ("ood", m))},
                 )
 
 
 def covered(case: Case, samples: int, seed: int = 0) -> Iterator[tuple[str, float, float, float, float]]:
     """By metric: coverage, mean width, share of samples without an interval, share of intervals that leave out 0."""
-    _, truths, draw = case
+    _, truths, draw, _ = case
     rng = np.random.default_rng(seed)
     found: dict[str, list[tuple[float, float]]] = {metric: [] for metric in truths}
     for _ in range(samples):
@@ -193,27 +256,35 @@ def covered(case: Case, samples: int, seed: int = 0) -> Iterator[tuple[str, floa
             yield metric, math.nan, math.nan, 1.0, 0.0
 
 
+def judged(what: str, coverage: float, rejected: float, held: float, few: bool) -> list[tuple[str, float, float, str]]:
+    """The targets of one line, each given three standard errors; `few`: too wide is allowed."""
+    chance = 3 * math.sqrt(LEAST * (1 - LEAST) / held)
+    targets = [(f"coverage of {what}", coverage + chance, LEAST, "at least")]
+    if not few:
+        targets.append((f"coverage of {what}", coverage - chance, MOST, "at most"))
+    if what.endswith("(null)"):
+        targets.append((f"told apart by {what}", rejected - chance, 1 - LEAST, "at most"))
+        if not few:
+            targets.append((f"told apart by {what}", rejected + chance, 1 - MOST, "at least"))
+    return targets
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=600)
     options = parser.parse_args()
     targets = []
     print(f"{'case':44} {'metric':18} {'coverage':>8} {'width':>7} {'none':>6}")
-    for cases in (accuracies(), macros(), rankings(), differences()):
-        for case in cases:
-            name = case[0]
+    for part in (accuracies, macros, rankings, differences, others):
+        for case in part():
+            name, _, _, speaking = case
             for metric, coverage, width, none, rejected in covered(case, options.samples):
                 if none == 1:
                     print(f"{name:44} {metric:18} {'–':>8} {'–':>7} {none:6.0%}", flush=True)
                     continue
-                mark = " below" if coverage < LEAST else ""
-                print(f"{name:44} {metric:18} {coverage:8.1%} {width:7.3f} {none:6.0%}{mark}", flush=True)
-                held = options.samples * (1 - none)
-                chance = 3 * math.sqrt(LEAST * (1 - LEAST) / held)
-                targets.append((f"coverage of {metric}, {name}", coverage + chance, LEAST, "at least"))
-                if name.endswith("(null)"):
-                    chance = 3 * math.sqrt(MOST_REJECTED * (1 - MOST_REJECTED) / held)
-                    targets.append((f"told apart by {metric}, {name}", rejected - chance, MOST_REJECTED, "at most"))
+                few = " few" if speaking[metric] < FEW else ""
+                print(f"{name:44} {metric:18} {coverage:8.1%} {width:7.3f} {none:6.0%}{few}", flush=True)
+                targets += judged(f"{metric}, {name}", coverage, rejected, options.samples * (1 - none), bool(few))
     judge(targets)
 
 

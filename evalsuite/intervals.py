@@ -11,11 +11,12 @@ the method of variance estimates recovery (Newcombe 1998, Statistics in Medicine
 Donner 2008, Statistics in Medicine 27, 1693–1702): it gives means over sets and paired differences with the coverage
 of the single intervals.
 
-Single intervals of shares and areas are Wilson's score interval with continuity correction (Newcombe's method 4), n
-being replaced by the effective number of rows p (1 − p) / V (Kish 1965, "Survey Sampling"; Korn and Graubard 1998,
-Survey Methodology 24, 193–201). V is the estimated variance, blended with the largest that the value allows: little of
-it where many rows speak for and against, all of it where none does, so that no interval has width 0. `benchmarks/intervals.py`
-measures the coverage.
+Single intervals of shares and areas are Wilson's score interval, n being replaced by the effective number of rows
+p (1 − p) / V, with Student's quantile (Kish 1965, "Survey Sampling"; Korn and Graubard 1998, Survey Methodology 24,
+193–201). V is the estimated variance, blended with one row's worth of what it may be where no row speaks against the
+value (a unit of information: Kass and Wasserman 1995, JASA 90, 928–934), so that no interval has width 0. For counts
+under 5 the score interval is modified as Brown, Cai and DasGupta (2001, Statistical Science 16, 101–133) do.
+`benchmarks/intervals.py` measures the coverage.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ LEAST_ROWS = 5
 LEAST_FOR_THRESHOLD = 72
 """Rows below which no order statistic bounds their 95 % point from above: 0.95 ** 71 > 0.025."""
 
-LEAST_FOR_MEAN = 40
+LEAST_FOR_MEAN = 50
 """Rows below which a mean of cosines gets no interval."""
 
 _Z = NormalDist().inv_cdf(0.975)
-_PRIOR_ROWS = 3.0  # how many rows the largest variance counts as, against the rows that speak for and against
-_PRIOR_ROWS_MACRO = 5.0
-_CORRECTED = 10.0  # rows that speak up to which the correction for continuity is whole
+_PRIOR_ROWS = 1.0  # what the variance where no row speaks counts as, against the rows that speak for and against
+_FEW = 5.0  # right or wrong rows under which the nearer bound is that of a Poisson count
+_CORRECTED = 20.0  # rows below which Wilson's bounds are corrected for continuity (Newcombe's method 4)
 _LEAST_DECISIVE = 10  # a macro average's rows, each counted in proportion to its weight
 _MOST_SINGLE = 0.25  # of a macro average's variance, the share of classes with one row
 
@@ -68,6 +69,7 @@ class Estimate:
     none: str | None = None
     least: float = 0.0
     most: float = 1.0
+    counts: bool = False  # of rows that are right or wrong, and nothing else
 
     @property
     def ci95(self) -> tuple[float, float] | None:
@@ -83,15 +85,15 @@ class Estimate:
 def share(values: Float[np.ndarray, " n"] | Bool[np.ndarray, " n"], source: str = "rows") -> Estimate:
     """The mean of values in [0, 1], one a row: an accuracy (right or wrong) or a mean of shares.
 
-    Of right and wrong answers this is Wilson's interval with continuity correction: its coverage is at least 94.7 %
-    for every n and p. Of other shares there is none for fewer than `LEAST_ROWS`. Raises `ValueError` for no rows.
+    Of right and wrong answers this is the score interval: its coverage is at least 92.8 % for every n and p, and 93 to
+    97 % where ten rows or more are to be expected right and wrong. Of other shares there is none for fewer than `LEAST_ROWS`. Raises `ValueError` for no rows.
     """
     if values.size == 0:
         raise ValueError("there are no rows: a mean needs at least one")
     values = np.asarray(values, np.float64)
     n, value = len(values), float(values.mean())
     if ((values == 0) | (values == 1)).all():
-        return Estimate(value, {source: Part(*_score(value, n, 0.5), values)})
+        return Estimate(value, {source: Part(*_score(value, n), values)}, counts=True)
     return _blended(value, {source: _Side(values, min(_equal(values), _equal(1 - values)), 1 / n)})
 
 
@@ -99,8 +101,8 @@ def macro_share(correct: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) 
     """The unweighted mean over the classes that occur in `labels` of the accuracy within each.
 
     The variance is the stratified one, Σ p (1 − p) / (n − 1) over the classes (Cochran 1977, "Sampling Techniques",
-    §5.9); a class with one row, whose variance nothing tells, counts as one of the mean accuracy. The largest variance
-    that the mean allows puts all that is wrong into the smallest classes. There is no interval where more than a
+    §5.9); a class with one row, whose variance nothing tells, counts as one of the mean accuracy. Where no row
+    speaks, classes are taken to be alike. There is no interval where more than a
     quarter of the variance is to be expected of classes with one row, or where the smallest classes decide with fewer
     than 10 rows. Raises `ValueError` for no rows.
     """
@@ -118,14 +120,10 @@ def macro_share(correct: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) 
     spread = value * (1 - value)
     within = np.where(rows > 1, right * (rows - right) / (rows * np.maximum(rows - 1, 1)), spread)
     variance = (within / rows).sum() / classes**2
-    shifted = (value * rows.sum() + 2) / (rows.sum() + 4)  # off 0 and 1 (Agresti and Coull 1998)
-    most = np.clip(classes * shifted * (1 - shifted) - np.arange(classes) / 4, 0, 0.25)
-    largest = (most / np.sort(rows)).sum() / classes**2 / (shifted * (1 - shifted))
+    alike = (1 / rows).sum() / classes**2
     speaking = min(weight @ right, weight @ (rows - right))
-    inverse = (speaking * (variance / spread if spread else 0.0) + _PRIOR_ROWS_MACRO * largest) / (
-        speaking + _PRIOR_ROWS_MACRO
-    )
-    return Estimate(value, {"rows": Part(*_score(value, 1 / inverse, 0.5), np.asarray(correct, np.float64))})
+    inverse = _shrunk(variance / spread if spread else 0.0, alike, speaking)
+    return Estimate(value, {"rows": Part(*_score(value, 1 / inverse), np.asarray(correct, np.float64))})
 
 
 def cosine_mean(cosines: Float[np.ndarray, " n"]) -> Estimate:
@@ -194,13 +192,18 @@ def ranking(
         for source, won in ((id_source, won_id), (ood_source, won_ood))
     }
     found = {"auroc": _blended(values["auroc"], sides)}
-    for name, (of_ood, of_id) in _precision(ood, id_, rank_ood, rank_id).items():
-        found[f"{name}_out"] = _blended(values[f"{name}_out"], {id_source: of_id, ood_source: of_ood})
+    for name, (of_ood, of_id, bias) in _precision(ood, id_, rank_ood, rank_id).items():
+        found[f"{name}_out"] = _blended(values[f"{name}_out"], {id_source: of_id, ood_source: of_ood}, bias)
     below_id, below_ood = distinct - 1 - rank_id, distinct - 1 - rank_ood
-    for name, (of_id, of_ood) in _precision(id_[::-1], ood[::-1], below_id, below_ood).items():
-        found[f"{name}_in"] = _blended(values[f"{name}_in"], {id_source: of_id, ood_source: of_ood})
+    for name, (of_id, of_ood, bias) in _precision(id_[::-1], ood[::-1], below_id, below_ood).items():
+        found[f"{name}_in"] = _blended(values[f"{name}_in"], {id_source: of_id, ood_source: of_ood}, bias)
     found["fpr95_id"] = _fpr95(below_id, below_ood, (id_source, ood_source), "ID")
     found["fpr95_ood"] = _fpr95(rank_ood, rank_id, (ood_source, id_source), "OOD")
+    if 2 * distinct < len(rank_id) + len(rank_ood):
+        few_scores = (
+            f"{distinct:,} distinct scores of {len(rank_id) + len(rank_ood):,} rows: lines between few points; see ap"
+        )
+        found |= {name: Estimate(values[name], {}, few_scores) for name in ("aupr_in", "aupr_out")}
     return {name: found[name] for name in values}
 
 
@@ -228,64 +231,114 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """b − a, of two estimates whose influences are of the same rows: samples that were measured twice.
 
-    Where few rows differ nothing but their number says how many might: the interval is then widened towards the
-    one that no differing row among n gives, ± z² / (n + z²) (Tango 1998, Statistics in Medicine 17, 891–908).
+    Of rows that are right or wrong this is Tango's score interval (1998, Statistics in Medicine 17, 891–908), which
+    leaves out 0 where McNemar's test tells the two apart. Else it is Student's of the influences' differences, for the
+    AUROC DeLong, DeLong and Clarke-Pearson's; where few rows differ, it is widened towards what no differing row among
+    n gives, ± z² / (n + z²) (Tango).
     """
     value = b.value - a.value
     if (none := a.none or b.none) is not None:
         return Estimate(value, {}, none)
+    if a.counts and b.counts:
+        ((source, ours),), (theirs,) = a.parts.items(), b.parts.values()
+        influence = theirs.influence - ours.influence
+        return Estimate(value, {source: Part(*_tango(influence), influence)}, least=-1.0)
     parts: dict[str, Part] = {}
     for source in a.parts:
-        ours, theirs = a.parts[source], b.parts[source]
-        influence = theirs.influence - ours.influence
-        together = _correlation(np.stack([ours.influence, theirs.influence]), unknown=0.0)[0, 1]
+        influence = b.parts[source].influence - a.parts[source].influence
         differing, n = _equal(np.abs(influence)), len(influence)
         guard = _PRIOR_ROWS / (differing + _PRIOR_ROWS) * _Z**2 / (n + _Z**2)
-        down, up = (
-            math.sqrt(max(0.0, x * x - 2 * together * x * y + y * y) + guard**2)
-            for x, y in ((theirs.down, ours.up), (theirs.up, ours.down))
-        )
-        parts[source] = Part(down, up, influence)
+        half = math.hypot(_student(n - 1) * float(influence.std(ddof=1)) / math.sqrt(n), guard) if n > 1 else 1.0
+        parts[source] = Part(half, half, influence)
     return Estimate(value, parts, least=-1.0)
 
 
-def _score(p: float, n: int | float, correction: float) -> tuple[float, float]:
-    """How far Wilson's bounds of the share p of n rows lie below and above it, `correction` rows being moved."""
+def _tango(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Tango's score interval of a paired difference of shares, as distances below and above it."""
+    n, gained, lost = len(difference), int((difference > 0).sum()), int((difference < 0).sum())
+
+    def distance(up: bool) -> float:
+        more, less = (gained, lost) if up else (lost, gained)
+        value = (more - less) / n
+        low, high = value, 1.0
+        for _ in range(50):
+            delta = (low + high) / 2
+            b, c = (2 * n - more + less) * delta - more - less, -less * delta * (1 - delta)
+            rare = (math.sqrt(b * b - 8 * n * c) - b) / (4 * n)
+            spread = math.sqrt(max(0.0, n * (2 * rare + delta * (1 - delta))))
+            low, high = (delta, high) if n * delta - (more - less) <= _Z * spread else (low, delta)
+        return high - value
+
+    return distance(up=False), distance(up=True)
+
+
+def _score(p: float, n: float) -> tuple[float, float]:
+    """How far Wilson's bounds of the share p of n rows, which need not be whole, lie below and above it. Of the rows
+    that are right or wrong, where they are fewer than `_FEW`, the least number is Garwood's of a Poisson count, as Brown,
+    Cai and DasGupta modify the score interval."""
+    if p > 0.5:
+        return _score(1 - p, n)[::-1]
+    moved = 0.5 / n if n < _CORRECTED else 0.0
 
     def bound(p: float, side: int) -> float:
         half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
         return (p + _Z**2 / (2 * n) + side * half) / (1 + _Z**2 / n)
 
-    low = bound(max(0.0, p - correction / n), -1) if p > 0 else 0.0
-    high = bound(min(1.0, p + correction / n), 1) if p < 1 else 1.0
-    return p - max(low, 0.0), min(high, 1.0) - p
+    low = bound(max(p - moved, 0.0), -1) if n * p >= _FEW else _least_count(n * p) / n
+    return p - max(low, 0.0), min(bound(p + moved, 1), 1.0) - p
+
+
+def _least_count(found: float) -> float:
+    """The mean under which a Poisson count reaches `found`, which need not be whole, with a probability of 2.5 %
+    (Garwood 1936, Biometrika 28, 437–442)."""
+    if found < 1e-9:
+        return 0.0
+    low, high = 0.0, found
+    while high - low > 1e-7 * found:
+        mean = (low + high) / 2
+        term = math.exp(found * math.log(mean) - mean - math.lgamma(found + 1))
+        reached, i = term, found
+        while term > 1e-9:
+            i += 1
+            term *= mean / i
+            reached += term
+        low, high = (low, mean) if reached > 0.025 else (mean, high)
+    return low
 
 
 @dataclass(frozen=True)
 class _Side:
     """One source's rows: their influences, how many `speak` against the value or for it, whichever are fewer, and the
-    `largest` variance that they can give a value p, over p (1 − p)."""
+    variance that a value p may have where none does, over p (1 − p)."""
 
     influence: Float[np.ndarray, " n"]
     speaking: float
-    largest: float
+    model: float
 
 
-def _blended(value: float, sides: Mapping[str, _Side]) -> Estimate:
-    """The score interval of a value in [0, 1]; see the module."""
+def _shrunk(estimated: float, model: float, speaking: float) -> float:
+    """The variance of `speaking` rows and that of the model, which counts as one row."""
+    return (speaking * estimated + _PRIOR_ROWS * model) / (speaking + _PRIOR_ROWS)
+
+
+def _blended(value: float, sides: Mapping[str, _Side], bias: float = 0.0) -> Estimate:
+    """The score interval of a value in [0, 1] that is `bias` too high; see the module."""
     few = min(len(side.influence) for side in sides.values())
     if few < LEAST_ROWS:
         return Estimate(value, {}, f"{few} rows, fewer than {LEAST_ROWS}")
     spread = value * (1 - value)
-    inverse = {}
-    for source, side in sides.items():
-        prior = _PRIOR_ROWS / (side.speaking + _PRIOR_ROWS)
-        estimated = float(side.influence.var(ddof=1)) / len(side.influence) / spread if spread > 0 else 0.0
-        inverse[source] = (1 - prior) * estimated + prior * side.largest
+    inverse = {
+        source: _shrunk(
+            float(side.influence.var(ddof=1)) / len(side.influence) / spread if spread > 0 else 0.0,
+            side.model,
+            side.speaking,
+        )
+        for source, side in sides.items()
+    }
     total = sum(inverse.values())
-    rows = 1 / min(total, max(side.largest for side in sides.values()))
-    speaking = min(side.speaking for side in sides.values())
-    down, up = _score(value, rows, 0.5 * min(1.0, _CORRECTED / max(speaking, _CORRECTED)))
+    rows = 1 / min(total, max(side.model for side in sides.values()))
+    down, up = _score(value, rows * (_Z / _student(few - 1)) ** 2)
+    down = min(down + bias, value)
     return Estimate(
         value,
         {
@@ -293,6 +346,12 @@ def _blended(value: float, sides: Mapping[str, _Side]) -> Estimate:
             for source, part in inverse.items()
         },
     )
+
+
+def _exponential(theta: float) -> float:
+    """H-M: the ID rows' part."""
+    # Var of the ID side, n Var / (θ(1−θ))
+    return theta / (1 + theta)
 
 
 def _student(freedom: int) -> float:
@@ -322,11 +381,13 @@ def _precision(
     negative: Int[np.ndarray, " d"],
     of_positive: Int[np.ndarray, " p"],
     of_negative: Int[np.ndarray, " n"],
-) -> dict[str, tuple[_Side, _Side]]:
+) -> dict[str, tuple[_Side, _Side, float]]:
     """Positives and negatives of the trapezoid area `aupr` and of average precision `ap`, from histograms over the
-    distinct scores in the order in which they are flagged.
+    distinct scores in the order in which they are flagged; and how far both are too high, since a positive counts
+    itself in the precision at its own score.
 
-    A negative that is flagged first costs (1/p + … + 1) / p, about (1 + ln p) / p: the largest variance has that factor.
+    Where a share x of negatives, beside positives, is flagged first, an area loses about −x ln x with a variance of
+    x (ln x)² / p: −ln x / p over what is lost is what unseen negatives may do.
     """
     p, n = len(of_positive), len(of_negative)
     hits, false = positive.cumsum(), negative.cumsum()
@@ -341,15 +402,20 @@ def _precision(
 
     before = np.concatenate([[1.0], precision[:-1]])
     at, earlier = of_threshold(weight), of_threshold(np.append(weight[1:], 0.0))
+    itself = float(
+        weight @ ((1 - precision) / np.maximum(flagged, 1))
+    )  # what counting itself adds to a positive's precision
     found = {}
     for name, own, of_p, of_n in (
         ("aupr", (precision + before) / 2, (at[0] + earlier[0]) / 2, (at[1] + earlier[1]) / 2),
         ("ap", precision, *at),
     ):
         kept = own[of_positive]
+        lost = max(1 - float(weight @ own), 1 / p)
         found[name] = (
             _Side((own + of_p)[of_positive], min(_equal(kept), _equal(1 - kept)), 1 / p),
-            _Side(of_n[of_negative], _equal(-of_n[of_negative]), (1 + math.log(p)) / p),
+            _Side(of_n[of_negative], _equal(-of_n[of_negative]), (1 - math.log(lost)) / p),
+            itself,
         )
     return found
 
@@ -366,24 +432,28 @@ def _fpr95(
         none = f"{n} {setting} rows set the threshold; bounds on it take {LEAST_FOR_THRESHOLD}"
         return Estimate(value, {}, none)
     lowest, highest = _ranks_of_95(n)
-    between = ordered[lowest - 1 : highest]
+    between = ordered[math.floor(lowest) - 1 : math.ceil(highest)]
+    rates = np.searchsorted(np.sort(false), between, side="right") / len(false)
+    low_rate, high_rate = np.interp([lowest, highest], math.floor(lowest) + np.arange(len(between)), rates)
     least, most = (false <= between[0]), (false <= between[-1])
-    down, up = value - float(least.mean()), float(most.mean()) - value
+    down, up = max(0.0, value - float(low_rate)), max(0.0, float(high_rate) - value)
     at, below, above = (share(of).parts["rows"] for of in (passed, least, most))
     # Where ties leave few thresholds to choose from, the rate is another one at each: distances add, unsquared.
     ties = 1 - (len(np.unique(between)) - 1) / (len(between) - 1)
     further = max(at.down, below.down), max(at.up, above.up)
     lower, higher = (math.sqrt(r * r + 2 * ties * t * r) for r, t in zip(further, (down, up), strict=True))
-    reached = (hits <= threshold).astype(np.float64)
-    return Estimate(value, {sources[0]: Part(down, up, reached), sources[1]: Part(lower, higher, at.influence)})
+    slope = (down + up) / 2 / (_Z * math.sqrt(0.05 * 0.95 / n))  # of the rate, by the share of rows beyond a threshold
+    beyond = np.where(hits <= threshold, 0.0, slope)
+    return Estimate(value, {sources[0]: Part(down, up, beyond), sources[1]: Part(lower, higher, at.influence)})
 
 
 @lru_cache(maxsize=64)
-def _ranks_of_95(n: int) -> tuple[int, int]:
-    """The order statistics between which the 95 % point of a distribution lies, of n rows: each misses it with a
-    probability of at most 2.5 %."""
+def _ranks_of_95(n: int) -> tuple[float, float]:
+    """The order statistics, between two of them by line, that lie beyond the 95 % point and short of it with 2.5 %."""
     beyond = np.arange(n + 1)  # rows beyond the point: binomial
     steps = np.log((n - beyond[:-1]) / (beyond[:-1] + 1) * (0.05 / 0.95))
     below = np.exp(n * math.log(0.95) + np.concatenate([[0.0], steps.cumsum()])).cumsum()
-    # rank r is beyond the point when more than n − r rows are, and short of it when at most n − r are
-    return n - int((1 - below <= 0.025).argmax()), n - int((below <= 0.025).sum() - 1)
+    # P(rank r lies beyond the point) = P(more than n − r rows do) = 1 − below[n − r]
+    lowest = n - float(np.interp(0.975, below, beyond))
+    highest = n - float(np.interp(0.025, below, beyond))
+    return lowest, highest

@@ -327,8 +327,7 @@ def test_cosine_to_the_mapped_teacher(pair, make_store, tmp_path, rng):
         assert result.parameters["chance"]["cosine_mapped"] == pytest.approx(others, abs=1e-10)
         of_dogs = np.diag(cosine)[labels == 3].mean()
         assert result.metrics["per_class/dog/cosine_mapped"].value == pytest.approx(of_dogs, abs=1e-10)
-        low, high = result.metrics["cosine_mapped"].ci95
-        assert low < result.metrics["cosine_mapped"].value < high
+        assert result.metrics["cosine_mapped"].no_ci95 == "44 rows, fewer than 50"
     for tensors, said in (
         ({"mapping.weight": weight, "mapping.bias": mean}, "holds mapping.bias, mapping.weight, not a linear mapping"),
         ({"head.weight": weight}, "holds head.weight, not a linear mapping"),
