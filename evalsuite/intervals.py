@@ -272,7 +272,7 @@ def _tango(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return distance(up=False), distance(up=True)
 
 
-def _score(p: float, n: float) -> tuple[float, float]:
+def _score(p: float, n: int | float) -> tuple[float, float]:
     """How far Wilson's bounds of the share p of n rows, which need not be whole, lie below and above it. Of the rows
     that are right or wrong, where they are fewer than `_FEW`, the least number is Garwood's of a Poisson count, as Brown,
     Cai and DasGupta modify the score interval."""
