@@ -143,7 +143,7 @@ def open_model(
 def _fetched(name: str, architecture: str, **arguments: Any) -> Any:
     recorded = None if ":" in name else timm.get_pretrained_cfg(name)
     url = recorded.url if recorded and not recorded.hf_hub_id and isinstance(recorded.url, str) else None
-    local = "timm/local-dir:FOLDER" if ":" in name else f"timm/{architecture}:WEIGHTS.safetensors"
+    local = "timm/local-dir:FOLDER" if ":" in name else f"timm/{name}:WEIGHTS.safetensors"
     with hub.fetching(f"timm/{name}", "its weights could not be fetched", f"with them on disk give {local}", url):
         return timm.create_model(name, pretrained=True, **arguments)
 

@@ -296,7 +296,7 @@ class Session:
 @pytest.mark.parametrize(
     ("spec", "remedy"),
     [
-        ("timm/test_vit.r160_in1k", "timm/test_vit:WEIGHTS.safetensors"),
+        ("timm/test_vit.r160_in1k", "timm/test_vit.r160_in1k:WEIGHTS.safetensors"),
         ("timm/hf-hub:timm/test_vit.r160_in1k", "timm/local-dir:FOLDER"),
         ("open_clip/ViT-B-32:laion2b_s34b_b79k", "open_clip/ViT-B-32:laion2b_s34b_b79k:CHECKPOINT"),
     ],
