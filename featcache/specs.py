@@ -2,8 +2,9 @@
 
 import os
 import re
+from collections.abc import Sequence
 
-from featcache.plugins import plugin_names
+from featcache.plugins import plugin_names, suggest
 
 
 def names_code(spec: str) -> bool:
@@ -20,6 +21,22 @@ def refuse_code(place: object, spec: object, trust_code: bool) -> None:
         raise ValueError(
             f"{place}: names code, {spec}, which files do not get to run; if you know it, add --trust-code (trust_code=True)"
         )
+
+
+def options_in(text: str, spec: str, known: Sequence[str]) -> dict[str, str]:
+    """The options `@name=value…` of a spec, in its order.
+
+    Raises:
+        ValueError: one is not `known`, or is given twice.
+    """
+    found: dict[str, str] = {}
+    for name, value in re.findall(r"@(\w+)=([^@]*)", text):
+        if name not in known:
+            raise ValueError(f"{spec}: @{name}={value}: no such option; {suggest(name, known)}")
+        if name in found:
+            raise ValueError(f"{spec}: @{name}={value}: @{name} is given twice; keep one")
+        found[name] = value
+    return found
 
 
 def split_specs(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 import os
 import re
 
-from featcache.plugins import suggest
+from featcache.specs import options_in
 
 OPTIONS = re.compile(r"((?:@\w+=[^@/]*)*)$")
 
@@ -18,12 +18,4 @@ def split_options(source: str, rest: str, known: tuple[str, ...]) -> tuple[str, 
         return rest, {}
     written = OPTIONS.search(rest)
     assert written
-    found: dict[str, str] = {}
-    for name, value in re.findall(r"@(\w+)=([^@]*)", written[1]):
-        where = f"{source}:{rest}: @{name}={value}"
-        if name not in known:
-            raise ValueError(f"{where}: no such option; {suggest(name, known)}")
-        if name in found:
-            raise ValueError(f"{where}: @{name} is given twice; keep one")
-        found[name] = value
-    return rest[: written.start()], found
+    return rest[: written.start()], options_in(written[1], f"{source}:{rest}", known)

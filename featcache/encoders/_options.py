@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.plugins import suggest
+from featcache.specs import options_in
 
 POOLS = ("default", "token", "avg", "token+avg")
 
@@ -40,12 +40,8 @@ def split_options(source: str, rest: str, known: tuple[str, ...] = ("layer", "po
     match = re.fullmatch(r"(.*?)((?:@\w+=[^@]*)*)", rest, re.DOTALL)
     assert match
     found: dict[str, Any] = {}
-    for name, value in re.findall(r"@(\w+)=([^@]*)", match[2]):
+    for name, value in options_in(match[2], f"{source}/{rest}", known).items():
         where = f"{source}/{rest}: @{name}={value}"
-        if name not in known:
-            raise ValueError(f"{where}: no such option; {suggest(name, known)}")
-        if name in found:
-            raise ValueError(f"{where}: @{name} is given twice; keep one")
         if name == "pool" and value not in POOLS:
             raise ValueError(f"{where}: no such pooling; known: {', '.join(POOLS)}")
         if name == "norm" and value not in ("true", "false"):
