@@ -1,9 +1,9 @@
-"""The three programs: `featcache`, `distill`, `evalsuite`; what they do is in `commands/`."""
+"""The three programs: `featcache`, `distill`, `evalsuite`; what they do is in `featcache_cli/`."""
 
 import sys
 
-from commands import distill, evalsuite, featcache
-from commands.screen import run
+from featcache_cli import distill, evalsuite, featcache
+from featcache_cli.screen import run
 
 APPS = {"featcache": featcache.app, "distill": distill.app, "evalsuite": evalsuite.app}
 

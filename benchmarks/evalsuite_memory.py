@@ -76,8 +76,8 @@ def write(name: str, bank_rows: int, folder: Path) -> None:
     """A store of random rows and labels, unless it is there. Its rows go to the disk in blocks."""
     import numpy as np
 
-    from featcache.arrays import write_store
     from featcache.store import open_store
+    from featcache.store.from_arrays import write_store
 
     full, width = STORES[name]
     rows, path = max(1, full * bank_rows // STORES["bank"][0]), folder / f"{name}.zarr"

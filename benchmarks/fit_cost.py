@@ -21,12 +21,12 @@ from photographs import arguments, unpacked
 
 import distill
 import featcache
-from distill._schedule import make_optimizer
 from distill.objectives import match
 from distill.pairs import Pairs
 from distill.students import make_student
+from distill.training.schedule import make_optimizer
 from featcache.encoder import Encoder, normalise
-from featcache.encoders.timm import wrap
+from featcache.models.timm import wrap
 
 LIMIT = 1.10  # × the bare step, at most, that an epoch of fit takes: issue 4, Cost
 PAIRS = (

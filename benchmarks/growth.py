@@ -25,10 +25,10 @@ import numpy as np
 from _targets import judge, span
 from synthetic import Synthetic, synthetic_encoder
 
-from featcache.cache import KnownRows
-from featcache.extract import Progress, extract
-from featcache.samples import content_hash
+from featcache.extraction.extract import Progress, extract
+from featcache.extraction.samples import content_hash
 from featcache.store import FeatureStore
+from featcache.store.index import KnownRows
 
 ROWS = [10_000, 100_000, 1_000_000]
 GROWTH = 1.5

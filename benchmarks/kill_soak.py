@@ -25,10 +25,10 @@ import timm
 import torch
 from PIL import Image
 
-import featcache.job
-import featcache.layout
+import featcache.extraction.job
+import featcache.store.layout
 from featcache import Encoder, Preprocess, extract
-from featcache.pixels import KeptPixels
+from featcache.inputs.kept import KeptPixels
 from featcache.precision import CANDIDATES
 
 SIZE = 32
@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    featcache.job.SAVE_SECONDS = 0.0  # a unit in progress is saved after every batch
+    featcache.extraction.job.SAVE_SECONDS = 0.0  # a unit in progress is saved after every batch
     rng = random.Random(options.seed)
     pairs = list(itertools.product(MODELS, options.precisions.split(",")))
     kills = ends = 0
@@ -81,7 +81,7 @@ def main() -> int:
         write_images(work / "some", options.images, every=3)
         for kind, precision in pairs:
             encoder = make_encoder(kind)
-            featcache.layout.CHUNK_BYTES = 8 * encoder.embedding_dim * 2 * 2  # eight rows of two views a unit
+            featcache.store.layout.CHUNK_BYTES = 8 * encoder.embedding_dim * 2 * 2  # eight rows of two views a unit
             more = soak(work / f"{kind}-{precision}", encoder, precision, -(-options.kills // len(pairs)), rng)
             if more is None:
                 return 1

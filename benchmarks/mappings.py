@@ -122,7 +122,7 @@ def write_random_store(path: Path, rows: int) -> None:
     """Gaussian rows whose dimensions differ in strength, written by way of a file, not of memory."""
     import numpy as np
 
-    from featcache.arrays import write_store
+    from featcache.store.from_arrays import write_store
 
     rng, scale = np.random.default_rng(0), np.geomspace(1, 0.03, WIDTH, dtype=np.float32)
     file = path.with_suffix(".npy")

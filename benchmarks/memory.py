@@ -65,7 +65,7 @@ def extracted(rows: int, width: int, list_ids: bool, folder: Path) -> dict[str, 
     """Bytes of RSS before, its peak up to the last batch, and its peak in all; and seconds."""
     from synthetic import Synthetic, synthetic_encoder
 
-    from featcache.extract import Progress, extract
+    from featcache.extraction.extract import Progress, extract
 
     corpus, encoder = Synthetic(rows), synthetic_encoder(width)
     if list_ids:

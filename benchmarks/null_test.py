@@ -19,9 +19,9 @@ from photographs import arguments, unpacked
 import distill
 import evalsuite
 import featcache
+from evalsuite.evaluators.ood import build_all, fit_all, score_all
 from evalsuite.head import Head
 from evalsuite.metrics import auroc
-from evalsuite.ood import build_all, fit_all, score_all
 from evalsuite.rows import Rows
 
 TEACHER = "builtin/efficientnet_lite0"

@@ -23,10 +23,10 @@ from photographs import arguments, unpacked
 import featcache
 from distill.pairs import Pairs
 from featcache import KeptPixels
+from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
-from featcache.corpus import Corpus
 from featcache.encoder import Encoder
-from featcache.preprocess import Preprocess
+from featcache.inputs.preprocess import Preprocess
 from featcache.store import FeatureStore
 
 PHOTOGRAPHS = "imagenet-samples-250"

@@ -27,11 +27,11 @@ from photographs import arguments, unpacked
 import featcache
 from featcache.allocator import keep_freed_memory
 from featcache.encoder import Encoder, normalise
-from featcache.encoders.timm import wrap
-from featcache.extract import Progress
+from featcache.extraction.extract import Progress
+from featcache.extraction.samples import Wanted, read_sample
+from featcache.inputs.views import Views
+from featcache.models.timm import wrap
 from featcache.precision import CANDIDATES
-from featcache.samples import Wanted, read_sample
-from featcache.views import Views
 
 SHARE = 0.9  # of the limit, at least (on CUDA, of the bare forward): issue 3, Speed
 

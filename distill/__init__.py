@@ -1,8 +1,8 @@
 """distill, stage two: small students that keep the teacher's angles."""
 
-from distill.config import FitConfig, load_method
-from distill.export import Exported, export
-from distill.fit import fit
-from distill.run import Run
+from distill.exporting.export import Exported, export
+from distill.training.config import FitConfig, load_method
+from distill.training.fit import fit
+from distill.training.run import Run
 
 __all__ = ["Exported", "FitConfig", "Run", "export", "fit", "load_method"]

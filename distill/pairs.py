@@ -10,13 +10,13 @@ from jaxtyping import Int64, UInt8
 from distill.augment import photometric
 from distill.methods import ROW
 from distill.source import Source
+from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
-from featcache.corpus import Corpus
-from featcache.layout import EMBEDDING
-from featcache.preprocess import Preprocess
-from featcache.samples import content_hash, cores, prefetch
+from featcache.extraction.samples import content_hash, cores, prefetch
+from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.views import View, Views, decode, render
 from featcache.store import FeatureStore
-from featcache.views import View, Views, decode, render
+from featcache.store.layout import EMBEDDING
 
 MEMORY_SHARE = 0.25
 """Rendered pixels are kept in memory when they fit in this share of what is free."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int64
 
-from featcache.comparable import require_comparable, unfaithful
-from featcache.identical import embedding_hashes, numbered
-from featcache.layout import EMBEDDING
 from featcache.store import FeatureStore
+from featcache.store.comparable import require_comparable, unfaithful
+from featcache.store.identical import embedding_hashes, numbered
+from featcache.store.layout import EMBEDDING
 
 log = logging.getLogger("distill")
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill._inputs import open_all, set_up
-from distill._training import make_accelerator
-from distill.config import METHOD, FitConfig
+from distill.training.config import METHOD, FitConfig
+from distill.training.setup import open_all, set_up
+from distill.training.step import make_accelerator
 from featcache.plugins import suggest
 from featcache.specs import refuse_code
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from evalsuite._index import evenly_spread
+from evalsuite.neighbours.index import evenly_spread
 from evalsuite.rows import Rows
-from featcache.comparable import FAITHFUL
 from featcache.geometry import Nearest, unit_rows
-from featcache.identical import embedding_hashes, numbered
+from featcache.store.comparable import FAITHFUL
+from featcache.store.identical import embedding_hashes, numbered
 
 _ROWS = 4096  # that neighbours are looked for among
 _EVERY = 16  # of them, whose neighbours are looked for

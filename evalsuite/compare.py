@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from evalsuite.evaluators.ood import measured
 from evalsuite.intervals import Estimate, difference, share
 from evalsuite.metrics import lower_is_better
-from evalsuite.ood import measured
 from evalsuite.result import Result, samples_file, versions
 
 COMMANDS = ("knn", "ood", "probe", "robustness")

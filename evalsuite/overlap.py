@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from evalsuite.rows import Rows
-from featcache.identical import again, copies
+from featcache.store.identical import again, copies
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.result import Result, refuse_inputs, whole_file
-from featcache._disk import require_writable
+from featcache.disk.refusals import require_writable
 
 _PARTS = Path(__file__).with_name("_page")
 _SCRIPTS = ("elements", "numbers", "plot", "parts", "summary", "fidelity", "ood", "robustness", "map", "rest", "start")

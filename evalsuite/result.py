@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import UInt64
 
-from featcache._disk import require_writable
+from featcache.disk.refusals import require_writable
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from evalsuite.head import Head
-from featcache.identical import embedding_hashes
+from featcache.store.identical import embedding_hashes
 
 if TYPE_CHECKING:
     from featcache.store import FeatureStore
@@ -54,7 +54,7 @@ class Rows:
             from featcache.store import open_store
 
             store = open_store(store)
-        from featcache.comparable import unfaithful
+        from featcache.store.comparable import unfaithful
 
         if said := unfaithful(store.manifest.get("extraction") or {}):
             warnings.warn(f"{store.path}: {said}", RuntimeWarning, stacklevel=3)
@@ -234,7 +234,7 @@ class Rows:
     def require_same_encoder(self, other: Rows, any_precision: bool = False) -> None:
         """Raise `ValueError` unless `other` holds embeddings made by the same encoder, and, unless `any_precision` will
         do, computed in the same precision and kept in the same dtype."""
-        from featcache.comparable import require_comparable, require_kept_alike
+        from featcache.store.comparable import require_comparable, require_kept_alike
 
         mine, theirs = self._store, other._store
         if (mine.fingerprint, mine.embedding_dim) != (theirs.fingerprint, theirs.embedding_dim):

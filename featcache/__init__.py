@@ -4,21 +4,19 @@ The names below are imported when they are first used, so that `import featcache
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.arrays import write_store
-    from featcache.check import check
-    from featcache.corpus import Corpus, open_corpus
+    from featcache.corpora import Corpus, open_corpus
     from featcache.encoder import Encoder, load_encoder
-    from featcache.extract import extract, extract_all
+    from featcache.extraction.extract import extract, extract_all
+    from featcache.inputs.kept import KeptPixels
+    from featcache.inputs.preprocess import Preprocess
+    from featcache.inputs.views import Views
     from featcache.interchange import export_store, import_store
-    from featcache.pixels import KeptPixels
-    from featcache.preprocess import Preprocess
     from featcache.store import FeatureStore, open_store
-    from featcache.views import Views
+    from featcache.store.check import check
+    from featcache.store.from_arrays import write_store
 
 __all__ = [
     "Corpus",
@@ -39,21 +37,21 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "Corpus": "corpus",
+    "Corpus": "corpora",
     "Encoder": "encoder",
     "FeatureStore": "store",
-    "KeptPixels": "pixels",
-    "Preprocess": "preprocess",
-    "Views": "views",
-    "check": "check",
+    "KeptPixels": "inputs.kept",
+    "Preprocess": "inputs.preprocess",
+    "Views": "inputs.views",
+    "check": "store.check",
     "export_store": "interchange",
-    "extract": "extract",
-    "extract_all": "extract",
+    "extract": "extraction.extract",
+    "extract_all": "extraction.extract",
     "import_store": "interchange",
     "load_encoder": "encoder",
-    "open_corpus": "corpus",
+    "open_corpus": "corpora",
     "open_store": "store",
-    "write_store": "arrays",
+    "write_store": "store.from_arrays",
 }
 
 
@@ -67,14 +65,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `featcache.extract` the function: on importing the module of that name, Python would bind it here instead."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

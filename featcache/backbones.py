@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from featcache.checkpoint import fill, open_checkpoint, read_weights
-from featcache.encoders.python import import_callable
-from featcache.encoders.timm import embeds_by_classifier, open_model, patch_side, recorded_architecture, split_tokens
+from featcache.inputs.preprocess import Preprocess
+from featcache.models.python import import_callable
+from featcache.models.timm import embeds_by_classifier, open_model, patch_side, recorded_architecture, split_tokens
 from featcache.plugins import suggest
-from featcache.preprocess import Preprocess
 from featcache.specs import names_code, refuse_code
 
 log = logging.getLogger("featcache")
@@ -69,8 +69,8 @@ class ClipTower(nn.Module):
     def __init__(self, visual: Any):
         from open_clip.timm_model import TimmModel
 
-        from featcache.encoders._options import PLAIN
-        from featcache.encoders.open_clip import ImageTower, TimmImageTower
+        from featcache.models._options import PLAIN
+        from featcache.models.open_clip import ImageTower, TimmImageTower
 
         super().__init__()
         self.tower = TimmImageTower(visual) if isinstance(visual, TimmModel) else ImageTower(visual)
@@ -409,7 +409,7 @@ def _timm(
 def _open_clip(spec: str, rest: str, image_size: int | None) -> tuple[nn.Module, int, tuple[str, ...]]:
     import open_clip
 
-    from featcache.encoders.open_clip import open_model as open_clip_model
+    from featcache.models.open_clip import open_model as open_clip_model
 
     files: tuple[str, ...] = ()
     if rest.startswith(("hf-hub:", "local-dir:")):

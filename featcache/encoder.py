@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from featcache.checkpoint import read_weights
+from featcache.inputs.preprocess import Preprocess
 from featcache.plugins import load_plugin, plugin_names
 from featcache.precision import FP32, Precision
-from featcache.preprocess import Preprocess
 from featcache.specs import names_code
 
 __all__ = ["Encoder", "load_encoder", "normalise", "read_weights"]
@@ -171,12 +171,12 @@ def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
     """
     match = re.match(r"(\w+)[/:](.+)", spec)
     if names_code(spec):
-        return load_plugin("featcache.encoders", "python").load_encoder(spec.removeprefix("python:"))
+        return load_plugin("featcache.models", "python").load_encoder(spec.removeprefix("python:"))
     if not match:
-        sources = ", ".join(plugin_names("featcache.encoders"))
+        sources = ", ".join(plugin_names("featcache.models"))
         raise ValueError(
             f"teacher {spec!r} is not SOURCE/NAME; sources: {sources} (for example timm/vit_small_patch14_dinov2.lvd142m)"
         )
-    load = load_plugin("featcache.encoders", match[1]).load_encoder
+    load = load_plugin("featcache.models", match[1]).load_encoder
     trusting = trust_code and "trust_code" in inspect.signature(load).parameters
     return load(match[2], trust_code=True) if trusting else load(match[2])

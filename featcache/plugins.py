@@ -1,7 +1,7 @@
 """Plugins are files: the name of a module inside a plugin package is the name it is registered under.
 
 Other people's packages join through an entry-point group named like the plugin package, for example
-`[project.entry-points."featcache.encoders"]`. Nothing is imported until it is asked for by name.
+`[project.entry-points."featcache.models"]`. Nothing is imported until it is asked for by name.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from types import ModuleType
 
 
 def plugin_names(package: str) -> list[str]:
-    """Sorted names registered under `package` ("featcache.encoders"): its own files and entry points."""
+    """Sorted names registered under `package` ("featcache.models"): its own files and entry points."""
     own = {m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if m.name[0] != "_"}
     return sorted(own | {entry.name for entry in entry_points(group=package)})
 

@@ -9,7 +9,7 @@ from featcache.plugins import plugin_names, suggest
 
 def names_code(spec: str) -> bool:
     """Whether loading this encoder or student imports a module that the spec itself names: `MODULE:CALLABLE`."""
-    known = [*plugin_names("featcache.encoders"), "tiny"]
+    known = [*plugin_names("featcache.models"), "tiny"]
     return spec.startswith("python:") or (
         bool(re.fullmatch(r"[\w.]+:\w+", spec)) and spec.partition(":")[0] not in known
     )
@@ -42,7 +42,7 @@ def options_in(text: str, spec: str, known: Sequence[str]) -> dict[str, str]:
 def split_specs(text: str) -> list[str]:
     """The specs of a comma list. Commas of paths are left alone: a new spec begins only where one can, and never inside
     the path of a file or folder that is there."""
-    sources = "|".join(map(re.escape, plugin_names("featcache.encoders")))
+    sources = "|".join(map(re.escape, plugin_names("featcache.models")))
     begins = rf"(?:{sources})[/:]|[\w.]+:\w+(?:,|$)"
     cuts = [*(match.start() for match in re.finditer(rf",(?={begins})", text)), len(text)]
     specs, start = [], 0

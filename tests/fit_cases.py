@@ -5,7 +5,7 @@ from pathlib import Path
 
 EPOCHS, BATCH, IMAGES, TEACHER, STUDENT = 3, 16, 64, 12, 8
 STEPS = EPOCHS * IMAGES // BATCH
-FIT_MODULE = importlib.import_module("distill.fit")  # the package's attribute of that name is the function
+FIT_MODULE = importlib.import_module("distill.training.fit")  # the package's attribute of that name is the function
 SPEED = ("images_per_second", "wait_share")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from featcache.samples import content_hash
+from featcache.extraction.samples import content_hash
 from featcache.store import FeatureStore
 
 

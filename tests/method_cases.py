@@ -10,9 +10,9 @@ from torch import Tensor
 from distill import load_method
 from distill.methods import Fitted
 from distill.source import Source
+from featcache.inputs.views import PARAMETERS
 from featcache.plugins import plugin_names
 from featcache.store import OK, FeatureStore, create_store
-from featcache.views import PARAMETERS
 
 TEACHER, STUDENT, ROWS, VIEWS = 12, 6, 20, 2
 FIELDS = {"embedding": (TEACHER,), "tokens": (16, TEACHER), "prefix_tokens": (2, TEACHER)}

@@ -16,11 +16,11 @@ import typer
 from PIL import Image
 
 import cli
-import commands.featcache
-import commands.screen
-from featcache.arrays import write_store
+import featcache_cli.featcache
+import featcache_cli.screen
+from featcache.inputs.views import Views
 from featcache.store import open_store
-from featcache.views import Views
+from featcache.store.from_arrays import write_store
 
 TEACHER = "run:student"
 
@@ -37,8 +37,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, com
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    monkeypatch.setattr(commands.screen.screen, "width", 400)
-    monkeypatch.setattr(commands.screen.results, "width", 400)
+    monkeypatch.setattr(featcache_cli.screen.screen, "width", 400)
+    monkeypatch.setattr(featcache_cli.screen.results, "width", 400)
     return lambda line: run(capsys, monkeypatch, line)
 
 
@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from safetensors.torch import save_file
 
     from featcache.backbones import build_backbone
-    from featcache.preprocess import Preprocess
+    from featcache.inputs.preprocess import Preprocess
 
     (tmp_path / "student").mkdir()
     save_file(build_backbone("tiny").state_dict(), tmp_path / "student" / "student.safetensors")
@@ -404,7 +404,7 @@ def test_another_precision_for_a_finished_store_is_ignored_with_a_warning(here, 
 def test_what_a_new_user_reads_of_an_extraction(here, command, monkeypatch):
     """No warning that nothing follows from, no rate of nothing, a bar that knows its length from the start."""
     bars = []
-    monkeypatch.setattr(commands.featcache, "bar", watched_bar(bars))
+    monkeypatch.setattr(featcache_cli.featcache, "bar", watched_bar(bars))
     code, _, err = command(f"featcache extract photos --teacher {TEACHER} --out t.zarr")
     assert code == 0
     assert "warning" not in err.lower()

@@ -13,7 +13,7 @@ from PIL import Image
 
 import cli
 import featcache
-from distill.run import Run
+from distill.training.run import Run
 from featcache.store import FeatureStore, open_store
 
 MINE = """

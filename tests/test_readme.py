@@ -127,7 +127,7 @@ def test_the_examples_of_fit_train(folder, command):
 
 
 def test_the_python_code_runs(folder, monkeypatch):
-    code = next(text for language, text in BLOCKS if language == "python" and "distill.fit" in text)
+    code = next(text for language, text in BLOCKS if language == "python" and "distill.training.fit" in text)
     code = code.replace("epochs=100", "epochs=1, batch_size=8, image_size=32")
     names: dict[str, object] = {}
     exec(code, names)

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from commands import screen as module
+from featcache_cli import screen as module
 
 REMARK = "loss 2.1234 · 1,234 images/s · waits 3% · direction 0.1234 + relation 1.2345 + landmarks 0.7655"
 

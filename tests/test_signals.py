@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.run import Run
-from featcache._stop import Stopped, stoppable
+from distill.training.run import Run
+from featcache.stop import Stopped, stoppable
 from featcache.store import open_store
 
 ROOT = Path(__file__).parents[1]

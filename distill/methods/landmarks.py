@@ -13,7 +13,7 @@ from distill.methods import ROW, Features, Fitted
 from distill.methods.tintem import Method as TinTeM
 from distill.objectives import MASKED, relation_kl
 from distill.source import Source
-from featcache.layout import EMBEDDING
+from featcache.store.layout import EMBEDDING
 
 OWN = ("column", "none")
 

@@ -15,7 +15,7 @@ from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import TEMPERATURES, cosines, gathered, match, relation_kl
 from distill.source import Source
-from featcache.layout import EMBEDDING
+from featcache.store.layout import EMBEDDING
 
 
 class Method(nn.Module):

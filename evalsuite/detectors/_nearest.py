@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from jaxtyping import Float, Int
 
-from evalsuite.neighbors import search
+from evalsuite.neighbours.exact import search
 from evalsuite.rows import Rows
 
 

@@ -1,1 +1,70 @@
-"""Sources of images, one file each: `open_corpus(rest_of_spec) -> Corpus`."""
+"""Corpora: sized, ordered, random-access collections of encoded images."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from featcache.plugins import load_plugin, plugin_names, suggest
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """What stage one and stage two need of a collection of images.
+
+    It may also have `passed_over`: how many files that it found it left out, by kind, in words.
+    """
+
+    spec: str
+    """What `open_corpus` was given."""
+    ids: Sequence[str]
+    """One unique, stable id a sample, in row order."""
+    class_names: Sequence[str] | None
+    """Name of each label, or None without labels."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> bytes:
+        """The encoded image file of sample `i`."""
+
+    def label(self, i: int) -> int:
+        """Index into `class_names`, or -1."""
+
+
+def open_corpus(spec: str) -> Corpus:
+    """Open a corpus by its spec.
+
+    A spec is a directory or its URL, a `.csv`, `.tsv` or `.parquet` manifest or its URL, or `SOURCE:REST` with a source
+    from `featcache/corpora/`. Where a sample has several parts, `@image=NAME` and `@label=NAME` after it choose.
+
+    Raises:
+        ValueError: no such source or place, or no images in it; the message names the remedy.
+        OSError: a folder in it cannot be listed, so that images would be missing.
+    """
+    source, rest = source_of(spec)
+    known = plugin_names("featcache.corpora")
+    if source not in known:
+        raise ValueError(
+            f"{spec}: unknown kind of corpus {source!r} (for a folder with a colon in its name write ./{spec}); "
+            f"{suggest(source, known)}"
+        )
+    return load_plugin("featcache.corpora", source).open_corpus(rest)
+
+
+def source_of(spec: str) -> tuple[str, str]:
+    """The source from `featcache/corpora/` that a spec names, and what that source is to open."""
+    match = re.match(r"([a-z][a-z0-9_]+):(?!//)(.+)", str(spec))
+    is_manifest = re.search(r"\.(csv|tsv|parquet)(@\w+=[^@/]*)*$", str(spec), re.IGNORECASE)
+    plain = "manifest" if is_manifest and not os.path.isdir(spec) else "folder"
+    return (match[1], match[2]) if match else (plain, str(spec))
+
+
+def passed_over(corpus: Corpus) -> Mapping[str, int]:
+    """How many files that `corpus` found it left out, by kind, in words; the most frequent first."""
+    return getattr(corpus, "passed_over", {})
+
+
+def in_words(kinds: Mapping[str, int], most: int = 8) -> str:
+    """`.txt files (1,200), hidden files and folders (3)`: the counts of `passed_over`, at most so many kinds."""
+    some = [f"{kind} ({count:,})" for kind, count in kinds.items()]
+    return ", ".join([*some[:most], *([f"{len(some) - most} other kinds"] if len(some) > most else [])])

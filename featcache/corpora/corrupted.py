@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from featcache.corpus import Corpus, passed_over
-from featcache.corpus import open_corpus as open_any_corpus
-from featcache.pixels import KeptPixels
+from featcache.corpora import Corpus, passed_over
+from featcache.corpora import open_corpus as open_any_corpus
+from featcache.inputs.kept import KeptPixels
+from featcache.inputs.views import decode
 from featcache.plugins import suggest
-from featcache.views import decode
 
 COMMON = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.corpora._files import entries, read_plain, unlisted
+from featcache.corpora import in_words
 from featcache.corpora._images import START, called, has_suffix, is_image, may_be_image, suffixes
 from featcache.corpora._labels import from_folders
-from featcache.corpora._urls import cannot_be_read, is_url, listed, local_path, open_filesystem, read_file, read_starts
-from featcache.corpus import in_words
+from featcache.disk.plain import entries, read_plain, unlisted
+from featcache.disk.urls import cannot_be_read, is_url, listed, local_path, open_filesystem, read_file, read_starts
 
 SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from featcache import hub
-from featcache.corpora._files import read_plain, require_listable
 from featcache.corpora._labels import from_values
 from featcache.corpora._options import split_options
-from featcache.corpora._urls import is_url, read_url
+from featcache.disk.plain import read_plain, require_listable
+from featcache.disk.urls import is_url, read_url
 from featcache.plugins import suggest
 
 LABELS = ("label", "labels", "fine_label")

@@ -6,11 +6,11 @@ import os
 import posixpath
 from typing import Any, cast
 
-from featcache.corpora._files import read_plain
+from featcache.corpora import Corpus
 from featcache.corpora._labels import from_values
 from featcache.corpora._options import split_options
-from featcache.corpora._urls import cannot_be_read, is_url, open_filesystem, read_url
-from featcache.corpus import Corpus
+from featcache.disk.plain import read_plain
+from featcache.disk.urls import cannot_be_read, is_url, open_filesystem, read_url
 from featcache.plugins import load_plugin, suggest
 
 Rows = list[tuple[int, Any, Any]]  # line or row number in the file, path, label

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from featcache.corpus import Corpus, passed_over
-from featcache.corpus import open_corpus as open_any_corpus
-from featcache.pixels import KeptPixels
-from featcache.views import decode
+from featcache.corpora import Corpus, passed_over
+from featcache.corpora import open_corpus as open_any_corpus
+from featcache.inputs.kept import KeptPixels
+from featcache.inputs.views import decode
 
 SIZE = 256
 """Shorter side, in px, that larger images are reduced to first."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featcache.corpora._files import read_plain, require_listable
 from featcache.corpora._labels import from_numbers
+from featcache.disk.plain import read_plain, require_listable
 from featcache.plugins import suggest
 
 PATHS = ("samples", "imgs", "_samples", "_image_files", "_images")

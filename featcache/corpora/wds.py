@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.corpora._files import matching
+from featcache.corpora import in_words
 from featcache.corpora._images import suffixes
 from featcache.corpora._labels import from_folders, from_values
 from featcache.corpora._options import split_options
 from featcache.corpora._shards import SUFFIX, Place, Shard, Wanted
-from featcache.corpora._urls import asking_service, is_url, local_path, open_filesystem
-from featcache.corpus import in_words
+from featcache.disk.plain import matching
+from featcache.disk.urls import asking_service, is_url, local_path, open_filesystem
 
 _AT_ONCE = 8  # shards asked for at once: a service answers slowly, but many
 

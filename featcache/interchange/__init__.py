@@ -26,15 +26,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
-from featcache._disk import writing
-from featcache._sync import appearing
-from featcache.arrays import checked_ids
-from featcache.corpora._urls import is_url
+from featcache.disk.durable import appearing
+from featcache.disk.refusals import writing
+from featcache.disk.urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
 from featcache.interchange._foreign import fitting_layout, foreign_unit
 from featcache.interchange._own import own_unit, refuse_unit
-from featcache.layout import DTYPES
 from featcache.store import FeatureStore, create_store, open_store
+from featcache.store.from_arrays import checked_ids
+from featcache.store.layout import DTYPES
 
 Format = Literal["npy", "parquet", "safetensors", "clip-retrieval"]
 FORMATS: tuple[str, ...] = get_args(Format)

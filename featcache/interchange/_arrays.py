@@ -6,8 +6,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from featcache.layout import COSINE, STATE, array_layout
 from featcache.store import FeatureStore
+from featcache.store.layout import COSINE, STATE, array_layout
 
 STRINGS = ("sample_id", "reason")
 Arrays = dict[str, np.ndarray]

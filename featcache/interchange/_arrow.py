@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from featcache.interchange._arrays import STRINGS, Arrays, layout
-from featcache.layout import COSINE, STATE
+from featcache.store.layout import COSINE, STATE
 
 DESCRIBING = ("sample_id", "image_path", "label", "class_name")
 """Columns that `describe` knows."""

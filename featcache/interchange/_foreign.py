@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from featcache.arrays import checked_ids, checked_labels, fitting_dtype, refuse_beyond, refuse_not_finite
 from featcache.corpora._labels import from_values
+from featcache.inputs.views import PARAMETERS
 from featcache.interchange._arrays import Arrays
-from featcache.layout import FLOAT16, OK, STATE, chunk_rows, field_dtype
-from featcache.rounding import rounded_to
-from featcache.views import PARAMETERS
+from featcache.store.from_arrays import checked_ids, checked_labels, fitting_dtype, refuse_beyond, refuse_not_finite
+from featcache.store.layout import FLOAT16, OK, STATE, chunk_rows, field_dtype
+from featcache.store.rounding import rounded_to
 
 if TYPE_CHECKING:
     from featcache.interchange._source import Source

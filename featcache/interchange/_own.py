@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from featcache._manifest import refuse_manifest
-from featcache.arrays import checked_labels, refuse_not_finite
 from featcache.interchange._arrays import Arrays, layout
-from featcache.layout import FAILED, FORMAT, OK, STATE, WIDE_FORMAT, store_format
+from featcache.store.from_arrays import checked_labels, refuse_not_finite
+from featcache.store.layout import FAILED, FORMAT, OK, STATE, WIDE_FORMAT, store_format
+from featcache.store.manifest import refuse_manifest
 
 
 def manifest_text(manifest: Mapping[str, Any], format: str, crc32c: Mapping[str, str]) -> str:

@@ -17,8 +17,8 @@ from featcache.interchange._foreign import check_embeddings
 from featcache.interchange._own import manifest_text, read_manifest
 from featcache.interchange._source import Source, of_arrays
 from featcache.interchange.npy import load, write_header
-from featcache.layout import FLOAT16, FORMAT, OK, STATE, field_dtype
 from featcache.store import FeatureStore
+from featcache.store.layout import FLOAT16, FORMAT, OK, STATE, field_dtype
 
 PART_ROWS = 1_000_000
 """Rows in one .npy of a clip-retrieval folder, as clip-retrieval has by default."""

@@ -10,9 +10,9 @@ from PIL import Image
 from tiny import tiny_encoder
 
 from featcache import KeptPixels, extract
-from featcache.corpus import Corpus, open_corpus
+from featcache.corpora import Corpus, open_corpus
+from featcache.inputs.views import decode
 from featcache.plugins import plugin_names
-from featcache.views import decode
 
 
 def folder(root: Path) -> str:

@@ -8,7 +8,7 @@ from featcache.encoder import Encoder, load_encoder
 from featcache.plugins import load_plugin, plugin_names
 
 
-@pytest.fixture(params=plugin_names("featcache.encoders"))
+@pytest.fixture(params=plugin_names("featcache.models"))
 def source(request):
     return request.param
 
@@ -24,11 +24,11 @@ def test_an_unknown_option_is_refused_with_the_known_ones(source):
 
 
 def test_its_file_says_what_its_specs_are(source):
-    assert source in (load_plugin("featcache.encoders", source).__doc__ or "")
+    assert source in (load_plugin("featcache.models", source).__doc__ or "")
 
 
 def test_it_loads_one_encoder_from_the_rest_of_a_spec(source):
-    signature = inspect.signature(load_plugin("featcache.encoders", source).load_encoder)
+    signature = inspect.signature(load_plugin("featcache.models", source).load_encoder)
     required = [name for name, each in signature.parameters.items() if each.kind is not each.KEYWORD_ONLY]
     assert required == ["rest"]
     assert not {*signature.parameters} - {"rest", "trust_code"}

@@ -10,8 +10,8 @@ from distill.mappings import Mapping, load_mapping
 from distill.mappings._mapping import restored
 from distill.mappings._report import orthogonality
 from distill.source import Source
-from featcache.arrays import write_store
 from featcache.plugins import plugin_names
+from featcache.store.from_arrays import write_store
 
 TEACHER = 8
 OPTIONS = {"sne": [{"layer_norm": True}, {"start": "random"}, {"layer_norm": True, "start": "random"}]}

@@ -13,15 +13,15 @@ from fit_cases import BATCH, EPOCHS, STUDENT
 from PIL import Image
 from torch import Tensor, nn
 
-from distill.config import METHOD
-from distill.fit import fit
 from distill.students import make_student
-from featcache.arrays import write_store
-from featcache.corpus import open_corpus
+from distill.training.config import METHOD
+from distill.training.fit import fit
+from featcache.corpora import open_corpus
 from featcache.encoder import Encoder
-from featcache.extract import extract
-from featcache.preprocess import Preprocess
+from featcache.extraction.extract import extract
+from featcache.inputs.preprocess import Preprocess
 from featcache.store import FeatureStore
+from featcache.store.from_arrays import write_store
 
 
 class OneConvolution(nn.Module):
@@ -110,7 +110,9 @@ def finished(train, tmp_path_factory):
     """One run with the student that it trained and the progress it told; tests only read it."""
     told, made = [], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill._inputs.make_student", lambda *a, **k: made.append(make_student(*a, **k)) or made[-1])
+        patch.setattr(
+            "distill.training.setup.make_student", lambda *a, **k: made.append(make_student(*a, **k)) or made[-1]
+        )
         run = train(tmp_path_factory.mktemp("run") / "a", progress=told.append)
     return SimpleNamespace(run=run, path=run.path, told=told, student=made[0][0], preprocess=made[0][1])
 

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import evalsuite
-from distill.config import FitConfig
-from distill.evaluation import MOST_HELD_OUT, gram_pearson, knn_top1, split
-from distill.fit import fit
 from distill.source import Source
-from featcache.arrays import write_store
-from featcache.corpus import open_corpus
+from distill.training.config import FitConfig
+from distill.training.fit import fit
+from distill.training.held_out import MOST_HELD_OUT, gram_pearson, knn_top1, split
+from featcache.corpora import open_corpus
 from featcache.encoder import load_encoder
-from featcache.extract import extract
+from featcache.extraction.extract import extract
+from featcache.store.from_arrays import write_store
 
 
 @pytest.fixture

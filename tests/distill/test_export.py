@@ -19,16 +19,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distill._onnx import Preprocessed
-from distill.run import Run
+from distill.exporting.onnx import Preprocessed
 from distill.students import make_student
-from featcache.arrays import write_store
+from distill.training.run import Run
 from featcache.backbones import build_backbone
 from featcache.encoder import load_encoder, normalise
-from featcache.preprocess import Preprocess
-from featcache.views import Views, decode, render
+from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.views import Views, decode, render
+from featcache.store.from_arrays import write_store
 
-MODULE = importlib.import_module("distill.export")  # the package's attribute of that name is the function
+MODULE = importlib.import_module("distill.exporting.export")  # the package's attribute of that name is the function
 export = MODULE.export
 TEACHER = Preprocess(resize=40, crop=36, size=36, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 VIT = {"spec": "timm/vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}

@@ -24,16 +24,16 @@ from fit_cases import (
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill._schedule import learning_rate
-from distill.fit import FitConfig, fit
 from distill.pairs import Pairs
-from distill.run import KEEP, Run
 from distill.students import make_student
-from featcache.arrays import write_store
-from featcache.corpus import open_corpus
+from distill.training.fit import FitConfig, fit
+from distill.training.run import KEEP, Run
+from distill.training.schedule import learning_rate
+from featcache.corpora import open_corpus
 from featcache.encoder import load_encoder, normalise
-from featcache.extract import extract
-from featcache.preprocess import Preprocess
+from featcache.extraction.extract import extract
+from featcache.inputs.preprocess import Preprocess
+from featcache.store.from_arrays import write_store
 
 
 def test_the_run_folder_holds_what_the_contract_names(finished):

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 import cli
-import commands.distill
-import commands.screen
-from commands.distill import METHOD
-from distill.config import FitConfig, method_options
-from distill.run import Run
-from featcache.extract import extract
+import featcache_cli.distill
+import featcache_cli.screen
+from distill.training.config import FitConfig, method_options
+from distill.training.run import Run
+from featcache.extraction.extract import extract
+from featcache_cli.distill import METHOD
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def stores(tmp_path, make_images, make_teacher):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setattr(commands.screen.screen, "width", 400)
+    monkeypatch.setattr(featcache_cli.screen.screen, "width", 400)
     yield lambda line: _run(line, monkeypatch, capsys)
-    commands.screen.screen.quiet = False
+    featcache_cli.screen.screen.quiet = False
 
 
 def _run(line, monkeypatch, capsys):
@@ -104,7 +104,7 @@ def config_of(command, line):
 )
 def test_set_reads_toml_and_pythons_booleans(text, value):
     given = {}
-    commands.distill._set(given, f"compile={text}")
+    featcache_cli.distill._set(given, f"compile={text}")
     assert given == {"compile": value}
 
 

@@ -13,14 +13,14 @@ import torch
 from fit_cases import FIT_MODULE, STEPS, STUDENT, TEACHER, Interrupted, files, interrupt_at, without_speed
 from safetensors.torch import load_file, save_file
 
-from distill._interrupt import PutOffInterrupt
-from distill._schedule import learning_rate
-from distill.fit import fit
 from distill.mappings._descent import minimise_sne
-from distill.run import KEEP, Run
+from distill.training.fit import fit
+from distill.training.interrupt import PutOffInterrupt
+from distill.training.run import KEEP, Run
+from distill.training.schedule import learning_rate
 from featcache.backbones import load_backbone
-from featcache.extract import extract
-from featcache.pixels import KeptPixels
+from featcache.extraction.extract import extract
+from featcache.inputs.kept import KeptPixels
 from featcache.store import FeatureStore
 
 # -- the data of a run ------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(tra
 
 def test_a_disk_too_small_for_the_checkpoints_is_refused_at_once(train, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=5_000_000)
-    monkeypatch.setattr("distill.run.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("distill.training.run.shutil.disk_usage", lambda folder: usage)
     with pytest.raises(
         OSError, match=r"run: 20\.\d MB of checkpoints to write, .* has 5\.0 MB free; make room or choose"
     ):
@@ -474,7 +474,7 @@ def test_pressed_twice_or_waited_for_too_long_ctrl_c_stops_at_once(monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         wait(2)
     assert pressed == [True]
-    monkeypatch.setattr("distill._interrupt.PATIENCE", 0.05)
+    monkeypatch.setattr("distill.training.interrupt.PATIENCE", 0.05)
     with pytest.raises(KeyboardInterrupt):
         wait(1)
     assert pressed == [True, True]

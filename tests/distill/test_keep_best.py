@@ -7,9 +7,9 @@ import torch
 from fit_cases import FIT_MODULE, Interrupted, interrupt_at
 from safetensors.torch import load_file
 
-from distill.config import FitConfig
-from distill.export import export
-from distill.run import Run
+from distill.exporting.export import export
+from distill.training.config import FitConfig
+from distill.training.run import Run
 
 SCORES = [0.2, 0.6, 0.6, 0.1]
 HELD = {"holdout": 0.25, "keep": "best", "epochs": 4}  # 48 of 64 images train: three steps an epoch
@@ -26,7 +26,7 @@ def scored(monkeypatch):
         measured[epoch] = {key: value.clone() for key, value in student.state_dict().items()}
         return {"holdout/gram_pearson": 1 - SCORES[epoch - 1], "holdout/cosine": SCORES[epoch - 1]}
 
-    monkeypatch.setattr("distill.evaluation.HeldOut.measure", measure)
+    monkeypatch.setattr("distill.training.held_out.HeldOut.measure", measure)
     return measured
 
 

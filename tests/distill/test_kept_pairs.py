@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 import cli
-import commands.screen
-import featcache.layout
-from distill.fit import fit
+import featcache.store.layout
+import featcache_cli.screen
 from distill.pairs import Pairs
-from distill.run import Run
+from distill.training.fit import fit
+from distill.training.run import Run
+from featcache.corpora import open_corpus
 from featcache.corpora.store import KeptImages
-from featcache.corpus import open_corpus
-from featcache.extract import extract
-from featcache.pixels import KeptPixels
+from featcache.extraction.extract import extract
+from featcache.inputs.kept import KeptPixels
 from featcache.store import open_store
 
 VIEWS, SAMPLES = 3, 11
@@ -35,7 +35,7 @@ def folder(tmp_path, make_images):
 @pytest.fixture
 def keep(folder, tmp_path, make_teacher, monkeypatch):
     """`keep(pixels, ...)`: a store of the folder, several chunks of images, and what the teacher was given."""
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 20_000)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 4 * 20_000)
 
     def keep(pixels, name="s.zarr", corpus=None, dim=12, views=VIEWS):
         teacher = make_teacher(dim)
@@ -207,7 +207,7 @@ def test_without_corpus_and_without_images_one_clear_line_says_what_to_do(keep, 
         train(store, tmp_path / "run")
     assert str(refused.value) == f"{store.path}: keeps no images; extract with --pixels SIZE, or give --corpus"
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(commands.screen.screen, "width", 400)
+    monkeypatch.setattr(featcache_cli.screen.screen, "width", 400)
     command = f"distill fit --store {store.path} --student tiny --out {tmp_path / 'run'}"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as stopped:

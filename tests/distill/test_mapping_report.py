@@ -10,7 +10,7 @@ from distill.mappings.random_orthonormal import RandomOrthonormal
 from distill.mappings.spectral import Spectral
 from distill.objectives import TEMPERATURES
 from distill.source import Source
-from featcache.arrays import write_store
+from featcache.store.from_arrays import write_store
 
 CLASSES = ["ant", "bee", "cat"]
 

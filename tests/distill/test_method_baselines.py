@@ -10,7 +10,7 @@ from torch import nn
 
 from distill import load_method
 from distill.source import Source
-from featcache.arrays import write_store
+from featcache.store.from_arrays import write_store
 
 L3 = math.log(3)
 

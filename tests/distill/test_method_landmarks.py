@@ -11,7 +11,7 @@ from distill import load_method
 from distill.methods import fitted_tensors
 from distill.methods.landmarks import Method as Landmarks
 from distill.source import Source
-from featcache.arrays import write_store
+from featcache.store.from_arrays import write_store
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from distill.mappings import load_mapping
 from distill.methods._tokens import resize_tokens
 from distill.objectives import TEMPERATURES
 from distill.source import Source
-from featcache.arrays import write_store
+from featcache.store.from_arrays import write_store
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from PIL import Image
 
 import distill.pairs
 from distill.pairs import Pairs
-from featcache.arrays import write_store
-from featcache.corpus import open_corpus
-from featcache.extract import extract
-from featcache.preprocess import Preprocess
+from featcache.corpora import open_corpus
+from featcache.extraction.extract import extract
+from featcache.inputs.preprocess import Preprocess
+from featcache.store.from_arrays import write_store
 
 VIEWS = 3
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.fit import fit
-from distill.run import Run
+from distill.training.fit import fit
+from distill.training.run import Run
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 METHODS = ["proteus", "relation", "landmarks", "joint", "rkd", "lightly_v1"]

@@ -14,8 +14,8 @@ import torch
 from fit_cases import FIT_MODULE, Interrupted, files, interrupt_at, without_speed
 from safetensors.torch import load_file
 
-from distill.export import export
-from distill.run import Run
+from distill.exporting.export import export
+from distill.training.run import Run
 from featcache.backbones import load_backbone
 from featcache.encoder import load_encoder
 
@@ -140,7 +140,7 @@ def test_tensorboard_on_a_full_disk_is_told_in_one_line(quick, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("distill._board.SummaryWriter.flush", refuse)
+        patch.setattr("distill.training.board.SummaryWriter.flush", refuse)
         with pytest.raises(OSError, match=r"run: TensorBoard's events: its disk is full \(No space left on device\)"):
             quick(tmp_path / "run")
     assert "Traceback" not in capfd.readouterr().err
@@ -167,7 +167,7 @@ def test_a_second_process_in_the_same_folder_is_refused(quick, tmp_path):
 
 def in_another_process(folder):
     code = (
-        "import sys; from distill.run import Run; run = Run(sys.argv[1])\n"
+        "import sys; from distill.training.run import Run; run = Run(sys.argv[1])\n"
         "with run: run.open(run.config, resume=True)\nprint('claimed')"
     )
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -179,7 +179,7 @@ def test_a_lock_that_a_killed_process_left_is_nobodys(quick, tmp_path):
         quick(tmp_path / "run", progress=interrupt_at("training", 3))
     run = Run(tmp_path / "run")
     code = (
-        "import os, signal, sys; from distill.run import Run; run = Run(sys.argv[1])\n"
+        "import os, signal, sys; from distill.training.run import Run; run = Run(sys.argv[1])\n"
         "run.open(run.config, resume=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -210,12 +210,16 @@ def test_a_start_that_fails_leaves_no_folder(quick, tmp_path, monkeypatch):
         with pytest.raises(error):
             quick(out, **wrong)
         assert not out.parent.parent.exists(), wrong
-    for what in ("distill.methods.proteus.Method.prepare", "distill.fit._Loop.__init__", "distill.fit._warn"):
+    for what in (
+        "distill.methods.proteus.Method.prepare",
+        "distill.training.fit._Loop.__init__",
+        "distill.training.fit._warn",
+    ):
         for raised in (interrupted, lambda *a, **k: 1 / 0):
             with monkeypatch.context() as patch:
-                target = FIT_MODULE if what.startswith("distill.fit") else None
+                target = FIT_MODULE if what.startswith("distill.training.fit") else None
                 if target:
-                    owner, _, name = what.removeprefix("distill.fit.").rpartition(".")
+                    owner, _, name = what.removeprefix("distill.training.fit.").rpartition(".")
                     patch.setattr(getattr(target, owner) if owner else target, name, raised)
                 else:
                     patch.setattr(what, raised)

@@ -9,12 +9,12 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from distill._schedule import Ema, learning_rate, make_optimizer, train_mode, warmup_steps
-from distill._training import Training, make_accelerator
-from distill.config import FitConfig
-from distill.lars import Lars
+from distill.training.config import FitConfig
+from distill.training.lars import Lars
+from distill.training.schedule import Ema, learning_rate, make_optimizer, train_mode, warmup_steps
+from distill.training.step import Training, make_accelerator
 from featcache.backbones import build_backbone
-from featcache.preprocess import Preprocess
+from featcache.inputs.preprocess import Preprocess
 
 PREPROCESS = Preprocess(resize=4, crop=4, size=4)
 
@@ -295,7 +295,7 @@ def test_weights_that_are_no_numbers_are_noticed():
 
 
 def test_unknown_and_missing_trackers_are_refused(monkeypatch):
-    monkeypatch.setattr("distill._training.get_available_trackers", lambda: ["mlflow"])
+    monkeypatch.setattr("distill.training.step.get_available_trackers", lambda: ["mlflow"])
     with pytest.raises(ValueError, match=r"^unknown tracker 'wandbb'; did you mean wandb"):
         make_accelerator("cpu", "fp32", ["wandbb"], ".")
     with pytest.raises(ValueError, match=r"^tracker 'wandb' is not installed; pip install wandb, or leave it out$"):

@@ -8,13 +8,13 @@ from PIL import Image
 
 from distill import augment
 from distill.augment import photometric
-from distill.fit import fit
 from distill.pairs import Pairs
 from distill.source import Source
-from featcache.corpus import open_corpus
-from featcache.extract import extract
-from featcache.preprocess import Preprocess
-from featcache.views import Views, decode, render
+from distill.training.fit import fit
+from featcache.corpora import open_corpus
+from featcache.extraction.extract import extract
+from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.views import Views, decode, render
 
 IMAGES, VIEWS = 64, 3
 

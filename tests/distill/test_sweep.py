@@ -9,9 +9,9 @@ import sys
 import pytest
 
 import cli
-import commands.screen
-import commands.sweep
 import distill
+import featcache_cli.screen
+import featcache_cli.sweep
 from distill.sweep import Sweep, cells, expand, markdown, read_sweep, tabulate
 
 FEW = {"epochs": 1, "batch_size": 16, "embedding_dim": 6, "image_size": 16}
@@ -131,7 +131,7 @@ def test_a_file_that_is_no_sweep_is_refused(write, text, message):
 
 
 def test_the_example_in_the_help_is_a_sweep(write):
-    example = commands.sweep.sweep.__doc__.partition("The file:\n")[2].replace("\\[", "[")
+    example = featcache_cli.sweep.sweep.__doc__.partition("The file:\n")[2].replace("\\[", "[")
     found = read_sweep(write("\n".join(line.strip() for line in example.splitlines())))
     assert len(expand(found)) == 2 * 2 * 3 * 2
     assert found.common
@@ -170,8 +170,8 @@ def test_what_is_not_a_number_is_left_out_of_the_mean():
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    monkeypatch.setattr(commands.screen.screen, "width", 400)
-    monkeypatch.setattr(commands.screen.results, "width", 400)
+    monkeypatch.setattr(featcache_cli.screen.screen, "width", 400)
+    monkeypatch.setattr(featcache_cli.screen.results, "width", 400)
 
     def run(line: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
@@ -306,7 +306,7 @@ def test_students_are_evaluated_on_the_corpora_of_the_file(command, sweep_file, 
     far = make_images(tmp_path / "far", 12, seed=3)
     (tmp_path / "own_teacher.py").write_text(
         "import sys\nfrom pathlib import Path\n"
-        "from torch import nn\nfrom featcache.encoder import Encoder\nfrom featcache.preprocess import Preprocess\n"
+        "from torch import nn\nfrom featcache.encoder import Encoder\nfrom featcache.inputs.preprocess import Preprocess\n"
         "class Mean(nn.Module):\n"
         "    def forward(self, images): return {'embedding': nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)}\n"
         "def make():\n"

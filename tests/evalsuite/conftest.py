@@ -8,9 +8,9 @@ import pytest
 import torch
 from hashed import with_images
 
-import featcache.arrays
-from featcache.arrays import write_store
+import featcache.store.from_arrays
 from featcache.store import FeatureStore
+from featcache.store.from_arrays import write_store
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def make_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     def make(name: str, embedding: np.ndarray, images: Iterable[object] | None = None, **given: object) -> FeatureStore:
         with monkeypatch.context() as lenient:
             if not all(np.isfinite(values).all() for values in (embedding, given.get("logits", 0))):
-                lenient.setattr(featcache.arrays, "fitting_dtype", lambda *_: "float16")
+                lenient.setattr(featcache.store.from_arrays, "fitting_dtype", lambda *_: "float16")
             store = write_store(tmp_path / f"{name}.zarr", embedding, **given)
         return store if images is None else with_images(store, images)
 

@@ -15,16 +15,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 import cli
-import commands.screen
-import evalsuite._autoattack
+import evalsuite.attacks.autoattack
+import featcache_cli.screen
 from evalsuite import compare, robustness
-from evalsuite._adversarial import Pgd, attack, logits_of, unit_start
-from evalsuite._autoattack import AutoAttack
+from evalsuite.attacks.adversarial import Pgd, attack, logits_of, unit_start
+from evalsuite.attacks.autoattack import AutoAttack
 from evalsuite.head import Head
 from featcache import extract, open_corpus
 from featcache.encoder import Encoder
+from featcache.inputs.preprocess import Preprocess
 from featcache.precision import CANDIDATES, FP32
-from featcache.preprocess import Preprocess
 
 SIZE, STEPS = 16, 10
 
@@ -102,7 +102,7 @@ def corpus(tmp_path):
 @pytest.fixture
 def few_queries(monkeypatch):
     pytest.importorskip("art", reason="needs featcache[adversarial]")
-    monkeypatch.setattr(evalsuite._autoattack, "QUERIES", 20)
+    monkeypatch.setattr(evalsuite.attacks.autoattack, "QUERIES", 20)
 
 
 def measured(encoder, corpus, head, epsilons, rows=None, steps=STEPS, **given):
@@ -329,7 +329,7 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch, f
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     (tmp_path / "test/bee/damaged.png").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands.screen.results, "width", 200)
+    monkeypatch.setattr(featcache_cli.screen.results, "width", 200)
     monkeypatch.setattr(tiny, "student", curved_encoder, raising=False)
     extract("test", curved_encoder(), tmp_path / "bank.zarr", device="cpu", precision="fp32")
     head = write_head(tmp_path / "head.safetensors", 2, 6)

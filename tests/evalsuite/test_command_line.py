@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cli
-import commands.screen
+import featcache_cli.screen
 from evalsuite import Metric, Result, detectors
 
 
@@ -126,7 +126,7 @@ def test_a_full_disk_costs_the_file_and_not_the_table(command, stores, monkeypat
 
 @pytest.mark.parametrize("width", [80, 130])
 def test_names_stay_whole_and_intervals_come_where_there_is_room(command, stores, monkeypatch, width):
-    monkeypatch.setattr(commands.screen.results, "width", width)
+    monkeypatch.setattr(featcache_cli.screen.results, "width", width)
     given = "--near n=far.zarr --detector mahalanobis_pp --detector energy --detector knn --k 3 --resamples 20 --seed 5"
     with pytest.warns(RuntimeWarning, match="detector energy failed"):
         _, out, _ = command(f"{OOD} {given} --json r.json")
@@ -160,8 +160,8 @@ def test_probe_says_what_it_is_doing(command, stores, monkeypatch):
             self.at += 60
             return self.at
 
-    monkeypatch.setattr(commands.screen, "time", Clock())
-    monkeypatch.setattr(commands.screen.screen, "print", lambda text, **_: said.append(text))
+    monkeypatch.setattr(featcache_cli.screen, "time", Clock())
+    monkeypatch.setattr(featcache_cli.screen.screen, "print", lambda text, **_: said.append(text))
     command("probe --train train.zarr --test test.zarr --c 0.1,1")
     lines = [line.split(" · ")[:2] for line in said if "fits" in line]
     assert lines == [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import cli
-import commands.screen
 import evalsuite.compare
+import featcache_cli.screen
 from evalsuite import Metric, Result, compare, knn, ood, probe, report
 from evalsuite.intervals import difference, mean_of, ranking, share
 from evalsuite.metrics import ood_metrics
@@ -339,7 +339,7 @@ def test_a_file_without_samples_beside_it_says_how_to_get_them(ids, tmp_path):
 
 
 def test_the_command_prints_a_table_and_writes_json(ids, rng, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands.screen.results, "width", 300)
+    monkeypatch.setattr(featcache_cli.screen.results, "width", 300)
     right = {"a": rng.random(40) < 0.2, "b": rng.random(40) < 0.9}
     for name, correct in right.items():
         accuracies(ids[: 40 if name == "a" else 38], top1=correct[: 40 if name == "a" else 38]).write(

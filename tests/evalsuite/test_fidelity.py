@@ -10,7 +10,7 @@ from scipy.spatial import procrustes
 from sklearn.metrics import cohen_kappa_score
 
 import evalsuite
-from evalsuite.fidelity import compare, fidelity
+from evalsuite.evaluators.fidelity import compare, fidelity
 
 
 def dense(x, y):
@@ -149,7 +149,7 @@ def test_stores_are_joined_by_sample_id(make_store, monkeypatch):
     x, y = related(12, 6, 3, 3)
     ids = [f"image-{i}" for i in range(12)]
     order = np.array([7, 2, 11, 0, 5, 9, 3, 1, 10, 6])
-    monkeypatch.setattr(importlib.import_module("evalsuite.fidelity"), "_BLOCK_ROWS", 4)
+    monkeypatch.setattr(importlib.import_module("evalsuite.evaluators.fidelity"), "_BLOCK_ROWS", 4)
     teacher = make_store("teacher", x, sample_ids=ids, failed={2: "truncated"}, fingerprint="t")
     student = make_store(
         "student", y[order], sample_ids=[ids[i] for i in order], failed={0: "truncated"}, fingerprint="s"
@@ -292,7 +292,7 @@ def test_banks_vote(pair, make_store):
 
 def test_a_sample_of_rows_estimates_the_whole(pair, make_store, monkeypatch):
     x, y, labels = pair
-    module = importlib.import_module("evalsuite.fidelity")
+    module = importlib.import_module("evalsuite.evaluators.fidelity")
     teacher, student = make_store("teacher", x, labels=labels), make_store("student", y, fingerprint="s")
     whole = fidelity(teacher, student, k=5)
     monkeypatch.setattr(module, "_QUERY_FLOATS", 6 * 7)

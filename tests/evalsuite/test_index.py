@@ -6,8 +6,8 @@ import pytest
 
 import evalsuite.rows
 from evalsuite import knn
-from evalsuite._index import Index
-from evalsuite.neighbors import import_faiss, search
+from evalsuite.neighbours.exact import import_faiss, search
+from evalsuite.neighbours.index import Index
 from evalsuite.rows import Rows
 
 D = 12
@@ -25,7 +25,7 @@ def bank(rng, clusters):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", D * 300)
-    monkeypatch.setattr("evalsuite._index._CANDIDATE_FLOATS", D * 40 * 7)
+    monkeypatch.setattr("evalsuite.neighbours.index._CANDIDATE_FLOATS", D * 40 * 7)
 
 
 def cosines(bank, query, own=None):
@@ -80,7 +80,7 @@ def test_equal_rows_are_as_good_as_each_other():
 
 
 def test_learns_from_rows_spread_over_the_bank(bank, monkeypatch):
-    monkeypatch.setattr("evalsuite._index._TRAINING_ROWS", 500)
+    monkeypatch.setattr("evalsuite.neighbours.index._TRAINING_ROWS", 500)
     taken = []
     take = Rows.take
     monkeypatch.setattr(Rows, "take", lambda self, at, *rest: taken.append(at) or take(self, at, *rest))
@@ -107,7 +107,7 @@ def test_knn_with_the_whole_index_equals_exact_knn(stores):
 
 @pytest.mark.parametrize("same", [True, False])
 def test_knn_tells_the_recall_of_evenly_spread_queries(stores, monkeypatch, same):
-    monkeypatch.setattr(importlib.import_module("evalsuite.knn"), "_RECALL_QUERIES", 50)
+    monkeypatch.setattr(importlib.import_module("evalsuite.evaluators.knn"), "_RECALL_QUERIES", 50)
     bank, query = (stores[0], stores[0]) if same else stores
     result = knn(bank, query, k=[10], index="IVF32,Flat")
     some = np.array([i * len(query) // 50 for i in range(50)])

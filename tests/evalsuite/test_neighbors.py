@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evalsuite import neighbors
-from evalsuite.neighbors import import_faiss, search
+from evalsuite.neighbours import exact as neighbors
+from evalsuite.neighbours.exact import import_faiss, search
 
 BACKENDS = ["faiss", "torch"]
 faiss = import_faiss()

@@ -13,18 +13,18 @@ from typer.testing import CliRunner
 
 import cli
 import distill.source
-import featcache.job
-import featcache.layout
+import featcache.extraction.job
+import featcache.store.layout
 from evalsuite import fidelity, knn, ood, probe
 from evalsuite.detectors import arguments_of, names
+from evalsuite.evaluators.ood import build_all, fit_all, score_all
 from evalsuite.head import Head
 from evalsuite.metrics import auroc
-from evalsuite.ood import build_all, fit_all, score_all
 from evalsuite.rows import Rows
 from featcache import Encoder, Preprocess, extract
-from featcache.arrays import write_store
-from featcache.check import check
-from featcache.comparable import NAMES
+from featcache.store.check import check
+from featcache.store.comparable import NAMES
+from featcache.store.from_arrays import write_store
 
 CLASSES, WIDTH = 4, 12
 
@@ -89,8 +89,8 @@ def folders(tmp_path_factory):
 def differently(folders, tmp_path, monkeypatch):
     """`differently(kind, precision)`: bank, and the query set twice: in one go, and under other conditions: stopped and
     resumed, with other threads, a part of its rows known, and its failed rows elsewhere."""
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 16 * WIDTH * 2)  # 16 rows a unit
-    monkeypatch.setattr(featcache.job, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 16 * WIDTH * 2)  # 16 rows a unit
+    monkeypatch.setattr(featcache.extraction.job, "SAVE_SECONDS", 0.0)
 
     def make(kind, precision):
         given = {

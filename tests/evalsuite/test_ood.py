@@ -12,8 +12,8 @@ from safetensors.torch import save_file as torch_save_file
 from sklearn.decomposition import PCA
 
 import cli
-import commands.screen
 import evalsuite.rows
+import featcache_cli.screen
 from evalsuite import Result, ood
 from evalsuite.detectors import load
 from evalsuite.head import Head
@@ -591,7 +591,7 @@ BAD_INPUT = {
 
 def test_bad_input_gets_one_clear_line(arrays, make_store, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands.screen.screen, "width", 400)
+    monkeypatch.setattr(featcache_cli.screen.screen, "width", 400)
     for name in ("train", "test", "near"):
         make_store(name, arrays[name])
     make_store("foreign", arrays["near"], fingerprint="another")

@@ -6,7 +6,7 @@ import pytest
 
 import cli
 from evalsuite import ood
-from evalsuite._presets import PRESETS, stores_of
+from evalsuite.presets import PRESETS, stores_of
 
 
 @pytest.fixture

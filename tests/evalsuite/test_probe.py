@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from evalsuite import probe
-from evalsuite.probe import _held_out
+from evalsuite.evaluators.probe import _held_out
 
 NUMBERS = np.array([0, 2, 3, 4, 6, 7])
 
@@ -96,10 +96,10 @@ def test_a_fit_that_stopped_short_is_said(task, make_store, monkeypatch):
     x, labels, query, truth = task
     stores = make_store("train", x, labels=labels), make_store("test", query, labels=truth)
     needed = probe(*stores, c=1.0).parameters["steps"]
-    monkeypatch.setattr(sys.modules["evalsuite.probe"], "_MOST_STEPS", needed - 1)
+    monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_MOST_STEPS", needed - 1)
     with pytest.warns(RuntimeWarning, match=f"the fit with C = 1 stopped at its limit of {needed - 1} steps, short of"):
         assert probe(*stores, c=1.0).parameters["unfinished"] == [1.0]
-    monkeypatch.setattr(sys.modules["evalsuite.probe"], "_MOST_STEPS", 1)
+    monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_MOST_STEPS", 1)
     with pytest.warns(RuntimeWarning, match=r"the fit with C = 0\.5, 2 stopped at its limit of 1 steps"):
         assert probe(*stores, c=[0.5, 2.0]).parameters["unfinished"] == [0.5, 2.0]
 
@@ -157,8 +157,8 @@ def test_rows_in_blocks_change_nothing(task, make_store, monkeypatch):
     stores = make_store("train", x, labels=labels), make_store("test", query, labels=truth)
     whole = probe(*stores, c=[0.1, 1.0])
     monkeypatch.setattr("evalsuite.rows._BLOCK_FLOATS", 5 * 7)
-    monkeypatch.setattr(sys.modules["evalsuite.probe"], "_BLOCK_FLOATS", 11 * 13)
-    monkeypatch.setattr(sys.modules["evalsuite.probe"], "_WIDE_FLOATS", 0)
+    monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_BLOCK_FLOATS", 11 * 13)
+    monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_WIDE_FLOATS", 0)
     parts = probe(*stores, c=[0.1, 1.0])
     assert parts.metrics == whole.metrics
     assert parts.parameters["held_out_cross_entropy"] == pytest.approx(

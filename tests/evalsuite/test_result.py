@@ -7,7 +7,7 @@ import pytest
 
 from evalsuite import Metric, Result
 from evalsuite.result import refuse_inputs, versions
-from featcache._disk import require_writable
+from featcache.disk.refusals import require_writable
 
 
 @pytest.fixture

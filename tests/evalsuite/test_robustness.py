@@ -13,7 +13,7 @@ from tiny import tiny_encoder
 from typer.testing import CliRunner
 
 import cli
-import commands.screen
+import featcache_cli.screen
 from evalsuite import Metric, knn, ood, robustness
 from evalsuite import detectors as registry
 from evalsuite.detectors import load
@@ -296,7 +296,7 @@ def test_without_the_package_the_extra_is_named(given, monkeypatch):
 
 
 def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands.screen.results, "width", 200)
+    monkeypatch.setattr(featcache_cli.screen.results, "width", 200)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules["tiny"], "student", lambda: tiny_encoder(weights=2), raising=False)
     line = (

@@ -8,12 +8,12 @@ import pytest
 import zarr
 from numpy.testing import assert_array_equal
 
-import featcache.arrays
-from evalsuite.knn import knn
-from featcache.arrays import write_store
+import featcache.store.from_arrays
+from evalsuite.evaluators.knn import knn
+from featcache.inputs.preprocess import Preprocess
 from featcache.interchange import export_store, import_store
-from featcache.preprocess import Preprocess
 from featcache.store import FeatureStore, open_store
+from featcache.store.from_arrays import write_store
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 EYE = np.eye(4)
@@ -202,7 +202,7 @@ def test_a_clip_retrieval_folder_of_float32(tmp_path, rng, as_is):
 
 
 def test_an_import_chooses_the_dtype_by_the_whole_file(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("featcache.layout.CHUNK_BYTES", 8 * 4 * 4)
+    monkeypatch.setattr("featcache.store.layout.CHUNK_BYTES", 8 * 4 * 4)
     values = rng.normal(size=(50, 4)).astype(np.float32)
     np.save(tmp_path / "x.npy", values)
     assert import_store(tmp_path / "x.npy", tmp_path / "half.zarr").gather([0]).dtype == np.float16
@@ -256,7 +256,7 @@ def test_an_imported_label_below_none_is_refused(tmp_path):
 def test_a_killed_write_does_not_block_the_path(tmp_path):
     """What is being written lies beside the path, under a name of its own."""
     seen = []
-    real = featcache.arrays.create_store
+    real = featcache.store.from_arrays.create_store
 
     def watched(path, manifest):
         seen.append(os.fspath(path))
@@ -264,7 +264,7 @@ def test_a_killed_write_does_not_block_the_path(tmp_path):
         return real(path, manifest)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(featcache.arrays, "create_store", watched)
+        patched.setattr(featcache.store.from_arrays, "create_store", watched)
         write_store(tmp_path / "s.zarr", EYE)
     assert seen != [str(tmp_path / "s.zarr")]
     assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]

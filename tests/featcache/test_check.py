@@ -12,11 +12,11 @@ from hashed import with_images
 
 import cli
 import featcache
-import featcache.layout
+import featcache.store.layout
 from featcache import write_store
 from featcache.store import FeatureStore, create_store
 
-checking = importlib.import_module("featcache.check")  # the package's own name is the function
+checking = importlib.import_module("featcache.store.check")  # the package's own name is the function
 
 
 @pytest.fixture

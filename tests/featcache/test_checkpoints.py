@@ -17,9 +17,9 @@ from torch import nn
 from featcache import hub
 from featcache.checkpoint import fill, open_checkpoint, read_weights
 from featcache.encoder import load_encoder
-from featcache.encoders import open_clip as clip_source
-from featcache.encoders import timm as timm_source
-from featcache.encoders._options import PLAIN
+from featcache.models import open_clip as clip_source
+from featcache.models import timm as timm_source
+from featcache.models._options import PLAIN
 
 SMALL, VIT = "test_efficientnet", "test_vit"
 

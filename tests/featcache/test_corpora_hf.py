@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.corpus import open_corpus
-from featcache.views import decode
+from featcache.corpora import open_corpus
+from featcache.inputs.views import decode
 
 datasets = pytest.importorskip("datasets", reason="needs featcache[hf]")
 

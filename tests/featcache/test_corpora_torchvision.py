@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from featcache.corpus import open_corpus
-from featcache.views import decode
+from featcache.corpora import open_corpus
+from featcache.inputs.views import decode
 
 
 @pytest.fixture(autouse=True)

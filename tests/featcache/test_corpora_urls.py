@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from featcache.corpus import open_corpus
+from featcache.corpora import open_corpus
 
 NAMES = ["b/2.png", "b/1.JPG", "a/deep/er/0.png", "loose.webp", "a/notes.txt", ".hidden/1.png", "b/._1.png"]
 

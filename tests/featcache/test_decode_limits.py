@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from featcache import decoding
-from featcache.decoding import MAX_PIXELS, decode
-from featcache.preprocess import Preprocess
-from featcache.views import Views, render
+from featcache.inputs import decoding
+from featcache.inputs.decoding import MAX_PIXELS, decode
+from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.views import Views, render
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -103,9 +103,9 @@ def test_memory_is_bounded_by_the_image_and_the_crop_however_long_the_image():
     code = f"""
 import resource, sys
 from PIL import Image
-from featcache.pixels import KeptPixels
-from featcache.preprocess import Preprocess
-from featcache.views import Views, render
+from featcache.inputs.kept import KeptPixels
+from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.views import Views, render
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for size in {LONG}:
     image = Image.new("RGB", size, (9, 9, 9))
@@ -141,11 +141,11 @@ def test_the_crop_of_a_long_image_is_pillows_bit_for_bit(rng, interpolation):
 
 
 def test_an_image_that_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
-    from featcache.corpus import open_corpus
-    from featcache.samples import Wanted, read_sample
+    from featcache.corpora import open_corpus
+    from featcache.extraction.samples import Wanted, read_sample
 
     Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
-    monkeypatch.setattr("featcache.samples.decode", lambda _: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr("featcache.extraction.samples.decode", lambda _: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError, match=r"large\.png: does not fit into memory; .*FEATCACHE_MAX_PIXELS"):
         read_sample(open_corpus(str(tmp_path)), 0, Views(), [Wanted(Preprocess(resize=8, crop=8, size=8))])
 

@@ -10,9 +10,9 @@ from tiny import tiny_encoder
 
 from distill.source import Source
 from evalsuite.rows import Rows
-from featcache.extract import extract
-from featcache.rounding import Rounding
+from featcache.extraction.extract import extract
 from featcache.store import open_store
+from featcache.store.rounding import Rounding
 
 EXACT = {"device": "cpu", "precision": "fp32"}
 
@@ -58,7 +58,7 @@ def test_stores_of_both_dtypes_are_one_source(make_images, tmp_path):
 
 
 def test_every_field_and_view_has_the_dtype_and_chunks_hold_as_many_bytes(make_images, tmp_path, monkeypatch):
-    monkeypatch.setattr("featcache.layout.CHUNK_BYTES", 200)
+    monkeypatch.setattr("featcache.store.layout.CHUNK_BYTES", 200)
     images = make_images(9)
     made = {"views": 2, "augment": "flip", "fields": ["embedding", "tokens", "logits"], **EXACT}
     half = extract(images, tiny_encoder(), tmp_path / "half.zarr", **made)

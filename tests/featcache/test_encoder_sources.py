@@ -24,8 +24,8 @@ from torchvision import transforms
 from featcache import extract
 from featcache.backbones import build_backbone
 from featcache.encoder import load_encoder, normalise, read_weights
-from featcache.preprocess import Preprocess
-from featcache.views import Views, decode, render
+from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.views import Views, decode, render
 
 SMALL = "test_efficientnet"  # timm's own architecture for tests: 0.4 M parameters
 

@@ -13,13 +13,13 @@ from PIL import Image
 from tiny import hash_of, tiny_encoder
 from torchvision import transforms
 
-import featcache.layout
 import featcache.store
+import featcache.store.layout
 from featcache import extract, open_corpus, open_store
 from featcache.encoder import normalise
-from featcache.extract import PROBE_IMAGES, resolve_device
+from featcache.extraction.extract import PROBE_IMAGES, resolve_device
+from featcache.inputs.views import PARAMETERS, View, decode, render
 from featcache.store import FeatureStore
-from featcache.views import PARAMETERS, View, decode, render
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
 """A precision that is not chosen by the clock, so that two runs are comparable byte for byte."""
@@ -28,7 +28,7 @@ EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batc
 @pytest.fixture
 def small_chunks(monkeypatch):
     """8 rows a chunk for one view of the tiny encoder's embedding."""
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * 6 * 2)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 8 * 6 * 2)
 
 
 def files(path):

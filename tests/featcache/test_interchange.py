@@ -17,10 +17,10 @@ from safetensors.torch import save_file as save_torch_file
 
 import featcache.interchange._foreign
 import featcache.interchange.safetensors
-from featcache.arrays import write_store
+from featcache.inputs.views import PARAMETERS
 from featcache.interchange import export_store, import_store
 from featcache.store import FAILED, OK, FeatureStore, create_store, open_store
-from featcache.views import PARAMETERS
+from featcache.store.from_arrays import write_store
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

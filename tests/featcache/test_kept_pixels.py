@@ -16,15 +16,15 @@ from tiny import hash_of, tiny_encoder
 from torchvision.transforms import InterpolationMode, Resize
 
 import cli
-import commands.screen
-import featcache.job
-import featcache.layout
+import featcache.extraction.job
+import featcache.store.layout
+import featcache_cli.screen
 from featcache import KeptPixels, extract, open_corpus, open_store
 from featcache.corpora.store import KeptImages
 from featcache.encoder import normalise
-from featcache.extract import PROBE_IMAGES
-from featcache.samples import content_hash
-from featcache.views import View, decode, render
+from featcache.extraction.extract import PROBE_IMAGES
+from featcache.extraction.samples import content_hash
+from featcache.inputs.views import View, decode, render
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
 SIZE = 20
@@ -39,7 +39,7 @@ def pixels(request):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """16 rows a unit for 8 views of the tiny encoder's embedding, 4 (raw: 1) in a chunk of kept images."""
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 16 * 8 * 6 * 2 + 700)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 16 * 8 * 6 * 2 + 700)
     return {"views": 8, "augment": "flip"}
 
 
@@ -228,7 +228,7 @@ def test_a_killed_run_ends_as_if_it_had_never_been(make_images, tmp_path, monkey
     folder = make_images(37)
     whole = extract(folder, tiny_encoder(), tmp_path / "whole.zarr", pixels=pixels, **small_chunks, **EXACT)
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(featcache.job, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(featcache.extraction.job, "SAVE_SECONDS", -1.0)
 
     def kill(at):
         if at.done >= samples:
@@ -326,7 +326,7 @@ def test_the_command_line_keeps_shows_and_reads_them(make_images, tmp_path, monk
     from safetensors.torch import save_file
 
     from featcache.backbones import build_backbone
-    from featcache.preprocess import Preprocess
+    from featcache.inputs.preprocess import Preprocess
 
     make_images(6)
     monkeypatch.chdir(tmp_path)
@@ -335,7 +335,7 @@ def test_the_command_line_keeps_shows_and_reads_them(make_images, tmp_path, monk
     preprocess = Preprocess(resize=18, crop=16, size=16).to_dict()
     record = {"architecture": "tiny", "embedding_dim": 128, "preprocess": preprocess}
     Path("student/student.json").write_text(json.dumps(record))
-    for screen in (commands.screen.screen, commands.screen.results):
+    for screen in (featcache_cli.screen.screen, featcache_cli.screen.results):
         monkeypatch.setattr(screen, "width", 400)
 
     def featcache_(line):

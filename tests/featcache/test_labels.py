@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 
+from featcache.corpora import open_corpus
 from featcache.corpora._labels import MISSING, from_values
-from featcache.corpus import open_corpus
 
 CASES = {
     "whole numbers": ([2, 10, 0, None, -1], [2, 10, 0, -1, -1], [str(i) for i in range(11)]),

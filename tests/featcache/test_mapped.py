@@ -14,11 +14,11 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
-import featcache._mapped
-import featcache._rows
-from featcache._mapped import CHECKSUM_BYTES, map_chunks
-from featcache.arrays import write_store
+import featcache.store.gather
+import featcache.store.mapped
 from featcache.store import open_store
+from featcache.store.from_arrays import write_store
+from featcache.store.mapped import CHECKSUM_BYTES, map_chunks
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX memory maps")
 PAGE = mmap.PAGESIZE
@@ -115,13 +115,13 @@ def test_no_files_and_rows_without_bytes_are_refused(written):
 def test_a_map_that_the_system_refuses(written, tmp_path, monkeypatch):
     """Here of the second file, when the first is mapped already."""
     _, paths = written(PAGE)
-    real, calls = featcache._mapped._libc_mmap(), []
+    real, calls = featcache.store.mapped._libc_mmap(), []
 
     def refuse_second(*arguments):
         calls.append(arguments)
         return real(*arguments) if len(calls) != 2 else 2**64 - 1
 
-    monkeypatch.setattr(featcache._mapped, "_libc_mmap", lambda: refuse_second)
+    monkeypatch.setattr(featcache.store.mapped, "_libc_mmap", lambda: refuse_second)
     assert map_chunks(paths, PAGE, (), "uint8") is None
     assert len(calls) == 2
     assert maps_of(tmp_path) == 0
@@ -179,8 +179,8 @@ def test_files_that_are_replaced_or_removed_stay_readable(written):
 
 def test_a_process_maps_only_so_many_files(written, monkeypatch):
     _, paths = written(PAGE)
-    monkeypatch.setattr(featcache._mapped, "_live", weakref.WeakKeyDictionary())  # not those that other tests left
-    monkeypatch.setattr(featcache._mapped, "MOST_MAPS", 2 * CHUNKS)
+    monkeypatch.setattr(featcache.store.mapped, "_live", weakref.WeakKeyDictionary())  # not those that other tests left
+    monkeypatch.setattr(featcache.store.mapped, "MOST_MAPS", 2 * CHUNKS)
     kept = [map_chunks(paths, PAGE, (), "uint8") for _ in range(2)]
     assert all(rows is not None for rows in kept)
     assert map_chunks(paths, PAGE, (), "uint8") is None
@@ -225,7 +225,7 @@ def test_a_store_gathers_alike_through_one_map_and_through_single_ones(store, tm
     view = rng.integers(0, 2, 200)
     through_one, first = store.gather(rows, view=view), store.row("content", 7)
     assert maps_of(tmp_path / "s.zarr" / "embedding") == 3
-    monkeypatch.setattr(featcache._mapped, "MOST_MAPS", 0)
+    monkeypatch.setattr(featcache.store.mapped, "MOST_MAPS", 0)
     other = open_store(store.path)
     np.testing.assert_array_equal(through_one, other.gather(rows, view=view))
     np.testing.assert_array_equal(first, other.row("content", 7))
@@ -295,7 +295,7 @@ def test_released_rows_leave_memory_and_are_read_again(tmp_path, monkeypatch, wh
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not say how much of a file is in memory")
     if not whole:
-        monkeypatch.setattr(featcache._rows, "map_chunks", lambda *_: None)
+        monkeypatch.setattr(featcache.store.gather, "map_chunks", lambda *_: None)
     rows = np.random.default_rng(0).normal(size=(40_000, 256)).astype(np.float16)
     store = write_store(tmp_path / "s.zarr", rows)
     every = np.arange(len(rows))

@@ -8,12 +8,12 @@ import pytest
 from tiny import tiny_encoder
 from typer.testing import CliRunner
 
-from commands.featcache import app
-from featcache.arrays import write_store
-from featcache.extract import extract
-from featcache.files import files_at
+from featcache.extraction.extract import extract
 from featcache.interchange import export_store
 from featcache.store import FeatureStore, open_store
+from featcache.store.files import files_at
+from featcache.store.from_arrays import write_store
+from featcache_cli.featcache import app
 
 EYE = np.eye(4)
 BAD = ["../x", "/tmp/x", "a/b", "a\\b", "..", ".", "", "a\0b", "a b", "a.", "CON", "nul.x", "Embedding", "state", "zarr.json",

@@ -16,14 +16,14 @@ from PIL import Image
 from tiny import tiny_encoder
 from typer.testing import CliRunner
 
-import featcache.home
-from commands.featcache import app
-from featcache.arrays import write_store
-from featcache.cache import known_stores
-from featcache.corpus import open_corpus
-from featcache.extract import extract
+import featcache.disk.home
+from featcache.corpora import open_corpus
+from featcache.extraction.extract import extract
 from featcache.interchange import export_store, import_store
 from featcache.store import FeatureStore, open_store
+from featcache.store.from_arrays import write_store
+from featcache.store.index import known_stores
+from featcache_cli.featcache import app
 
 EXACT = {"device": "cpu", "precision": "fp32"}
 EYE = np.eye(4)
@@ -199,7 +199,7 @@ def no_home(tmp_path, monkeypatch):
     """$FEATCACHE_HOME below a file, where not even root can write."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "file/home"))
-    featcache.home._say_refused.cache_clear()
+    featcache.disk.home._say_refused.cache_clear()
 
 
 def shard(path: Path, packed: str = "") -> str:
@@ -242,15 +242,15 @@ def test_a_user_whom_the_system_does_not_know_has_a_home(monkeypatch):
     monkeypatch.setattr(
         Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory."))
     )
-    assert featcache.home.cache_home().name == f"featcache-{os.getuid()}"
+    assert featcache.disk.home.cache_home().name == f"featcache-{os.getuid()}"
 
 
 SECOND_USER = """
 import sys, logging, pathlib
 logging.basicConfig(level=logging.WARNING)
-from featcache.corpus import open_corpus
-from featcache.cache import known_stores
-from featcache.receipts import void
+from featcache.corpora import open_corpus
+from featcache.store.index import known_stores
+from featcache.extraction.receipts import void
 corpus = open_corpus(sys.argv[1])
 assert len(corpus) == 3 and corpus.read(2)[:4] == b"\\x89PNG"
 known_stores()
@@ -278,14 +278,14 @@ def test_a_second_user_of_a_home(tmp_path, monkeypatch, make_images, mode):
     tmp_path.chmod(0o755)
     readable = subprocess.run(
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", "import featcache"],
-        capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(featcache.home.__file__).parents[1])},
+        capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(featcache.disk.home.__file__).parents[2])},
     )  # fmt: skip
     if readable.returncode:
         pytest.skip("another user may not read this checkout")
     ran = subprocess.run(
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", SECOND_USER, spec, str(store.path)],
         capture_output=True, text=True, timeout=100, cwd="/",
-        env={**os.environ, "PYTHONPATH": str(Path(featcache.home.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": str(Path(featcache.disk.home.__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert ran.stdout.strip() == "fine", ran.stderr
     assert "Traceback" not in ran.stderr

@@ -12,19 +12,19 @@ from PIL import Image
 from tiny import tiny_encoder
 from torch import nn
 
-import featcache.job
-import featcache.layout
+import featcache.extraction.job
 import featcache.precision
+import featcache.store.layout
 from featcache import extract, open_corpus, open_store
-from featcache.comparable import FAITHFUL, NAMES, difference, exact_name, unfaithful
-from featcache.home import cache_home
-from featcache.pins import settle
+from featcache.disk.home import cache_home
+from featcache.extraction.pins import settle
+from featcache.extraction.samples import Wanted, read_sample
+from featcache.extraction.spot_check import BATCH
+from featcache.inputs.views import Views
 from featcache.precision import CANDIDATES, fastest_faithful
-from featcache.samples import Wanted, read_sample
-from featcache.spot_check import BATCH
-from featcache.views import Views
+from featcache.store.comparable import FAITHFUL, NAMES, difference, exact_name, unfaithful
 
-EXTRACT = importlib.import_module("featcache.extract")  # not the function of that name
+EXTRACT = importlib.import_module("featcache.extraction.extract")  # not the function of that name
 GIVEN = {"device": "cpu", "workers": 2, "batch_size": 4}
 
 
@@ -78,8 +78,8 @@ def fastest(monkeypatch):
 @pytest.fixture
 def small_units(monkeypatch):
     """8 rows a unit, saved after each pass."""
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * 6 * 2)
-    monkeypatch.setattr(featcache.job, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 8 * 6 * 2)
+    monkeypatch.setattr(featcache.extraction.job, "SAVE_SECONDS", 0.0)
 
 
 def files(store):

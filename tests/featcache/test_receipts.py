@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import cli
-import featcache.encoders.run
-from featcache import open_store, receipts, write_store
+import featcache.models.run
+from featcache import open_store, write_store
 from featcache.backbones import build_backbone
-from featcache.preprocess import Preprocess
+from featcache.extraction import receipts
+from featcache.inputs.preprocess import Preprocess
 
 COMMAND = "photos --teacher run:student --out t.zarr --precision fp32"
 
@@ -45,8 +46,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def featcache_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Runs one command line; gives its exit code, the JSON it wrote or None, and whether a teacher was loaded."""
     loaded = []
-    load = featcache.encoders.run.load_encoder
-    monkeypatch.setattr(featcache.encoders.run, "load_encoder", lambda rest: loaded.append(rest) or load(rest))
+    load = featcache.models.run.load_encoder
+    monkeypatch.setattr(featcache.models.run, "load_encoder", lambda rest: loaded.append(rest) or load(rest))
 
     def run(line: str) -> tuple[int, dict | None, bool]:
         loaded.clear()
@@ -397,11 +398,11 @@ def test_weights_of_the_hub(here, monkeypatch, teacher, repository, name):
 
 def test_the_package_imports_what_is_used_when_it_is_used():
     code = (
-        "import sys, featcache, featcache.receipts\n"
+        "import sys, featcache, featcache.extraction.receipts\n"
         "assert not {'torch', 'zarr', 'numpy', 'PIL'} & set(sys.modules), 'heavy'\n"
         "assert set(featcache.__all__) <= set(dir(featcache))\n"
-        "import featcache.extract\n"
-        "from featcache.extract import resolve_device\n"
+        "import featcache.extraction.extract\n"
+        "from featcache.extraction.extract import resolve_device\n"
         "assert callable(featcache.extract)\n"
         "from featcache import *\n"
         "assert callable(extract) and extract is featcache.extract\n"

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 
-import featcache.remote
-from featcache.remote import Mirror
+import featcache.store.remote
+from featcache.store.remote import Mirror
 
 
 @pytest.fixture(params=["s3", "file"])
@@ -134,7 +134,7 @@ def test_what_a_process_of_this_machine_is_writing_is_not_dropped_by_a_reader(ur
 
 HOLD = """
     import sys, time
-    from featcache.remote import Mirror
+    from featcache.store.remote import Mirror
     with Mirror(sys.argv[1]).only_writer():
         print("held", flush=True)
         time.sleep(600)
@@ -152,7 +152,7 @@ def other_writer(url):
 
 
 def test_a_second_writer_is_refused_and_a_killed_one_is_succeeded(url, other_writer, monkeypatch):
-    monkeypatch.setattr(featcache.remote, "SETTLE", 0.05)
+    monkeypatch.setattr(featcache.store.remote, "SETTLE", 0.05)
     with (
         pytest.raises(
             ValueError, match=rf"{socket.gethostname()}, pid {other_writer.pid}\) is writing this store; wait"
@@ -176,8 +176,8 @@ def test_two_writers_of_one_process_exclude_each_other_too(url):
 
 @pytest.mark.parametrize(("silent", "taken_over"), [(30.0, False), (601.0, True)])
 def test_a_writer_on_another_machine_is_believed_for_ten_minutes(url, monkeypatch, silent, taken_over):
-    monkeypatch.setattr(featcache.remote, "SETTLE", 0.05)
-    alive = featcache.remote.time.time() - silent
+    monkeypatch.setattr(featcache.store.remote, "SETTLE", 0.05)
+    alive = featcache.store.remote.time.time() - silent
     holder = {"id": "theirs", "host": "elsewhere", "numbers": "", "pid": os.getpid(), "alive": alive}
     put(url.rpartition("/")[0], {"t.zarr.lock": json.dumps(holder).encode()})
     if taken_over:
@@ -207,13 +207,13 @@ def test_of_many_threads_that_start_at_once_one_writes(url):
 
 
 def test_of_two_that_saw_no_lock_the_first_to_create_it_writes(url, other_writer, monkeypatch):
-    look, looks = featcache.remote._Lock.holder, []
+    look, looks = featcache.store.remote._Lock.holder, []
 
     def see_nothing_at_first(lock):
         looks.append(lock)
         return look(lock) if len(looks) > 1 else None
 
-    monkeypatch.setattr(featcache.remote._Lock, "holder", see_nothing_at_first)
+    monkeypatch.setattr(featcache.store.remote._Lock, "holder", see_nothing_at_first)
     before = read_remotely(url, ".lock")
     with pytest.raises(ValueError, match=rf"pid {other_writer.pid}\) is writing"), Mirror(url).only_writer():
         raise AssertionError
@@ -225,14 +225,14 @@ def test_of_two_that_succeed_a_dead_writer_the_last_to_say_so_writes(url, monkey
     lock, other = {"t.zarr.lock": json.dumps(dead).encode()}, dead | {"id": "other", "alive": 1e12}
     put(url.rpartition("/")[0], lock)
     say = {"t.zarr.lock": json.dumps(other).encode()}
-    monkeypatch.setattr(featcache.remote.time, "sleep", lambda seconds: put(url.rpartition("/")[0], say))
+    monkeypatch.setattr(featcache.store.remote.time, "sleep", lambda seconds: put(url.rpartition("/")[0], say))
     with pytest.raises(ValueError, match=r"another process \(elsewhere, pid 1\) is writing"), Mirror(url).only_writer():
         raise AssertionError
     assert json.loads(read_remotely(url, ".lock")) == other
 
 
 def test_the_holder_shows_signs_of_life_and_notices_when_it_was_succeeded(url, monkeypatch):
-    monkeypatch.setattr(featcache.remote, "REFRESH", 0.05)
+    monkeypatch.setattr(featcache.store.remote, "REFRESH", 0.05)
     mirror = Mirror(url)
     mirror.root.mkdir(parents=True)
     (mirror.root / "x").write_bytes(b"x")
@@ -269,8 +269,8 @@ def test_a_silent_server_is_given_up_in_one_clear_line(action, s3_bucket, monkey
     """It accepts connections and never answers: s3fs alone would upload for ever."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(featcache.remote, "PATIENCE", 0.3)
-        monkeypatch.setattr(featcache.remote, "SLOWEST", 1e9)
+        monkeypatch.setattr(featcache.store.remote, "PATIENCE", 0.3)
+        monkeypatch.setattr(featcache.store.remote, "SLOWEST", 1e9)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         mirror = Mirror(f"{s3_bucket}/t.zarr")
         mirror.root.mkdir(parents=True)

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from tiny import tiny_encoder
 
-import featcache.layout
-import featcache.remote
+import featcache.store.layout
+import featcache.store.remote
 from featcache import extract, open_corpus, open_store, write_store
-from featcache.cache import known_stores
 from featcache.interchange import export_store, import_store
-from featcache.remote import Mirror
 from featcache.store import FeatureStore
+from featcache.store.index import known_stores
+from featcache.store.remote import Mirror
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
 """A precision that is not chosen by the clock, so that two runs are comparable byte for byte."""
@@ -32,8 +32,8 @@ EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batc
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """8 rows a chunk for one view of the tiny encoder's embedding; and a dead writer is succeeded at once."""
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * 6 * 2)
-    monkeypatch.setattr(featcache.remote, "SETTLE", 0.05)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 8 * 6 * 2)
+    monkeypatch.setattr(featcache.store.remote, "SETTLE", 0.05)
 
 
 @pytest.fixture
@@ -394,7 +394,7 @@ def test_another_machine_resumes_what_one_left(make_images, url, tmp_path, anoth
 
 
 def test_a_unit_in_progress_survives_on_another_machine(make_images, url, tmp_path, another_home, monkeypatch):
-    monkeypatch.setattr(featcache.job, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(featcache.extraction.job, "SAVE_SECONDS", 0.0)
     folder = make_images(29)
     local = extract(folder, tiny_encoder(), tmp_path / "t.zarr", **EXACT)
 
@@ -418,9 +418,9 @@ def test_a_unit_in_progress_survives_on_another_machine(make_images, url, tmp_pa
 
 WRITE = """
     import sys, time
-    import featcache.layout
+    import featcache.store.layout
     from tiny import tiny_encoder
-    featcache.layout.CHUNK_BYTES = 8 * 6 * 2
+    featcache.store.layout.CHUNK_BYTES = 8 * 6 * 2
     def pause(at):
         if at.done > 16:
             print("paused", flush=True)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from tiny import tiny_encoder
 
-import featcache.layout
+import featcache.store.layout
 from featcache import extract, open_corpus, open_store
-from featcache.cache import forget, known_stores
-from featcache.home import cache_home
-from featcache.samples import content_hash
+from featcache.disk.home import cache_home
+from featcache.extraction.samples import content_hash
+from featcache.store.index import forget, known_stores
 
 EXACT = {"device": "cpu", "precision": "fp32", "workers": 2, "batch_size": 4}
 
@@ -119,7 +119,7 @@ def test_known_stores_are_listed_until_they_are_gone(make_images, tmp_path):
 @pytest.mark.parametrize("damaged", ["embedding/c/1/0/0", "view/c/1/0/0", "sample_id/c/1"])
 @pytest.mark.parametrize("how", ["flip", "cut"])
 def test_damage_in_one_store_is_not_copied_into_another(make_images, tmp_path, monkeypatch, caplog, damaged, how):
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 6 * 2)  # four rows a chunk
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 4 * 6 * 2)  # four rows a chunk
     folder, recipe = Path(make_images(12)), {"views": 2, "augment": "rrc", **EXACT}
     first = extract(str(folder), tiny_encoder(), tmp_path / "a.zarr", **recipe)
     whole = files(first)
@@ -197,7 +197,7 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize("change", ["images", "recipe"])
 def test_an_interrupted_replacement_goes_on_where_it_was(make_images, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 6 * 2)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 4 * 6 * 2)
     folder, out, told = Path(make_images(12)), tmp_path / "a.zarr", []
     extract(str(folder), tiny_encoder(), out, **EXACT)
     if change == "images":
@@ -222,7 +222,7 @@ def test_an_interrupted_replacement_goes_on_where_it_was(make_images, tmp_path, 
 
 
 def test_an_interrupted_replacement_starts_again_when_its_images_have_changed(make_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 6 * 2)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 4 * 6 * 2)
     folder, out, told = Path(make_images(12)), tmp_path / "a.zarr", []
 
     def stop(at):
@@ -264,7 +264,7 @@ def test_a_folder_that_is_no_store_is_left_alone(make_images, tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "missing", "leftover", "array metadata", "state"])
 def test_extract_repairs_what_verify_names_and_only_that(make_images, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 6 * 2)  # four rows a chunk
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 4 * 6 * 2)  # four rows a chunk
     folder = make_images(12)
     store = extract(folder, tiny_encoder(), tmp_path / "s.zarr", **EXACT)
     whole = files(store)
@@ -286,7 +286,7 @@ def test_extract_repairs_what_verify_names_and_only_that(make_images, tmp_path, 
 
 
 def test_max_failures_stops_the_run_and_keeps_what_is_done(make_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 4 * 6 * 2)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 4 * 6 * 2)
     folder = Path(make_images(12))
     broken = sorted(p for p in folder.rglob("*.*"))[-3:]
     for path in broken:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from featcache.samples import bursts, prefetch
+from featcache.extraction.samples import bursts, prefetch
 
 
 @pytest.mark.parametrize("read", [bursts, prefetch])

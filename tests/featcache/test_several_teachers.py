@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from tiny import patch_encoder
 
-import featcache.layout
-import featcache.samples
+import featcache.extraction.samples
+import featcache.store.layout
 from featcache import extract, extract_all, open_corpus
-from featcache.extract import PROBE_IMAGES
-from featcache.job import Job
-from featcache.samples import Wanted, read_sample
+from featcache.extraction.extract import PROBE_IMAGES
+from featcache.extraction.job import Job
+from featcache.extraction.samples import Wanted, read_sample
+from featcache.inputs.views import Views
 from featcache.store import FeatureStore
-from featcache.views import Views
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 3, "batch_size": 4}
 ROWS = 22
@@ -53,7 +53,7 @@ def encoders(names):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * 6 * 2)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 8 * 6 * 2)
 
 
 @pytest.fixture
@@ -88,13 +88,13 @@ def counting(monkeypatch, corpus):
 
     monkeypatch.setattr(corpus, "read", counted)
     for name in ("decode", "render"):
-        function = getattr(featcache.samples, name)
+        function = getattr(featcache.extraction.samples, name)
 
         def count(*given, _name=name, _function=function):
             work[_name] += 1
             return _function(*given)
 
-        monkeypatch.setattr(featcache.samples, name, count)
+        monkeypatch.setattr(featcache.extraction.samples, name, count)
     return reads, work
 
 

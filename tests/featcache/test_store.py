@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import featcache.store
-from featcache.arrays import write_store
-from featcache.layout import CHUNK_BYTES, chunk_rows
+from featcache.inputs.views import PARAMETERS
 from featcache.store import FAILED, OK, FeatureStore, create_store, open_store
-from featcache.views import PARAMETERS
+from featcache.store.from_arrays import write_store
+from featcache.store.layout import CHUNK_BYTES, chunk_rows
 
 ROWS, VIEWS, WIDTH, PER_CHUNK = 11, 3, 5, 4  # the last chunk is short
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tiny import patch_encoder
 
-import featcache.layout
+import featcache.store.layout
 from featcache import extract, open_store, write_store
 from featcache.interchange import export_store, import_store
 
@@ -27,7 +27,7 @@ EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batc
 COMMAND = """
 import resource, sys
 import featcache.precision, featcache.store
-featcache.layout.CHUNK_BYTES = 8 * 6 * 2  # 8 rows a unit
+featcache.store.layout.CHUNK_BYTES = 8 * 6 * 2  # 8 rows a unit
 featcache.precision.CANDIDATES = {"fp32": featcache.precision.FP32}  # none is chosen by the clock
 if largest_file := int(sys.argv.pop(1)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -124,7 +124,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", UNIT * 6 * 2)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", UNIT * 6 * 2)
 
 
 # -- files that may not grow ------------------------------------------------------------------------------

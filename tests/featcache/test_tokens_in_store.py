@@ -13,11 +13,11 @@ from PIL import Image
 from tiny import patch_encoder
 from torchvision import transforms
 
-import featcache.layout
+import featcache.inputs.views
 import featcache.store
-import featcache.views
+import featcache.store.layout
 from featcache import extract, open_corpus, open_store
-from featcache.extract import PROBE_IMAGES
+from featcache.extraction.extract import PROBE_IMAGES
 from featcache.interchange import export_store, import_store
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
@@ -32,7 +32,7 @@ def files(path):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """With two views: 8 rows a unit, 2 of tokens a chunk, 4 of prefix tokens."""
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", 8 * VIEWS * 6 * 2)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 8 * VIEWS * 6 * 2)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def read_only_store(tmp_path_factory):
         "label": np.zeros(ROWS, np.int64),
         "sample_id": np.array([str(i) for i in range(ROWS)], object),
         "content": np.zeros((ROWS, 16), np.uint8),
-        "view": np.zeros((ROWS, VIEWS, len(featcache.views.PARAMETERS)), np.float32),
+        "view": np.zeros((ROWS, VIEWS, len(featcache.inputs.views.PARAMETERS)), np.float32),
         "reason": np.full(ROWS, "", object),
         "state": np.ones(ROWS, np.uint8),
     }

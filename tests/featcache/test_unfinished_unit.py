@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from tiny import patch_encoder
 
-import featcache.job
-import featcache.layout
+import featcache.extraction.job
+import featcache.store.layout
 from featcache import KeptPixels, extract, open_corpus
-from featcache.samples import content_hash
+from featcache.extraction.samples import content_hash
 from featcache.store import FeatureStore
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
@@ -53,16 +53,16 @@ def files(path):
 def given(request, monkeypatch):
     """What to extract, 16 rows a unit; token chunks hold fewer, those of kept images one each; a batch is 4 rows."""
     views = WHAT[request.param].get("views", 1)
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", UNIT * views * 6 * 2)
-    monkeypatch.setattr(featcache.job, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", UNIT * views * 6 * 2)
+    monkeypatch.setattr(featcache.extraction.job, "SAVE_SECONDS", 0.0)
     return {**EXACT, **WHAT[request.param], "batch_size": 4 * views}
 
 
 @pytest.fixture
 def plain(monkeypatch):
     """Embeddings alone, 16 rows a unit."""
-    monkeypatch.setattr(featcache.layout, "CHUNK_BYTES", UNIT * 6 * 2)
-    monkeypatch.setattr(featcache.job, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", UNIT * 6 * 2)
+    monkeypatch.setattr(featcache.extraction.job, "SAVE_SECONDS", 0.0)
     return EXACT
 
 

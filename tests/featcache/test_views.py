@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from featcache.preprocess import Preprocess
-from featcache.views import View, Views, decode, render
+from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.views import View, Views, decode, render
 
 SIZES = [(64, 48), (48, 64), (40, 40), (33, 47), (101, 35), (5, 3), (1, 1), (7, 300), (37, 36)]
 

@@ -1,0 +1,164 @@
+"""The model card of an export: who taught it, on what, how, how well, and how to load it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import tomli_w
+
+from distill.training.run import Run
+from featcache.backbones import Backbone
+from featcache.inputs.preprocess import Preprocess
+from featcache.store import FeatureStore
+
+
+def write_card(
+    path: Path,
+    run: Run,
+    record: dict[str, Any],
+    backbone: Backbone,
+    *,
+    loading: str,
+    difference: float,
+    results: Sequence[dict[str, Any]],
+) -> None:
+    """Write the card as Markdown.
+
+    Args:
+        record: `student.json`.
+        loading: Python that makes `model` from the files in `folder`.
+        difference: largest found between the exported model and the student.
+        results: contents of evalsuite's result files.
+    """
+    config, preprocess = run.config or {}, Preprocess.from_dict(record["preprocess"])
+    teacher = str(record.get("teacher", "unknown"))
+    trained_on = [record["trained_on"]] if "trained_on" in record else []
+    parameters = sum(weight.numel() for weight in backbone.parameters())
+    text = [
+        f"# {record['architecture']}, taught by {teacher}",
+        "A small image encoder that was trained to behave like a frozen teacher, from features of the teacher that were "
+        "cached once.",
+        _table(
+            ("", ""),
+            [
+                ("student", f"{record['architecture']}, {parameters / 1e6:.2f} M parameters"),
+                ("embedding", f"{backbone.embedding_dim} numbers, not normalised; compare them by cosine"),
+                ("images", f"RGB, {preprocess.size} × {preprocess.size} px"),
+                ("teacher", f"{teacher}, fingerprint `{config.get('teacher', 'unknown')}`"),
+                *(("data", line) for line in _data(config)),
+                *(
+                    ("trained on", f"{of['samples']:,} images, {of['held_out']:,} held out; {of['views']}")
+                    for of in trained_on
+                ),
+                ("method", str(record.get("method", "unknown"))),
+                *([("unfinished", record["unfinished"])] if "unfinished" in record else []),
+            ],
+        ),
+        "## Loading",
+        'Without featcache, from the folder that this file lies in:\n\n```python\nfolder = "."\n' + loading + "\n```",
+        f"Checked when it was written: at most {difference:.1e} of an embedding's length from the student's.",
+        "## Preprocessing",
+        f"```python\n{preprocessing_code(preprocess)}\n```",
+        "`embedding = model(pixels(Image.open(path)))`. featcache itself rounds the crop to whole pixels of the resized "
+        "image, so a border may differ by a pixel.",
+        "## Metrics",
+        *_metrics(run, results),
+        "## Training",
+        f"```toml\n{tomli_w.dumps({key: _public(value) for key, value in config.items()})}```",
+        "## Licence",
+        _licence(teacher, str(config.get("student", "")), bool(config.get("pretrained"))),
+    ]
+    path.write_text("\n\n".join(text) + "\n")
+
+
+def preprocessing_code(preprocess: Preprocess) -> str:
+    """Python that makes `pixels`, from a PIL image to a normalised batch of one."""
+    size, squash = preprocess.size, preprocess.mode == "squash"
+    share = preprocess.crop / preprocess.resize
+    sides = "image.width, image.height" if squash else "min(image.size), min(image.size)"
+    return f"""import torch
+from PIL import Image
+from torchvision.transforms.functional import normalize, pil_to_tensor
+
+def pixels(image):
+    width, height = ({share!r} * side for side in ({sides}))
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    box = left, top, left + width, top + height
+    image = image.convert("RGB").resize(({size}, {size}), Image.Resampling.{preprocess.interpolation.upper()}, box=box)
+    return normalize(pil_to_tensor(image) / 255, {list(preprocess.mean)}, {list(preprocess.std)}).unsqueeze(0)"""
+
+
+def _data(config: dict[str, Any]) -> list[str]:
+    """A line a corpus: its spec and how many rows its store has, where the store can still be read."""
+    stores, corpora = (
+        given if isinstance(given, list) else [given] for given in (config.get("store", []), config.get("corpus", []))
+    )
+    lines = []
+    for i, corpus in enumerate(corpora):
+        try:
+            store = FeatureStore(stores[i])
+            rows = f"{len(store.ok):,} images, {len(store.failed):,} failed and left out"
+        except (ValueError, OSError, IndexError):
+            rows = "its store can no longer be read"
+        lines.append(f"{_public(corpus)}: {rows}")
+    return lines
+
+
+def _metrics(run: Run, results: Sequence[dict[str, Any]]) -> list[str]:
+    final = run.metrics[-1] if run.metrics else {}
+    parts = [
+        "At the end of training:",
+        _table(("metric", "value"), [(name, f"{value:.6g}") for name, value in final.items()]),
+    ]
+    for result in results:
+        parameters = {key: value for key, value in result.get("parameters", {}).items() if key != "chance"}
+        settings = ", ".join(f"{key} {value}" for key, value in parameters.items())
+        parts += [
+            f"`evalsuite {result['command']}`" + (f" ({settings}):" if settings else ":"),
+            _table(
+                ("metric", "value", "95 % interval"),
+                [
+                    (name, f"{m['value']:.4f}", "{:.4f}–{:.4f}".format(*m["ci95"]) if m.get("ci95") else "")
+                    for name, m in result["metrics"].items()
+                    if not name.startswith("per_class/")
+                ],
+            ),
+        ]
+    return parts
+
+
+def _licence(teacher: str, student: str, pretrained: bool) -> str:
+    text = (
+        f"These weights were learnt from what {teacher} says of the data above; the terms of that model and of that data "
+        "may bind them too. Look them up before you share or sell."
+    )
+    names = [teacher, *([student] if pretrained else [])]
+    for name in names:
+        found = _timm_licence(name)
+        text += f" timm records `{found}` for {name}." if found else ""
+    return text
+
+
+def _timm_licence(spec: str) -> str | None:
+    source, _, name = spec.partition("/")
+    if source != "timm":
+        return None
+    try:
+        config = timm.get_pretrained_cfg(re.split("[:@]", name)[0])
+    except RuntimeError:
+        return None
+    return config.license if config else None
+
+
+def _public(value: Any) -> Any:
+    """Without the folders of this machine: of an absolute path only the last part."""
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return re.sub(r"(^|:)/(?:[^/]+/)*([^/]+)/?$", r"\1\2", value) if isinstance(value, str) else value
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

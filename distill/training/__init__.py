@@ -1,0 +1,1 @@
+"""From stores and a method to a trained student."""

@@ -1,0 +1,89 @@
+"""Learning rate, optimizer and moving average: what happens to the weights at a step."""
+
+import copy
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.training.config import FitConfig
+from distill.training.lars import Lars
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int | None = None, least: float = 0.0) -> float:
+    """Linear warm-up over the first `warmup` steps (a tenth when None), then half a cosine down to `least` at the last."""
+    warmup = max(1, steps // 10 if warmup is None else warmup)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return least + (peak - least) * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - 1 - warmup))) / 2
+
+
+def warmup_steps(settings: FitConfig, per_epoch: int) -> int:
+    assert settings.warmup_epochs is not None
+    return int(settings.warmup_epochs * per_epoch + 1e-6)
+
+
+def make_optimizer(modules: Sequence[nn.Module], settings: FitConfig) -> torch.optim.Optimizer:
+    """Two groups of the modules' weights: those that decay, and those of `undecayed`; frozen ones are in neither."""
+    trained = {weight: None for module in modules for weight in module.parameters() if weight.requires_grad}
+    kept = set().union(*map(undecayed, modules))
+    groups = [
+        {"params": [weight for weight in trained if weight not in kept], "weight_decay": settings.weight_decay},
+        {"params": [weight for weight in trained if weight in kept], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    assert settings.lr is not None
+    if settings.optimizer == "lars":
+        return Lars(groups, lr=settings.lr)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+def undecayed(module: nn.Module) -> set[nn.Parameter]:
+    """The weights that are not to decay: of one dimension or none, biases, all of norms, and those that a model itself
+    names by `no_weight_decay()`, as timm's do (position embeddings, class tokens, tables of relative positions)."""
+    found = set()
+    for part in module.modules():
+        names: Any = getattr(part, "no_weight_decay", None)
+        own = set(names()) if callable(names) else set()
+        norm = isinstance(part, _NORMS) or re.search("norm$", type(part).__name__, re.IGNORECASE)
+        for name, weight in part.named_parameters():
+            direct = "." not in name
+            if name in own or (direct and (weight.ndim <= 1 or name.endswith("bias") or norm)):
+                found.add(weight)
+    return found
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def train_mode(module: nn.Module) -> None:
+    """As `module.train()`, but parts whose weights are all frozen stay in eval mode: their batch norms keep the statistics
+    that they came with, and nothing in them is dropped at random."""
+    module.train()
+    for part in module.modules():
+        weights = list(part.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            part.eval()
+
+
+class Ema:
+    """An exponential moving average of a module's weights; its buffers are copied.
+
+    Attributes:
+        module: a copy that carries the average, in eval mode.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.module, self.decay = copy.deepcopy(module).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """After the step numbered `step`, from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))  # at first the average would be of the initial weights
+        mine, theirs = ([weight.detach() for weight in of.parameters()] for of in (self.module, module))
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for copied, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            copied.copy_(buffer)

@@ -1,0 +1,217 @@
+"""What a fit is given, opened and checked before anything is written."""
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from distill.pairs import CHECKED, Pairs, teacher_preprocess
+from distill.source import Source
+from distill.students import make_student
+from distill.training.config import FitConfig, load_method
+from distill.training.held_out import HeldOut, split
+from featcache.corpora import Corpus, open_corpus
+from featcache.corpora.store import KeptImages
+from featcache.inputs.preprocess import Preprocess
+from featcache.store import FeatureStore, open_store
+from featcache.store.layout import EMBEDDING
+
+
+@dataclass
+class Inputs:
+    """Everything that a fit trains with.
+
+    Attributes:
+        source, corpora: the teacher's features and the images, of all stores.
+        pairs: what is trained on.
+        held: rows of `source` that are kept for evaluation.
+        student, preprocess, record: as `make_student` gives them.
+        method: a `DistillationMethod`.
+    """
+
+    settings: FitConfig
+    source: Source
+    corpora: list[Corpus]
+    pairs: Pairs
+    held: np.ndarray
+    student: Any
+    preprocess: Preprocess
+    record: dict[str, Any]
+    method: Any
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.toml` holds: all that decides the result."""
+        stores = self.source.stores
+        paths, specs = [str(store.path) for store in stores], [corpus.spec for corpus in self.corpora]
+        digests = [store.manifest["sealed"]["digest"] for store in stores]
+        one, settings = len(stores) == 1, asdict(self.settings)
+        if not settings["any_precision"]:  # as before there was such a setting
+            settings.pop("any_precision")
+        return {
+            **settings,
+            "store": paths[0] if one else paths,
+            "store_digest": digests[0] if one else digests,
+            "corpus": specs[0] if one else specs,
+            "teacher": stores[0].fingerprint,
+        }
+
+    @property
+    def failed(self) -> int:
+        """Rows of the stores without features."""
+        return sum(len(store.failed) for store in self.source.stores)
+
+    @property
+    def copies(self) -> int:
+        """Samples of images that are held out under another name, which are in neither part."""
+        return len(self.source) - len(self.pairs) - len(self.held)
+
+    def held_out(self, workers: int | None) -> HeldOut | None:
+        """The evaluation on `held`, where there are any."""
+        if not len(self.held):
+            return None
+        held = Pairs(self.source.take(self.held), self.corpora, self.preprocess, workers)
+        return HeldOut(held, self.pairs, self.method, self.settings.seed)
+
+
+def set_up(
+    settings: FitConfig,
+    store: Any,
+    corpus: Any,
+    accelerator: Accelerator,
+    workers: int | None = None,
+    trust_code: bool = False,
+) -> Inputs:
+    """Open, make and check everything; the student's and the method's weights are drawn from the seed.
+
+    Args:
+        store, corpus, workers, trust_code: as `distill.fit` takes them.
+
+    Raises:
+        ValueError: stores, corpora and settings do not fit together.
+    """
+    stores, corpora = open_all(store, corpus)
+    torch.manual_seed(settings.seed)
+    source, processes = Source(stores, settings.any_precision), accelerator.num_processes
+    student, preprocess, record = make_student(
+        settings.student,
+        teacher_preprocess(stores[0]),
+        embedding_dim=settings.embedding_dim or None,
+        image_size=settings.image_size or None,
+        patch_size=settings.patch_size or None,
+        drop_path=settings.drop_path,
+        pretrained=settings.pretrained,
+        trust_code=trust_code,
+    )
+    if not any(weight.requires_grad for weight in student.parameters()):
+        raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
+    refuse_small_images(preprocess, corpora)
+    images = source.images() if settings.holdout else np.arange(len(source))
+    trained, held = split(images, settings.holdout, settings.seed)
+    views: dict[str, Any] = {"views": settings.views, "student_augment": settings.student_augment}
+    pairs = Pairs(source.take(trained), corpora, preprocess, workers, processes=processes, **views)
+    pairs.check()
+    refuse_unequal_parts(settings, len(pairs), processes)
+    if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:
+        refuse_single_images(student)
+    method = load_method(settings.method)(source.embedding_dim, student.embedding_dim, **settings.method_options)
+    refuse_missing_fields(method, student, stores)
+    return Inputs(settings, source, corpora, pairs, held, student, preprocess, record, method)
+
+
+def open_all(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]:
+    """Opened stores and corpora, one corpus for each store.
+
+    Args:
+        store: a store or its path, or a list of them.
+        corpus: a corpus or its spec, None for the images that the store keeps, or a list of these.
+
+    Raises:
+        ValueError: not as many corpora as stores, or a store is not sealed.
+    """
+    given = list(store) if isinstance(store, list | tuple) else [store]
+    images = list(corpus) if isinstance(corpus, list | tuple) else [corpus] * (1 if corpus is not None else len(given))
+    if not given or len(images) != len(given):
+        raise ValueError(
+            f"{len(given)} stores, {len(images)} corpora: give each store its corpus, in the same order, or no corpus at all"
+        )
+    stores = [each if isinstance(each, FeatureStore) else open_store(each) for each in given]
+    for each in stores:
+        if not each.sealed:
+            raise ValueError(f"{each.path}: is not sealed; finish its extraction first")
+    return stores, [
+        KeptImages(kept) if each is None else open_corpus(each) if isinstance(each, str) else each
+        for kept, each in zip(stores, images, strict=True)
+    ]
+
+
+def refuse_small_images(preprocess: Preprocess, corpora: list[Corpus]) -> None:
+    """Kept images were made smaller than they had been, and smaller than the student's input is.
+
+    Raises:
+        ValueError: so it is.
+    """
+    for corpus in corpora:
+        if isinstance(corpus, KeptImages) and corpus.size < preprocess.size:
+            some = range(0, len(corpus), max(1, len(corpus) // CHECKED))
+            if any(min(corpus.original_size(i)) > corpus.size for i in some):
+                raise ValueError(
+                    f"{corpus.spec}: keeps its images at {corpus.size} px, less than the student's {preprocess.size}; give "
+                    f"the images with --corpus, extract with --pixels {preprocess.size}, or set image_size={corpus.size}"
+                )
+
+
+def refuse_unequal_parts(settings: FitConfig, samples: int, processes: int) -> None:
+    """Every process and every accumulated part gets as many samples as the others.
+
+    Raises:
+        ValueError: that is not possible.
+    """
+    parts = processes * settings.accumulate
+    how = f"{processes} processes" + (f" × {settings.accumulate} accumulated parts" if settings.accumulate > 1 else "")
+    if settings.batch_size % parts:
+        raise ValueError(
+            f"batch_size {settings.batch_size} cannot be shared equally by {how}; choose a multiple of {parts}"
+        )
+    if parts > 1 and samples < settings.batch_size:
+        raise ValueError(
+            f"batch_size {settings.batch_size}, shared by {how}, is more than the {samples} samples; lower it"
+        )
+
+
+def refuse_single_images(student: Any) -> None:
+    """Batch norms need more than one value of each channel.
+
+    Raises:
+        ValueError: one image alone does not give that.
+    """
+    size = student.image_size
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(student).train()(torch.zeros(1, 3, size, size))
+    except ValueError:
+        raise ValueError(
+            f"the student's batch norms cannot train on one image of {size} px at a time; give a larger batch_size (for each "
+            "process and accumulated part 2 or more)"
+        ) from None
+
+
+def refuse_missing_fields(method: Any, student: Any, stores: list[FeatureStore]) -> None:
+    """Features that the method reads, of the teacher and of the student.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    for store in stores:
+        for name in method.fields:
+            if name != EMBEDDING and name not in store.manifest["fields"]:
+                raise ValueError(
+                    f"{store.path}: holds no {name}, which this method needs; extract with --fields {name}"
+                )
+    if set(method.student_fields) != {EMBEDDING}:
+        missing = [name for name in method.student_fields if name not in student.shapes()]
+        if missing:
+            raise ValueError(f"this student gives no {', '.join(missing)}, which the method needs; choose another")

@@ -1,0 +1,1 @@
+"""What is written to disks, and what disks refuse."""

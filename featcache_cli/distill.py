@@ -1,0 +1,369 @@
+"""`distill`: stage two."""
+
+import json
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache_cli.mapping import mapping
+from featcache_cli.screen import (
+    HELP,
+    Device,
+    DeviceOption,
+    Json,
+    TrustCode,
+    Workers,
+    bar,
+    make_table,
+    rate,
+    results,
+    screen,
+    shown,
+    write_json,
+)
+from featcache_cli.sweep import sweep
+
+METHOD = "landmarks"
+"""The default, here too so that `--help` need not import PyTorch."""
+
+app = typer.Typer(help="Stage two: train small students against the kept features.", **HELP)
+
+
+class TrainingPrecision(StrEnum):
+    auto, fp32, bf16 = "auto", "fp32", "bf16"
+
+
+@app.command()
+def fit(
+    store: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STORE", help="The teacher's features; repeat, with its CORPUS, to train on several."),
+    ] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS", help="The images they were extracted from.", show_default="those that STORE keeps"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder.")] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER or MODULE:CALLABLE.",
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="See `distill methods`.", show_default=METHOD)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", show_default="100")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step.", show_default="256")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="0.003 × √(batch size / 256)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and mapping.", show_default="0")] = None,
+    device: DeviceOption = Device.auto,
+    precision: Annotated[
+        TrainingPrecision | None, typer.Option(help="'auto' is bf16 on a GPU, else fp32.", show_default="auto")
+    ] = None,
+    any_precision: Annotated[
+        bool, typer.Option("--any-precision", help="Train on stores in different precisions of one teacher.")
+    ] = False,
+    workers: Workers = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, as its config.toml says.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(metavar="RUN.TOML", help="Start from a run's config.toml; flags win over it.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting or method option; see `distill settings`."),
+    ] = None,
+    trust_code: TrustCode = False,
+    to_json: Json = None,
+) -> None:
+    """Train a student so that it behaves like the teacher.
+
+    [dim]distill fit --store teacher.zarr --corpus photos/ --student timm/resnet18 --out runs/a[/dim]
+    [dim]distill fit --store a.zarr --corpus a/ --store b.zarr --corpus b/ --student tiny --out runs/b[/dim]
+    [dim]distill fit --store a.zarr --student tiny --out runs/c --set mapping=orthogonal --set ema=0.999 --set views=plain[/dim]
+    [dim]distill fit --out runs/a --resume[/dim]
+    [dim]distill fit --config runs/a/config.toml --method proteus --out runs/d[/dim]
+    [dim]torchrun --nproc-per-node 8 --no-python distill fit --config runs/a/config.toml --out runs/e[/dim]
+
+    `distill settings` lists every KEY of --set, with its default.
+    """
+    import distill
+    from distill.training.run import Run
+    from featcache.specs import refuse_code
+
+    first_process = os.environ.get("RANK", "0") == "0"  # of those that torchrun started: it alone tells
+    screen.quiet = not first_process
+    if resume and config is None and out and (out / "config.toml").exists():
+        config = out / "config.toml"
+    given: dict[str, Any] = _read_config(config) if config else {}
+    method_of_file, options_of_file = given.get("method", METHOD), given.pop("method_options", {})
+    flags = {
+        "store": _one_or_all(store), "corpus": _one_or_all(corpus), "out": out, "student": student, "method": method,
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "precision": precision.value if precision else None, "any_precision": any_precision or None,
+    }  # fmt: skip
+    student_of_file = given.get("student")
+    given |= {key: value for key, value in flags.items() if value is not None}
+    for setting in settings or []:
+        _set(given, setting)
+    if student is None and given.get("student") == student_of_file:
+        refuse_code(config, student_of_file, trust_code)
+    if given.get("method", METHOD) == method_of_file:  # another method has other options
+        given["method_options"] = {**options_of_file, **given.get("method_options", {})}
+    if resume and out and not given.get("store") and not (out / "config.toml").exists():
+        raise ValueError(f"{out}: holds no run to resume (config.toml); begin one with --store and --student")
+    missing = [f"--{name}" for name in ("store", "out", "student") if name not in given]
+    if missing:
+        raise typer.BadParameter(f"give {', '.join(missing)}")
+    finished_before = Run(given["out"]).finished
+    with bar("fit", "steps") as update:
+
+        def show(at: Any) -> None:
+            rest = f"{rate(at.images_per_second)} images/s · waits {at.wait:.0%}" if at.stage == "training" else ""
+            if at.terms:
+                terms = " + ".join(f"{name} {value:.4f}" for name, value in at.terms.items())
+                rest = f"loss {at.loss:.4f} · {rest}" + (f" · {terms}" if len(at.terms) > 1 else "")
+            update(at.done, at.total, rest, at.stage)
+
+        run = distill.fit(
+            given.pop("store"),
+            given.pop("corpus", None),
+            device=device.value,
+            workers=workers,
+            resume=resume,
+            trust_code=trust_code,
+            announce=_announce_fit,
+            progress=show,
+            **given,
+        )
+    if not first_process:
+        return
+    final = run.metrics[-1]
+    speed = f"{rate(final['images_per_second'])} images/s"
+    screen.print(
+        f"[green]finished{' before' if finished_before else ''}[/] {shown(run.path)}: loss {final['loss']:.4f} after "
+        f"{final['epoch']} epochs, {'nothing is left to train' if finished_before else speed}"
+    )
+    if "holdout/gram_pearson" in final:
+        named = {name.partition("/")[2]: value for name, value in final.items() if name.startswith("holdout/")}
+        screen.print("held-out samples: " + ", ".join(f"{name} {value:.4f}" for name, value in named.items()))
+    if "mapping/deviation" in final:
+        loss = (
+            f"SNE loss {final['mapping/sne_start']:.4f} → {final['mapping/sne']:.4f}, "
+            if "mapping/sne_start" in final
+            else ""
+        )
+        if "mapping/lifted_from" in final:
+            loss = f"lifted from the teacher's {final['mapping/lifted_from']:,.0f} dimensions, all angles kept; "
+        screen.print(
+            f"mapping: {loss}singular values {final['mapping/singular_min']:.2f}–{final['mapping/singular_max']:.2f}, "
+            f"deviation from orthogonal {final['mapping/deviation']:.3f}"
+        )
+    screen.print(f"embed with it: featcache extract CORPUS --teacher run:{shown(run.path)}")
+    write_json({"command": "fit", "run": str(run.path), "config": run.config, "metrics": final}, to_json)
+
+
+@app.command()
+def methods(to_json: Json = None) -> None:
+    """The methods there are, a line each.
+
+    [dim]distill methods[/dim]
+    """
+    from distill import load_method
+    from featcache.plugins import plugin_names
+
+    described = {name: (load_method(name).__doc__ or "").splitlines()[0] for name in plugin_names("distill.methods")}
+    if to_json != "-":
+        table = make_table("", "method", "what it does")
+        for name, line in described.items():
+            table.add_row(name, shown(line))
+        results.print(table)
+    write_json({"command": "methods", "methods": described}, to_json)
+
+
+@app.command()
+def settings(
+    method: Annotated[str, typer.Option(help="Whose options to list; see `distill methods`.")] = METHOD,
+    to_json: Json = None,
+) -> None:
+    """What `distill fit --set KEY=VALUE` takes, with defaults: its settings and the options of a method.
+
+    [dim]distill settings --method tintem[/dim]
+    """
+    import distill
+
+    made = distill.load_method(method)
+    listed = {
+        "settings": _described(distill.FitConfig) | _described(distill.fit, *_OF_PROCESS),
+        "options": _described(made),
+    }
+    for name in ("teacher_dim", "student_dim"):
+        listed["options"].pop(name, None)
+    listed["settings"].pop("method_options")
+    if to_json != "-":
+        for title, of in (("settings", listed["settings"]), (f"options of method {method}", listed["options"])):
+            table = make_table(title, "KEY = default", "what it is")
+            for name, each in of.items():
+                default = "" if each["default"] is None else f" = {json.dumps(each['default'])}"
+                table.add_row(shown(name + default), shown(each["what"]))
+            results.print(table)
+    write_json({"command": "settings", "method": method, **listed}, to_json)
+
+
+class RunFormat(StrEnum):
+    safetensors, onnx = "safetensors", "onnx"
+
+
+class ExportPrecision(StrEnum):
+    fp32, fp16 = "fp32", "fp16"
+
+
+@app.command("export")
+def export_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist.")],
+    format: Annotated[
+        RunFormat, typer.Option(help="safetensors for plain timm or torch; ONNX for any batch size.")
+    ] = RunFormat.safetensors,
+    precision: Annotated[
+        ExportPrecision, typer.Option(help="fp16: float16 weights; ONNX computes in it too, between float32 ends.")
+    ] = ExportPrecision.fp32,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="ONNX takes uint8 RGB images (batch, height, width, 3) of any size: resize, crop and normalisation are in the graph.",
+        ),
+    ] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="The student of the newest checkpoint, where a run is not finished.")
+    ] = False,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RESULT.json", help="Of evalsuite, for the model card; repeat for more."),
+    ] = None,
+    trust_code: TrustCode = False,
+    to_json: Json = None,
+) -> None:
+    """Write a student as files that load without featcache, with a model card.
+
+    [dim]distill export runs/a student/ --format onnx --result knn.json[/dim]
+    """
+    import distill
+
+    with screen.status(f"exporting to {format.value}"):
+        made = distill.export(
+            run,
+            out,
+            format=format.value,
+            precision=precision.value,
+            with_preprocessing=with_preprocessing,
+            unfinished=unfinished,
+            trust_code=trust_code,
+            results=result or [],
+        )
+    screen.print(
+        f"[green]exported[/] {shown(made.path)}: {', '.join(made.files)}; loaded again, it differs from the student by at most "
+        f"{made.max_difference:.1e} of an embedding's length",
+        highlight=False,
+    )
+    summary = {
+        "run": str(run),
+        "out": str(made.path),
+        "format": format.value,
+        "precision": precision.value,
+        "files": list(made.files),
+    }
+    write_json({"command": "export", **summary, "max_difference": made.max_difference}, to_json)
+
+
+app.command()(sweep)
+app.command()(mapping)
+
+
+_OF_PROCESS = ("checkpoint_minutes", "trackers")
+"""What `distill.fit` takes besides the fields of FitConfig and what has a flag."""
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config.toml of a run, as keyword arguments of `distill.fit`."""
+    from distill import FitConfig
+    from distill.sweep import ANY, PATHS, TABLE, TEXT, check_keys, naming, read_toml
+
+    given = {key: value for key, value in read_toml(path).items() if key not in ("teacher", "store_digest")}
+    keys = {**dict.fromkeys((*FitConfig.__dataclass_fields__, *_OF_PROCESS), ANY), "method": TEXT}
+    with naming(path):
+        check_keys(given, {**keys, **PATHS, "method_options": TABLE})
+        followed = FitConfig(student="", **{key: given[key] for key in ("epochs", "batch_size") if key in given})
+    for key in ("lr", "warmup_epochs"):  # follows again, from what the flags make of these
+        if given.get(key) == getattr(followed, key):
+            given.pop(key, None)
+    return given
+
+
+def _described(made: Any, *names: str) -> dict[str, dict[str, Any]]:
+    """Of each argument, or of `names`: its "default" (None for none) and "what" the docstring says of it."""
+    import inspect
+
+    said = {}
+    for keys, text in re.findall(r"^ {4}([\w, ]+): (.+(?:\n {8}.+)*)", inspect.getdoc(made) or "", re.MULTILINE):
+        said.update(dict.fromkeys(keys.split(", "), " ".join(text.split())))
+    arguments = inspect.signature(made).parameters
+    defaults = {name: None if each.default is each.empty else each.default for name, each in arguments.items()}
+    return {name: {"default": defaults[name], "what": said.get(name, "")} for name in names or defaults}
+
+
+def _one_or_all(given: list[str] | None) -> str | list[str] | None:
+    return given[0] if given and len(given) == 1 else given or None
+
+
+def _announce_fit(plan: Any) -> None:
+    left_out = f", {plan.failed:,} failed rows left out" if plan.failed else ""
+    held_out = f", {plan.held_out:,} held out for evaluation" if plan.held_out else ""
+    held_out += f" (and {plan.copies:,} copies of these images left out)" if plan.copies else ""
+    screen.print(f"{plan.samples:,} samples{left_out}{held_out}; views: {plan.views}")
+    shared = f", shared by {plan.processes} processes" if plan.processes > 1 else ""
+    done = f", {plan.done:,} of them done" if plan.done else ""
+    screen.print(
+        f"student of {plan.student_weights / 1e6:,.2f} M weights; {plan.steps:,} steps{done}{shared}; "
+        f"checkpoints of {plan.checkpoint_bytes / 1e6:,.1f} MB"
+    )
+
+
+def _set(given: dict[str, Any], setting: str) -> None:
+    """Put `key=value` (the value in TOML, True or False, or a bare word) where `distill.fit` looks for it."""
+    import tomllib
+
+    from distill import FitConfig
+    from distill.training.config import method_options
+    from featcache.plugins import plugin_names, suggest
+
+    key, equals, text = (part.strip() for part in setting.partition("="))
+    if not (key and equals and text):
+        raise ValueError(f"--set {setting}: --set takes KEY=VALUE, such as --set ema=0.999")
+    if text.lower() == "none":
+        raise ValueError(f"--set {setting}: None is no value; leave the setting out for its default")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    method = str(given.get("method", METHOD))
+    options = method_options(method)
+    settings = {*FitConfig.__dataclass_fields__, *_OF_PROCESS} - {"method_options"}
+    if key == "trackers":
+        value = [value] if isinstance(value, str) else value
+    if key in settings:
+        given[key] = value
+    elif key in options:
+        given["method_options"] = {**given.get("method_options", {}), key: value}
+    else:
+        others = [name for name in plugin_names("distill.methods") if key in method_options(name)]
+        remedy = f"it is an option of {', '.join(others)}" if others else suggest(key, {*settings, *options})
+        raise ValueError(f"--set {setting}: method {method} has no such setting; {remedy}")

@@ -1,0 +1,185 @@
+"""`distill sweep`: many runs from one cache, each measured, one table."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache_cli.screen import (
+    Device,
+    DeviceOption,
+    Json,
+    TrustCode,
+    Workers,
+    bar,
+    make_table,
+    results,
+    screen,
+    shown,
+    write_json,
+)
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="What to train; see above.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For runs and results.", show_default="`out` in the file")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    workers: Workers = None,
+    trust_code: TrustCode = False,
+    to_json: Json = None,
+) -> None:
+    r"""Train every combination of methods, students, seeds and dimensions from one cache, and tell mean ± sd.
+
+    Run it again to resume: finished runs are kept, a failed one is tried again.
+
+    [dim]distill sweep sweep.toml --out sweeps/first[/dim]
+
+    The file:
+
+    store = "teacher.zarr"              # or a list, with a corpus for each
+    corpus = "photos/"
+    methods = ["tintem", {name = "tintem-long", method = "tintem", epochs = 200}]
+    students = ["tiny", {name = "vit", student = "timm/vit_tiny_patch16_224", patch_size = 8}]
+    seeds = [0, 1, 2]
+    dimensions = [64, 128]              # of the embedding; 0 is the student's own
+
+    \[common]                            # `distill settings`, but trackers and checkpoint_minutes
+    epochs = 100
+    method_options = {mapping = "orthogonal"}
+
+    \[evaluate]                          # optional; corpora, not stores
+    bank = "photos/"
+    query = "photos-test/"
+    near = {tin = "tiny-imagenet/"}
+    far = {textures = "dtd/"}
+    k = 20                              # neighbours
+    detectors = ["knn", "rmd"]
+    """
+    import distill
+    from distill.sweep import cells, check, expand, markdown, naming, read_sweep, reason, tabulate
+
+    asked = read_sweep(file)
+    if out is None and asked.out is None:
+        raise ValueError(f"{file}: names no out folder; add out = … or give --out FOLDER")
+    folder = out or Path(str(asked.out))
+    failed, rows = {}, []
+    with naming(file):
+        runs = expand(asked)
+        check(asked, runs, trust_code)
+        with naming("[evaluate]"):
+            evaluate = _Evaluation(asked, folder, device.value, workers, trust_code) if asked.evaluate else None
+            if evaluate and evaluate.teacher:
+                rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
+    losses = {json.dumps([run.settings.get("method"), run.settings.get("method_options")]) for run in runs}
+    same_loss = len(losses) == 1
+    if not (
+        same_loss or evaluate or any(run.settings.get("holdout") or run.settings.get("eval_every") for run in runs)
+    ):
+        screen.print(
+            "the losses of different methods, or of one with other options, measure different things and are not set side "
+            r"by side; for a comparison add \[evaluate], or holdout = 0.05 to \[common]"
+        )
+    for number, named in enumerate(runs, 1):
+        try:
+            with bar(named.name, "steps") as update:
+
+                def show(
+                    at: Any, update: Callable[..., None] = update, label: str = f"{number}/{len(runs)} {named.name}"
+                ) -> None:
+                    update(at.done, at.total, "" if math.isnan(at.loss) else f"loss {at.loss:.4f}", label)
+
+                run = distill.fit(
+                    asked.store, asked.corpus, out=folder / "runs" / named.name, device=device.value, workers=workers,
+                    resume=True, trust_code=trust_code, progress=show, **named.settings,
+                )  # fmt: skip
+            wanted = ("holdout/", "loss") if same_loss else ("holdout/",)
+            final = {k: v for k, v in run.metrics[-1].items() if k.startswith(wanted) and not k.startswith("loss/")}
+            rows.append((named.group, evaluate.measure(named.name, f"run:{run.path}") if evaluate else final))
+            screen.print(f"[green]finished[/] {shown(named.name)} ({number} of {len(runs)})", highlight=False)
+        except Exception as error:
+            failed[named.name] = reason(error)
+            screen.print(f"[red]failed[/] {shown(f'{named.name}: {failed[named.name]}')}", highlight=False)
+    table = tabulate(rows, failed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(markdown(table))
+    (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    if to_json != "-":
+        header, *body = cells(table)
+        printed = make_table(str(folder), *header)
+        for line in body:
+            printed.add_row(*map(shown, line))
+        results.print(printed)
+    write_json({"command": "sweep", "out": str(folder), **table}, to_json)
+    if failed:
+        screen.print(f"[red]{len(failed)} of {len(runs)} runs failed[/]: {shown(', '.join(failed))}", highlight=False)
+        raise typer.Exit(1)
+
+
+class _Evaluation:
+    """Embeds the test corpora of a sweep with each student, and measures.
+
+    Attributes:
+        teacher: spec of the encoder to compare with, "" for none.
+    """
+
+    def __init__(self, asked: Any, folder: Path, device: str, workers: int | None, trust_code: bool):
+        import featcache
+        from distill.sweep import naming
+        from evalsuite import detectors
+        from featcache.specs import refuse_code
+
+        given = asked.evaluate
+        self._trust_code = trust_code
+        self._folder, self._options = folder, {"device": device, "workers": workers}
+        self._near, self._far = given.get("near", {}), given.get("far", {})
+        self._corpora = {"bank": given["bank"], "query": given["query"], **self._near, **self._far}
+        self._k, self._detectors = given.get("k", 20), given.get("detectors", ["knn"])
+        first = asked.store if isinstance(asked.store, str) else asked.store[0]
+        self.teacher = given["teacher"] if "teacher" in given else featcache.open_store(first).encoder_name
+        refuse_code('its teacher (teacher = "" is none)', self.teacher, trust_code)
+        self._teacher_query: Any = None
+        for part, corpus in self._corpora.items():  # refuses before anything is trained
+            with naming(part):
+                featcache.open_corpus(corpus)
+        for spec in self._detectors:
+            with naming("detectors"):
+                detectors.build(spec)
+
+    def measure(self, name: str, encoder: str) -> dict[str, float]:
+        """kNN accuracy, AUROC and, where there is a teacher, fidelity to it; result files are left in `results/`."""
+        import evalsuite
+        import featcache
+
+        loaded = featcache.load_encoder(encoder, trust_code=self._trust_code)
+        with bar(f"{name}: embed", "images") as update:
+            stores = {
+                part: featcache.extract(
+                    corpus, loaded, self._folder / "stores" / f"{name}-{part}.zarr", overwrite=True,
+                    progress=lambda at: update(at.done, at.rows), **self._options,
+                )
+                for part, corpus in self._corpora.items()
+            }  # fmt: skip
+        if encoder == self.teacher:
+            self._teacher_query = stores["query"]
+        found = {"knn": evalsuite.knn(stores["bank"], stores["query"], k=[self._k])}
+        if self._near or self._far:
+            found["ood"] = evalsuite.ood(
+                id_train=stores["bank"],
+                id_test=stores["query"],
+                near={part: stores[part] for part in self._near},
+                far={part: stores[part] for part in self._far},
+                detectors=self._detectors,
+            )
+        if self._teacher_query is not None:
+            found["fidelity"] = evalsuite.fidelity(self._teacher_query, stores["query"])
+        for command, result in found.items():
+            result.write(self._folder / "results" / f"{name}-{command}.json")
+        wanted = re.compile(r"top1@\d+|.*/mean/auroc|gram_pearson|cka_debiased|mutual_knn@\d+")
+        metrics = {key: metric.value for result in found.values() for key, metric in result.metrics.items()}
+        return {key: value for key, value in metrics.items() if wanted.fullmatch(key)}
