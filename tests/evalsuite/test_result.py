@@ -184,13 +184,13 @@ def test_what_is_no_file_is_said(tmp_path):
     "imports",
     [
         "import evalsuite",
-        "import evalsuite.knn, evalsuite.ood, evalsuite.fidelity",
-        "from evalsuite.ood import ood",
+        "import evalsuite.evaluators.knn, evalsuite.evaluators.ood, evalsuite.evaluators.fidelity",
+        "from evalsuite.evaluators.ood import ood",
     ],
 )
 def test_functions_are_exported_in_any_import_order_and_nothing_heavy_is_loaded(imports):
     check = (
-        f"{imports}\nimport sys\nimport evalsuite\nfrom evalsuite.knn import knn\n"
+        f"{imports}\nimport sys\nimport evalsuite\nfrom evalsuite.evaluators.knn import knn\n"
         "assert evalsuite.knn is knn and callable(evalsuite.ood) and callable(evalsuite.fidelity)\n"
         "slow = {'torch', 'faiss', 'zarr', 'sklearn', 'distill', 'rich', 'typer'} & set(sys.modules)\n"
         "assert not slow, slow\n"
