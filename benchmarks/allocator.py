@@ -19,7 +19,7 @@ def images_per_second(way: str) -> float:
     import timm
     import torch
 
-    from featcache.allocator import keep_freed_memory
+    from featcache.machine import keep_freed_memory
 
     if way == "kept":
         keep_freed_memory()

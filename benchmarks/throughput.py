@@ -25,11 +25,11 @@ from _targets import judge
 from photographs import arguments, unpacked
 
 import featcache
-from featcache.allocator import keep_freed_memory
 from featcache.encoder import Encoder, normalise
 from featcache.extraction.extract import Progress
 from featcache.extraction.samples import Wanted, read_sample
 from featcache.inputs.views import Views
+from featcache.machine import keep_freed_memory
 from featcache.models.timm import wrap
 from featcache.precision import CANDIDATES
 

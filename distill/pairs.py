@@ -12,9 +12,10 @@ from distill.methods import ROW
 from distill.source import Source
 from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
-from featcache.extraction.samples import content_hash, cores, prefetch
+from featcache.extraction.samples import content_hash, prefetch
 from featcache.inputs.preprocess import Preprocess
 from featcache.inputs.views import View, Views, decode, render
+from featcache.machine import cores
 from featcache.store import FeatureStore
 from featcache.store.layout import EMBEDDING
 

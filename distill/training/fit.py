@@ -23,9 +23,8 @@ from distill.training.run import KEEP, Run, difference
 from distill.training.schedule import learning_rate, warmup_steps
 from distill.training.setup import Inputs, set_up
 from distill.training.step import Training, checkpoint_bytes, make_accelerator, on_main
-from featcache.allocator import keep_freed_memory
 from featcache.corpora import Corpus
-from featcache.extraction.extract import resolve_device
+from featcache.machine import keep_freed_memory, resolve_device
 from featcache.stop import stoppable
 from featcache.store import FeatureStore
 

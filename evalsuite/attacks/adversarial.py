@@ -92,8 +92,8 @@ class Pgd:
         Raises `ValueError` when an image cannot be read, the encoder lets no gradient through to the pixels, or gives
         what is not finite.
         """
-        from featcache.extraction.extract import resolve_device
-        from featcache.extraction.samples import cores, prefetch
+        from featcache.extraction.samples import prefetch
+        from featcache.machine import cores, resolve_device
 
         device = resolve_device(device)
         size = batch_size or _BATCH[device]

@@ -223,7 +223,7 @@ class _Task:
     def __init__(self, x: Float[np.ndarray, "n d"], target: Int[np.ndarray, " n"], n_classes: int, device: str) -> None:
         import torch
 
-        from featcache.extraction.extract import resolve_device
+        from featcache.machine import resolve_device
 
         device = resolve_device(device)
         self._mean = x.mean(axis=0, dtype=np.float64)

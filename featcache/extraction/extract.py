@@ -20,17 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache.allocator import keep_freed_memory
 from featcache.corpora import Corpus, open_corpus, passed_over
 from featcache.disk.refusals import refuse_inside_store, refuse_mount_point, writing
 from featcache.encoder import Encoder, load_encoder
 from featcache.extraction.job import Job
 from featcache.extraction.pins import settle
-from featcache.extraction.samples import Sample, Wanted, bursts, content_hash, cores, prefetch, read_sample
+from featcache.extraction.samples import Sample, Wanted, bursts, content_hash, prefetch, read_sample
 from featcache.inputs.kept import KeptPixels
 from featcache.inputs.preprocess import Preprocess
 from featcache.inputs.views import CROP_AREA, PARAMETERS, Views
-from featcache.machine import machine_kind
+from featcache.machine import cores, keep_freed_memory, machine_kind, resolve_device
 from featcache.precision import CANDIDATES, fastest_faithful, pass_seconds
 from featcache.stop import stoppable
 from featcache.store import FeatureStore, create_store, looks_like_store
@@ -595,11 +594,3 @@ def _refuse_small_disks(new: Sequence[tuple[Files, dict[str, Any]]]) -> None:
                 f"{names}: {need / 1e6:,.1f} MB to write, the disk of {folder} has {free / 1e6:,.1f} MB free; make room "
                 "or choose another --out",
             )
-
-
-def resolve_device(device: str) -> str:
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}; known: auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

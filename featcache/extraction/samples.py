@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,11 +101,6 @@ def read_sample(
 def content_hash(encoded: bytes) -> bytes:
     """128-bit BLAKE2b of an encoded image: what a row is known by, wherever its file moves."""
     return hashlib.blake2b(encoded, digest_size=16).digest()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bursts(function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int) -> Iterator[R]:

@@ -17,8 +17,9 @@ import featcache.store
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
 from featcache.encoder import normalise
-from featcache.extraction.extract import PROBE_IMAGES, resolve_device
+from featcache.extraction.extract import PROBE_IMAGES
 from featcache.inputs.views import PARAMETERS, View, decode, render
+from featcache.machine import resolve_device
 from featcache.store import FeatureStore
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}

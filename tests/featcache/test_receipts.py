@@ -402,7 +402,7 @@ def test_the_package_imports_what_is_used_when_it_is_used():
         "assert not {'torch', 'zarr', 'numpy', 'PIL'} & set(sys.modules), 'heavy'\n"
         "assert set(featcache.__all__) <= set(dir(featcache))\n"
         "import featcache.extraction.extract\n"
-        "from featcache.extraction.extract import resolve_device\n"
+        "from featcache.extraction.extract import extract_all\n"
         "assert callable(featcache.extract)\n"
         "from featcache import *\n"
         "assert callable(extract) and extract is featcache.extract\n"
