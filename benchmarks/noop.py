@@ -1,4 +1,4 @@
-"""The same `featcache extract` again when there is nothing to do, against the limit: an interpreter that imports `cli`.
+"""The same `featcache extract` again when there is nothing to do, against the limit: an interpreter that imports the command line.
 
 10,000 JPEGs of 64 px and the student `tiny`, each command in a process of its own as a user runs it, in turn; prints the
 medians. The first, which extracts, is not counted. "verified" is the second command with its receipt deleted: every
@@ -43,7 +43,7 @@ def main() -> None:
             shutil.rmtree(here / "home" / "receipts", ignore_errors=True)
             taken["verified"].append(seconds(again, here))
             taken["again"].append(seconds(again, here))
-            taken["limit"].append(seconds([sys.executable, "-c", "import cli"], here))
+            taken["limit"].append(seconds([sys.executable, "-c", "import featcache_cli.programs"], here))
         for name, times in taken.items():
             print(f"{name:9} {statistics.median(times):6.2f} s")
     targets = [("again, seconds", statistics.median(taken["again"]), LIMIT, "at most")]

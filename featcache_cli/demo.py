@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from featcache_cli import distill, evalsuite, featcache
 from featcache_cli.screen import Json, make_table, results, screen, write_json
 
 
@@ -66,7 +67,7 @@ def demo(
 
 
 def _demo_table(out: Path, encoders: dict[str, str]) -> Table:
-    import featcache
+    from featcache.encoder import load_encoder
 
     columns = ("params", "dim", "kNN top-1", "near AUROC", "far AUROC", "Gram r", "images/s")
     table = make_table("Digits 0–7 (near OOD: 8 and 9; far OOD: photographs)", "encoder", *columns)
@@ -77,7 +78,7 @@ def _demo_table(out: Path, encoders: dict[str, str]) -> Table:
                 f"{json.loads((out / 'results' / f'{name}-{evaluator}.json').read_text())['metrics'][key]['value']:.3f}"
             )
 
-        encoder = featcache.load_encoder(spec)
+        encoder = load_encoder(spec)
         table.add_row(
             name,
             f"{encoder.parameters / 1e6:.2f} M",
@@ -107,8 +108,7 @@ def _images_per_second(encoder: Any) -> float:
 def _run_shown(command: str) -> None:
     """Print a command, then run exactly that."""
     screen.print(f"[bold cyan]$[/] {command}", highlight=False)
-    import cli
-
+    apps = {"featcache": featcache.app, "distill": distill.app, "evalsuite": evalsuite.app}
     program, *arguments = shlex.split(command)
-    if code := cli.APPS[program](arguments, standalone_mode=False):  # it failed, or was interrupted
+    if code := apps[program](arguments, standalone_mode=False):  # it failed, or was interrupted
         raise typer.Exit(code)

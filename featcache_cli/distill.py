@@ -11,7 +11,6 @@ import typer
 
 from featcache_cli.mapping import mapping
 from featcache_cli.screen import (
-    HELP,
     Device,
     DeviceOption,
     Json,
@@ -19,6 +18,7 @@ from featcache_cli.screen import (
     Workers,
     bar,
     make_table,
+    program,
     rate,
     results,
     screen,
@@ -30,7 +30,7 @@ from featcache_cli.sweep import sweep
 METHOD = "landmarks"
 """The default, here too so that `--help` need not import PyTorch."""
 
-app = typer.Typer(help="Stage two: train small students against the kept features.", **HELP)
+app = program("distill", "Stage two: train small students against the kept features.")
 
 
 class TrainingPrecision(StrEnum):

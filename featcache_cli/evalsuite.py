@@ -14,20 +14,20 @@ from typer.core import TyperCommand
 
 from featcache_cli.result_tables import show
 from featcache_cli.screen import (
-    HELP,
     Device,
     DeviceOption,
     Json,
     TrustCode,
     Workers,
     bar,
+    program,
     screen,
     shown,
     writable,
     write_json,
 )
 
-app = typer.Typer(help="Evaluate teachers and students from their stores.", **HELP)
+app = program("evalsuite", "Evaluate teachers and students from their stores.")
 
 
 DropIdentical = Annotated[

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from featcache_cli.check_table import check_table
-from featcache_cli.demo import demo
 from featcache_cli.screen import (
-    HELP,
     Device,
     DeviceOption,
     Json,
@@ -23,6 +21,7 @@ from featcache_cli.screen import (
     counted,
     make_table,
     numbered,
+    program,
     rate,
     results,
     rows_and_failed,
@@ -32,7 +31,7 @@ from featcache_cli.screen import (
     write_json,
 )
 
-app = typer.Typer(help="Stage one: run a frozen teacher once over your images and keep what it saw.", **HELP)
+app = program("featcache", "Stage one: run a frozen teacher once over your images and keep what it saw.")
 
 
 class Augment(StrEnum):
@@ -519,6 +518,3 @@ def rm(store: StorePath, to_json: Json = None) -> None:
             Path(f"{Path(store)}.lock").unlink(missing_ok=True)
     screen.print(f"removed {shown(store)}")
     write_json({"command": "rm", "store": store}, to_json)
-
-
-app.command()(demo)

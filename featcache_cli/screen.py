@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import re
 import signal
 import sys
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +28,37 @@ from rich.table import Column, Table
 screen = Console(stderr=True, soft_wrap=True, emoji=False)  # progress and remarks, never wrapped; results go to stdout
 results = Console(emoji=False)
 
-HELP: dict[str, Any] = {
-    "no_args_is_help": True,
-    "pretty_exceptions_enable": False,
-    "add_completion": False,
-    "rich_markup_mode": "rich",
-}
+NAMED_VERSIONS = ("torch", "zarr", "numpy", "timm", "open_clip_torch", "faiss-cpu", "faiss-gpu")
+"""Distributions that `--version` tells of besides, where they are installed."""
+
+
+def program(name: str, about: str) -> typer.Typer:
+    """One of the programs, yet without commands."""
+    app = typer.Typer(help=about, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+    def tell(asked: bool) -> None:
+        if asked:
+            others = [f"{each} {found}" for each in NAMED_VERSIONS if (found := installed_version(each))]
+            print(f"{name} {installed_version('featcache') or '(not installed: a checkout)'}")
+            print(" · ".join([f"Python {platform.python_version()}", *others]))
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", callback=tell, is_eager=True, help="Show versions and exit.")
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
+
+
+def installed_version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 class Device(StrEnum):

@@ -15,12 +15,12 @@ import pytest
 import typer
 from PIL import Image
 
-import cli
 import featcache_cli.featcache
 import featcache_cli.screen
 from featcache.inputs.views import Views
 from featcache.store import open_store
 from featcache.store.from_arrays import write_store
+from featcache_cli import programs
 
 TEACHER = "run:student"
 
@@ -30,7 +30,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, com
     program, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     with pytest.raises(SystemExit) as stopped:
-        getattr(cli, f"run_{program}")()
+        getattr(programs, f"run_{program}")()
     out, err = capsys.readouterr()
     return int(stopped.value.code or 0), out, err
 
@@ -303,7 +303,7 @@ def test_mappings_are_compared_in_one_table(here, command):
 
 @pytest.mark.parametrize("program", ["featcache", "distill", "evalsuite"])
 def test_help_imports_nothing_heavy(program):
-    probe = f"import sys; sys.argv = ['{program}', '--help']\nimport cli\ntry: cli.run_{program}()\nexcept SystemExit: pass\n"
+    probe = f"import sys; sys.argv = ['{program}', '--help']\nfrom featcache_cli import programs\ntry: programs.run_{program}()\nexcept SystemExit: pass\n"
     probe += "print('heavy:', sorted({'torch', 'zarr', 'numpy', 'faiss', 'timm'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert "Usage" in shown
@@ -312,10 +312,10 @@ def test_help_imports_nothing_heavy(program):
 
 def commands_of(program: str):
     """(name, command) of each, as typer builds them."""
-    return sorted(typer.main.get_command(cli.APPS[program]).commands.items())
+    return sorted(typer.main.get_command(programs.APPS[program]).commands.items())
 
 
-@pytest.mark.parametrize("program", cli.APPS)
+@pytest.mark.parametrize("program", programs.APPS)
 def test_every_command_has_json_and_examples_that_parse(program):
     for name, described in commands_of(program):
         assert any("--json" in option.opts for option in described.params), name

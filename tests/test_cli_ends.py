@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cli
 import featcache
 from distill.training.run import Run
 from featcache.store import FeatureStore, open_store
+from featcache_cli import programs
 
 MINE = """
 import pathlib, time, torch
@@ -71,7 +71,7 @@ ROBUSTNESS = (
 def started(line: str) -> subprocess.Popen[str]:
     """A real command, that Ctrl-C reaches even where the tests themselves run in the background and ignore it."""
     program, *arguments = line.split()
-    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import cli; cli.run_{program}()"
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from featcache_cli import programs; programs.run_{program}()"
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -90,7 +90,7 @@ def command(monkeypatch, capsys):
     def run(line: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", line.split())
         with pytest.raises(SystemExit) as stopped:
-            getattr(cli, f"run_{sys.argv[0]}")()
+            getattr(programs, f"run_{sys.argv[0]}")()
         return int(stopped.value.code or 0), capsys.readouterr().err
 
     yield run

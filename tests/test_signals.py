@@ -78,7 +78,9 @@ def folder(tmp_path_factory):
 
 def start(folder: Path, command: str, **given) -> subprocess.Popen[str]:
     program, *arguments = command.split()
-    code = f"import sys; sys.argv = {[program, *arguments]}; import cli; cli.run_{program}()"
+    code = (
+        f"import sys; sys.argv = {[program, *arguments]}; from featcache_cli import programs; programs.run_{program}()"
+    )
     here = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1", **given.pop("env", {})}
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, env=here, text=True,
@@ -242,7 +244,7 @@ def test_a_closed_terminal_ends_a_fit_with_a_checkpoint(folder):
     (folder / "begun").unlink(missing_ok=True)
     ours, theirs = pty.openpty()
     command = f"{FIT} --out closed".split()
-    code = f"import sys, fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY); sys.argv = {command}; import cli; cli.run_distill()"
+    code = f"import sys, fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY); sys.argv = {command}; from featcache_cli import programs; programs.run_distill()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, start_new_session=True, stdin=theirs, stdout=theirs, stderr=theirs,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"},

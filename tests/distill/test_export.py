@@ -32,7 +32,7 @@ MODULE = importlib.import_module("distill.exporting.export")  # the package's at
 export = MODULE.export
 TEACHER = Preprocess(resize=40, crop=36, size=36, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 VIT = {"spec": "timm/vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
-BLOCKED = "import sys\nfor name in ('featcache', 'distill', 'evalsuite', 'cli'): sys.modules[name] = None\n"
+BLOCKED = "import sys\nfor name in ('featcache', 'distill', 'evalsuite', 'featcache_cli'): sys.modules[name] = None\n"
 
 
 def make_run_in(folder, spec="tiny", embedding_dim=10, image_size=None, patch_size=None, name="run"):

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-import cli
 import featcache_cli.distill
 import featcache_cli.screen
 from distill.training.config import FitConfig, method_options
 from distill.training.run import Run
 from featcache.extraction.extract import extract
+from featcache_cli import programs
 from featcache_cli.distill import METHOD
 
 
@@ -38,7 +38,7 @@ def command(monkeypatch, capsys):
 def _run(line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", line.split())
     with pytest.raises(SystemExit) as stopped:
-        cli.run_distill()
+        programs.run_distill()
     out, err = capsys.readouterr()
     return SimpleNamespace(code=stopped.value.code or 0, out=out, err=err)
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import cli
 import featcache.store.layout
 import featcache_cli.screen
 from distill.pairs import Pairs
@@ -18,6 +17,7 @@ from featcache.corpora.store import KeptImages
 from featcache.extraction.extract import extract
 from featcache.inputs.kept import KeptPixels
 from featcache.store import open_store
+from featcache_cli import programs
 
 VIEWS, SAMPLES = 3, 11
 LARGER_THAN_ALL = KeptPixels(size=64, format="raw")
@@ -211,7 +211,7 @@ def test_without_corpus_and_without_images_one_clear_line_says_what_to_do(keep, 
     command = f"distill fit --store {store.path} --student tiny --out {tmp_path / 'run'}"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as stopped:
-        cli.run_distill()
+        programs.run_distill()
     assert stopped.value.code == 2
     out, err = capsys.readouterr()
     assert str(refused.value) in err
@@ -225,6 +225,6 @@ def test_the_command_line_trains_without_the_corpus(keep, folder, tmp_path, monk
     command = f"distill fit --store {store.path} --student tiny --out {tmp_path / 'run'} {settings}"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as stopped:
-        cli.run_distill()
+        programs.run_distill()
     assert not stopped.value.code, capsys.readouterr().err
     assert Run(tmp_path / "run").config["corpus"] == f"store:{store.path}"

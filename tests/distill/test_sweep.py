@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-import cli
 import distill
 import featcache_cli.screen
 import featcache_cli.sweep
 from distill.sweep import Sweep, cells, expand, markdown, read_sweep, tabulate
+from featcache_cli import programs
 
 FEW = {"epochs": 1, "batch_size": 16, "embedding_dim": 6, "image_size": 16}
 
@@ -176,7 +176,7 @@ def command(capsys, monkeypatch):
     def run(line: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         with pytest.raises(SystemExit) as stopped:
-            cli.run_distill()
+            programs.run_distill()
         out, err = capsys.readouterr()
         return int(stopped.value.code or 0), out, err
 

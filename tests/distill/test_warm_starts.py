@@ -173,7 +173,7 @@ def test_a_record_that_names_more_than_an_architecture_is_refused(change, tmp_pa
 
 
 def test_the_commands_do_not_run_it_either(tmp_path, monkeypatch, capsys):
-    import cli
+    from featcache_cli import programs
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n")
@@ -190,7 +190,7 @@ def test_the_commands_do_not_run_it_either(tmp_path, monkeypatch, capsys):
     ):
         monkeypatch.setattr("sys.argv", [program, *arguments])
         with pytest.raises(SystemExit) as ended:
-            getattr(cli, f"run_{program}")()
+            getattr(programs, f"run_{program}")()
         said = " ".join(capsys.readouterr().err.split())
         assert ended.value.code == 2
         assert "evil:make" in said

@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-import cli
 import evalsuite.attacks.autoattack
 import featcache_cli.screen
 from evalsuite import compare, robustness
@@ -25,6 +24,7 @@ from featcache import extract, open_corpus
 from featcache.encoder import Encoder
 from featcache.inputs.preprocess import Preprocess
 from featcache.precision import CANDIDATES, FP32
+from featcache_cli import programs
 
 SIZE, STEPS = 16, 10
 
@@ -335,10 +335,10 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch, f
     head = write_head(tmp_path / "head.safetensors", 2, 6)
     line = "robustness --encoder python:tiny:student --corpus test --bank bank.zarr --out kept --corruptions contrast"
     line += " --severity 1 --k 3 --device cpu --json r.json --pgd 4,1 --pgd-steps 5 --autoattack 2"
-    refused = CliRunner().invoke(cli.evalsuite.app, line.split())
+    refused = CliRunner().invoke(programs.APPS["evalsuite"], line.split())
     assert "needs a classifier" in str(refused.exception)
     assert not Path("kept").exists()
-    ran = CliRunner().invoke(cli.evalsuite.app, [*line.split(), "--head", str(head)], catch_exceptions=False)
+    ran = CliRunner().invoke(programs.APPS["evalsuite"], [*line.split(), "--head", str(head)], catch_exceptions=False)
     assert ran.exit_code == 0
     record = json.loads(Path("r.json").read_text())
     corpus = open_corpus("test")

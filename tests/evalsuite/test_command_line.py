@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-import cli
 import featcache_cli.screen
 from evalsuite import Metric, Result, detectors
+from featcache_cli import programs
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def command(capsys, monkeypatch, tmp_path):
     def run(line):
         monkeypatch.setattr(sys, "argv", ["evalsuite", *shlex.split(line)])
         with pytest.raises(SystemExit) as stopped:
-            cli.run_evalsuite()
+            programs.run_evalsuite()
         out, err = capsys.readouterr()
         return stopped.value.code or 0, out, " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
 

@@ -3,12 +3,12 @@ import sys
 import numpy as np
 import pytest
 
-import cli
 import evalsuite.compare
 import featcache_cli.screen
 from evalsuite import Metric, Result, compare, knn, ood, probe, report
 from evalsuite.intervals import difference, mean_of, ranking, share
 from evalsuite.metrics import ood_metrics
+from featcache_cli import programs
 
 
 def accuracies(ids, command="knn", parameters=None, **correct):
@@ -349,7 +349,7 @@ def test_the_command_prints_a_table_and_writes_json(ids, rng, tmp_path, capsys, 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["evalsuite", "compare", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            cli.run_evalsuite()
+            programs.run_evalsuite()
         return stopped.value.code or 0, *capsys.readouterr()
 
     code, out, _ = command(tmp_path / "a.json", tmp_path / "b.json", "--json", tmp_path / "c.json")

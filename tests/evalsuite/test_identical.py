@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-import cli
 from evalsuite import Result, fidelity, knn, ood, probe
+from featcache_cli import programs
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_it_is_said_on_the_screen_in_one_line_and_a_flag_drops_them(leaked, tmp_
         line = ["knn", "--bank", str(leaked["bank"].path), "--query", str(leaked["query"].path), *flags, "--json", to]
         monkeypatch.setattr(sys, "argv", ["evalsuite", *line])
         with pytest.raises(SystemExit) as ended:
-            cli.run_evalsuite()
+            programs.run_evalsuite()
         assert ended.value.code in (0, None)
         out, err = capsys.readouterr()
         notes = [each for each in err.splitlines() if each.startswith("note: ")]

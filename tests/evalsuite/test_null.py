@@ -11,7 +11,6 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-import cli
 import distill.source
 import featcache.extraction.job
 import featcache.store.layout
@@ -25,6 +24,7 @@ from featcache import Encoder, Preprocess, extract
 from featcache.store.check import check
 from featcache.store.comparable import NAMES
 from featcache.store.from_arrays import write_store
+from featcache_cli import programs
 
 CLASSES, WIDTH = 4, 12
 
@@ -214,7 +214,7 @@ def test_stores_in_two_precisions_are_not_compared_unless_asked(mixed, command):
 def test_the_refusal_is_one_line_that_names_both_and_the_remedy(mixed, tmp_path):
     for asked, code in (([], 2), (["--any-precision"], 0)):
         line = ["knn", "--bank", str(mixed["exact"].path), "--query", str(mixed["half"].path), "--k", "3", *asked]
-        ran = CliRunner().invoke(cli.APPS["evalsuite"], line)
+        ran = CliRunner().invoke(programs.APPS["evalsuite"], line)
         if code:
             assert isinstance(ran.exception, ValueError)  # which commands print as a line, and end with 2
             said = str(ran.exception)

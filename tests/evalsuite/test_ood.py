@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 from sklearn.decomposition import PCA
 
-import cli
 import evalsuite.rows
 import featcache_cli.screen
 from evalsuite import Result, ood
@@ -19,6 +18,7 @@ from evalsuite.detectors import load
 from evalsuite.head import Head
 from evalsuite.intervals import mean_of, ranking
 from evalsuite.metrics import ood_metrics
+from featcache_cli import programs
 
 METRICS = ("auroc", "aupr_in", "aupr_out", "ap_in", "ap_out", "fpr95_id", "fpr95_ood")
 
@@ -607,7 +607,7 @@ def test_bad_input_gets_one_clear_line(arrays, make_store, tmp_path, monkeypatch
         given = [] if arguments.startswith("--preset") else given
         monkeypatch.setattr(sys, "argv", ["evalsuite", "ood", *given, *arguments.split()])
         with pytest.raises(SystemExit) as stopped:
-            cli.run_evalsuite()
+            programs.run_evalsuite()
         out, err = capsys.readouterr()
         assert stopped.value.code in (1, 2), case
         assert said in " ".join(err.replace("│", " ").split()), (case, err)

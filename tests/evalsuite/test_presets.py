@@ -4,9 +4,9 @@ import sys
 import numpy as np
 import pytest
 
-import cli
 from evalsuite import ood
 from evalsuite.presets import PRESETS, stores_of
+from featcache_cli import programs
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_the_command_takes_a_preset(folder, monkeypatch, capsys):
         ["evalsuite", "ood", "--preset", "openood-cifar100", "--stores", str(folder), "--k", "3", "--json", "-"],
     )
     with pytest.raises(SystemExit) as stopped:
-        cli.run_evalsuite()
+        programs.run_evalsuite()
     out, _ = capsys.readouterr()
     assert not stopped.value.code
     assert "knn/near/tin/ap_out" in json.loads(out)["metrics"]

@@ -23,8 +23,8 @@ from report_cases import (
 from sklearn.metrics import roc_auc_score, roc_curve
 from typer.testing import CliRunner
 
-import cli
 from evalsuite import Metric, Result, report
+from featcache_cli import programs
 
 
 def test_histograms_count_every_score(tmp_path: Path) -> None:
@@ -300,11 +300,11 @@ def test_command_line(tmp_path: Path) -> None:
     odd = knn_result("f0", "vit", 0.5).write(tmp_path / "a=b.json")
     other = knn_result("f1", "run:x", 0.5).write(tmp_path / "c.json")
     line = ["report", str(odd), f"mine={other}", "--out", str(tmp_path / "r.html"), "--title", "T", "--json", "-"]
-    ran = CliRunner().invoke(cli.evalsuite.app, line, catch_exceptions=False)
+    ran = CliRunner().invoke(programs.APPS["evalsuite"], line, catch_exceptions=False)
     assert ran.exit_code == 0
     summary = json.loads(ran.stdout[ran.stdout.index("{") : ran.stdout.rindex("}") + 1])
     assert summary["bytes"] == (tmp_path / "r.html").stat().st_size
     data = Page(tmp_path / "r.html").data
     assert (data["title"], [each["name"] for each in data["encoders"]]) == ("T", ["vit", "mine"])
     for wrong in ([], ["=c.json"], ["mine="]):
-        assert CliRunner().invoke(cli.evalsuite.app, ["report", *wrong]).exit_code == 2
+        assert CliRunner().invoke(programs.APPS["evalsuite"], ["report", *wrong]).exit_code == 2

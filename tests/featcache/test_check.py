@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hashed import with_images
 
-import cli
 import featcache
 import featcache.store.layout
 from featcache import write_store
 from featcache.store import FeatureStore, create_store
+from featcache_cli import programs
 
 checking = importlib.import_module("featcache.store.check")  # the package's own name is the function
 
@@ -313,7 +313,7 @@ def test_a_url_is_checked_like_a_folder(make, rng, s3_bucket):
 def run(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["featcache", "check", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.run_featcache()
+        programs.run_featcache()
     return ended.value.code or 0, *capsys.readouterr()
 
 

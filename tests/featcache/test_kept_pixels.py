@@ -15,7 +15,6 @@ from PIL.PngImagePlugin import PngInfo
 from tiny import hash_of, tiny_encoder
 from torchvision.transforms import InterpolationMode, Resize
 
-import cli
 import featcache.extraction.job
 import featcache.store.layout
 import featcache_cli.screen
@@ -25,6 +24,7 @@ from featcache.encoder import normalise
 from featcache.extraction.extract import PROBE_IMAGES
 from featcache.extraction.samples import content_hash
 from featcache.inputs.views import View, decode, render
+from featcache_cli import programs
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
 SIZE = 20
@@ -341,7 +341,7 @@ def test_the_command_line_keeps_shows_and_reads_them(make_images, tmp_path, monk
     def featcache_(line):
         monkeypatch.setattr(sys, "argv", ["featcache", *line.split()])
         with pytest.raises(SystemExit) as stopped:
-            cli.run_featcache()
+            programs.run_featcache()
         return int(stopped.value.code or 0), capsys.readouterr().out
 
     assert featcache_("extract images --teacher run:student --out s.zarr --pixels 20 --pixels-format raw")[0] == 0

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-import cli
 import featcache.models.run
 from featcache import open_store, write_store
 from featcache.backbones import build_backbone
 from featcache.extraction import receipts
 from featcache.inputs.preprocess import Preprocess
+from featcache_cli import programs
 
 COMMAND = "photos --teacher run:student --out t.zarr --precision fp32"
 
@@ -53,7 +53,7 @@ def featcache_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         loaded.clear()
         monkeypatch.setattr(sys, "argv", ["featcache", *line.split()])
         with pytest.raises(SystemExit) as stopped:
-            cli.run_featcache()
+            programs.run_featcache()
         out, _ = capsys.readouterr()
         return int(stopped.value.code or 0), json.loads(out) if "--json" in line and out else None, bool(loaded)
 
@@ -114,9 +114,9 @@ def test_nothing_heavy_is_imported(featcache_command, corpus):
     Path("list.csv").write_text("path\n" + "".join(f"{file}\n" for file in Path("photos").rglob("*.bmp")))
     featcache_command(f"extract {corpus} --teacher run:student --out t.zarr")
     code = (
-        "import sys, cli\n"
+        "import sys; from featcache_cli import programs\n"
         f"sys.argv = ['featcache', 'extract', {corpus!r}, *'--teacher run:student --out t.zarr'.split()]\n"
-        "try:\n    cli.run_featcache()\n"
+        "try:\n    programs.run_featcache()\n"
         "finally:\n    print(*sorted({'torch', 'timm', 'open_clip', 'torchvision'} & set(sys.modules)))\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

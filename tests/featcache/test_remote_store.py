@@ -464,7 +464,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_is_succeeded(make_images, u
 
 def command(*arguments):
     ran = subprocess.run(
-        [sys.executable, "-c", "import sys, cli; getattr(cli, f'run_{sys.argv.pop(1)}')()", *map(str, arguments)],
+        [sys.executable, "-c", "import sys; from featcache_cli import programs; getattr(programs, f'run_{sys.argv.pop(1)}')()", *map(str, arguments)],
         capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300,
     )  # fmt: skip
     return ran.returncode, ran.stdout, ran.stderr

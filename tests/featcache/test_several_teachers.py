@@ -237,7 +237,7 @@ def test_from_the_command_line(folder, tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "COLUMNS": "300"}
 
     def command(*arguments):
-        code = "import cli; cli.run_featcache()"
+        code = "from featcache_cli import programs; programs.run_featcache()"
         given = [sys.executable, "-c", code, "extract", folder, "--device", "cpu", "--precision", "fp32", *arguments]
         return subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
 

@@ -31,8 +31,8 @@ featcache.store.layout.CHUNK_BYTES = 8 * 6 * 2  # 8 rows a unit
 featcache.precision.CANDIDATES = {"fp32": featcache.precision.FP32}  # none is chosen by the clock
 if largest_file := int(sys.argv.pop(1)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-import cli
-cli.run_featcache()
+from featcache_cli import programs
+programs.run_featcache()
 """
 
 
