@@ -274,10 +274,18 @@ class _Arrays:
     failed = np.empty(0, np.int64)
 
     def __init__(self, path: str, fields: dict[str, np.ndarray], labels: np.ndarray) -> None:
+        from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
+
         self.path = path
         self.arrays = fields
         self.labels = labels
-        self.manifest = {"fields": {name: list(array.shape[1:]) for name, array in fields.items()}}
+        self.manifest = Manifest(
+            encoder=EncoderRecord(name=self.encoder_name, fingerprint=self.fingerprint),
+            corpus=CorpusRecord(spec=None, rows=max(1, len(labels)), class_names=None),
+            views=ViewsRecord(count=1),
+            fields={name: list(array.shape[1:]) for name, array in fields.items()},
+            chunk_rows=1,
+        )
         self.embedding_dim = fields["embedding"].shape[1]
         self.sample_ids = np.arange(len(labels))
         self.content = np.zeros((len(labels), 16), np.uint8)

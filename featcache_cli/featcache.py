@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -291,7 +290,6 @@ def info(store: StorePath, to_json: Json = None) -> None:
     from featcache.corpora import in_words
     from featcache.store import FeatureStore
     from featcache.store.comparable import unfaithful
-    from featcache.store.layout import field_dtype
 
     opened = FeatureStore(store)
     summary = {
@@ -299,10 +297,10 @@ def info(store: StorePath, to_json: Json = None) -> None:
         "store": str(store),
         "sealed": opened.sealed,
         **store_summary(opened),
-        "manifest": opened.manifest,
+        "manifest": opened.manifest.to_json(),
     }
     if to_json != "-":
-        manifest, table, dtype = opened.manifest, make_table(store, "", ""), partial(field_dtype, opened.manifest)
+        manifest, table, dtype = opened.manifest, make_table(store, "", ""), opened.manifest.dtype
         state = (
             "sealed"
             if opened.sealed

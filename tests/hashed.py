@@ -13,7 +13,7 @@ def with_images(store: FeatureStore, images: Iterable[object]) -> FeatureStore:
     hashes = [bytes(16) if each is None else content_hash(str(each).encode()) for each in images]
     content = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
     assert len(content) == len(store)
-    store.manifest["sealed"] = None
+    store.manifest = store.manifest.changed(sealed=None)
     for unit in map(store.rows_of, range(store.chunks)):
         store.write_rows("content", unit.start, content[unit.start : unit.stop])
     store.seal()

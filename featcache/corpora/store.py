@@ -16,7 +16,7 @@ class KeptImages:
     def __init__(self, path: str | FeatureStore):
         self._store = path if isinstance(path, FeatureStore) else open_store(path)
         self.spec = f"store:{self._store.path}"
-        if not self._store.manifest.get("pixels"):
+        if not self._store.manifest.pixels:
             raise ValueError(f"{self._store.path}: keeps no images; extract with --pixels SIZE, or give --corpus")
         self.ids: Sequence[str] = [str(sample_id) for sample_id in self._store.sample_ids]
         self.class_names: Sequence[str] | None = self._store.class_names
@@ -40,7 +40,9 @@ class KeptImages:
     @property
     def size(self) -> int:
         """The most px that a kept image's shorter side has."""
-        return int(self._store.manifest["pixels"]["size"])
+        kept = self._store.manifest.pixels
+        assert kept is not None
+        return kept.size
 
     def original_size(self, i: int) -> tuple[int, int]:
         """(width, height) in px of the image before it was resized."""

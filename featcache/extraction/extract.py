@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
@@ -37,8 +37,15 @@ from featcache.store.comparable import NAMES, exact_name, is_half
 from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
 from featcache.store.index import KnownRows, default_store_path, discard_replaced, register, set_aside
-from featcache.store.layout import DTYPES, EMBEDDING, FLOAT16, PENDING, chunk_rows, field_bytes, field_dtype
-from featcache.store.manifest import refuse_field_name
+from featcache.store.layout import DTYPES, EMBEDDING, FLOAT16, PENDING, chunk_rows
+from featcache.store.manifest import (
+    CorpusRecord,
+    EncoderRecord,
+    ExtractionRecord,
+    Manifest,
+    ViewsRecord,
+    refuse_field_name,
+)
 from featcache.store.rounding import TOLERANCE, share_lost
 
 PROBE_IMAGES = 8
@@ -209,7 +216,7 @@ def extract_all(
         for path, manifest, encoder, store in zip(paths, manifests, encoders, claimed, strict=True):
             if store is None or not store.sealed:
                 probe, seconds = probe_of(encoder.preprocess)
-                manifest["extraction"], why = _settled(
+                made, why = _settled(
                     path,
                     manifest,
                     encoder,
@@ -219,6 +226,7 @@ def extract_all(
                     device,
                     precision,
                 )
+                manifest = manifest.changed(extraction=made)
                 store, speed = _prepare(path, manifest, encoder, store, probe, overwrite)
                 job = Job(encoder, store, corpus)
                 saved = job.saved_content
@@ -226,7 +234,7 @@ def extract_all(
                     job.discard_saved()
                 jobs.append(job)
                 wanted.append(Wanted(encoder.preprocess, KnownRows(store.manifest, path)))
-                precisions.append(f"{manifest['extraction']['precision']} ({why})")
+                precisions.append(f"{made.precision} ({why})")
                 encoding, reading = encoding + recipe.count / speed, max(reading, seconds)
             stores.append(store)
         if not jobs:
@@ -253,7 +261,7 @@ def extract_all(
 
         held.callback(_save_unfinished, jobs)
         # Samples of four forward passes, of the teacher that takes the most at a time.
-        batch = max(int(job.store.manifest["extraction"]["batch_size"]) for job in jobs)
+        batch = max(job.store.manifest.extraction.batch_size or 1 for job in jobs)
         ahead = max(2 * (workers or cores()), 4 * batch // recipe.count)
         samples = (bursts if device == "cpu" else prefetch)(read, todo(), pool, ahead)
         for row in todo():
@@ -290,9 +298,7 @@ def extract_all(
     return stores
 
 
-def _claim(
-    path: str | Path, manifest: dict[str, Any], overwrite: bool, held: contextlib.ExitStack
-) -> FeatureStore | None:
+def _claim(path: str | Path, manifest: Manifest, overwrite: bool, held: contextlib.ExitStack) -> FeatureStore | None:
     """The store at `path`, if there is one of `manifest`: whole and sealed, or unfinished, mended and locked in `held`."""
     with writing(path):
         files = files_at(path)
@@ -322,14 +328,14 @@ def _finish(store: FeatureStore) -> None:
 
 def _settled(
     path: str | Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     encoder: Encoder,
     store: FeatureStore | None,
     images: Callable[[], torch.Tensor],
     batch_size: int | None,
     device: str,
     precision: str,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[ExtractionRecord, str]:
     """How the store's features are computed, as its manifest records it, and why in that precision, in words.
 
     An interrupted store goes on as it was begun, one that is replaced is made as it was.
@@ -339,10 +345,10 @@ def _settled(
     """
     machine = machine_kind(device)
     if store is not None:
-        made: dict[str, Any] = store.manifest["extraction"]
-        if is_half(made["precision"]) and made.get("machine", machine) != machine:
+        made = store.manifest.extraction
+        if is_half(str(made.precision)) and (made.machine or machine) != machine:
             raise ValueError(
-                f"{path}: was begun in {made['precision']} on {made['machine']}, and this is {machine}, where the bits "
+                f"{path}: was begun in {made.precision} on {made.machine}, and this is {machine}, where the bits "
                 "are others; finish it there, or begin again with --overwrite"
             )
         return made, "as it was begun"
@@ -352,37 +358,40 @@ def _settled(
         name, why = settle(
             encoder.fingerprint, machine, precision, lambda: fastest_faithful(encoder, images(), batch, device)
         )
-    checked = {"cosine": None, "checked": None} if is_half(name) else {"cosine": 1.0}
-    return {"batch_size": batch, "device": device, "machine": machine, "precision": name, **checked}, why
+    checked: dict[str, Any] = {"cosine": None, "checked": None} if is_half(name) else {"cosine": 1.0}
+    return ExtractionRecord(batch_size=batch, device=device, machine=machine, precision=name, **checked), why
 
 
-def _of_replaced(path: str | Path, manifest: dict[str, Any], machine: str) -> str | None:
+def _of_replaced(path: str | Path, manifest: Manifest, machine: str) -> str | None:
     """The precision of a store of the same encoder that is there already, made on this kind of machine."""
     try:
         there = FeatureStore(path).manifest
     except ValueError:
         return None
-    made = there.get("extraction", {})
-    same = there["encoder"]["fingerprint"] == manifest["encoder"]["fingerprint"] and made.get("machine") == machine
-    return str(made["precision"]) if same and made.get("precision") in NAMES else None
+    made = there.extraction
+    same = there.encoder.fingerprint == manifest.encoder.fingerprint and made.machine == machine
+    return made.precision if same and made.precision in NAMES else None
 
 
 def _prepare(
     path: str | Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     encoder: Encoder,
     store: FeatureStore | None,
     probe: torch.Tensor,
     overwrite: bool,
 ) -> tuple[FeatureStore, float]:
     """Put the encoder into the store's precision, and create the store if there is none; returns it and images/s."""
-    made = manifest["extraction"]
-    encoder.to(made["device"], CANDIDATES[made["precision"]])
+    made = manifest.extraction
+    assert made.device
+    assert made.precision
+    assert made.batch_size
+    encoder.to(made.device, CANDIDATES[made.precision])
     began = time.perf_counter()
-    features = encoder.encode_padded(probe, made["batch_size"], tuple(manifest["fields"]))
+    features = encoder.encode_padded(probe, made.batch_size, tuple(manifest.fields))
     seconds = time.perf_counter() - began
-    if made["device"] == "cuda":  # whose first pass sets it up
-        seconds = pass_seconds(encoder, probe, made["batch_size"])
+    if made.device == "cuda":  # whose first pass sets it up
+        seconds = pass_seconds(encoder, probe, made.batch_size)
     if torch.allclose(features[EMBEDDING].norm(dim=1).cpu(), torch.ones(len(probe)), atol=1e-3):
         log.warning(
             "%s: its embeddings are L2-normalised already: lengths, which some methods use, are lost", encoder.name
@@ -391,15 +400,15 @@ def _prepare(
     if store is None:
         with writing(path), set_aside(path, manifest) if overwrite else contextlib.nullcontext():
             store = create_store(path, manifest, overwrite=overwrite)
-    return store, made["batch_size"] / seconds
+    return store, made.batch_size / seconds
 
 
-def _warn_of_float16(encoder: Encoder, features: dict[str, torch.Tensor], manifest: dict[str, Any]) -> None:
+def _warn_of_float16(encoder: Encoder, features: dict[str, torch.Tensor], manifest: Manifest) -> None:
     """Features that float16 cannot hold are not lost without a word."""
     for name, of_probe in features.items():
         rows = of_probe.flatten(1)
         finite = rows[rows.isfinite().all(1)].cpu().numpy()
-        if field_dtype(manifest, name) == FLOAT16 and len(finite) and share_lost(finite) > TOLERANCE:
+        if manifest.dtype(name) == FLOAT16 and len(finite) and share_lost(finite) > TOLERANCE:
             log.warning(
                 "%s: float16 loses much of what tells one %s from another; extract with --dtype float32",
                 encoder.name,
@@ -449,7 +458,7 @@ def _spread_probe(corpus: Corpus, recipe: Views, preprocess: Preprocess, pool: T
 
 def _manifest(
     corpus: Corpus, encoder: Encoder, recipe: Views, fields: Iterable[str], dtype: str, pixels: KeptPixels | None
-) -> dict[str, Any]:
+) -> Manifest:
     fields = [EMBEDDING, *sorted(set(fields) - {EMBEDDING})]
     missing = [name for name in fields if name not in encoder.fields]
     if missing:
@@ -467,34 +476,34 @@ def _manifest(
     rows = hashlib.blake2b(digest_size=16)
     for i, sample_id in enumerate(corpus.ids):
         rows.update(f"{sample_id}\0{corpus.label(i)}\0".encode())
-    return {
-        "encoder": {
-            "name": encoder.name,
-            "fingerprint": encoder.fingerprint,
-            "embedding_dim": encoder.embedding_dim,
-            "output": encoder.output,
-            "preprocess": encoder.preprocess.to_dict(),
-        },
-        "corpus": {
-            "spec": corpus.spec,
-            "rows": len(corpus),
-            "digest": rows.hexdigest(),
-            "class_names": names or None,
-            "passed_over": dict(passed_over(corpus)),
-        },
-        "views": {**recipe.record, "parameters": list(PARAMETERS)},
-        "fields": {name: list(encoder.fields[name]) for name in fields},
-        **({"dtypes": dict.fromkeys(fields, dtype)} if dtype != FLOAT16 else {}),
-        "pixels": asdict(pixels) if pixels else None,
-        "chunk_rows": chunk_rows(np.dtype(dtype).itemsize * recipe.count * encoder.embedding_dim, len(corpus)),
-        "versions": {
+    return Manifest(
+        encoder=EncoderRecord(
+            name=encoder.name,
+            fingerprint=encoder.fingerprint,
+            embedding_dim=encoder.embedding_dim,
+            output=encoder.output,
+            preprocess=encoder.preprocess.to_dict(),
+        ),
+        corpus=CorpusRecord(
+            spec=corpus.spec,
+            rows=len(corpus),
+            digest=rows.hexdigest(),
+            class_names=names or None,
+            passed_over=dict(passed_over(corpus)),
+        ),
+        views=ViewsRecord(**recipe.record, parameters=list(PARAMETERS)),
+        fields={name: list(encoder.fields[name]) for name in fields},
+        dtypes=dict.fromkeys(fields, dtype) if dtype != FLOAT16 else {},
+        pixels=pixels,
+        chunk_rows=chunk_rows(np.dtype(dtype).itemsize * recipe.count * encoder.embedding_dim, len(corpus)),
+        versions={
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "timm", "zarr", "pillow", "numpy")},
         },
-    }
+    )
 
 
-def _existing(path: str | Path, manifest: dict[str, Any], overwrite: bool) -> FeatureStore | None:
+def _existing(path: str | Path, manifest: Manifest, overwrite: bool) -> FeatureStore | None:
     """The store at `path` if it is the one that `manifest` describes, finished or not; with `overwrite`, only unfinished.
 
     Raises:
@@ -519,8 +528,9 @@ def _existing(path: str | Path, manifest: dict[str, Any], overwrite: bool) -> Fe
     return store
 
 
-def _difference(store: FeatureStore, manifest: dict[str, Any]) -> str:
+def _difference(store: FeatureStore, manifest: Manifest) -> str:
     """How the store was made, if not as `manifest` says; else ""."""
+    theirs, ours = store.manifest.to_json(), manifest.to_json()
     for section, key in (
         ("encoder", "fingerprint"),
         ("corpus", "digest"),
@@ -530,7 +540,7 @@ def _difference(store: FeatureStore, manifest: dict[str, Any]) -> str:
         ("dtypes", None),
         ("pixels", None),
     ):
-        was, now = store.manifest.get(section), manifest.get(section)
+        was, now = theirs.get(section), ours.get(section)
         was, now = (was.get(key), (now or {}).get(key)) if key and was else (was, now)
         if was != now:
             return {
@@ -541,8 +551,8 @@ def _difference(store: FeatureStore, manifest: dict[str, Any]) -> str:
     return ""
 
 
-def _dtypes(manifest: dict[str, Any]) -> list[str]:
-    return sorted({field_dtype(manifest, name) for name in manifest["fields"]})
+def _dtypes(manifest: Manifest) -> list[str]:
+    return sorted({*manifest.field_dtypes.values()})
 
 
 def _changed_images(stores: list[FeatureStore], corpus: Corpus, pool: ThreadPoolExecutor) -> dict[str | Path, str]:
@@ -570,16 +580,15 @@ def _content(corpus: Corpus, row: int) -> bytes:
         return bytes(16)
 
 
-def _store_bytes(manifest: dict[str, Any]) -> int:
+def _store_bytes(manifest: Manifest) -> int:
     """Size of a store, but for its ids, reasons and metadata; kept images are guessed."""
-    unit = manifest["chunk_rows"]
-    rows = -(-manifest["corpus"]["rows"] // unit) * unit
-    features = sum(field_bytes(manifest).values()) + 4 * manifest["views"]["count"] * len(PARAMETERS)
-    kept = KeptPixels(**manifest["pixels"]).typical_bytes if manifest.get("pixels") else 0
+    rows = -(-manifest.corpus.rows // manifest.chunk_rows) * manifest.chunk_rows
+    features = sum(manifest.field_bytes.values()) + 4 * manifest.views.count * len(PARAMETERS)
+    kept = manifest.pixels.typical_bytes if manifest.pixels else 0
     return rows * (features + kept + 8 + 16 + 1)
 
 
-def _refuse_small_disks(new: Sequence[tuple[Files, dict[str, Any]]]) -> None:
+def _refuse_small_disks(new: Sequence[tuple[Files, Manifest]]) -> None:
     """Stores that are not there yet must fit; those of one disk together."""
     disks: dict[int, list[tuple[Files, int]]] = {}
     for files, manifest in new:

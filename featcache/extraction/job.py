@@ -15,7 +15,7 @@ from featcache.extraction.samples import Sample, Seen
 from featcache.extraction.spot_check import SpotCheck, in_fp32
 from featcache.store import FeatureStore
 from featcache.store.comparable import FAITHFUL
-from featcache.store.layout import COSINE, EMBEDDING, FAILED, OK, PIXELS, STATE, wide_arrays
+from featcache.store.layout import COSINE, EMBEDDING, FAILED, OK, PIXELS, STATE
 
 log = logging.getLogger("featcache")
 
@@ -42,11 +42,13 @@ class Job:
 
     def __init__(self, encoder: Encoder, store: FeatureStore, corpus: Corpus):
         self.encoder, self.store, self._corpus = encoder, store, corpus
-        self._batch, self._views = int(store.manifest["extraction"]["batch_size"]), store.views
+        batch = store.manifest.extraction.batch_size
+        assert batch is not None
+        self._batch, self._views = batch, store.views
         self._places = max(1, self._batch // self._views)  # for samples, in a forward pass
         self._warned = False
         self.encode_seconds = self.write_seconds = 0.0
-        self._unit_rows = int(store.manifest["chunk_rows"])
+        self._unit_rows = store.manifest.chunk_rows
         self._pending = np.zeros(store.chunks, bool)
         self._pending[store.pending_chunks()] = True
         self._waiting: list[tuple[int, Sample, Seen | None]] = []
@@ -137,7 +139,7 @@ class Job:
         images = torch.from_numpy(pixels)
         if self.encoder.device.type == "cuda":
             images = images.pin_memory()
-        fields = tuple(self.store.manifest["fields"])
+        fields = tuple(self.store.manifest.fields)
         encoded = self.encoder.encode_padded(images, self._batch, fields)
         embedding = encoded[EMBEDDING].cpu().numpy()
         finite = torch.stack([values.flatten(1).isfinite().all(1) for values in encoded.values()]).all(0).cpu()
@@ -185,8 +187,11 @@ class Job:
             cosines = np.concatenate([self.store._read(COSINE, rows.start, rows.stop) for rows in units])
             known = cosines[~np.isnan(cosines)]
             worst = round(float(known.min()), 6) if len(known) else None
-            self.store.manifest["extraction"] |= {"cosine": worst, "checked": len(known)}
-        self.store.seal()
+            manifest = self.store.manifest
+            extraction = manifest.extraction.changed(cosine=worst, checked=len(known))
+            self.store.seal(manifest.changed(extraction=extraction))
+        else:
+            self.store.seal()
 
 
 class _Unit:
@@ -199,7 +204,7 @@ class _Unit:
         rows = store.rows_of(number)
         self.number, self.start, self.rows, self.done = number, rows.start, len(rows), 0
         self.saved = time.perf_counter()
-        self._store, self._wide = store, wide_arrays(store.manifest)
+        self._store, self._wide = store, store.manifest.wide_arrays
         self._layout = store.layout
         narrow = set(self._layout) - set(self._wide) - {"label", "sample_id"}
         self._narrow = {name: self._empty(name, self.rows) for name in narrow}

@@ -91,9 +91,9 @@ def _of_known_stores(fingerprint: str, machine: str) -> str | None:
     rows: Counter[str] = Counter()
     device = "cpu" if machine.startswith("cpu ") else "cuda"
     for made, count in recorded_extractions(fingerprint):
-        same = made["machine"] == machine if "machine" in made else made.get("device") == device
-        if same and made.get("precision") in NAMES:
-            rows[str(made["precision"])] += count
+        same = made.machine == machine if made.machine else made.device == device
+        if same and made.precision in NAMES:
+            rows[made.precision] += count
     return min(rows, key=lambda name: (-rows[name], name)) if rows else None
 
 

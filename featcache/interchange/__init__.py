@@ -90,7 +90,7 @@ def export_store(
             left_out = module.write(store, units, building, as_is)
             return Exported(Path(out), len(store.ok), left_out)
         module.write(store, units, building)
-    return Exported(Path(out), len(store), ["the kept images"] if store.manifest.get("pixels") else [])
+    return Exported(Path(out), len(store), ["the kept images"] if store.manifest.pixels else [])
 
 
 def import_store(
@@ -124,21 +124,21 @@ def import_store(
     path = _local(src)
     with writing(out, AGAIN, "STORE"), appearing(_local(out), folder=True) as building:
         source = _module(_format_of(path), path).read(path)
-        manifest, said = source.manifest, source.manifest["corpus"]["rows"]
-        export = manifest.pop("export", None)
+        export, manifest = source.manifest.other.get("export"), source.manifest.without("export")
+        said = manifest.corpus.rows
         if export and encoder_name is not None:
-            name = manifest["encoder"]["name"]
+            name = manifest.encoder.name
             raise ValueError(f"{src}: it says itself which encoder made it ({name}); leave --encoder out")
         if export and dtype != "auto":
             raise ValueError(f"{src}: comes back in the dtype it was exported in; leave --dtype out")
         if source.rows != said:
             raise ValueError(f"{src}: {source.rows} rows, {said} when it was exported; export again")
         if not export:
-            manifest |= fitting_layout(source, path, dtype)
+            manifest = manifest.changed(**fitting_layout(source, path, dtype))
         ids: list[str] = []
         wrong: ValueError | None = None
         store, sums, embeddings = create_store(building, manifest), Checksums(), hashlib.blake2b(digest_size=16)
-        for chunk, block in enumerate(source.blocks(manifest["chunk_rows"])):
+        for chunk, block in enumerate(source.blocks(manifest.chunk_rows)):
             rows = store.rows_of(chunk)
             unit = own_unit(block, rows, manifest, path) if export else foreign_unit(block, rows, path, manifest)
             ids += unit["sample_id"].tolist()
@@ -165,8 +165,10 @@ def import_store(
             named = hashlib.blake2b(f"{encoder_name}\0{store.embedding_dim}".encode(), digest_size=16)
             identity = embeddings if encoder_name is None else named
             fingerprint = f"imported:{identity.hexdigest()}"
-            store.manifest["encoder"] |= {"name": encoder_name or "imported", "fingerprint": fingerprint}
-        store.seal()
+            encoder = store.manifest.encoder.changed(name=encoder_name or "imported", fingerprint=fingerprint)
+            store.seal(store.manifest.changed(encoder=encoder))
+        else:
+            store.seal()
     return open_store(out)
 
 

@@ -1,29 +1,29 @@
 """The arrays of a store, or of a few of its rows, by name."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import google_crc32c
 import numpy as np
 
 from featcache.store import FeatureStore
-from featcache.store.layout import COSINE, STATE, array_layout
+from featcache.store.layout import COSINE, STATE
+from featcache.store.manifest import Manifest
 
 STRINGS = ("sample_id", "reason")
 Arrays = dict[str, np.ndarray]
 
 
-def layout(manifest: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def layout(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape of a row and dtype of every array but strings and kept images; widest items first, so that each is aligned."""
-    every = array_layout({**manifest, "pixels": None})
-    names = ("label", "view", *manifest["fields"], COSINE, "content", STATE)
+    every = manifest.layout
+    names = ("label", "view", *manifest.fields, COSINE, "content", STATE)
     return {name: (every[name].tail, np.dtype(every[name].dtype)) for name in names if name in every}
 
 
 def stored(store: FeatureStore) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of every array in a file: a single view has no axis, but in `view` itself."""
     tails = layout(store.manifest)
-    squeezed = store.manifest["fields"] if store.views == 1 else {}
+    squeezed = store.manifest.fields if store.views == 1 else {}
     return {name: ((len(store), *tail[name in squeezed :]), dtype) for name, (tail, dtype) in tails.items()}
 
 

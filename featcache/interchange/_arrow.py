@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from featcache.interchange._arrays import STRINGS, Arrays, layout
 from featcache.store.layout import COSINE, STATE
+from featcache.store.manifest import Manifest
 
 DESCRIBING = ("sample_id", "image_path", "label", "class_name")
 """Columns that `describe` knows."""
@@ -46,7 +47,7 @@ def whole(path: Path, remedy: str = "write it again") -> Iterator[None]:
         raise ValueError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); {remedy}") from None
 
 
-def from_table(table: Any, manifest: Mapping[str, Any], path: Path) -> Arrays:
+def from_table(table: Any, manifest: Manifest, path: Path) -> Arrays:
     """What `to_table` made a table of; only the columns there are."""
     arrays: Arrays = {}
     for name, (tail, _) in layout(manifest).items():

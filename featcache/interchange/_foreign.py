@@ -11,7 +11,8 @@ from featcache.corpora._labels import from_values
 from featcache.inputs.views import PARAMETERS
 from featcache.interchange._arrays import Arrays
 from featcache.store.from_arrays import checked_ids, checked_labels, fitting_dtype, refuse_beyond, refuse_not_finite
-from featcache.store.layout import FLOAT16, OK, STATE, chunk_rows, field_dtype
+from featcache.store.layout import FLOAT16, OK, STATE, chunk_rows
+from featcache.store.manifest import CorpusRecord, EncoderRecord, ExtractionRecord, Manifest, ViewsRecord
 from featcache.store.rounding import rounded_to
 
 if TYPE_CHECKING:
@@ -46,22 +47,22 @@ def _labels(stored: np.ndarray, path: Path) -> tuple[Int64[np.ndarray, " n"], li
     return checked_labels(path, stored, len(stored), None), None
 
 
-def foreign_manifest(path: Path, rows: int, width: int, dtype: str, class_names: list[str] | None) -> dict[str, Any]:
+def foreign_manifest(path: Path, rows: int, width: int, dtype: str, class_names: list[str] | None) -> Manifest:
     """A manifest but for the encoder's name and fingerprint, which follow when the embeddings have been read."""
-    return {
-        "encoder": {"name": "", "fingerprint": "", "embedding_dim": width, "preprocess": {}},
-        "corpus": {"spec": None, "rows": rows, "class_names": class_names},
-        "views": {"count": 1},
-        "fields": {"embedding": [width]},
-        "chunk_rows": chunk_rows(2 * width, rows),
-        "extraction": {"imported": path.name, "dtype": dtype},
-    }
+    return Manifest(
+        encoder=EncoderRecord(name="", fingerprint="", embedding_dim=width, preprocess={}),
+        corpus=CorpusRecord(spec=None, rows=rows, class_names=class_names),
+        views=ViewsRecord(count=1),
+        fields={"embedding": [width]},
+        chunk_rows=chunk_rows(2 * width, rows),
+        extraction=ExtractionRecord(imported=path.name, dtype=dtype),
+    )
 
 
 def fitting_layout(source: "Source", path: Path, dtype: str) -> dict[str, Any]:
     """What the manifest says of the embeddings' dtype, found by reading them once."""
-    rows, held, (width,) = source.rows, source.manifest["extraction"]["dtype"], source.manifest["fields"]["embedding"]
-    size = source.manifest["chunk_rows"]
+    rows, held, (width,) = source.rows, str(source.manifest.extraction.dtype), source.manifest.fields["embedding"]
+    size = source.manifest.chunk_rows
     blocks = (
         (np.asarray(block["embedding"]), np.arange(i * size, i * size + len(block["embedding"])))
         for i, block in enumerate(source.blocks(size))
@@ -72,10 +73,10 @@ def fitting_layout(source: "Source", path: Path, dtype: str) -> dict[str, Any]:
     return {"dtypes": {"embedding": kept}, "chunk_rows": chunk_rows(np.dtype(kept).itemsize * width, rows)}
 
 
-def foreign_unit(block: Arrays, rows: range, path: Path, manifest: dict[str, Any]) -> Arrays:
+def foreign_unit(block: Arrays, rows: range, path: Path, manifest: Manifest) -> Arrays:
     """A unit of embeddings that another program made, with nothing known but labels and ids."""
     count, given = len(rows), block["embedding"]
-    dtype = field_dtype(manifest, "embedding")
+    dtype = manifest.dtype("embedding")
     refuse_not_finite(path, "embedding", given, np.array(rows))  # however the file has changed since it was looked at
     refuse_beyond(path, "embedding", given, dtype, np.array(rows))
     return {

@@ -3,49 +3,50 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featcache.interchange._arrays import Arrays, layout
 from featcache.store.from_arrays import checked_labels, refuse_not_finite
-from featcache.store.layout import FAILED, FORMAT, OK, STATE, WIDE_FORMAT, store_format
-from featcache.store.manifest import refuse_manifest
+from featcache.store.layout import FAILED, OK, STATE
+from featcache.store.manifest import FORMAT, WIDE_FORMAT, Manifest
 
 
-def manifest_text(manifest: Mapping[str, Any], format: str, crc32c: Mapping[str, str]) -> str:
-    return json.dumps({**manifest, "export": {"format": format, "crc32c": crc32c}}, ensure_ascii=False, indent=1)
+def manifest_text(manifest: Manifest, format: str, crc32c: Mapping[str, str]) -> str:
+    return json.dumps(
+        {**manifest.to_json(), "export": {"format": format, "crc32c": crc32c}}, ensure_ascii=False, indent=1
+    )
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> Manifest | None:
     path = folder / "manifest.json"
     return parse_manifest(path.read_text(encoding="utf-8"), path) if path.is_file() else None
 
 
-def parse_manifest(text: str, path: Path) -> dict[str, Any]:
-    """A store's manifest as `create_store` wants it; under `export`, the checksums of the exported arrays."""
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """The manifest of the store that was exported, and under `export` in `other`, the checksums of the arrays."""
     try:
-        manifest = json.loads(text)
-        version, _ = manifest.pop("format"), manifest.pop("sealed")
-        if manifest.get("pixels"):
-            manifest["pixels"] = None  # no export holds them
-        refuse_manifest(manifest)
-        whole = isinstance(manifest["export"]["crc32c"], dict)
-        whole = whole and bool(manifest["encoder"]["fingerprint"]) and bool(manifest["encoder"]["name"])
+        record = json.loads(text)
+        version = record["format"]
+        if record.get("pixels"):
+            record["pixels"] = None  # no export holds them
+        manifest = Manifest.from_json(record)
+        whole = isinstance(manifest.other["export"]["crc32c"], dict) and manifest.sealed is not None
+        whole = whole and bool(manifest.encoder.fingerprint) and bool(manifest.encoder.name)
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(
             f"{path}: the manifest of the export is damaged; export again, or take it away and give --encoder"
         )
-    if version != store_format(manifest):
+    if version != manifest.format:
         raise ValueError(
             f"{path}: of store format {version}, this featcache reads {FORMAT} and {WIDE_FORMAT}; export it with this one"
         )
     return manifest
 
 
-def own_unit(block: Arrays, rows: range, manifest: Mapping[str, Any], path: Path) -> Arrays:
+def own_unit(block: Arrays, rows: range, manifest: Manifest, path: Path) -> Arrays:
     """A unit as it was in the store: every array, its dtype and shape, or the export is not whole."""
     unit = {STATE: np.full(len(rows), OK, np.uint8), "reason": np.full(len(rows), "", dtype=object), **block}
     for name, (tail, dtype) in layout(manifest).items():
@@ -59,15 +60,15 @@ def own_unit(block: Arrays, rows: range, manifest: Mapping[str, Any], path: Path
     return unit
 
 
-def refuse_unit(unit: Arrays, rows: range, manifest: Mapping[str, Any], path: Path) -> None:
+def refuse_unit(unit: Arrays, rows: range, manifest: Manifest, path: Path) -> None:
     """What no store would hold, though the checksums are right.
 
     Raises:
         ValueError: it does.
     """
-    checked_labels(path, unit["label"], len(rows), manifest["corpus"]["class_names"])
+    checked_labels(path, unit["label"], len(rows), manifest.corpus.class_names)
     if not np.isin(unit[STATE], (OK, FAILED)).all():
         raise ValueError(f"{path}: state holds other numbers than {OK} and {FAILED}; export again")
-    for name in manifest["fields"]:
+    for name in manifest.fields:
         flat = unit[name].reshape(len(rows), -1)
         refuse_not_finite(path, name, flat[unit[STATE] == OK], np.flatnonzero(unit[STATE] == OK) + rows.start)

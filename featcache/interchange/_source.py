@@ -9,6 +9,7 @@ import numpy as np
 
 from featcache.interchange._arrays import Arrays
 from featcache.interchange._foreign import check_embeddings, foreign_manifest, identify
+from featcache.store.manifest import Manifest
 
 
 @dataclass
@@ -17,16 +18,16 @@ class Source:
 
     Attributes:
         rows: embeddings there are.
-        manifest: of the store to be; with `export` in it when `export_store` wrote it.
+        manifest: of the store to be; with `export` among what is `other` in it when `export_store` wrote it.
         blocks: blocks(n) yields the arrays there are, n rows at a time.
     """
 
     rows: int
-    manifest: dict[str, Any]
+    manifest: Manifest
     blocks: Callable[[int], Iterator[Arrays]]
 
 
-def of_arrays(path: Path, arrays: dict[str, Any], manifest: dict[str, Any] | None) -> Source:
+def of_arrays(path: Path, arrays: dict[str, Any], manifest: Manifest | None) -> Source:
     """A source of arrays that have a shape and a dtype and can be sliced; without a manifest, another program's."""
     shape, dtype = tuple(arrays["embedding"].shape), str(arrays["embedding"].dtype)
     if manifest is None:

@@ -18,7 +18,8 @@ from featcache.interchange._own import manifest_text, read_manifest
 from featcache.interchange._source import Source, of_arrays
 from featcache.interchange.npy import load, write_header
 from featcache.store import FeatureStore
-from featcache.store.layout import FLOAT16, FORMAT, OK, STATE, field_dtype
+from featcache.store.layout import FLOAT16, OK, STATE
+from featcache.store.manifest import Manifest
 
 PART_ROWS = 1_000_000
 """Rows in one .npy of a clip-retrieval folder, as clip-retrieval has by default."""
@@ -30,12 +31,12 @@ def write(store: FeatureStore, units: Iterator[Arrays], out: Path, as_is: bool) 
     """Returns what is left out, in words."""
     if not len(store.ok):
         raise ValueError(f"{store.path}: no row has features; use --format npy, parquet or safetensors")
-    spec = store.manifest["corpus"]["spec"]
+    spec = store.manifest.corpus.spec
     root = spec if spec and Path(spec).is_dir() else ""
     for name in ("img_emb", "metadata"):
         (out / name).mkdir(parents=True)
     sums, part = Checksums(), 0
-    per_part = max(1, PART_ROWS // store.manifest["chunk_rows"])
+    per_part = max(1, PART_ROWS // store.manifest.chunk_rows)
     digits = max(4, len(str(store.chunks // per_part)))  # embedding-reader sorts names as text
     for first in range(0, store.chunks, per_part):
         chunks = range(first, min(first + per_part, store.chunks))
@@ -56,37 +57,37 @@ def write(store: FeatureStore, units: Iterator[Arrays], out: Path, as_is: bool) 
                 sums.update(unit)
                 file.write(unit["embedding"].tobytes())
                 writer.write_table(_metadata(unit, store.class_names, root))
-    manifest = {
-        **store.manifest,
-        "corpus": {**store.manifest["corpus"], "rows": len(store.ok)},
-        "views": {**store.manifest["views"], "count": 1},
-        "fields": {"embedding": [store.embedding_dim]},
-        "wide_chunk_rows": {"embedding": store.manifest["wide_chunk_rows"]["embedding"]},
-    }
-    if "checked" in store.manifest.get("extraction", {}):  # and of single rows: no column of theirs
-        manifest["extraction"] = {k: v for k, v in store.manifest["extraction"].items() if k != "checked"}
-    if store.manifest.get("pixels"):
-        manifest["pixels"] = None
-    if (dtype := field_dtype(manifest, "embedding")) != FLOAT16:
-        manifest["dtypes"] = {"embedding": dtype}
-    elif manifest.pop("dtypes", None):  # only of other fields
-        manifest["format"] = FORMAT
-    if len(store.failed):
-        manifest["corpus"].pop("digest", None)  # it is of all samples
-    if not as_is:
-        fingerprint = store.fingerprint.removesuffix(UNIT_LENGTH) + UNIT_LENGTH
-        manifest["encoder"] = {**store.manifest["encoder"], "fingerprint": fingerprint}
-    text = manifest_text(manifest, "clip-retrieval", sums.to_dict())
+    text = manifest_text(_held_manifest(store, as_is), "clip-retrieval", sums.to_dict())
     (out / "manifest.json").write_text(text, encoding="utf-8")
-    other = [name for name in store.manifest["fields"] if name != "embedding"]
+    other = [name for name in store.manifest.fields if name != "embedding"]
     lost = {
         f"{len(store.failed):,} failed rows": len(store.failed),
         "all views but the first": store.views > 1,
         ", ".join(other): other,
         "the lengths of the embeddings": not as_is,
-        "the kept images": store.manifest.get("pixels"),
+        "the kept images": store.manifest.pixels,
     }
     return [what for what, is_lost in lost.items() if is_lost]
+
+
+def _held_manifest(store: FeatureStore, as_is: bool) -> Manifest:
+    """What a clip-retrieval folder says of itself."""
+    whole, dtype = store.manifest, store.manifest.dtype("embedding")
+    corpus, encoder, extraction = whole.corpus.changed(rows=len(store.ok)), whole.encoder, whole.extraction
+    if not as_is:
+        encoder = encoder.changed(fingerprint=store.fingerprint.removesuffix(UNIT_LENGTH) + UNIT_LENGTH)
+    return whole.changed(
+        encoder=encoder,
+        corpus=corpus.without("digest") if len(store.failed) else corpus,  # it is of all samples
+        views=whole.views.changed(count=1),
+        fields={"embedding": [store.embedding_dim]},
+        wide_chunk_rows={"embedding": whole.wide_chunk_rows["embedding"]},
+        dtypes={"embedding": dtype} if dtype != FLOAT16 else {},
+        **({"pixels": None} if whole.pixels else {}),
+        **(
+            {"extraction": extraction.without("checked")} if extraction.spot_checked else {}
+        ),  # no column of single rows
+    )
 
 
 def _held(unit: Arrays, as_is: bool) -> Arrays:
@@ -135,7 +136,7 @@ def read(path: Path) -> Source:
             if len(described[-1]) != len(part):
                 raise ValueError(f"{table}: {len(described[-1])} rows, {file.name} {len(part)}; copy both again")
         joined = pa.concat_tables(described, promote_options="permissive")
-        arrays |= from_table(joined, {**manifest, "fields": {}}, path) if manifest else describe(joined)
+        arrays |= from_table(joined, manifest, path) if manifest else describe(joined)
     return of_arrays(path, arrays, manifest)
 
 

@@ -21,7 +21,7 @@ def write(store: FeatureStore, units: Iterator[Arrays], out: Path) -> None:
     with contextlib.ExitStack() as opened:
         for unit in units:
             sums.update(unit)
-            table = to_table(unit, list(store.manifest["fields"]), store.class_names)
+            table = to_table(unit, list(store.manifest.fields), store.class_names)
             if writer is None:
                 numbers = {name for name in table.column_names if pa.types.is_fixed_size_list(table.field(name).type)}
                 writer = opened.enter_context(

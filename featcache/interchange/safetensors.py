@@ -76,7 +76,7 @@ def read(path: Path) -> Source:
         if "sample_id" in metadata:
             arrays["sample_id"] = np.array(json.loads(metadata["sample_id"]), dtype=object)
         if manifest:
-            arrays["reason"] = np.full(manifest["corpus"]["rows"], "", dtype=object)
+            arrays["reason"] = np.full(manifest.corpus.rows, "", dtype=object)
             for row, reason in json.loads(metadata["reason"]).items():
                 arrays["reason"][int(row)] = reason
     except (ValueError, KeyError, IndexError, AttributeError):

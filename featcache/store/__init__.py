@@ -37,18 +37,13 @@ from featcache.store.integrity import METADATA, UNFINISHED, UNSEALED, digest_of,
 from featcache.store.layout import (
     EMBEDDING,
     FAILED,
-    FORMAT,
     OK,
     STATE,
-    WIDE_FORMAT,
     ArrayLayout,
-    array_layout,
     chunk_name,
     dimension_names,
-    store_format,
-    wide_chunk_rows,
 )
-from featcache.store.manifest import refuse_array, refuse_manifest
+from featcache.store.manifest import FORMAT, WIDE_FORMAT, Manifest, Seal, format_of
 
 
 def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
@@ -68,9 +63,9 @@ def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
 
 
 def create_store(
-    path: str | os.PathLike[str], manifest: Mapping[str, Any], *, overwrite: bool = False
+    path: str | os.PathLike[str], manifest: Manifest | Mapping[str, Any], *, overwrite: bool = False
 ) -> "FeatureStore":
-    """Create an empty, unsealed store that holds `manifest` (see `FeatureStore.manifest`) and no rows yet.
+    """Create an empty, unsealed store that holds `manifest` and no rows yet.
 
     The store appears under its name in one step, complete with its arrays' metadata.
 
@@ -84,11 +79,10 @@ def create_store(
         is_store = looks_like_store(files.root)
         if not (overwrite and is_store):
             raise ValueError(f"{path}: already exists{'' if is_store else ' and is not a store'}; choose another --out")
-    root, manifest = files.root, {"wide_chunk_rows": wide_chunk_rows(manifest), **manifest}
-    try:
-        refuse_manifest(manifest)
-    except ValueError as error:
-        raise ValueError(f"{path}: not made: {error}") from None
+    root = files.root
+    if not isinstance(manifest, Manifest):  # TEMPORARY
+        manifest = Manifest.from_json(manifest)
+    manifest = manifest.changed(sealed=None)
     refuse_mount_point(root)
     refuse_inside_store(root)
     building = root.with_name(f"{root.name}.partial")
@@ -96,20 +90,18 @@ def create_store(
     files.remove_all()
     os.replace(building, root)
     sync_directory(root.parent)
-    files.push(*(f"{name}/{METADATA}" for name in array_layout(manifest)))
+    files.push(*(f"{name}/{METADATA}" for name in manifest.layout))
     files.push(METADATA)  # last: what has none is no store yet
     return FeatureStore(path)
 
 
-def _write_skeleton(path: Path, manifest: Mapping[str, Any]) -> None:
+def _write_skeleton(path: Path, manifest: Manifest) -> None:
     """The group and every array's metadata, no chunk yet; whatever a killed run left at `path` goes."""
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.create_group(
-        path, attributes={"featcache": {"format": store_format(manifest), **manifest, "sealed": None}}
-    )
-    rows = manifest["corpus"]["rows"]
-    for name, (tail, dtype, per_chunk) in array_layout(manifest).items():
+    group = zarr.create_group(path, attributes={"featcache": manifest.to_json()})
+    rows = manifest.corpus.rows
+    for name, (tail, dtype, per_chunk) in manifest.layout.items():
         shape, chunks = (rows, *tail), (per_chunk, *tail)
         with _unstable_names_allowed():
             group.create_array(
@@ -145,17 +137,15 @@ class FeatureStore:
             )
         try:
             self._group = zarr.open_group(self._root, mode="r+", use_consolidated=False)
-            self.manifest: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
-            """encoder, corpus, views, fields, extraction, chunk_rows, versions, sealed: plain JSON values."""
-            found = self.manifest.get("format")
-            if found == store_format(self.manifest):
-                refuse_manifest(self.manifest)
-                _ = self.sealed, self.layout
+            record: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
+            found, known = record.get("format"), format_of(record)
+            if found == known:
+                self.manifest = Manifest.from_json(record)
         except Exception as error:
             raise ValueError(
                 f"{path}: its zarr.json is damaged ({type(error).__name__}: {error}); restore it, or extract again with --overwrite"
             ) from None
-        if found != store_format(self.manifest):
+        if found != known:
             raise ValueError(
                 f"{path}: store format {found}, this featcache reads {FORMAT} and {WIDE_FORMAT}; extract it again"
             )
@@ -164,33 +154,33 @@ class FeatureStore:
 
     def __len__(self) -> int:
         """Rows, failed ones included."""
-        return int(self.manifest["corpus"]["rows"])
+        return self.manifest.corpus.rows
 
     @property
     def sealed(self) -> bool:
-        return self.manifest["sealed"] is not None
+        return self.manifest.sealed is not None
 
     @property
     def fingerprint(self) -> str:
         """The encoder's fingerprint."""
-        return str(self.manifest["encoder"]["fingerprint"])
+        return self.manifest.encoder.fingerprint
 
     @property
     def encoder_name(self) -> str:
-        return str(self.manifest["encoder"]["name"])
+        return self.manifest.encoder.name
 
     @property
     def embedding_dim(self) -> int:
-        return int(self.manifest["fields"][EMBEDDING][0])
+        return self.manifest.fields[EMBEDDING][0]
 
     @property
     def views(self) -> int:
         """Views a row."""
-        return int(self.manifest["views"]["count"])
+        return self.manifest.views.count
 
     @property
-    def class_names(self) -> list[str] | None:
-        return self.manifest["corpus"]["class_names"]
+    def class_names(self) -> Sequence[str] | None:
+        return self.manifest.corpus.class_names
 
     @cached_property
     def state(self) -> np.ndarray:
@@ -258,7 +248,7 @@ class FeatureStore:
         Raises:
             ValueError: no such field, or a chunk is gone or cut short. IndexError: a row or view out of range.
         """
-        if field not in self.manifest["fields"]:
+        if field not in self.manifest.fields:
             raise ValueError(
                 f"{self.path}: no field {field!r}, only {', '.join(self.manifest['fields'])}; extract with --fields {field}"
             )
@@ -300,7 +290,7 @@ class FeatureStore:
         Raises:
             ValueError: the store keeps no images.
         """
-        if not self.manifest.get("pixels"):
+        if not self.manifest.pixels:
             raise ValueError(f"{self.path}: keeps no images; extract with --pixels SIZE")
         return self._rows.pixels(row)
 
@@ -345,10 +335,10 @@ class FeatureStore:
     @property
     def chunks(self) -> int:
         """Number of units of work."""
-        return -(-len(self) // int(self.manifest["chunk_rows"]))
+        return -(-len(self) // self.manifest.chunk_rows)
 
     def rows_of(self, chunk: int) -> range:
-        per_chunk = int(self.manifest["chunk_rows"])
+        per_chunk = self.manifest.chunk_rows
         return range(chunk * per_chunk, min((chunk + 1) * per_chunk, len(self)))
 
     def pending_chunks(self) -> list[int]:
@@ -410,15 +400,19 @@ class FeatureStore:
         for cached in ("state", "labels", "sample_ids", "content", "_rows"):
             self.__dict__.pop(cached, None)
 
-    def seal(self) -> None:
-        """Close the store to writers: row counts and a digest of every byte go into the manifest."""
+    def seal(self, manifest: Manifest | None = None) -> None:
+        """Close the store to writers: row counts and a digest of every byte go into the manifest.
+
+        Args:
+            manifest: what the store says of itself, where more is known than when it was created.
+        """
         assert not self.pending_chunks()
         self._files.remove(UNFINISHED, *(file for file in self._files.listing() if file.endswith(".partial")))
         root, partial = self._root / METADATA, self._root / f"{METADATA}.partial"
-        counts = {"rows": len(self), "ok": len(self.ok), "failed": len(self.failed)}
-        self.manifest["sealed"] = {**counts, "digest": UNSEALED}
+        seal = Seal(rows=len(self), ok=len(self.ok), failed=len(self.failed), digest=UNSEALED)
+        manifest = (manifest or self.manifest).changed(sealed=seal)
         record = json.loads(root.read_bytes())
-        record["attributes"]["featcache"] = self.manifest
+        record["attributes"]["featcache"] = manifest.to_json()
         # Where xarray looks first, and warns when it is missing; on one line, for the manifest is what people read.
         arrays = {
             name: json.loads(self._files.fetch(f"{name}/{METADATA}").read_bytes()) for name in sorted(self.layout)
@@ -427,11 +421,12 @@ class FeatureStore:
         record.pop("consolidated_metadata", None)  # of a store that was mended
         rest = json.dumps(record, indent=2).removesuffix("\n}")
         text = f'{rest},\n  "consolidated_metadata": {together}\n}}'.encode()
-        self.manifest["sealed"]["digest"] = digest = digest_of(self._files, text)
+        digest = digest_of(self._files, text)
         partial.write_bytes(text.replace(UNSEALED.encode(), digest.encode()))
         os.replace(partial, root)
         sync_file(root, root=self._root)
         self._files.push(METADATA)
+        self.manifest = manifest.changed(sealed=seal.changed(digest=digest))
         self._forget_cached()
 
     # -- checking -----------------------------------------------------------------------------------------
@@ -452,8 +447,8 @@ class FeatureStore:
         if not damage:
             return []
         if self.sealed:
-            self.manifest["sealed"] = None
-            self._group.attrs["featcache"] = self.manifest
+            self.manifest = self.manifest.changed(sealed=None)
+            self._group.attrs["featcache"] = self.manifest.to_json()
             self._files.push(METADATA)
         for where, _ in damage:
             if isinstance(where, int):
@@ -474,9 +469,9 @@ class FeatureStore:
 
     # -- files --------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def layout(self) -> dict[str, ArrayLayout]:
-        return array_layout(self.manifest)
+        return self.manifest.layout
 
     def _array(self, name: str) -> zarr.Array:
         self._files.fetch(f"{name}/{METADATA}")
@@ -486,7 +481,7 @@ class FeatureStore:
             with _unstable_names_allowed(), zarr.config.set({"array.write_empty_chunks": True}):
                 array = self._group[name]
             assert isinstance(array, zarr.Array)
-            refuse_array(array, (len(self), *tail), (per_chunk, *tail), dtype)
+            _refuse_array(array, (len(self), *tail), (per_chunk, *tail), dtype)
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise ValueError(
                 f"{self.path}: its {name}/{METADATA} is damaged ({error}); restore it, or run the same `featcache "
@@ -527,6 +522,24 @@ def _unstable_names_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnstableSpecificationWarning)
         yield
+
+
+def _refuse_array(array: Any, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> None:
+    """A Zarr array that is not the one the manifest describes.
+
+    Raises:
+        ValueError: what differs.
+    """
+    kinds = {"string": "T", "variable_length_bytes": "O"}
+    same = array.dtype.kind == kinds[dtype] if dtype in kinds else array.dtype == np.dtype(dtype)
+    written = [codec.to_dict() for codec in array.metadata.codecs]
+    codecs = {str(codec["name"]) for codec in written}
+    if array.shape != shape or array.chunks != chunks or not same:
+        raise ValueError(f"{array.dtype} {array.shape} in chunks of {array.chunks}, not {dtype} {shape} in {chunks}")
+    if codecs - {"bytes", "crc32c", "vlen-utf8", "vlen-bytes"}:
+        raise ValueError(f"codecs {', '.join(sorted(codecs))}")
+    if any((codec.get("configuration") or {}).get("endian", "little") != "little" for codec in written):
+        raise ValueError("bytes that are not little-endian")
 
 
 def looks_like_store(path: Path) -> bool:

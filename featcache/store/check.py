@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64
 from featcache.geometry import Nearest, Values, effective_rank, median_apart, unit_rows
 from featcache.store import FeatureStore
 from featcache.store.identical import embedding_hashes, numbered
-from featcache.store.layout import EMBEDDING, field_dtypes
+from featcache.store.layout import EMBEDDING
 from featcache.store.remarks import Remark, remarks_on_pairs, remarks_on_stores
 
 SAMPLED = 1_000
@@ -217,7 +217,7 @@ class _Looked:
         return None if apart is None else float((distances <= NEAR * apart).sum() / len(self.sample))
 
     def checked(self) -> Checked:
-        store, extraction = self.store, self.store.manifest.get("extraction") or {}
+        store, extraction = self.store, self.store.manifest.extraction
         failures = Counter(re.sub(r"0x[0-9a-f]+", "0x…", reason) for reason in store.reasons.values())
         distances = self.among[store.identity].distances
         return Checked(
@@ -225,14 +225,14 @@ class _Looked:
             encoder=store.encoder_name,
             fingerprint=store.fingerprint,
             sealed=store.sealed,
-            precision=extraction.get("precision"),
-            cosine=extraction.get("cosine"),
-            extraction=dict(extraction),
+            precision=extraction.precision,
+            cosine=extraction.cosine,
+            extraction=extraction.to_json(),
             rows=len(store),
             failed=len(store.failed),
             pending=len(store) - len(store.failed) - len(self.rows),
             failures=dict(failures.most_common()),
-            dtypes=field_dtypes(store.manifest),
+            dtypes=store.manifest.field_dtypes,
             dimensions=store.embedding_dim,
             images_known=self.hashed,
             identical=len(self.images) - len(np.unique(self.images)),

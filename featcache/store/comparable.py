@@ -7,7 +7,7 @@ Reads manifests, mostly their record `extraction`. Nothing here imports PyTorch.
 from collections.abc import Mapping
 from typing import Any
 
-from featcache.store.layout import field_dtypes
+from featcache.store.manifest import Manifest
 
 NAMES = (
     *("fp32", "fp32+channels_last", "bf16+channels_last", "bf16-autocast+channels_last"),
@@ -65,9 +65,9 @@ def kept_differently(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[
     return None
 
 
-def require_kept_alike(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> None:
+def require_kept_alike(one: tuple[str, Manifest], other: tuple[str, Manifest]) -> None:
     """Raise `ValueError` unless two stores keep their features in the same dtype. Each is a path and a manifest."""
-    if differing := kept_differently(field_dtypes(one[1]), field_dtypes(other[1])):
+    if differing := kept_differently(one[1].field_dtypes, other[1].field_dtypes):
         raise ValueError(
             f"{other[0]} keeps {differing[1]}, {one[0]} {differing[0]}: what is rounded differently is not compared, as OOD "
             "detectors may tell it apart; make both with one --dtype (extract, import; write_store(dtype=…)), or allow it "
@@ -75,10 +75,10 @@ def require_kept_alike(one: tuple[str, Mapping[str, Any]], other: tuple[str, Map
         )
 
 
-def require_comparable(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> None:
+def require_comparable(one: tuple[str, Manifest], other: tuple[str, Manifest]) -> None:
     """Raise `ValueError` unless two stores' features may be compared. Each is a path and a manifest."""
     (path, mine), (other_path, theirs) = one, other
-    made, made_otherwise = mine.get("extraction") or {}, theirs.get("extraction") or {}
+    made, made_otherwise = mine.extraction.to_json(), theirs.extraction.to_json()
     if differing := difference(made, made_otherwise):
         raise ValueError(
             f"{other_path} is in {differing[1]}, {path} in {differing[0]}: features of two precisions are not "

@@ -19,6 +19,7 @@ from featcache.inputs.preprocess import Preprocess
 from featcache.inputs.views import PARAMETERS
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.layout import DTYPES, EMBEDDING, FAILED, FLOAT16, OK, STATE, chunk_rows
+from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
 from featcache.store.rounding import Rounding, rounded_to
 
 _BLOCK = 8192  # rows that are looked at together
@@ -82,16 +83,15 @@ def write_store(
         for name, values in features.items()
     }
     wide = {name: each for name, each in dtypes.items() if each != FLOAT16}
-    manifest = {
-        "encoder": {"name": encoder_name, "fingerprint": fingerprint, "preprocess": _preprocess(path, preprocess)},
-        "corpus": {"spec": None, "rows": rows, "class_names": names},
-        "views": {"count": views},
-        "fields": {name: [values.shape[-1]] for name, values in features.items()},
-        **({"dtypes": wide} if wide else {}),
-        "chunk_rows": min(int(per_chunk), rows)
-        if per_chunk
-        else chunk_rows(np.dtype(dtypes[EMBEDDING]).itemsize * views * width, rows),
-    }
+    fitting = chunk_rows(np.dtype(dtypes[EMBEDDING]).itemsize * views * width, rows)
+    manifest = Manifest(
+        encoder=EncoderRecord(name=encoder_name, fingerprint=fingerprint, preprocess=_preprocess(path, preprocess)),
+        corpus=CorpusRecord(spec=None, rows=rows, class_names=names),
+        views=ViewsRecord(count=views),
+        fields={name: [values.shape[-1]] for name, values in features.items()},
+        dtypes=wide,
+        chunk_rows=min(int(per_chunk), rows) if per_chunk else fitting,
+    )
     with writing(path, "write it again", "path"), _whole(path) as place:
         store = create_store(place, manifest)
         with _removed_on_failure(store):

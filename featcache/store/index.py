@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,15 +20,16 @@ from featcache.store import FeatureStore
 from featcache.store.files import files_at
 from featcache.store.integrity import METADATA
 from featcache.store.layout import COSINE
+from featcache.store.manifest import ExtractionRecord, Manifest
 
 log = logging.getLogger("featcache")
 
 
-def default_store_path(manifest: Mapping[str, Any]) -> Path:
+def default_store_path(manifest: Manifest) -> Path:
     """A path named by what the store will hold: encoder, corpus, views, fields and kept images."""
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in manifest["encoder"]["name"])[:80]
-    kept = [manifest["pixels"]] if manifest.get("pixels") else []
-    return cache_home() / "stores" / f"{name}-{_digest([_recipe(manifest), manifest['corpus']['digest'], *kept])}.zarr"
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in manifest.encoder.name)[:80]
+    kept = [asdict(manifest.pixels)] if manifest.pixels else []
+    return cache_home() / "stores" / f"{name}-{_digest([_recipe(manifest), manifest.corpus.digest, *kept])}.zarr"
 
 
 def register(store: FeatureStore) -> None:
@@ -36,7 +38,7 @@ def register(store: FeatureStore) -> None:
     The index entry is a sorted array, searched from disk: finding a row costs the same however many there are.
     """
     entry = _entry(store)
-    record = {"path": store.identity, "digest": store.manifest["sealed"]["digest"]}
+    record = {"path": store.identity, "digest": _seal(store)}
     with contextlib.suppress(OSError, ValueError):
         if json.loads(entry.read_text()) == record:  # written last
             return
@@ -67,19 +69,20 @@ def known_stores() -> list[str | Path]:
     return [*sorted(local | {*found_under(cache_home() / "stores", "*.zarr")}), *sorted(filter(is_url, registered))]
 
 
-def recorded_extractions(fingerprint: str) -> Iterator[tuple[dict[str, Any], int]]:
-    """How the encoder's registered stores on this machine were made (a manifest's `extraction`), and their rows."""
+def recorded_extractions(fingerprint: str) -> Iterator[tuple[ExtractionRecord, int]]:
+    """How the encoder's registered stores on this machine were made, and their rows."""
     for _, record in _entries(cache_home() / "index", "*/*.json"):
         try:
-            manifest = json.loads((Path(record["path"]) / METADATA).read_bytes())["attributes"]["featcache"]
-            if manifest["encoder"]["fingerprint"] == fingerprint and manifest["sealed"]:
-                yield dict(manifest["extraction"]), int(manifest["corpus"]["rows"])
-        except (OSError, ValueError, KeyError, TypeError):  # gone, damaged, at a URL, or made elsewhere
+            group = json.loads((Path(record["path"]) / METADATA).read_bytes())
+            manifest = Manifest.from_json(group["attributes"]["featcache"])
+            if manifest.encoder.fingerprint == fingerprint and manifest.sealed:
+                yield manifest.extraction, manifest.corpus.rows
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, damaged, at a URL, or made elsewhere
             continue
 
 
 @contextlib.contextmanager
-def set_aside(path: str | Path, manifest: Mapping[str, Any]) -> Iterator[None]:
+def set_aside(path: str | Path, manifest: Manifest) -> Iterator[None]:
     """While a finished store on this machine is replaced by one of the same recipe: its rows can still be found.
 
     For the only writer, around the new store's creation; the old one is back where that fails. `discard_replaced` ends it.
@@ -96,7 +99,7 @@ def set_aside(path: str | Path, manifest: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def _is_finished(path: str | Path, manifest: Mapping[str, Any]) -> bool:
+def _is_finished(path: str | Path, manifest: Manifest) -> bool:
     """Whether a sealed store of the manifest's recipe is there."""
     try:
         store = FeatureStore(path)
@@ -127,9 +130,9 @@ class KnownRows:
         besides: a store that is not asked, because it is the one being made; but the one it replaces is.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], besides: str | Path):
-        self._fields = list(manifest["fields"])
-        self._by_id = manifest["views"]["augment"] == "rrc"  # then a view depends on the sample's id too
+    def __init__(self, manifest: Manifest, besides: str | Path):
+        self._fields = list(manifest.fields)
+        self._by_id = manifest.views.augment == "rrc"  # then a view depends on the sample's id too
         self._stores = list(self._open(_index_folder(manifest), besides, _bits(manifest)))
         self._damaged: set[str | Path] = set()
 
@@ -176,7 +179,7 @@ class KnownRows:
                 place = _replaced(place)
             try:
                 store = FeatureStore(place)
-                if not store.sealed or store.manifest["sealed"]["digest"] != record["digest"]:
+                if _seal(store) != record["digest"]:
                     continue  # replaced since by another one
                 if _bits(store.manifest) != bits:
                     continue
@@ -207,18 +210,22 @@ def _put(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     os.replace(partial, path)
 
 
-def _recipe(manifest: Mapping[str, Any]) -> list[Any]:
-    wide = [manifest["dtypes"]] if manifest.get("dtypes") else []
-    return [manifest["encoder"]["fingerprint"], manifest["views"], manifest["fields"], *wide]
+def _recipe(manifest: Manifest) -> list[Any]:
+    wide = [manifest.dtypes] if manifest.dtypes else []
+    return [manifest.encoder.fingerprint, manifest.views.to_json(), manifest.fields, *wide]
 
 
-def _bits(manifest: Mapping[str, Any]) -> list[Any]:
+def _bits(manifest: Manifest) -> list[Any]:
     """What decides the bits of a feature, besides the recipe; never equal where a store says nothing of it."""
-    made = manifest.get("extraction", {})
-    return [made.get(name, object()) for name in ("precision", "machine", "batch_size")]
+    made = manifest.extraction
+    return [object() if each is None else each for each in (made.precision, made.machine, made.batch_size)]
 
 
-def _index_folder(manifest: Mapping[str, Any]) -> Path:
+def _seal(store: FeatureStore) -> str | None:
+    return store.manifest.sealed.digest if store.manifest.sealed else None
+
+
+def _index_folder(manifest: Manifest) -> Path:
     return cache_home() / "index" / _digest(_recipe(manifest))
 
 

@@ -3,23 +3,22 @@ the names of the files that a store consists of beside its chunks.
 """
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
 import google_crc32c
 
 from featcache.store.files import Files
-from featcache.store.layout import STATE, array_layout, chunk_name
+from featcache.store.layout import STATE, chunk_name
+from featcache.store.manifest import Manifest
 
 METADATA, UNFINISHED = "zarr.json", "unfinished.npz"
 UNSEALED = "0" * 32
 """Stands for the digest in the text that the digest is over."""
 
 
-def find_damage(files: Files, manifest: Mapping[str, Any]) -> list[tuple[int | str, str]]:
+def find_damage(files: Files, manifest: Manifest) -> list[tuple[int | str, str]]:
     """(the unit's number, or the file) and what is wrong with it. Of a unit that is pending, nothing is."""
-    found, layout, sealed = files.listing(), array_layout(manifest), manifest["sealed"] is not None
-    rows, unit_rows = int(manifest["corpus"]["rows"]), int(manifest["chunk_rows"])
+    found, layout, sealed = files.listing(), manifest.layout, manifest.sealed is not None
+    rows, unit_rows = manifest.corpus.rows, manifest.chunk_rows
     units = range(-(-rows // unit_rows))
     pending = {unit for unit in units if not sealed and chunk_name(layout, STATE, unit) not in found}
     expected = {METADATA} | (set() if sealed else {UNFINISHED})
@@ -44,8 +43,8 @@ def find_damage(files: Files, manifest: Mapping[str, Any]) -> list[tuple[int | s
                 damage.append((first // unit_rows, f"{where}: checksum does not match its bytes"))
     leftovers = {file for file in found if sealed or not file.endswith(".partial")}
     damage += [(file, f"{file}: not part of the store") for file in sorted(leftovers - expected)]
-    if sealed and not damage:
-        digest = str(manifest["sealed"].get("digest") or "none")
+    if manifest.sealed and not damage:
+        digest = manifest.sealed.digest or "none"
         root = (files.root / METADATA).read_bytes().replace(digest.encode(), UNSEALED.encode())
         if digest_of(files, root) != digest:
             damage.append((METADATA, "zarr.json, of the group or of an array: changed since the store was sealed"))

@@ -1,21 +1,304 @@
-"""What a manifest must be before anything in it becomes a file's name or a size in memory. A store may be a stranger's."""
+"""The manifest: what a store says of itself, the attribute `featcache` of its zarr.json, as frozen typed records.
 
+A store may be a stranger's, so all that is in it is checked where it is read, before anything becomes a file's name or a
+size in memory.
+"""
+
+import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 
 from featcache.inputs.kept import KeptPixels
-from featcache.store.layout import COSINE, DTYPES, EMBEDDING, PIXELS, STATE, field_bytes, wide_arrays
+from featcache.inputs.views import PARAMETERS
+from featcache.store.layout import COSINE, DTYPES, EMBEDDING, FLOAT16, PIXELS, STATE, ArrayLayout, chunk_rows
 
+FORMAT, WIDE_FORMAT = 2, 3
+"""Of a store of float16 features, and of one where some are wider: what knows only the first must not read the second."""
 _NAME = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # files that Windows does not make
 _TAKEN = {"label", "sample_id", "content", "view", "reason", STATE, PIXELS, "image_size", COSINE} | {
     "zarr.json", "unfinished.npz", "manifest", "class_name", "image_path", "__metadata__", "c", "rows", "views",
 }  # fmt: skip
 """Names, in lower case, that mean something else in a store or in an export."""
+AnyRecord = TypeVar("AnyRecord", bound="Record")
 MOST_ROWS, MOST_UNITS, MOST_ROW_BYTES = 10**11, 2**22, 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A part of the manifest, which becomes the very JSON that it was read from.
+
+    Attributes:
+        other: what this featcache does not know; it is kept.
+        written: the names that are in the JSON, in its order: those given when it was made. An absent one has its default.
+
+    Raises (`from_json`, `changed`):
+        ValueError, TypeError: something is of another kind, or missing.
+    """
+
+    other: Mapping[str, Any] = field(default_factory=dict)
+    written: tuple[str, ...] = field(init=False, compare=False, repr=False)
+
+    def __new__(cls: type[AnyRecord], **given: Any) -> AnyRecord:
+        made = super().__new__(cls)
+        object.__setattr__(made, "written", tuple(name for name in given if name != "other"))
+        return made
+
+    @classmethod
+    def from_json(cls: type[AnyRecord], record: Mapping[str, Any]) -> AnyRecord:
+        kinds: dict[str, Any] = {each.name: each.type for each in fields(cls) if each.init and each.name != "other"}
+        known = {name: _parsed(name, record[name], kinds[name]) for name in record if name in kinds}
+        made = cls(**known, other={name: value for name, value in record.items() if name not in kinds})
+        object.__setattr__(made, "written", tuple(record))
+        return made
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as zarr.json has them."""
+        return {name: _plain(self.other[name] if name in self.other else getattr(self, name)) for name in self.written}
+
+    def changed(self: AnyRecord, **to: Any) -> AnyRecord:
+        """The same with other values; what is new comes last."""
+        return self.from_json({**Record.to_json(self), **{name: _plain(value) for name, value in to.items()}})
+
+    def without(self: AnyRecord, *names: str) -> AnyRecord:
+        """The same, with these absent."""
+        return self.from_json({name: value for name, value in Record.to_json(self).items() if name not in names})
+
+
+def _parsed(name: str, value: Any, kind: Any) -> Any:
+    """A JSON value as the kind that a record's attribute is of."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    for each in kinds:
+        if isinstance(each, type) and is_dataclass(each) and isinstance(value, dict):
+            return each.from_json(value) if issubclass(each, Record) else each(**value)
+    if not any(_is(value, each) for each in kinds):
+        raise ValueError(f"{name} is {value!r:.80}")
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    of, inner = get_origin(kind) or kind, get_args(kind)
+    if of is Mapping:
+        return isinstance(value, dict) and all(_is(each, inner[1]) for each in value.values())
+    if of is Sequence:
+        return isinstance(value, list | tuple) and all(_is(each, inner[0]) for each in value)
+    return of is Any or (isinstance(value, of) and (of is bool or not isinstance(value, bool)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecord(Record):
+    """Which encoder made the features: `preprocess` as `Preprocess.to_dict` has it, `output` in words."""
+
+    name: str
+    fingerprint: str
+    embedding_dim: int | None = None
+    output: str | None = None
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusRecord(Record):
+    """What the rows are of: `rows` samples of `spec` (None: not known), `digest` of their ids and labels, and `passed_over`,
+    the files that are no samples, by kind."""
+
+    spec: str | None
+    rows: int
+    digest: str | None = None
+    class_names: Sequence[str] | None
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsRecord(Record):
+    """The views of a row: `count` of them, the rest of the recipe (`Views.record`) where it is known, and the columns of
+    the array `view`."""
+
+    count: int
+    augment: str | None = None
+    seed: int | None = None
+    crop_area: float | int | None = None
+    parameters: Sequence[str] = PARAMETERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionRecord(Record):
+    """How the features were computed, as far as it is known.
+
+    Attributes:
+        precision: exact name, see `featcache.precision`; `machine`: kind of machine; `batch_size`: images a forward pass.
+        cosine: the worst of an embedding to that in fp32; None where it was not (yet) computed.
+        checked: rows that it was computed of. Written in half precision only: then there is an array `cosine`.
+        imported, dtype: of features that another program made, the file's name and dtype.
+    """
+
+    batch_size: int | None = None
+    device: str | None = None
+    machine: str | None = None
+    precision: str | None = None
+    cosine: float | int | None = None
+    checked: int | None = None
+    imported: str | None = None
+    dtype: str | None = None
+
+    @property
+    def spot_checked(self) -> bool:
+        """Whether some rows' cosines to fp32 are in the store."""
+        return "checked" in self.written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal(Record):
+    """Of a store that is finished: counts of rows, and `digest` over all its files."""
+
+    rows: int | None = None
+    ok: int | None = None
+    failed: int | None = None
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """All that a store says of itself; where each array's chunks lie follows from it.
+
+    Attributes:
+        fields: shape of one view's feature, by field.
+        dtypes: of the fields that are not float16; not written where all are.
+        pixels: how the images are kept; None: they are not.
+        chunk_rows: rows of a unit. wide_chunk_rows: rows of a chunk of each wide array; by default as many, or fewer, so
+            that no chunk is over 16 MiB.
+        versions: of Python and the libraries that made it.
+        sealed: None while rows may still be written.
+
+    Raises:
+        ValueError: what no store has.
+    """
+
+    encoder: EncoderRecord
+    corpus: CorpusRecord
+    views: ViewsRecord
+    fields: Mapping[str, Sequence[int]]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    pixels: KeptPixels | None = None
+    chunk_rows: int
+    wide_chunk_rows: Mapping[str, int] = field(default_factory=dict)
+    extraction: ExtractionRecord = field(default_factory=ExtractionRecord)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    sealed: Seal | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.fields:
+            refuse_field_name(name)
+        if len({name.lower() for name in self.fields}) != len(self.fields):
+            raise ValueError(f"fields that differ in upper and lower case alone: {', '.join(self.fields)}")
+        if EMBEDDING not in self.fields or len(self.fields[EMBEDDING]) != 1:
+            raise ValueError("no field `embedding` that is a vector")
+        rows, unit, sides = (
+            self.corpus.rows,
+            self.chunk_rows,
+            [side for shape in self.fields.values() for side in shape],
+        )
+        if min(rows, unit, self.views.count, *sides, *self.wide_chunk_rows.values()) < 1:
+            raise ValueError("a size that is no whole number above 0")
+        if unknown := {*self.dtypes.values()} - {*DTYPES} or {*self.dtypes} - {*self.fields}:
+            raise ValueError(f"dtypes name {unknown.pop()!r}")
+        if rows > MOST_ROWS or rows / unit > MOST_UNITS or max(self.field_bytes.values()) > MOST_ROW_BYTES:
+            raise ValueError(f"sizes that no store has ({rows:,} rows in units of {unit:,}, fields {self.fields})")
+        if "wide_chunk_rows" not in self.written:
+            bytes_of = {**self.field_bytes, **({PIXELS: self.pixels.typical_bytes} if self.pixels else {})}
+            fitting = {name: min(unit, chunk_rows(width, rows)) for name, width in bytes_of.items()}
+            object.__setattr__(self, "wide_chunk_rows", fitting)
+        if missing := {*self.wide_arrays} - {*self.wide_chunk_rows}:
+            raise ValueError(f"no chunk length of {missing.pop()}")
+        for name in self.wide_arrays:
+            if (per_chunk := self.wide_chunk_rows[name]) > unit or (unit % per_chunk and unit < rows):
+                raise ValueError(f"chunks of {per_chunk} rows of {name}, units of {unit}")
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Manifest":
+        return super().from_json({name: value for name, value in record.items() if name != "format"})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as zarr.json has them."""
+        first = {"format": self.format, "wide_chunk_rows": dict(self.wide_chunk_rows)}
+        whole = {**first, **super().to_json(), "sealed": _plain(self.sealed)}
+        return {name: value for name, value in whole.items() if value or name != "dtypes"}
+
+    @property
+    def format(self) -> int:
+        return format_of({"dtypes": self.dtypes})
+
+    def dtype(self, field: str) -> str:
+        """Of a feature array: one of `DTYPES`."""
+        return self.dtypes.get(field, FLOAT16)
+
+    @property
+    def field_dtypes(self) -> dict[str, str]:
+        """Of every feature array."""
+        return {name: self.dtype(name) for name in self.fields}
+
+    @property
+    def field_bytes(self) -> dict[str, int]:
+        """Bytes of a row of each feature array, all views."""
+        views = self.views.count
+        return {
+            name: np.dtype(self.dtype(name)).itemsize * views * math.prod(shape) for name, shape in self.fields.items()
+        }
+
+    @property
+    def wide_arrays(self) -> list[str]:
+        """The arrays that may have smaller chunks than the unit: features, and images that are kept."""
+        return [*self.fields, *([PIXELS] if self.pixels else [])]
+
+    @cached_property
+    def layout(self) -> dict[str, ArrayLayout]:
+        """Every array of the store; `STATE` is the last."""
+        unit, views, wide = self.chunk_rows, self.views.count, self.wide_chunk_rows
+        arrays = {
+            name: ArrayLayout((views, *shape), self.dtype(name), wide[name]) for name, shape in self.fields.items()
+        }
+        if self.pixels:
+            arrays |= {PIXELS: ArrayLayout((), "variable_length_bytes", wide[PIXELS])}
+            arrays |= {"image_size": ArrayLayout((2,), "int32", unit)}
+        narrow: dict[str, tuple[tuple[int, ...], str]] = {
+            "label": ((), "int64"),
+            "sample_id": ((), "string"),
+            "content": ((16,), "uint8"),
+            "view": ((views, len(self.views.parameters)), "float32"),
+            "reason": ((), "string"),
+            **({COSINE: ((), "float32")} if self.extraction.spot_checked else {}),
+            STATE: ((), "uint8"),
+        }
+        return arrays | {name: ArrayLayout(tail, dtype, unit) for name, (tail, dtype) in narrow.items()}
+
+    # TEMPORARY, while the subscripts go.
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_json()[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.to_json().get(name, default)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.to_json()
+
+
+def format_of(record: Mapping[str, Any]) -> int:
+    """The format that a manifest of this JSON is of."""
+    return WIDE_FORMAT if record.get("dtypes") else FORMAT
 
 
 def refuse_field_name(name: str) -> None:
@@ -24,74 +307,7 @@ def refuse_field_name(name: str) -> None:
     Raises:
         ValueError: it is no plain name, or means something else there.
     """
-    if not (isinstance(name, str) and len(name) <= 80 and _NAME.fullmatch(name)):
+    if not (len(name) <= 80 and _NAME.fullmatch(name)):
         raise ValueError(f"a field is named {name!r}; its name may have letters, digits, _, and . or - between them")
     if name.lower() in _TAKEN or _DEVICE.fullmatch(name.lower()):
         raise ValueError(f"a field is named {name!r}, which means something else in a store; give it another name")
-
-
-def refuse_manifest(manifest: Mapping[str, Any]) -> None:
-    """Whatever is no manifest of a store.
-
-    Raises:
-        ValueError: what is wrong, without the store's path.
-        KeyError, TypeError, AttributeError: something is missing, or of another kind altogether.
-    """
-    fields, rows, unit = manifest["fields"], manifest["corpus"]["rows"], manifest["chunk_rows"]
-    for name in fields:
-        refuse_field_name(name)
-    if len({name.lower() for name in fields}) != len(fields):
-        raise ValueError(f"fields that differ in upper and lower case alone: {', '.join(fields)}")
-    if EMBEDDING not in fields or len(fields[EMBEDDING]) != 1:
-        raise ValueError("no field `embedding` that is a vector")
-    sides = [side for shape in fields.values() for side in shape]
-    sizes = [rows, unit, manifest["views"]["count"], *sides, *manifest["wide_chunk_rows"].values()]
-    if not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError("a size that is no whole number above 0")
-    if unknown := {*manifest.get("dtypes", {}).values()} - {*DTYPES} or {*manifest.get("dtypes", {})} - {*fields}:
-        raise ValueError(f"dtypes name {unknown.pop()!r}")
-    if manifest.get("pixels"):
-        KeptPixels(**manifest["pixels"])
-    if missing := {*wide_arrays(manifest)} - {*manifest["wide_chunk_rows"]}:
-        raise ValueError(f"no chunk length of {missing.pop()}")
-    for name in wide_arrays(manifest):
-        if (per_chunk := manifest["wide_chunk_rows"][name]) > unit or (unit % per_chunk and unit < rows):
-            raise ValueError(f"chunks of {per_chunk} rows of {name}, units of {unit}")
-    if rows > MOST_ROWS or rows / unit > MOST_UNITS or max(field_bytes(manifest).values()) > MOST_ROW_BYTES:
-        raise ValueError(f"sizes that no store has ({rows:,} rows in units of {unit:,}, fields {fields})")
-    names = manifest["corpus"]["class_names"]
-    if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
-        raise ValueError("class names that are no list of text")
-    for key in ("name", "fingerprint"):
-        if not isinstance(manifest["encoder"][key], str):
-            raise ValueError(f"an encoder's {key} that is no text")
-    made, passed = manifest.get("extraction") or {}, manifest["corpus"].get("passed_over") or {}
-    for what, record in (("extraction", made), ("preprocess", manifest["encoder"].get("preprocess") or {})):
-        if not isinstance(record, dict):
-            raise ValueError(f"{what} that is no record")
-    if not isinstance(made.get("precision", ""), str):
-        raise ValueError("a precision that is no text")
-    if not (isinstance(passed, dict) and all(type(count) is int for count in passed.values())):
-        raise ValueError("files passed over that are no counts")
-    if not all(isinstance(parameter, str) for parameter in manifest["views"].get("parameters", [])):
-        raise ValueError("parameters of views that are no text")
-    if (sealed := manifest.get("sealed")) is not None and not isinstance(sealed["digest"], str):
-        raise ValueError("a seal without a digest")
-
-
-def refuse_array(array: Any, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> None:
-    """A Zarr array that is not the one the manifest describes.
-
-    Raises:
-        ValueError: what differs.
-    """
-    kinds = {"string": "T", "variable_length_bytes": "O"}
-    same = array.dtype.kind == kinds[dtype] if dtype in kinds else array.dtype == np.dtype(dtype)
-    written = [codec.to_dict() for codec in array.metadata.codecs]
-    codecs = {str(codec["name"]) for codec in written}
-    if array.shape != shape or array.chunks != chunks or not same:
-        raise ValueError(f"{array.dtype} {array.shape} in chunks of {array.chunks}, not {dtype} {shape} in {chunks}")
-    if codecs - {"bytes", "crc32c", "vlen-utf8", "vlen-bytes"}:
-        raise ValueError(f"codecs {', '.join(sorted(codecs))}")
-    if any((codec.get("configuration") or {}).get("endian", "little") != "little" for codec in written):
-        raise ValueError("bytes that are not little-endian")

@@ -187,7 +187,7 @@ def test_a_checkpoint_of_a_longer_run_is_refused(train, tmp_path):
 def test_an_unsealed_store_is_refused(store, images, tmp_path):
     shutil.copytree(store.path, tmp_path / "t.zarr")
     unfinished = FeatureStore(tmp_path / "t.zarr")
-    unfinished.manifest["sealed"] = None
+    unfinished.manifest = unfinished.manifest.changed(sealed=None)
     with pytest.raises(ValueError, match=r"t\.zarr: is not sealed; finish its extraction first"):
         fit(unfinished, str(images), out=tmp_path / "run", student="tiny", device="cpu")
 

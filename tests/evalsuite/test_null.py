@@ -20,7 +20,7 @@ from evalsuite.evaluators.ood import build_all, fit_all, score_all
 from evalsuite.head import Head
 from evalsuite.metrics import auroc
 from evalsuite.rows import Rows
-from featcache import Encoder, Preprocess, extract
+from featcache import Encoder, FeatureStore, Preprocess, extract
 from featcache.store.check import check
 from featcache.store.comparable import NAMES
 from featcache.store.from_arrays import write_store
@@ -276,8 +276,8 @@ def test_what_is_rounded_differently_is_not_compared_unless_asked(tmp_path, rng)
 
 
 def test_a_store_that_is_too_far_from_fp32_is_remarked_on(mixed, caplog):
-    store = mixed["half"]
-    store.manifest["extraction"]["cosine"] = 0.9971
+    store = FeatureStore(mixed["half"].path)
+    store.manifest = store.manifest.changed(extraction=store.manifest.extraction.changed(cosine=0.9971))
     with pytest.warns(
         RuntimeWarning, match=r"half\.zarr: its features are in bf16\+channels_last, .* 0\.99710 at worst"
     ):

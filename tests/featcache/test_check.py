@@ -176,7 +176,7 @@ def test_rows_that_are_not_finite_are_counted_and_spoil_nothing_else(make, rng):
     bad = make("bad", x, [f"i{i}" for i in range(60)])
     values = x.astype(np.float16)[:, None]
     values[[3, 50], 0, [1, 2]] = np.nan, np.inf
-    bad.manifest["sealed"] = None
+    bad.manifest = bad.manifest.changed(sealed=None)
     bad.write_rows("embedding", 0, values)
     bad.seal()
     report = featcache.check(FeatureStore(bad.path))
@@ -229,7 +229,7 @@ def test_labels(make, rng):
 def test_precisions_and_encoders(make, rng, tmp_path):
     def made(name, fingerprint, extraction):
         store = make(name, rng.normal(size=(40, 24)), fingerprint=fingerprint, encoder_name=fingerprint, **labelled(40))
-        store.manifest["sealed"], store.manifest["extraction"] = None, extraction
+        store.manifest = store.manifest.changed(sealed=None, extraction=extraction)
         store.seal()
         return FeatureStore(store.path)
 
@@ -272,13 +272,13 @@ def test_only_the_plain_view_counts(make, rng):
 
 def test_what_extraction_has_not_finished_is_checked_as_far_as_it_goes(tmp_path, rng):
     whole = write_store(tmp_path / "whole.zarr", rng.normal(size=(30, 4)), per_chunk=10)
-    half = create_store(tmp_path / "half.zarr", {**whole.manifest, "sealed": None})
+    half = create_store(tmp_path / "half.zarr", whole.manifest)
     arrays = {name: whole._read(name, 10, 20) for name in whole.layout}
     half.write_chunk(1, arrays)
     report = featcache.check(str(half.path))
     assert (report.stores[0].rows, report.stores[0].usable, report.stores[0].pending) == (30, 10, 20)
     assert of(report, "extraction has not finished (20 of 30 rows are missing)")[0].falsifies
-    empty = create_store(tmp_path / "empty.zarr", {**whole.manifest, "sealed": None})
+    empty = create_store(tmp_path / "empty.zarr", whole.manifest)
     assert featcache.check(empty).falsified
 
 

@@ -163,7 +163,7 @@ def test_numpy_reads_npy(tmp_path, views):
     lines = (tmp_path / "out/sample_id.txt").read_bytes().decode().split("\n")
     assert lines == [*(i.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r") for i in IDS), ""]
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert {name: manifest[name] for name in store.manifest} == store.manifest
+    assert {name: manifest[name] for name in store.manifest.to_json()} == store.manifest.to_json()
 
 
 def test_pyarrow_reads_parquet(tmp_path):
