@@ -140,6 +140,7 @@ class FeatureStore:
             record: dict[str, Any] = dict(self._group.attrs["featcache"])  # type: ignore[arg-type]
             found, known = record.get("format"), format_of(record)
             if found == known:
+                _ = record["sealed"]  # what is damaged must not pass for unfinished
                 self.manifest = Manifest.from_json(record)
         except Exception as error:
             raise ValueError(
