@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    importlib.import_module("distill.training.fit").LOG_EVERY = 2  # checkpoints within the short epochs too
+    importlib.import_module("distill.training.loop").LOG_EVERY = 2  # checkpoints within the short epochs too
     rng, found = random.Random(options.seed), Counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -68,7 +68,7 @@ def main() -> None:
 
 def compare(options) -> None:
     import featcache
-    from distill.mappings import report
+    from distill.mapping_report import report
 
     images = {
         "train": unpacked("cifar10-train-0", options.data, options.work),

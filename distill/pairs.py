@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 
 from distill.augment import photometric
-from distill.methods import ROW
+from distill.methods import Pairing
 from distill.source import Source
 from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
@@ -26,8 +27,23 @@ CHECKED = 16
 
 _ANY = 1 << 62
 
-Batch = tuple[UInt8[np.ndarray, "b s s 3"], dict[str, np.ndarray]]
-"""Pixels, and the teacher's features by field (b, …), as stored."""
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of one step, in memory.
+
+    Attributes:
+        pixels: that the student sees.
+        features: of the teacher by field (b, …), as stored.
+        row, view: which sample of the source, and which of its views the teacher's features are of.
+        label: −1 where there is none.
+    """
+
+    pixels: UInt8[np.ndarray, "b s s 3"]
+    features: dict[str, np.ndarray]
+    row: Int64[np.ndarray, " b"]
+    view: Int64[np.ndarray, " b"]
+    label: Int64[np.ndarray, " b"]
 
 
 class Pairs:
@@ -108,37 +124,79 @@ class Pairs:
         batch_size: int,
         seed: int,
         fields: Sequence[str] = (EMBEDDING,),
+        pairing: Pairing = "one",
+        weights: Float[np.ndarray, " samples"] | None = None,
         start: int = 0,
         process: int = 0,
         processes: int = 1,
-    ) -> Iterator[Batch]:
-        """Shuffled batches, each sample in one view drawn at random; a pure function of (seed, number).
+    ) -> Iterator[Drawn]:
+        """Shuffled batches, each sample in one view drawn at random; a pure function of (seed, number, weights).
 
         The last, short batch is left out unless it is the only one. The next batch is prepared meanwhile.
 
         Args:
             number: of the epoch.
             batch_size: samples a batch, of all processes together.
-            fields: of the teacher; `distill.methods.ROW` for the number of each sample in `source`.
+            fields: of the teacher.
+            pairing: as in `distill.methods.Method`; with "group" a batch has each of its samples in every view.
+            weights: samples are drawn in proportion, with replacement; each once when None.
             start: batches to leave out at the beginning.
             process, processes: which of how many equal parts of every batch is wanted.
+
+        Raises:
+            ValueError: the views do not allow this pairing, or the weights are not such.
         """
+        self._refuse_pairing(pairing)
         rng = np.random.default_rng([seed, number])
         order, views = rng.permutation(len(self)), rng.integers(self.view_counts)
+        shown = rng.integers(self.view_counts) if pairing == "independent" else views
+        if weights is not None:
+            order = rng.choice(len(self), len(self), p=self._shares(weights))
         batches = [
             np.array_split(order[first : first + batch_size], processes)[process]
             for first in range(start * batch_size, self.batches(batch_size) * batch_size, batch_size)
         ]
         with ThreadPoolExecutor(self._workers) as readers, ThreadPoolExecutor(1) as ahead:
 
-            def prepare(batch: Int64[np.ndarray, " b"]) -> Batch:
-                view = views[batch]
-                features = {
-                    field: batch if field == ROW else self.source.gather(batch, field, view) for field in fields
-                }
-                return self._pixels(batch, view, readers, seed, number), features
+            def prepare(batch: Int64[np.ndarray, " b"]) -> Drawn:
+                if pairing == "group":
+                    rows = np.repeat(batch, self.view_counts[batch])
+                    view = np.tile(np.arange(self.view_counts[0]), len(batch))
+                    return self._drawn(rows, view, fields, self._pixels(rows, view, readers, seed, number))
+                return self._drawn(
+                    batch, views[batch], fields, self._pixels(batch, shown[batch], readers, seed, number)
+                )
 
             yield from prefetch(prepare, batches, ahead, ahead=2)
+
+    def _drawn(
+        self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], fields: Sequence[str], pixels: np.ndarray
+    ) -> Drawn:
+        features = {field: self.source.gather(rows, field, view) for field in fields}
+        return Drawn(pixels, features, rows, view, self.source.labels[rows])
+
+    def _refuse_pairing(self, pairing: Pairing) -> None:
+        if pairing == "one":
+            return
+        if self._views != "all":
+            raise ValueError(f"the method pairs views ({pairing}), and views={self._views} has one; leave views out")
+        if pairing == "group" and len(np.unique(self.view_counts)) > 1:
+            raise ValueError(
+                "the method takes all views of a sample together, and the stores have different numbers of them; extract "
+                "them with the same --views"
+            )
+        if self.view_counts.min() < 2:
+            raise ValueError(
+                f"the method pairs views ({pairing}), and a store has only one of each sample; extract with --views 2 or more"
+            )
+
+    def _shares(self, weights: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+        total = weights.sum()
+        if len(weights) != len(self) or not (weights >= 0).all() or not 0 < total < np.inf:
+            raise ValueError(
+                f"the method's weights must be {len(self)} finite numbers, none negative and not all 0; correct the method"
+            )
+        return weights / total
 
     def batches(self, batch_size: int) -> int:
         """In an epoch."""
@@ -146,15 +204,15 @@ class Pairs:
 
     def plain(
         self, index: Sequence[int] | np.ndarray, *, batch_size: int, fields: Sequence[str] = (EMBEDDING,)
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Drawn]:
         """These samples in order, in the teacher's plain view."""
         index = np.asarray(index, np.int64)
         batches = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
         with ThreadPoolExecutor(self._workers) as readers, ThreadPoolExecutor(1) as ahead:
 
-            def prepare(batch: Int64[np.ndarray, " b"]) -> Batch:
-                pixels = self._rendered(batch, np.zeros(len(batch), np.int64), readers)
-                return pixels, {field: self.source.gather(batch, field) for field in fields}
+            def prepare(batch: Int64[np.ndarray, " b"]) -> Drawn:
+                plain = np.zeros(len(batch), np.int64)
+                return self._drawn(batch, plain, fields, self._rendered(batch, plain, readers))
 
             yield from prefetch(prepare, batches, ahead, ahead=2)
 
@@ -186,13 +244,13 @@ class Pairs:
             ValueError: the image is no longer the one that the teacher saw.
         """
         recipe = self._recipes[self.source.locate(index)[0]]
-        return self._drawn(index, recipe.views, view)
+        return self._seen(index, recipe.views, view)
 
     def _cropped(self, index: int, seed: int, epoch: int) -> np.ndarray:
         """A random crop that no store knows: the same recipe as stored ones, under the run's seed."""
-        return self._drawn(index, Views(count=2, augment="rrc", seed=seed), epoch + 1)
+        return self._seen(index, Views(count=2, augment="rrc", seed=seed), epoch + 1)
 
-    def _drawn(self, index: int, recipe: Views, view: int) -> np.ndarray:
+    def _seen(self, index: int, recipe: Views, view: int) -> np.ndarray:
         encoded, size = self._read(index)
         image = decode(encoded, max_pixels=_ANY)  # the teacher has decoded it
         width, height = size or image.size

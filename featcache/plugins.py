@@ -10,6 +10,9 @@ import pkgutil
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def plugin_names(package: str) -> list[str]:
@@ -41,3 +44,21 @@ def suggest(word: str, known: Iterable[str], most: int = 12) -> str:
     if near:
         return f"did you mean {', '.join(near)}?"
     return f"known: {', '.join(known[:most])}{', …' if len(known) > most else ''}"
+
+
+def only_class(module: ModuleType, kind: type[T]) -> type[T]:
+    """The one public class of `kind` that a plugin's file defines.
+
+    Raises:
+        ValueError: it defines none, or several.
+    """
+    found = [
+        value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__ and not name.startswith("_")
+        if issubclass(value, kind)
+    ]
+    if len(found) != 1:
+        named = ", ".join(each.__name__ for each in found) or "none"
+        raise ValueError(f"{module.__name__}: must define one public {kind.__name__}, it defines {named}")
+    return found[0]

@@ -41,7 +41,8 @@ def mapping(
     [dim]distill mapping --store teacher.zarr --mapping sne --mapping orthogonal --json report.json[/dim]
     """
     import featcache
-    from distill.mappings import load_mapping, report
+    from distill.mapping_report import report
+    from distill.mappings import load_mapping
     from distill.source import Source
     from featcache.plugins import plugin_names
 

@@ -1,11 +1,9 @@
 """A small fit, what its tests share."""
 
-import importlib
 from pathlib import Path
 
 EPOCHS, BATCH, IMAGES, TEACHER, STUDENT = 3, 16, 64, 12, 8
 STEPS = EPOCHS * IMAGES // BATCH
-FIT_MODULE = importlib.import_module("distill.training.fit")  # the package's attribute of that name is the function
 SPEED = ("images_per_second", "wait_share")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill import load_method
-from distill.methods import Fitted
+from distill.methods import Batch, Fitted
 from distill.source import Source
 from featcache.inputs.views import PARAMETERS
 from featcache.plugins import plugin_names
@@ -77,9 +77,16 @@ def build(
     return method, method.prepare(source, seed=0, progress=None, fitted=fitted)
 
 
-def teacher_batch(source: Source, fields: tuple[str, ...], view: int = 0) -> dict[str, Tensor]:
+def batch_of(features: dict[str, Tensor], row: Tensor | None = None) -> Batch:
+    """Samples with these features of the teacher, of no row unless it is given, without labels."""
+    none = torch.full((len(next(iter(features.values()))),), -1)
+    inputs = torch.zeros(len(none), 3, 1, 1)
+    return Batch(features, inputs, none if row is None else row, torch.zeros_like(none), none)
+
+
+def teacher_batch(source: Source, fields: tuple[str, ...], view: int = 0) -> Batch:
     rows = range(len(source))
-    return {name: torch.from_numpy(source.gather(rows, name, view)).float() for name in fields}
+    return batch_of({name: torch.from_numpy(source.gather(rows, name, view)).float() for name in fields})
 
 
 def student_batch(fields: tuple[str, ...], seed: int = 1) -> dict[str, Tensor]:

@@ -274,7 +274,8 @@ def test_methods_are_listed(command):
 
 
 def test_mappings_are_compared_in_one_table(here, command):
-    from distill.mappings import load_mapping, report
+    from distill.mapping_report import report
+    from distill.mappings import load_mapping
 
     rng = np.random.default_rng(0)
     for name, centre in (("train", 0), ("test", 0), ("far", 5)):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.mappings._mapping import Progress
+from distill.mappings import Told
 from distill.objectives import cosines, relation_kl
 from distill.source import Source
 
@@ -21,7 +21,7 @@ def minimise_sne(
     batch_size: int,
     lr: float,
     seed: int,
-    progress: Progress | None,
+    progress: Told | None,
 ) -> dict[str, float]:
     """Train `head` so that who is near whom stays so, by Adam, `lr` falling along a cosine to 0.
 

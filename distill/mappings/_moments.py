@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float
 
-from distill.mappings._mapping import Progress
+from distill.mappings import Told
 from distill.source import Source
 
 Rows = Float[np.ndarray, "n d"]
@@ -19,7 +19,7 @@ def unit_rows(embedding: Rows) -> Rows:
 
 
 def second_moment(
-    source: Source, normalised: Callable[[Rows], Rows], progress: Progress | None = None
+    source: Source, normalised: Callable[[Rows], Rows], progress: Told | None = None
 ) -> Float[np.ndarray, "d d"]:
     """Σ xxᵀ over the normalised rows, float64. Not centred: cosines are angles at the origin."""
     total = np.zeros((source.embedding_dim, source.embedding_dim))
@@ -30,7 +30,7 @@ def second_moment(
 
 
 def mean_and_covariance(
-    source: Source, progress: Progress | None = None
+    source: Source, progress: Told | None = None
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Of the rows as they are stored, float64; the covariance divides by the count less one.
 
@@ -61,7 +61,7 @@ def leading_directions(
     return values[::-1][:dim].clip(0), directions * signs[:, None]
 
 
-def _every_block(source: Source, progress: Progress | None) -> Iterator[np.ndarray]:
+def _every_block(source: Source, progress: Told | None) -> Iterator[np.ndarray]:
     done, total = 0, int(source.view_counts.sum())
     for view in range(source.view_counts.max()):
         for block in source.blocks(view=view):

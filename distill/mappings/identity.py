@@ -3,12 +3,12 @@
 import numpy as np
 from torch import Tensor, nn
 
-from distill.mappings._mapping import Frozen, Mapping, Progress
+from distill.mappings import FeatureMapping, Frozen, Told
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
-class Identity(Mapping):
+class Identity(FeatureMapping):
     """The embedding as it is stored; for wider students lifted, its length kept.
 
     Args:
@@ -22,7 +22,7 @@ class Identity(Mapping):
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Identity":
+    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "Identity":
         """Reads no features.
 
         Raises:

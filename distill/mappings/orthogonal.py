@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from distill.mappings import FeatureMapping, Frozen, Told, checked_source, orthogonality
 from distill.mappings._descent import minimise_sne
-from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
-from distill.mappings._report import orthogonality
 from distill.mappings.spectral import Spectral
 from distill.objectives import TEMPERATURES
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
-class Orthogonal(Mapping):
+class Orthogonal(FeatureMapping):
     """`sne` with W held to orthonormal rows. Cosines do not see a scale, so none is learned; rows are mapped at length one.
 
     TinTeM / CosPress (arXiv 2411.15239) call their map approximately orthogonal, yet hold it to nothing; this one is
@@ -45,7 +44,7 @@ class Orthogonal(Mapping):
         self.dim, self.temperatures, self.steps = dim, temperatures, steps
         self.batch_size, self.lr, self.seed = batch_size, lr, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Orthogonal":
+    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "Orthogonal":
         """Memory O(block · D + D² + batch²).
 
         Args:

@@ -3,13 +3,13 @@
 import numpy as np
 from jaxtyping import Float
 
-from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
+from distill.mappings import FeatureMapping, Frozen, Told, checked_source
 from distill.mappings._moments import leading_directions, mean_and_covariance
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
-class PhiS(Mapping):
+class PhiS(FeatureMapping):
     """Centre, rotate so that every dimension has the same variance, divide by one number so that it is 1.
 
     PHI-S (Ranzinger et al. 2024, arXiv 2410.01680): y = H Uᵀ (x − mean) / √(mean eigenvalue), with U the
@@ -34,7 +34,7 @@ class PhiS(Mapping):
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "PhiS":
+    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "PhiS":
         """Streams once over every view of every ok row; memory O(block · D + D²).
 
         Args:

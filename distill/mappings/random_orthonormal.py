@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source, lift
+from distill.mappings import FeatureMapping, Frozen, Told, checked_source, lift
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
-class RandomOrthonormal(Mapping):
+class RandomOrthonormal(FeatureMapping):
     """Orthonormal rows (for wider students, columns), uniform over all such: QR of a Gaussian, R's diagonal positive (Mezzadri 2007,
     arXiv math-ph/0609050). Rows are mapped at length one. Of the store it takes the width alone.
 
@@ -22,7 +22,7 @@ class RandomOrthonormal(Mapping):
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "RandomOrthonormal":
+    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "RandomOrthonormal":
         """Reads no features.
 
         Raises:

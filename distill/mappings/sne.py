@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.mappings import FeatureMapping, Frozen, Told, checked_source, orthogonality
 from distill.mappings._descent import minimise_sne
-from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
 from distill.mappings._moments import Rows, leading_directions, second_moment, unit_rows
-from distill.mappings._report import orthogonality
 from distill.objectives import TEMPERATURES
 from distill.source import Source
 from featcache.store import FeatureStore
@@ -17,7 +16,7 @@ from featcache.store import FeatureStore
 STARTS = ("spectral", "random")
 
 
-class Sne(Mapping):
+class Sne(FeatureMapping):
     """Linear map that keeps who is near whom, at ten scales at once (TinTeM / CosPress, arXiv 2411.15239, section 3).
 
     Minimises `relation_kl(teacher cosines, mapped cosines)` over random batches. Nothing holds W orthogonal.
@@ -56,7 +55,7 @@ class Sne(Mapping):
         self.dim, self.layer_norm, self.start, self.temperatures = dim, layer_norm, start, temperatures
         self.steps, self.batch_size, self.lr, self.seed = steps, batch_size, lr, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Sne":
+    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "Sne":
         """Memory O(block · D + D² + batch²).
 
         Args:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from distill.mappings._mapping import Frozen, Mapping, Progress, checked_source
+from distill.mappings import FeatureMapping, Frozen, Told, checked_source
 from distill.mappings._moments import leading_directions, second_moment, unit_rows
 from distill.source import Source
 from featcache.store import FeatureStore
 
 
-class Spectral(Mapping):
+class Spectral(FeatureMapping):
     """Top right singular vectors of the L2-normalised embeddings.
 
     By Eckart–Young (1936) no linear map to `dim` dimensions leaves a Gram matrix closer, in Frobenius norm, to the
@@ -25,7 +25,7 @@ class Spectral(Mapping):
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Progress | None = None) -> "Spectral":
+    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "Spectral":
         """Streams once over every view of every ok row; memory O(block · D + D²).
 
         Args:

@@ -1,27 +1,53 @@
-"""Distillation methods, one file each, named by the file. Each file has one class, `Method`."""
+"""Distillation methods, one file each, registered under the file's name; other packages join through the entry-point
+group `distill.methods`, each entry naming such a module. A file defines exactly one public class, a `Method`."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+import numpy as np
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from distill.source import Source
+from featcache.plugins import load_plugin, only_class
 
 Features = dict[str, Tensor]
-"""What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D).
-Of the teacher, also `ROW` where a method asks for it."""
-ROW = "row"
-"""(B,) int64: which row of the source each sample is, as `prepare` got it."""
+"""What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D)."""
 Fitted = tuple[dict[str, Tensor], dict[str, float]]
 """What an earlier `prepare` left: the tensors of `fitted_tensors`, and the report."""
+Pairing = Literal["one", "independent", "group"]
 
 
-class DistillationMethod(Protocol):
-    """What `distill.fit` needs of a method; every `Method` is also an `nn.Module` that holds its heads.
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step, on the device; of several processes, this one's share.
 
-    Built as `Method(teacher_dim, student_dim, **options)`. Weights that train with the student require a
-    gradient; a mapping that is fitted before training is of buffers, made by `prepare`. So `prepare` comes before
-    anything else, `load_state_dict` of a checkpoint included.
+    Attributes:
+        features: of the teacher, by field, float32; `batch["embedding"]` is one of them.
+        inputs: what the student takes: of images, normalised (B, 3, S, S).
+        row: which row of those that `prepare` got each sample is; −1 for what is none of them.
+        view: which of its stored views the teacher's features are of.
+        label: class of each sample; −1 where there is none.
+    """
+
+    features: Features
+    inputs: Tensor
+    row: Int64[Tensor, " b"]
+    view: Int64[Tensor, " b"]
+    label: Int64[Tensor, " b"]
+
+    def __getitem__(self, field: str) -> Tensor:
+        return self.features[field]
+
+
+class Method(nn.Module):
+    """What is learned of the teacher: the terms of a loss, and the heads that they need. A method is its `loss`.
+
+    Built as `Method(teacher_dim, student_dim, **options)`, its options keyword-only with defaults. Weights that train
+    with the student require a gradient; what is fitted before training is of buffers, made by `prepare`. So `prepare`
+    comes before anything else, `load_state_dict` of a checkpoint included. Whatever a method learns is in its state,
+    parameters and buffers: a resumed run ends in the same bits.
 
     Where there are several processes, each gets its share of the batch, and DistributedDataParallel averages the
     gradients: a term that compares samples takes them from `distill.objectives.gathered`.
@@ -29,11 +55,13 @@ class DistillationMethod(Protocol):
     Attributes:
         fields: features of the teacher that `loss` reads; `prepare` may add some that the store has.
         student_fields: features of the student that `loss` reads.
-        reads_rows: whether `loss` would like `ROW` among the teacher's features; not, where a method does not say.
+        pairing: "one": the student sees the very view that the teacher's features are of; "independent": both views are
+            drawn apart; "group": all stored views of a sample stand in the batch together, sample after sample.
     """
 
-    fields: tuple[str, ...]
-    student_fields: tuple[str, ...]
+    fields: tuple[str, ...] = ("embedding",)
+    student_fields: tuple[str, ...] = ("embedding",)
+    pairing: ClassVar[Pairing] = "one"
 
     def prepare(
         self,
@@ -48,13 +76,43 @@ class DistillationMethod(Protocol):
         Args:
             fitted: what a `prepare` of the same (source, seed) left, to be taken instead of fitting again; a method
                 may ignore it, and does where it is not its own.
+
+        Raises:
+            ValueError: the source does not suit the method.
         """
+        return {}
 
-    def target(self, teacher: Features) -> Tensor | None:
+    def target(self, batch: Batch) -> Tensor | None:
         """(B, d): where the student's embedding should point, in the student's own space; None when a method has none."""
+        return None
 
-    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        """Weighted terms by name, of the same (sample, view) pairs; their sum is minimised."""
+    def inputs(self, batch: Batch, student: nn.Module) -> Tensor:
+        """What the student is shown of the batch: an attack on it, say."""
+        return batch.inputs
+
+    def weights(self, epoch: int) -> Float[np.ndarray, " rows"] | None:
+        """How often each row is drawn in this epoch, up to a factor, with replacement; None: each once.
+
+        May depend on `epoch` and on what `prepare` and `learn` left, not on what training changes: an epoch that is
+        resumed in its middle asks again.
+        """
+        return None
+
+    def learn(self, epoch: int, held_out: Mapping[str, float]) -> None:
+        """Hear of an evaluation after `epoch` (from 1 on): metrics by name, the same in every process."""
+
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        """Weighted terms by name, of the student's features of `inputs` and the teacher's; their sum is minimised."""
+        raise NotImplementedError
+
+
+def load_method(name: str) -> type[Method]:
+    """The class of `distill/methods/NAME.py`; a "-" in the name is a "_" there.
+
+    Raises:
+        ValueError: no such method; the message suggests near names.
+    """
+    return only_class(load_plugin(__name__, name.replace("-", "_")), Method)
 
 
 def fitted_tensors(method: nn.Module) -> dict[str, Tensor]:

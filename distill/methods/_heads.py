@@ -1,12 +1,9 @@
 """Heads on the student's side: they train with it, and are left behind after training."""
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-from distill.methods import Features, Fitted
+from distill.methods import Batch, Features, Method
 from distill.objectives import match
-from distill.source import Source
 
 WIDTH = 2048
 """Of the hidden layer of "mlp"."""
@@ -32,7 +29,7 @@ def make_head(kind: str, student_dim: int, teacher_dim: int) -> nn.Module:
     raise ValueError(f"unknown head {kind!r}; known: layernorm_linear, linear, mlp")
 
 
-class StudentHead(nn.Module):
+class StudentHead(Method):
     """What `cosine` and `mse` share: the student's embedding goes through a head and is matched with the raw teacher's.
 
     Args:
@@ -41,24 +38,10 @@ class StudentHead(nn.Module):
 
     kind: str
     """Of `distill.objectives.match`; also the term's name."""
-    fields = student_fields = ("embedding",)
 
     def __init__(self, teacher_dim: int, student_dim: int, *, head: str = "linear"):
         super().__init__()
         self.head = make_head(head, student_dim, teacher_dim)
 
-    def prepare(
-        self,
-        source: Source,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
-        return {}
-
-    def target(self, teacher: Features) -> None:
-        return None
-
-    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        return {self.kind: match(self.head(student["embedding"]), teacher["embedding"], self.kind)}
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        return {self.kind: match(self.head(student["embedding"]), batch["embedding"], self.kind)}

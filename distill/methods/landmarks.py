@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.methods import ROW, Features, Fitted
-from distill.methods.tintem import Method as TinTeM
+from distill.methods import Batch, Features, Fitted
+from distill.methods.tintem import TinTeM
 from distill.objectives import MASKED, relation_kl
 from distill.source import Source
 from featcache.store.layout import EMBEDDING
@@ -18,7 +18,7 @@ from featcache.store.layout import EMBEDDING
 OWN = ("column", "none")
 
 
-class Method(TinTeM):
+class Landmarks(TinTeM):
     """TinTeM with a fitted mapping, and the similarities to landmarks that the teacher finds (not in the paper).
 
     The landmarks are rows of the store, drawn once: possible because the teacher's features are all there before
@@ -48,7 +48,6 @@ class Method(TinTeM):
     landmarks: Tensor
     mapped_landmarks: Tensor
     landmark_rows: Tensor
-    reads_rows = True
 
     def __init__(
         self,
@@ -112,33 +111,31 @@ class Method(TinTeM):
         self.landmarks, self.mapped_landmarks = (F.normalize(x, dim=-1) for x in (landmarks, self._map(landmarks)))
         return report
 
-    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         terms = [
             relation_kl(
-                *self.similarities(student, teacher, temperature),
+                *self.similarities(student, batch, temperature),
                 temperatures=(temperature,),
                 symmetric=False,
                 mask_diagonal=False,
             )
             for temperature in self._landmark_temperatures
         ]
-        return {**super().loss(student, teacher), "landmarks": self._weight * torch.stack(terms).mean()}
+        return {**super().loss(student, batch), "landmarks": self._weight * torch.stack(terms).mean()}
 
     def similarities(
-        self, student: Features, teacher: Features, temperature: float
+        self, student: Features, batch: Batch, temperature: float
     ) -> tuple[Float[Tensor, "b columns"], Float[Tensor, "b columns"]]:
         """The teacher's and the student's, to be divided by the temperature; with `own` "column", the last is the own."""
-        seen, given = F.normalize(teacher[EMBEDDING], dim=-1), F.normalize(student[EMBEDDING], dim=-1)
+        seen, given = F.normalize(batch[EMBEDDING], dim=-1), F.normalize(student[EMBEDDING], dim=-1)
         target, output = seen @ self.landmarks.mT, given @ self.mapped_landmarks.mT
-        others = torch.full_like(target[:, :1], len(self.landmarks))
-        if ROW in teacher:
-            itself = teacher[ROW][:, None] == self.landmark_rows
-            target, output = target.masked_fill(itself, MASKED), output.masked_fill(itself, MASKED)
-            others = others - itself.sum(1, keepdim=True)
+        itself = batch.row[:, None] == self.landmark_rows
+        target, output = target.masked_fill(itself, MASKED), output.masked_fill(itself, MASKED)
+        others = torch.full_like(target[:, :1], len(self.landmarks)) - itself.sum(1, keepdim=True)
         if self._own == "none":
             return target, output
         with torch.no_grad():
-            mapped = F.normalize(self._map(teacher[EMBEDDING]), dim=-1)
+            mapped = F.normalize(self._map(batch[EMBEDDING]), dim=-1)
         # Each other column stands for count / others rows: the same distribution as with the own one made less likely.
         less = temperature * (math.log(self._count) - others.log())
         own = (given * mapped).sum(-1, keepdim=True)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.methods import Features, Fitted
+from distill.methods import Batch, Features, Fitted, Method
 from distill.objectives import cosines, gathered, kl
 from distill.source import Source
 
@@ -16,7 +16,7 @@ QUEUES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """lightly-train's queue for fewer samples than 50, than 100, …, and for 20 000 or more."""
 
 
-class Method(nn.Module):
+class LightlyV1(Method):
     """KL between similarities to a queue of teacher embeddings (lightly-train's v1; after SEED, arXiv 2101.04731).
 
     KL(softmax(cos(teacher, queue) / τ) ‖ softmax(cos(head(student), queue) / τ)), mean over samples. The queue takes
@@ -28,8 +28,6 @@ class Method(nn.Module):
         queue: embeddings kept, the newest; 0 chooses by the number of samples, from 16 to 8192.
         temperature: τ.
     """
-
-    fields = student_fields = ("embedding",)
 
     def __init__(self, teacher_dim: int, student_dim: int, *, queue: int = 0, temperature: float = 0.07):
         super().__init__()
@@ -55,14 +53,11 @@ class Method(nn.Module):
         self.queue = self.queue.new_zeros(size, self.queue.shape[1])
         return {"queue": float(size)}
 
-    def target(self, teacher: Features) -> None:
-        return None
-
-    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """In training mode the batch enters the queue."""
         if self.training:
-            self._enqueue(F.normalize(gathered(teacher["embedding"].detach()), dim=-1))
-        to_queue = [cosines(rows, self.queue) for rows in (teacher["embedding"], self.head(student["embedding"]))]
+            self._enqueue(F.normalize(gathered(batch["embedding"].detach()), dim=-1))
+        to_queue = [cosines(rows, self.queue) for rows in (batch["embedding"], self.head(student["embedding"]))]
         return {"kl": kl(*to_queue, temperature=self._temperature)}
 
     def _enqueue(self, unit: Tensor) -> None:

@@ -3,7 +3,7 @@
 from distill.methods._heads import StudentHead
 
 
-class Method(StudentHead):
+class MSE(StudentHead):
     """Mean squared error to the teacher through a student-side head, a plain baseline (no paper of its own).
 
     Head: student side, fed by match(mse), trained with the student and left behind after training.

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.methods import Features, Fitted
+from distill.methods import Batch, Features, Fitted, Method
 from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import match
 from distill.source import Source
 
 
-class Method(nn.Module):
+class Proteus(Method):
     """Mean squared error to the teacher through a student-side LayerNorm + Linear (Proteus, arXiv 2407.10366).
 
     Heads: student side, fed by match(mse), trained with the student and left behind after training.
@@ -39,13 +39,10 @@ class Method(nn.Module):
             check_tokens(source)
         return {}
 
-    def target(self, teacher: Features) -> None:
-        return None
-
-    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        terms = {"mse": match(self.head(student["embedding"]), teacher["embedding"], "mse")}
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        terms = {"mse": match(self.head(student["embedding"]), batch["embedding"], "mse")}
         if self.tokens_head:
             output = self.tokens_head(class_and_patches(student["embedding"], student["tokens"]))
-            patches = resize_tokens(teacher["tokens"], student["tokens"].shape[1])
-            terms["tokens"] = match(output, class_and_patches(teacher["embedding"], patches), "mse")
+            patches = resize_tokens(batch["tokens"], student["tokens"].shape[1])
+            terms["tokens"] = match(output, class_and_patches(batch["embedding"], patches), "mse")
         return terms

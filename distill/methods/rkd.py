@@ -1,20 +1,18 @@
 """RKD (Park et al. 2019, arXiv 1904.05068): distances and angles between the samples of a batch."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.methods import Features, Fitted
+from distill.methods import Batch, Features, Method
 from distill.methods._heads import make_head
 from distill.objectives import gathered, match
-from distill.source import Source
 
 
-class Method(nn.Module):
+class RKD(Method):
     """Distances and angles within the batch as the teacher has them (RKD, Park et al. 2019, arXiv 1904.05068).
 
     No head is needed: relations do not know dimensions. Terms and their means are those of the authors' code: huber
@@ -28,8 +26,6 @@ class Method(nn.Module):
             batch × angle_batch² instead of batch³.
         match: weight of 1 − cosine to the teacher through a Linear on the student's side; no such head at 0.
     """
-
-    fields = student_fields = ("embedding",)
 
     def __init__(
         self,
@@ -52,21 +48,8 @@ class Method(nn.Module):
         self._normalise, self._angle_batch = normalise, angle_batch
         self.head = make_head("linear", student_dim, teacher_dim) if match else None
 
-    def prepare(
-        self,
-        source: Source,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
-        return {}
-
-    def target(self, teacher: Features) -> None:
-        return None
-
-    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        output, target = gathered(student["embedding"]), gathered(teacher["embedding"])
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        output, target = gathered(student["embedding"]), gathered(batch["embedding"])
         if self._normalise:
             output, target = F.normalize(output, dim=-1), F.normalize(target, dim=-1)
         parts = math.ceil(len(output) / self._angle_batch)
@@ -79,7 +62,7 @@ class Method(nn.Module):
             "angle": self._angle * torch.stack(angles).mean(),
         }
         if self.head:
-            terms["cosine"] = self._match * match(self.head(student["embedding"]), teacher["embedding"], "cosine")
+            terms["cosine"] = self._match * match(self.head(student["embedding"]), batch["embedding"], "cosine")
         return terms
 
 

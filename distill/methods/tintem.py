@@ -2,15 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.mappings import load_mapping
-from distill.mappings._mapping import restored
-from distill.mappings._report import orthogonality
-from distill.methods import Features, Fitted
+from distill.mappings import FeatureMapping, load_mapping, orthogonality, restored
+from distill.methods import Batch, Features, Fitted, Method
 from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import TEMPERATURES, cosines, gathered, match, relation_kl
@@ -18,7 +15,7 @@ from distill.source import Source
 from featcache.store.layout import EMBEDDING
 
 
-class Method(nn.Module):
+class TinTeM(Method):
     """Cosine to the teacher, mapped into the student's space by vMF-SNE (TinTeM / CosPress, arXiv 2411.15239).
 
     Head: the mapping, teacher side, fed by relation_kl alone. The student has no head; it is used as it is trained, and
@@ -41,9 +38,6 @@ class Method(nn.Module):
             so that the student also hears of what the mapping lost; 0.3 is a good start. Not in the paper.
         relation_temperatures: of that term.
     """
-
-    fields: tuple[str, ...]
-    student_fields: tuple[str, ...]
 
     def __init__(
         self,
@@ -80,7 +74,7 @@ class Method(nn.Module):
         for name, values in (("temperatures", temperatures), ("relation_temperatures", relation_temperatures)):
             if not values or not all(value > 0 for value in values):
                 raise ValueError(f"{name} must be one or more numbers greater than 0, got {list(values)}")
-        self._mapping_class: Any = load_mapping(mapping)
+        self._mapping_class: Callable[..., FeatureMapping] = load_mapping(mapping)
         self._student_dim = student_dim
         unknown = [f"mapping_{name}" for name in self._options if name not in self._known]
         if unknown:
@@ -126,33 +120,33 @@ class Method(nn.Module):
         self.mapping = mapping.fit(source, progress).module()
         return {**orthogonality(mapping.weight_), **getattr(mapping, "report_", {})}
 
-    def target(self, teacher: Features) -> Tensor:
+    def target(self, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return self._map(self._class_token(teacher))
+            return self._map(self._class_token(batch))
 
-    def loss(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        class_token = self._class_token(teacher)
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        class_token = self._class_token(batch)
         mapped = self._map(class_token)
         terms = {"cosine": match(student[EMBEDDING], mapped.detach(), "cosine")}
         if self._joint:
             terms["sne"] = self._sne(gathered(class_token), gathered(mapped))
         if self._tokens:
-            patches = self._map(teacher["tokens"])
+            patches = self._map(batch["tokens"])
             goal = class_and_patches(mapped, resize_tokens(patches, student["tokens"].shape[1])).detach()
             output = class_and_patches(student[EMBEDDING], student["tokens"])
             terms["tokens"] = match(output.flatten(1), goal.flatten(1), "cosine")
             if self._joint:
-                seen = class_and_patches(class_token, teacher["tokens"])
+                seen = class_and_patches(class_token, batch["tokens"])
                 terms["sne_tokens"] = self._sne(seen, class_and_patches(mapped, patches))
         if self._relation:
-            target, output = gathered(teacher[EMBEDDING]), gathered(student[EMBEDDING])
+            target, output = gathered(batch[EMBEDDING]), gathered(student[EMBEDDING])
             terms["relation"] = self._relation * relation_kl(
                 cosines(target, target), cosines(output, output), temperatures=self._relation_temperatures
             )
         return terms
 
-    def _class_token(self, teacher: Features) -> Tensor:
-        return teacher["prefix_tokens"][:, 0] if "prefix_tokens" in self.fields else teacher[EMBEDDING]
+    def _class_token(self, batch: Batch) -> Tensor:
+        return batch["prefix_tokens"][:, 0] if "prefix_tokens" in self.fields else batch[EMBEDDING]
 
     def _map(self, features: Tensor) -> Tensor:
         assert self.mapping is not None, "prepare comes before loss and target"

@@ -8,7 +8,8 @@ from types import NoneType, UnionType
 from typing import Any, get_args
 
 from distill.augment import AUGMENTS
-from featcache.plugins import load_plugin, suggest
+from distill.methods import load_method
+from featcache.plugins import suggest
 
 METHOD = "landmarks"
 """Trained by default: the best of ours; `tintem` is the paper's."""
@@ -162,15 +163,6 @@ class FitConfig:
                     f"{suggest(name, options) if options else 'it has none'}"
                 )
             refuse_wrong_type(name, value, options[name])
-
-
-def load_method(name: str) -> Any:
-    """The class `Method` of `distill/methods/NAME.py`; a "-" in the name is a "_" there.
-
-    Raises:
-        ValueError: no such method; the message suggests near names.
-    """
-    return load_plugin("distill.methods", name.replace("-", "_")).Method
 
 
 def method_options(name: str) -> dict[str, Any]:

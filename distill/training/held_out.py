@@ -5,7 +5,6 @@ evalsuite measures with more care and with intervals, on stores of the finished 
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.methods import Features
-from distill.pairs import Batch, Pairs
+from distill.methods import Batch, Method
+from distill.pairs import Drawn, Pairs
 
 MOST_HELD_OUT = 1_000
 BANK_ROWS = 20_000
@@ -54,11 +53,11 @@ class HeldOut:
     Args:
         held: the samples held out.
         trained: those trained on; neighbours are looked for among them.
-        method: a `DistillationMethod`; says what the student's target is.
+        method: says what the student's target is.
         seed: of the neighbours' draw.
     """
 
-    def __init__(self, held: Pairs, trained: Pairs, method: Any, seed: int):
+    def __init__(self, held: Pairs, trained: Pairs, method: Method, seed: int):
         self._held, self._trained, self._method = held, trained, method
         bank = np.random.default_rng(seed).permutation(len(trained))[:BANK_ROWS]
         self._bank = np.sort(bank[trained.source.labels[bank] >= 0])
@@ -66,8 +65,8 @@ class HeldOut:
         self._teacher_top1: float | None = None
 
     @torch.no_grad()
-    def measure(self, embed: Callable[[Batch], tuple[Tensor, Features]]) -> dict[str, float]:
-        """`embed` gives a batch's student embeddings and teacher features, float32, on the method's device.
+    def measure(self, embed: Callable[[Drawn], tuple[Tensor, Batch]]) -> dict[str, float]:
+        """`embed` gives the student's embeddings, float32, and the batch, on the method's device.
 
         Returns:
             "holdout/gram_pearson": correlation of the cosines between samples, student's and teacher's. Where the
@@ -77,12 +76,12 @@ class HeldOut:
         fields = tuple(dict.fromkeys(("embedding", *self._method.fields)))
         students, teachers, cosines = [], [], []
         for batch in self._held.plain(range(len(self._held)), batch_size=EVALUATION_BATCH, fields=fields):
-            student, teacher = embed(batch)
-            target = self._method.target(teacher)
+            student, seen = embed(batch)
+            target = self._method.target(seen)
             if target is not None:
                 cosines.append(F.cosine_similarity(student, target, dim=-1).cpu())
             students.append(student.cpu())
-            teachers.append(teacher["embedding"].cpu())
+            teachers.append(seen["embedding"].cpu())
         student, teacher_rows = torch.cat(students), torch.cat(teachers)
         found = {"holdout/gram_pearson": gram_pearson(student, teacher_rows)}
         if cosines:
@@ -94,7 +93,7 @@ class HeldOut:
             rows = torch.cat([output.cpu() for output, _ in bank])
             found["holdout/top1@20"] = knn_top1(rows, labels, student[known], self._labels[known])
             if self._teacher_top1 is None:
-                of_teacher = torch.cat([features["embedding"].cpu() for _, features in bank])
+                of_teacher = torch.cat([seen["embedding"].cpu() for _, seen in bank])
                 self._teacher_top1 = knn_top1(of_teacher, labels, teacher_rows[known], self._labels[known])
             found["holdout/teacher_top1@20"] = self._teacher_top1
         return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitPlan:
     """What a fit is about to do.
 
     Attributes:
@@ -33,7 +33,7 @@ class Plan:
 
 
 @dataclass
-class Progress:
+class FitProgress:
     """Where a fit stands; handed to the progress callback after every step.
 
     Attributes:

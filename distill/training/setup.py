@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
 from distill.source import Source
 from distill.students import make_student
-from distill.training.config import FitConfig, load_method
+from distill.training.config import FitConfig
 from distill.training.held_out import HeldOut, split
 from featcache.corpora import Corpus, open_corpus
 from featcache.corpora.store import KeptImages
@@ -29,7 +30,7 @@ class Inputs:
         pairs: what is trained on.
         held: rows of `source` that are kept for evaluation.
         student, preprocess, record: as `make_student` gives them.
-        method: a `DistillationMethod`.
+        method: prepared by nobody yet.
     """
 
     settings: FitConfig
@@ -40,7 +41,7 @@ class Inputs:
     student: Any
     preprocess: Preprocess
     record: dict[str, Any]
-    method: Any
+    method: Method
 
     @property
     def config(self) -> dict[str, Any]:
@@ -68,6 +69,22 @@ class Inputs:
     def copies(self) -> int:
         """Samples of images that are held out under another name, which are in neither part."""
         return len(self.source) - len(self.pairs) - len(self.held)
+
+    @property
+    def student_record(self) -> dict[str, Any]:
+        """What `student.json` says: what the student is built from, and how it was trained."""
+        return {
+            **self.record,
+            "method": self.settings.method,
+            "teacher": self.source.stores[0].encoder_name,
+            "trained_on": {
+                "samples": len(self.pairs),
+                "failed": self.failed,
+                "held_out": len(self.held),
+                "copies": self.copies,
+                "views": self.pairs.description,
+            },
+        }
 
     def held_out(self, workers: int | None) -> HeldOut | None:
         """The evaluation on `held`, where there are any."""
@@ -199,7 +216,7 @@ def refuse_single_images(student: Any) -> None:
         ) from None
 
 
-def refuse_missing_fields(method: Any, student: Any, stores: list[FeatureStore]) -> None:
+def refuse_missing_fields(method: Method, student: Any, stores: list[FeatureStore]) -> None:
     """Features that the method reads, of the teacher and of the student.
 
     Raises:

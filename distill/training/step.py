@@ -13,8 +13,8 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
 from torch import Tensor, nn
 
-from distill.methods import ROW, Features
-from distill.pairs import Batch
+from distill.methods import Batch, Method
+from distill.pairs import Drawn
 from distill.training.config import FitConfig
 from distill.training.schedule import Ema, make_optimizer, train_mode
 from featcache.encoder import normalise
@@ -77,15 +77,15 @@ def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
 class Objective(nn.Module):
     """Student and method as one module, so that DistributedDataParallel averages the gradients of both."""
 
-    def __init__(self, student: nn.Module, method: nn.Module):
+    def __init__(self, student: nn.Module, method: Method):
         super().__init__()
         self.student, self.method = student, method
 
-    def forward(self, images: Tensor, teacher: Features) -> dict[str, Tensor]:
-        output = self.student(images, self.method.student_fields)
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.student(self.method.inputs(batch, self.student), self.method.student_fields)
         # Losses are of fp32 whatever the student computes in: a temperature of 0.01 leaves bf16 no digits.
-        with torch.autocast(images.device.type, enabled=False):
-            return self.method.loss({name: value.float() for name, value in output.items()}, teacher)  # type: ignore[operator]
+        with torch.autocast(batch.inputs.device.type, enabled=False):
+            return self.method.loss({name: value.float() for name, value in output.items()}, batch)
 
 
 class Training:
@@ -99,7 +99,7 @@ class Training:
         self,
         accelerator: Accelerator,
         student: nn.Module,
-        method: nn.Module,
+        method: Method,
         preprocess: Preprocess,
         settings: FitConfig,
         checkpoint: dict[str, Any] | None,
@@ -128,7 +128,7 @@ class Training:
         if checkpoint and "optimizer" in checkpoint:  # of a finished run it is gone
             self._optimizer.load_state_dict(checkpoint["optimizer"])
 
-    def step(self, batch: Batch, number: int, lr: float) -> dict[str, Tensor]:
+    def step(self, drawn: Drawn, number: int, lr: float) -> dict[str, Tensor]:
         """The step of that number; returns the terms of this process's share of the batch, on the device."""
         self._seed(number)
         for group in self._optimizer.param_groups:
@@ -137,10 +137,10 @@ class Training:
         terms: dict[str, Tensor] = {}
         parts = self._settings.accumulate
         for part in range(parts):
-            images, teacher = self._on_device(batch, part, parts)
+            batch = self._on_device(drawn, part, parts)
             last = part == parts - 1
             with nullcontext() if last else self._accelerator.no_sync(self._model):
-                found = self._model(images, teacher)
+                found = self._model(batch)
                 self._accelerator.backward(torch.stack(list(found.values())).sum() / parts)
             for name, term in found.items():
                 terms[name] = terms.get(name, 0.0) + term.detach() / parts
@@ -151,13 +151,13 @@ class Training:
             self._ema.update(self.student, number)
         return terms
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Features]:
-        """Embeddings of the student that will be saved, as it will be used, and the teacher's features, float32."""
-        images, teacher = self._on_device(batch)
+    def embed(self, drawn: Drawn) -> tuple[Tensor, Batch]:
+        """Embeddings of the student that will be saved, as it will be used, float32, and the batch with the teacher's."""
+        batch = self._on_device(drawn)
         self.saved.eval()  # else batch norms would learn from these images, and drop-path would drop
         try:
             with self._accelerator.autocast():
-                return self.saved(images).float(), teacher
+                return self.saved(batch.inputs).float(), batch
         finally:
             if self.saved is self.student:
                 train_mode(self.student)
@@ -187,7 +187,7 @@ class Training:
         total = torch.stack([value.sum() for value in output.values()]).sum()
         return any(gradient is None for gradient in torch.autograd.grad(total, weights, allow_unused=True))
 
-    def _on_device(self, batch: Batch, part: int = 0, parts: int = 1) -> tuple[Tensor, Features]:
+    def _on_device(self, drawn: Drawn, part: int = 0, parts: int = 1) -> Batch:
         """Normalised images and float32 features of one of equal parts of the batch."""
         device = self._accelerator.device
 
@@ -195,9 +195,9 @@ class Training:
             tensor = torch.from_numpy(np.array_split(rows, parts)[part])
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-        pixels, features = batch
-        sent = {name: send(rows) if name == ROW else send(rows).float() for name, rows in features.items()}
-        return normalise(send(pixels), self._preprocess), sent
+        features = {name: send(rows).float() for name, rows in drawn.features.items()}
+        images = normalise(send(drawn.pixels), self._preprocess)
+        return Batch(features, images, send(drawn.row), send(drawn.view), send(drawn.label))
 
     def _seed(self, step: int) -> None:
         """What is drawn at a step (dropout) follows from its number, so a resumed run draws the same."""

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.mappings import Mapping, load_mapping
-from distill.mappings._mapping import restored
-from distill.mappings._report import orthogonality
+from distill.mappings import FeatureMapping, load_mapping, orthogonality, restored
 from distill.source import Source
 from featcache.plugins import plugin_names
 from featcache.store.from_arrays import write_store
@@ -60,7 +58,7 @@ def rows():
 
 def test_is_a_mapping_whose_construction_only_stores_parameters(name):
     mapping_class = load_mapping(name)
-    assert issubclass(mapping_class, Mapping)
+    assert issubclass(mapping_class, FeatureMapping)
     parameters = inspect.signature(mapping_class).parameters
     assert vars(mapping_class(4)).keys() == parameters.keys()
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for key, p in parameters.items() if key != "dim")

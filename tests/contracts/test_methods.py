@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,10 +103,10 @@ def test_prepare_takes_what_an_earlier_one_left(case, source):
 def test_fields_are_the_embedding_and_what_else_loss_reads(method, teacher, student):
     assert set(method.fields) <= set(FIELDS)
     assert method.fields[0] == method.student_fields[0] == "embedding"
-    for given, fields in ((teacher, method.fields), (student, method.student_fields)):
+    for given, fields in ((teacher.features, method.fields), (student, method.student_fields)):
         for field in fields[1:]:
             without = {name: value for name, value in given.items() if name != field}
-            batches = (student, without) if given is teacher else (without, teacher)
+            batches = (without, teacher) if given is student else (student, replace(teacher, features=without))
             with pytest.raises(KeyError, match=field):
                 loss_of(method, *batches)
 
@@ -145,7 +146,7 @@ def test_loss_reaches_all_of_the_student(method, teacher, student):
 
 def test_nothing_flows_into_the_teacher(method, teacher, student):
     """Features come from a store: were they leaves, all that may train is in the method."""
-    assert not any(value.requires_grad for value in teacher.values())
+    assert not any(value.requires_grad for value in teacher.features.values())
     total(method.loss(student, teacher)).backward()
     assert not any(buffer.requires_grad for buffer in method.buffers())
 

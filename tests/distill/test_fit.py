@@ -11,8 +11,8 @@ from accelerate.tracking import GeneralTracker
 from fit_cases import (
     BATCH,
     EPOCHS,
-    FIT_MODULE,
     IMAGES,
+    LOOP,
     STEPS,
     STUDENT,
     TEACHER,
@@ -154,10 +154,10 @@ def test_tensorboard_shows_the_same_metrics(finished):
 @pytest.mark.parametrize("stop", [None, 5, 11, 14])
 def test_the_loss_by_step_is_the_mean_since_the_record_before(train, tmp_path, monkeypatch, stop):
     """Eight steps an epoch, read at every second and recorded at every fourth; also where a run was interrupted."""
-    monkeypatch.setattr(FIT_MODULE, "LOG_EVERY", 2)
-    monkeypatch.setattr(FIT_MODULE, "CURVE_POINTS", 2)
+    monkeypatch.setattr(LOOP, "LOG_EVERY", 2)
+    monkeypatch.setattr(LOOP, "CURVE_POINTS", 2)
     few = {"batch_size": 8, "epochs": 2, "checkpoint_minutes": 0.0}
-    losses, training = [], FIT_MODULE.Training
+    losses, training = [], LOOP.Training
     step = training.step
 
     def watched(self, batch, number, lr):
@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     def explode_in_the_second_epoch(step, steps, peak, *rest):
         return learning_rate(step, steps, peak, *rest) if step < STEPS // EPOCHS else 1e30
 
-    monkeypatch.setattr(FIT_MODULE, "learning_rate", explode_in_the_second_epoch)
+    monkeypatch.setattr(LOOP, "learning_rate", explode_in_the_second_epoch)
     with pytest.raises(
         RuntimeError,
         match=r"the loss became nan by step 8 \(epoch 2\); choose another --out with a lower --lr; .* is .*step-00000004\.pt$",

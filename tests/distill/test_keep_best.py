@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from fit_cases import FIT_MODULE, Interrupted, interrupt_at
+from fit_cases import LOOP, Interrupted, interrupt_at
 from safetensors.torch import load_file
 
 from distill.exporting.export import export
@@ -80,4 +80,4 @@ def test_a_lost_student_comes_back_from_the_last_checkpoint(train, tmp_path):
 
 
 def test_labels_decide_where_there_are_any():
-    assert FIT_MODULE.BETTER[0] == "holdout/top1@20"
+    assert LOOP.BETTER[0] == "holdout/top1@20"

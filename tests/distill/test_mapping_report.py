@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import evalsuite
-from distill.mappings import report
-from distill.mappings._report import _auroc, orthogonality
+from distill.mapping_report import _auroc, report
+from distill.mappings import orthogonality
 from distill.mappings.random_orthonormal import RandomOrthonormal
 from distill.mappings.spectral import Spectral
 from distill.objectives import TEMPERATURES

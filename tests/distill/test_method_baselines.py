@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from method_cases import ROWS, STUDENT, TEACHER, student_batch, teacher_batch, total, write_token_store
+from method_cases import ROWS, STUDENT, TEACHER, batch_of, student_batch, teacher_batch, total, write_token_store
 from torch import nn
 
 from distill import load_method
@@ -39,7 +39,9 @@ def mean_cosine_distance(a, b):
 
 
 def embeddings(student, teacher, dtype=torch.float32):
-    return {"embedding": torch.tensor(student, dtype=dtype)}, {"embedding": torch.tensor(teacher, dtype=dtype)}
+    return {"embedding": torch.tensor(student, dtype=dtype)}, batch_of(
+        {"embedding": torch.tensor(teacher, dtype=dtype)}
+    )
 
 
 def with_random_affine(method):
@@ -130,12 +132,12 @@ def test_proteus_equals_the_formula_with_tokens_of_the_same_grid(source):
 @pytest.mark.parametrize("name", ["cosine", "mse", "proteus"])
 def test_the_minimum_is_where_the_head_gives_the_teacher(source, name):
     method, student = load_method(name)(TEACHER, STUDENT), student_batch(("embedding",))
-    teacher = {"embedding": method.head(student["embedding"]).detach()}
+    teacher = batch_of({"embedding": method.head(student["embedding"]).detach()})
     loss = total(method.loss(student, teacher))
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert student["embedding"].grad.abs().max() < 1e-6
-    other = {"embedding": teacher["embedding"] + 0.1 * torch.randn(ROWS, TEACHER)}
+    other = batch_of({"embedding": teacher["embedding"] + 0.1 * torch.randn(ROWS, TEACHER)})
     assert total(method.loss(student, other)) > 1e-4
 
 
@@ -300,7 +302,7 @@ def test_lightly_equals_the_formula_over_three_batches(source):
 
 def test_lightly_is_zero_where_the_head_points_along_the_teacher(source):
     method, student = load_method("lightly_v1")(TEACHER, STUDENT, queue=30), student_batch(("embedding",))
-    teacher = {"embedding": 3 * method.head(student["embedding"]).detach()}
+    teacher = batch_of({"embedding": 3 * method.head(student["embedding"]).detach()})
     loss = method.loss(student, teacher)["kl"]
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)

@@ -1,15 +1,16 @@
 """The term of `landmarks` against a float64 loop over samples and landmarks; what is drawn, and what is kept of it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from method_cases import ROWS, STUDENT, TEACHER, student_batch, teacher_batch, write_token_store
+from method_cases import ROWS, STUDENT, TEACHER, batch_of, student_batch, teacher_batch, write_token_store
 
 from distill import load_method
 from distill.methods import fitted_tensors
-from distill.methods.landmarks import Method as Landmarks
+from distill.methods.landmarks import Landmarks
 from distill.source import Source
 from featcache.store.from_arrays import write_store
 
@@ -35,14 +36,14 @@ def test_golden_value(tmp_path):
     source = Source([write_store(tmp_path / "s.zarr", np.eye(2, dtype=np.float16))])
     student, teacher = {"embedding": torch.tensor([[0.0, 5.0]])}, {"embedding": torch.tensor([[2.0, 0.0]])}
     for own, rows, expected in (
-        ("none", {}, 0.5),
-        ("column", {"row": torch.tensor([0])}, 0.5),
-        ("none", {"row": torch.tensor([0])}, 0),
+        ("none", None, 0.5),
+        ("column", torch.tensor([0]), 0.5),
+        ("none", torch.tensor([0]), 0),
     ):
         options = {"mapping": "identity", "weight": 3.0, "temperatures": [1.0], "own": own}
         method, _ = prepared(source, 2, landmarks=2, **options)
-        method._count = 1 if rows and own == "column" else 2  # as many as there are: none stands for two
-        terms = method.loss(student, {**teacher, **rows})
+        method._count = 1 if rows is not None and own == "column" else 2  # as many as there are: none stands for two
+        terms = method.loss(student, batch_of(teacher, rows))
         assert terms.keys() == {"cosine", "landmarks"}
         assert terms["landmarks"].item() == pytest.approx(3 * math.tanh(expected))
         assert terms["cosine"].item() == pytest.approx(1)
@@ -71,7 +72,7 @@ def test_the_term_is_the_mean_divergence_of_a_slow_loop(source, count, known, ow
             p, q = (times * np.exp(np.array(of) / temperature) for of in (of_teacher, of_student))
             divergences.append((p / p.sum() * np.log(p / p.sum() * q.sum() / q)).sum())
     if known:
-        teacher["row"] = torch.arange(ROWS)
+        teacher = replace(teacher, row=torch.arange(ROWS))
     assert method.loss(student, teacher)["landmarks"].item() == pytest.approx(0.7 * np.mean(divergences), rel=1e-4)
 
 
@@ -81,7 +82,7 @@ def own_share(path, rows, dim=64):
     source = Source([write_store(path, drawn)])
     method, _ = prepared(source, 8, mapping="random_orthonormal")
     some = np.arange(200)  # the same samples in all stores
-    teacher = {"embedding": torch.from_numpy(source.gather(some)).float(), "row": torch.from_numpy(some)}
+    teacher = batch_of({"embedding": torch.from_numpy(source.gather(some)).float()}, torch.from_numpy(some))
     target, _ = method.similarities({"embedding": method.target(teacher)}, teacher, 0.1)
     return (target / 0.1).softmax(1)[:, -1].mean().item()
 
@@ -99,9 +100,9 @@ def test_the_row_of_each_sample_reaches_the_method(train, tmp_path, monkeypatch)
     seen, sources = [], []
     original = Landmarks.loss, Landmarks.prepare
 
-    def loss(self, student, teacher):
-        seen.append((teacher["row"], teacher["embedding"]))
-        return original[0](self, student, teacher)
+    def loss(self, student, batch):
+        seen.append((batch.row, batch["embedding"]))
+        return original[0](self, student, batch)
 
     def prepare(self, source, **given):
         sources.append(source)
@@ -135,7 +136,7 @@ def test_zero_where_the_mapping_loses_nothing_and_the_student_is_there(tmp_path)
     rng = np.random.default_rng(3)
     rows = (rng.normal(size=(40, 2)) @ np.linalg.qr(rng.normal(size=(7, 2)))[0].T).astype(np.float16)
     method, _ = prepared(Source([write_store(tmp_path / "s.zarr", rows)]), 2)
-    teacher = {"embedding": torch.from_numpy(rows).float()}
+    teacher = batch_of({"embedding": torch.from_numpy(rows).float()})
     there = method.target(teacher)
     least = method.loss({"embedding": there}, teacher)["landmarks"].item()
     assert 0 <= least < 1e-4

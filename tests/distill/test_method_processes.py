@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_cases import CASES, ROWS, STUDENT, build, label, teacher_batch, total, write_token_store
+from method_cases import CASES, ROWS, STUDENT, batch_of, build, label, teacher_batch, total, write_token_store
 from torch import Tensor, distributed, multiprocessing, nn
 
+from distill.methods import Batch
 from distill.objectives import gathered
 from distill.source import Source
 from featcache.store import open_store
@@ -22,7 +23,7 @@ class Training(nn.Module):
         torch.manual_seed(4)
         self.student, self.method = nn.Linear(PIXELS, STUDENT), method
 
-    def forward(self, images: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+    def forward(self, images: dict[str, Tensor], teacher: Batch) -> Tensor:
         return total(self.method.loss({name: self.student(value) for name, value in images.items()}, teacher))
 
 
@@ -38,7 +39,9 @@ def gradients(case, source: Source, rank: int = 0, processes: int = 1) -> list[d
         drawn = torch.Generator().manual_seed(step)
         shapes = {"embedding": (ROWS, PIXELS), "tokens": (ROWS, 9, PIXELS)}
         images = {name: torch.randn(shapes[name], generator=drawn)[mine] for name in method.student_fields}
-        teacher = {name: value[mine] for name, value in teacher_batch(source, method.fields, step).items()}
+        teacher = batch_of(
+            {name: value[mine] for name, value in teacher_batch(source, method.fields, step).features.items()}
+        )
         model.zero_grad()
         model(images, teacher).backward()
         found.append({name: weight.grad.clone() for name, weight in training.named_parameters()})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from method_cases import ROWS, STUDENT, TEACHER, student_batch, teacher_batch, total, write_token_store
+from method_cases import ROWS, STUDENT, TEACHER, batch_of, student_batch, teacher_batch, total, write_token_store
 from torch import nn
 
 from distill import load_method
@@ -70,10 +70,12 @@ def test_golden_values():
     method.mapping = nn.Linear(3, 2, bias=False)
     with torch.no_grad():
         method.mapping.weight.copy_(torch.eye(2, 3))
-    teacher = {
-        "embedding": torch.tensor([[4.0, 3.0, 7.0], [0.0, 2.0, -1.0]]),
-        "tokens": torch.tensor([[[0.0, 5.0, 1.0]], [[0.0, 2.0, 3.0]]]),
-    }
+    teacher = batch_of(
+        {
+            "embedding": torch.tensor([[4.0, 3.0, 7.0], [0.0, 2.0, -1.0]]),
+            "tokens": torch.tensor([[[0.0, 5.0, 1.0]], [[0.0, 2.0, 3.0]]]),
+        }
+    )
     student = {
         "embedding": torch.tensor([[3.0, 4.0], [0.0, 1.0]]),
         "tokens": torch.tensor([[[0.0, 5.0]], [[1.0, 0.0]]]),
@@ -97,7 +99,7 @@ def test_golden_values_of_the_terms_between_samples():
     method = load_method("tintem")(2, 2, joint=True, tokens=True, relation=2.0, **sharp)
     for weight in method.mapping.parameters():
         nn.init.zeros_(weight)
-    teacher = {"embedding": torch.tensor([a, b, b]), "tokens": torch.tensor([[b, b], [a, b], [b, b]])}
+    teacher = batch_of({"embedding": torch.tensor([a, b, b]), "tokens": torch.tensor([[b, b], [a, b], [b, b]])})
     even = torch.tensor([[0.0, 1.0], [3**0.5 / 2, -0.5], [-(3**0.5) / 2, -0.5]])
     terms = method.loss({"embedding": even, "tokens": torch.ones(3, 2, 2)}, teacher)
     assert {name: term.item() for name, term in terms.items()} == {
@@ -177,8 +179,8 @@ def test_terms_between_samples_are_zero_where_student_and_teacher_agree():
     method.mapping = nn.Linear(4, 4, bias=False)
     with torch.no_grad():
         method.mapping.weight.copy_(3 * torch.linalg.qr(torch.randn(4, 4)).Q)
-    teacher = {"embedding": torch.randn(5, 4), "tokens": torch.randn(5, 9, 4)}
-    student = {name: method.mapping(value).detach().requires_grad_() for name, value in teacher.items()}
+    teacher = batch_of({"embedding": torch.randn(5, 4), "tokens": torch.randn(5, 9, 4)})
+    student = {name: method.mapping(value).detach().requires_grad_() for name, value in teacher.features.items()}
     terms = method.loss(student, teacher)
     assert list(terms) == ["cosine", "sne", "tokens", "sne_tokens", "relation"]
     total(terms).backward()

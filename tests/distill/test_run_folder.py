@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fit_cases import FIT_MODULE, Interrupted, files, interrupt_at, without_speed
+from fit_cases import Interrupted, files, interrupt_at, without_speed
 from safetensors.torch import load_file
 
 from distill.exporting.export import export
@@ -211,18 +211,13 @@ def test_a_start_that_fails_leaves_no_folder(quick, tmp_path, monkeypatch):
             quick(out, **wrong)
         assert not out.parent.parent.exists(), wrong
     for what in (
-        "distill.methods.proteus.Method.prepare",
-        "distill.training.fit._Loop.__init__",
+        "distill.methods.proteus.Proteus.prepare",
+        "distill.training.loop.Loop.__init__",
         "distill.training.fit._warn",
     ):
         for raised in (interrupted, lambda *a, **k: 1 / 0):
             with monkeypatch.context() as patch:
-                target = FIT_MODULE if what.startswith("distill.training.fit") else None
-                if target:
-                    owner, _, name = what.removeprefix("distill.training.fit.").rpartition(".")
-                    patch.setattr(getattr(target, owner) if owner else target, name, raised)
-                else:
-                    patch.setattr(what, raised)
+                patch.setattr(what, raised)
                 with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
                     quick(out)
             assert not out.parent.parent.exists(), what

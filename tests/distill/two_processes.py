@@ -36,7 +36,7 @@ def make() -> nn.Module:
 
 def main(store: str, corpus: str, out: str, *names: str) -> None:
     torch.set_num_threads(1)
-    importlib.import_module("distill.training.fit").LOG_EVERY = 1
+    importlib.import_module("distill.training.loop").LOG_EVERY = 1
     for name in names:
         told: list[dict[str, float]] = []
         settings = {"method": name, **METHODS[name]}

@@ -1,12 +1,10 @@
 """What a mapping kept of the teacher: one table of numbers for any of them."""
 
-import math
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from distill.mappings._mapping import Mapping
+from distill.mappings import FeatureMapping, orthogonality
 from distill.mappings._moments import unit_rows
 from distill.objectives import cosines, relation_kl
 from distill.source import Source
@@ -19,7 +17,7 @@ _BLOCK = 2048
 
 
 def report(
-    mapping: Mapping,
+    mapping: FeatureMapping,
     source: Source | FeatureStore,
     *,
     id_test: Source | FeatureStore | None = None,
@@ -90,21 +88,6 @@ def report(
     return found
 
 
-def orthogonality(weight: Float[np.ndarray, "dim teacher_dim"]) -> dict[str, float]:
-    """How far a map is from an orthogonal projection, or an isometry into more dimensions, up to one scale c.
-
-    Returns:
-        singular_min, singular_max: of W. deviation: ‖WWᵀ/c − I‖_F / √dim with c = tr(WWᵀ)/dim; 0 is orthogonal. Of a W
-            with more rows than columns, WᵀW and the columns instead.
-    """
-    rows = (weight if len(weight) <= weight.shape[1] else weight.T).astype(np.float64)
-    gram = rows @ rows.T
-    singular = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
-    scale = np.trace(gram) / len(gram)
-    deviation = np.linalg.norm(gram / scale - np.eye(len(gram))) / math.sqrt(len(gram))
-    return {"singular_min": float(singular[0]), "singular_max": float(singular[-1]), "deviation": float(deviation)}
-
-
 def _kept(teacher: Float[np.ndarray, "n d"], mapped: Float[np.ndarray, "n dim"]) -> dict[str, float]:
     before, after = (unit @ unit.T for unit in (unit_rows(teacher), unit_rows(mapped)))
     few = torch.from_numpy(unit_rows(teacher)[:_SNE_ROWS]), torch.from_numpy(unit_rows(mapped)[:_SNE_ROWS])
@@ -122,7 +105,7 @@ def _kept(teacher: Float[np.ndarray, "n d"], mapped: Float[np.ndarray, "n dim"])
 
 
 def _nearest(
-    mapping: Mapping, bank: Source, query: Float[np.ndarray, "q d"]
+    mapping: FeatureMapping, bank: Source, query: Float[np.ndarray, "q d"]
 ) -> list[tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]]:
     """Cosines and numbers of each query's nearest rows of the bank, nearest first: before the mapping, then after.
 
