@@ -107,11 +107,13 @@ class Measured:
         weights = [*self._student.parameters(), *self._method.parameters()]
         self._optimizer = make_optimizer(weights, distill.FitConfig(**self._config))
         rows = range(4 * options.batch_size)
-        (pixels, features) = next(Pairs(store, corpus, preprocess).plain(rows, batch_size=len(rows)))
-        self._images = normalise(torch.from_numpy(pixels), preprocess).to(options.device).split(options.batch_size)
-        target = torch.from_numpy(features["embedding"]).float().to(options.device)
+        drawn = next(Pairs(store, corpus, preprocess).plain(rows, batch_size=len(rows)))
+        self._images = (
+            normalise(torch.from_numpy(drawn.pixels), preprocess).to(options.device).split(options.batch_size)
+        )
+        target = torch.from_numpy(drawn.features["embedding"]).float().to(options.device)
         self._targets = target.split(options.batch_size)
-        seen = next(Pairs(store, corpus, teacher.preprocess).plain(rows, batch_size=len(rows)))[0]
+        seen = next(Pairs(store, corpus, teacher.preprocess).plain(rows, batch_size=len(rows))).pixels
         self._seen = torch.from_numpy(seen).split(options.batch_size)
 
     def fit(self) -> tuple[float, float]:

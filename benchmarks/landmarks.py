@@ -1,8 +1,7 @@
-"""What a sample's own column is worth to `landmarks`: one of the columns, none, or as it happens to be drawn.
+"""What a sample's own column is worth to `landmarks`: one of the columns, or none.
 
 Teacher EfficientNet-Lite0; student `tiny`, on the first 2,000 images of one CIFAR-10 shard; measured on 1,000 of another
-of its training shards, which nothing else looks at. "as drawn" does not know which landmark is the sample itself, so the
-smaller the store, the more often it is among the columns. Prints a Markdown table, mean ± sd over seeds.
+of its training shards, which nothing else looks at. Prints a Markdown table, mean ± sd over seeds.
 
     python benchmarks/landmarks.py --seeds 0,1,2
 """
@@ -16,11 +15,9 @@ from photographs import arguments, unpacked
 import distill
 import evalsuite
 import featcache
-from distill.methods.landmarks import Method
+from distill.methods.landmarks import OWN
 
 TEACHER = "builtin/efficientnet_lite0"
-WAYS = {"column": (True, "column"), "none": (True, "none"), "as drawn": (False, "none")}
-"""Whether the method knows its own rows; its option `own`."""
 METRICS = ("top1@20", "mutual_knn@10", "gram_pearson")
 
 
@@ -29,7 +26,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--ways", default=",".join(OWN))
     options = parser.parse_args()
     train = first(unpacked("cifar10-train-0", options.data, options.work), options.images)
     test = first(unpacked("cifar10-train-1", options.data, options.work), 1000)
@@ -41,10 +38,9 @@ def main() -> None:
         found = []
         for seed in options.seeds.split(","):
             name = f"landmarks-{way.replace(' ', '-')}-{options.images}-{options.epochs}-{seed}"
-            Method.reads_rows, own = WAYS[way]
             run = distill.fit(
                 teacher[0], str(train), out=options.work / "runs" / name, student="tiny", epochs=options.epochs,
-                batch_size=64, seed=int(seed), device="cpu", precision="fp32", method_options={"own": own}, resume=True,
+                batch_size=64, seed=int(seed), device="cpu", precision="fp32", method_options={"own": way}, resume=True,
             )  # fmt: skip
             student = [
                 featcache.extract(str(each), f"run:{run.path}", stores / f"{name}-{each.name}.zarr", **exact)

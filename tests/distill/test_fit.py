@@ -207,9 +207,9 @@ def test_the_loss_is_of_the_very_pairs_and_the_saved_mapping(train, store, image
     teacher = Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
     student, preprocess, _ = make_student("tiny", teacher, embedding_dim=STUDENT, image_size=16, pretrained=False)
     pairs = Pairs(store, open_corpus(str(images)), preprocess)
-    pixels, features = next(pairs.epoch(0, batch_size=IMAGES, seed=3))
-    embedding = features["embedding"]
-    scaled = (pixels / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3]
+    drawn = next(pairs.epoch(0, batch_size=IMAGES, seed=3))
+    embedding = drawn.features["embedding"]
+    scaled = (drawn.pixels / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3]
     with torch.no_grad():
         output = student.train()(torch.from_numpy(scaled.transpose(0, 3, 1, 2)).float()).numpy()
     target = embedding.astype(np.float64) @ load_file(run.path / "mapping.safetensors")["mapping.weight"].numpy().T

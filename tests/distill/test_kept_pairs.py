@@ -102,8 +102,8 @@ def test_batches_are_joined_with_the_features_of_their_row_and_view(keep):
     rows = made.store.ok.tolist()
     where = {made.seen[i, v].tobytes(): (rows[i], v) for i in range(SAMPLES - 1) for v in range(VIEWS)}
     pairs = Pairs(made.store, KeptImages(made.store), made.preprocess, 2)
-    for pixels, features in pairs.epoch(0, batch_size=5, seed=0):
-        for image, embedding in zip(pixels, features["embedding"], strict=True):
+    for drawn in pairs.epoch(0, batch_size=5, seed=0):
+        for image, embedding in zip(drawn.pixels, drawn.features["embedding"], strict=True):
             row, view = where[image.tobytes()]
             np.testing.assert_array_equal(embedding, made.store.gather_portable([row], view=view)[0])
 

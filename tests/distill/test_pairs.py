@@ -58,8 +58,10 @@ def seen(request, folder, tmp_path, make_teacher):
 
 
 def epoch(pairs, number=0, *, batch_size=5, seed=0):
-    pixels, features = zip(*pairs.epoch(number, batch_size=batch_size, seed=seed), strict=True)
-    return np.concatenate(pixels), np.concatenate([each["embedding"] for each in features])
+    drawn = list(pairs.epoch(number, batch_size=batch_size, seed=seed))
+    return np.concatenate([each.pixels for each in drawn]), np.concatenate(
+        [each.features["embedding"] for each in drawn]
+    )
 
 
 @pytest.fixture(params=[0.25, 0.0], ids=["held", "not held"])
@@ -125,12 +127,15 @@ def test_each_sample_with_features_is_seen_once_an_epoch(seen, memory):
 @pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 5]), (4, [4, 4]), (10, [10]), (64, [10])])
 def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(seen, batch_size, sizes):
     pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
-    assert [len(pixels) for pixels, _ in pairs.epoch(0, batch_size=batch_size, seed=0)] == sizes
+    assert [len(each.pixels) for each in pairs.epoch(0, batch_size=batch_size, seed=0)] == sizes
 
 
 def test_an_epoch_is_a_function_of_seed_and_number(seen, memory):
     def batches(pairs, number, seed=0):
-        return [(p.tobytes(), f["embedding"].tobytes()) for p, f in pairs.epoch(number, batch_size=5, seed=seed)]
+        return [
+            (each.pixels.tobytes(), each.features["embedding"].tobytes())
+            for each in pairs.epoch(number, batch_size=5, seed=seed)
+        ]
 
     warm = Pairs(seen.store, seen.corpus, seen.preprocess, 3)
     batches(warm, 0), batches(warm, 1)
@@ -156,10 +161,69 @@ def test_holding_pixels_in_memory_changes_only_what_is_read(seen, monkeypatch):
 def test_batches_in_hand_do_not_change_later(seen, memory):
     pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
     batches = list(pairs.epoch(0, batch_size=5, seed=0))
-    before = [pixels.copy() for pixels, _ in batches]
-    batches[0][0][:] = 0
-    for pixels, expected in zip(list(pairs.epoch(0, batch_size=5, seed=0)), before, strict=True):
-        np.testing.assert_array_equal(pixels[0], expected)
+    before = [each.pixels.copy() for each in batches]
+    batches[0].pixels[:] = 0
+    for each, expected in zip(list(pairs.epoch(0, batch_size=5, seed=0)), before, strict=True):
+        np.testing.assert_array_equal(each.pixels, expected)
+
+
+def of_store(seen, drawn):
+    """(row, view) that the student is shown, and (row, view) that the teacher's features are of; of every sample."""
+    embeddings = {seen.store.gather_portable([r], view=v)[0].tobytes(): (r, v) for r in seen.rows for v in range(VIEWS)}
+    shown = [seen.pixels[pixels.tobytes()] for pixels in drawn.pixels]
+    return shown, [embeddings[embedding.tobytes()] for embedding in drawn.features["embedding"]]
+
+
+@pytest.mark.parametrize("pairing", ["one", "independent"])
+def test_views_are_paired_as_asked(seen, memory, pairing):
+    pairs, differ, found = Pairs(seen.store, seen.corpus, seen.preprocess, 2), [], set()
+    for number in range(12):
+        for drawn in pairs.epoch(number, batch_size=5, seed=0, pairing=pairing):
+            shown, taught = of_store(seen, drawn)
+            assert [row for row, _ in shown] == [row for row, _ in taught]
+            assert taught == [(seen.rows[at], view) for at, view in zip(drawn.row, drawn.view, strict=True)]
+            differ += [here != there for (_, here), (_, there) in zip(shown, taught, strict=True)]
+            found |= set(zip(shown, taught, strict=True))
+    if pairing == "one":
+        assert not any(differ)
+    else:
+        assert np.mean(differ) == pytest.approx(1 - 1 / VIEWS, abs=0.2)
+        assert len(found) > 0.5 * len(seen.rows) * VIEWS**2
+
+
+def test_a_group_is_all_views_of_a_sample(seen, memory):
+    pairs, everyone = Pairs(seen.store, seen.corpus, seen.preprocess, 2), []
+    for drawn in pairs.epoch(0, batch_size=5, seed=0, pairing="group"):
+        shown, taught = of_store(seen, drawn)
+        assert shown == taught
+        rows = [row for row, _ in shown[::VIEWS]]
+        assert shown == [(row, view) for row in rows for view in range(VIEWS)]
+        everyone += rows
+    assert sorted(everyone) == seen.rows
+
+
+def test_views_that_are_not_there_are_not_paired(seen):
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2, views="plain")
+    with pytest.raises(ValueError, match=r"pairs views \(independent\), and views=plain has one; leave views out"):
+        next(pairs.epoch(0, batch_size=5, seed=0, pairing="independent"))
+
+
+def test_samples_are_drawn_in_proportion_to_their_weights(seen):
+    """Never where it is 0; the same for a resumed epoch."""
+    pairs, weights = Pairs(seen.store, seen.corpus, seen.preprocess, 2), np.array([0, 1, 2, 3, 4, 0, 0, 0, 0, 10.0])
+    drawn = [each.row for n in range(100) for each in pairs.epoch(n, batch_size=5, seed=0, weights=weights)]
+    share = np.bincount(np.concatenate(drawn), minlength=10) / 1000
+    np.testing.assert_allclose(share, weights / 20, atol=5 * 0.5 / 1000**0.5)
+    assert (share[weights == 0] == 0).all()
+    again = next(pairs.epoch(3, batch_size=5, seed=0, weights=3 * weights, start=1))
+    assert again.row.tolist() == drawn[7].tolist()
+
+
+@pytest.mark.parametrize("weights", [np.ones(9), np.zeros(10), np.full(10, np.nan), np.arange(10) - 1.0])
+def test_weights_that_are_none_are_refused(seen, weights):
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
+    with pytest.raises(ValueError, match="weights must be 10 finite numbers, none negative and not all 0"):
+        next(pairs.epoch(0, batch_size=5, seed=0, weights=weights))
 
 
 def test_missing_samples_are_refused(seen):

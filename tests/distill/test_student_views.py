@@ -35,7 +35,7 @@ def make_pairs(store, images, preprocess):
 def epoch(pairs, number, seed=0):
     """Pixels and embeddings of one epoch, each image of it."""
     found = list(pairs.epoch(number, batch_size=16, seed=seed))
-    return np.concatenate([pixels for pixels, _ in found]), np.concatenate([f["embedding"] for _, f in found])
+    return np.concatenate([e.pixels for e in found]), np.concatenate([e.features["embedding"] for e in found])
 
 
 def rows_of(embedding, store):
@@ -185,7 +185,7 @@ def test_stores_with_different_numbers_of_views_train_together(parts, make_image
 
 
 def epoch_of(pairs, number):
-    return np.concatenate([f["embedding"] for _, f in pairs.epoch(number, batch_size=4, seed=0)])
+    return np.concatenate([each.features["embedding"] for each in pairs.epoch(number, batch_size=4, seed=0)])
 
 
 def test_stores_of_two_teachers_are_refused(parts, make_images, make_teacher, tmp_path):
