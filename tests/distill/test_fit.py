@@ -12,7 +12,6 @@ from fit_cases import (
     BATCH,
     EPOCHS,
     IMAGES,
-    LOOP,
     STEPS,
     STUDENT,
     TEACHER,
@@ -26,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distill.pairs import Pairs
 from distill.students import make_student
+from distill.training import loop
 from distill.training.fit import FitConfig, fit
 from distill.training.run import KEEP, Run
 from distill.training.schedule import learning_rate
@@ -154,10 +154,10 @@ def test_tensorboard_shows_the_same_metrics(finished):
 @pytest.mark.parametrize("stop", [None, 5, 11, 14])
 def test_the_loss_by_step_is_the_mean_since_the_record_before(train, tmp_path, monkeypatch, stop):
     """Eight steps an epoch, read at every second and recorded at every fourth; also where a run was interrupted."""
-    monkeypatch.setattr(LOOP, "LOG_EVERY", 2)
-    monkeypatch.setattr(LOOP, "CURVE_POINTS", 2)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    monkeypatch.setattr(loop, "CURVE_POINTS", 2)
     few = {"batch_size": 8, "epochs": 2, "checkpoint_minutes": 0.0}
-    losses, training = [], LOOP.Training
+    losses, training = [], loop.Training
     step = training.step
 
     def watched(self, batch, number, lr):
@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     def explode_in_the_second_epoch(step, steps, peak, *rest):
         return learning_rate(step, steps, peak, *rest) if step < STEPS // EPOCHS else 1e30
 
-    monkeypatch.setattr(LOOP, "learning_rate", explode_in_the_second_epoch)
+    monkeypatch.setattr(loop, "learning_rate", explode_in_the_second_epoch)
     with pytest.raises(
         RuntimeError,
         match=r"the loss became nan by step 8 \(epoch 2\); choose another --out with a lower --lr; .* is .*step-00000004\.pt$",

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fit_cases import LOOP, STEPS, STUDENT, TEACHER, Interrupted, files, interrupt_at, without_speed
+from fit_cases import STEPS, STUDENT, TEACHER, Interrupted, files, interrupt_at, without_speed
 from safetensors.torch import load_file, save_file
 
 from distill.mappings._descent import minimise_sne
+from distill.training import loop
 from distill.training.fit import fit
 from distill.training.interrupt import PutOffInterrupt
 from distill.training.run import KEEP, Run
@@ -247,7 +248,7 @@ def test_a_mapping_file_that_is_of_no_use_is_replaced(finished, train, tmp_path,
 
 @pytest.fixture
 def every_other_step(monkeypatch):
-    monkeypatch.setattr(LOOP, "LOG_EVERY", 2)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
     return {"checkpoint_minutes": 0.0, "batch_size": 8, "ema": 0.8, "method": "proteus", "epochs": 2}
 
 
@@ -293,7 +294,7 @@ def test_what_a_killed_process_left_half_written_goes(train, tmp_path, every_oth
 
 def test_a_weight_that_is_no_number_is_never_saved(train, tmp_path, monkeypatch):
     """The loss of a step says nothing about the weights that it leaves."""
-    monkeypatch.setattr(LOOP, "learning_rate", lambda step, *rest: 1e-3 if step < STEPS - 1 else math.inf)
+    monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: 1e-3 if step < STEPS - 1 else math.inf)
     with pytest.raises(RuntimeError, match=r"a weight became NaN or infinite by step 12 .* is .*step-00000008\.pt$"):
         train(tmp_path / "run")
     assert [path.stem for path in Run(tmp_path / "run").checkpoints] == ["step-00000004", "step-00000008"]
@@ -447,7 +448,7 @@ def test_ctrl_c_within_a_step_waits_for_its_end(train, tmp_path, monkeypatch, us
         return learning_rate(step, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LOOP, "learning_rate", interrupted)
+        patch.setattr(loop, "learning_rate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run")
     assert Run(tmp_path / "run").load_checkpoint()["step"] == 6
@@ -481,7 +482,7 @@ def test_pressed_twice_or_waited_for_too_long_ctrl_c_stops_at_once(monkeypatch, 
 
 
 def test_no_weight_that_is_no_number_is_saved_on_ctrl_c(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(LOOP, "learning_rate", lambda step, *rest: math.inf)
+    monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: math.inf)
     with pytest.raises(RuntimeError, match="a weight became NaN or infinite by step 1 "):
         train(tmp_path / "run", progress=press_at(1, ctrl_c, []))
     assert Run(tmp_path / "run").checkpoints == []

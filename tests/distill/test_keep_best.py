@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from fit_cases import LOOP, Interrupted, interrupt_at
+from fit_cases import Interrupted, interrupt_at
 from safetensors.torch import load_file
 
 from distill.exporting.export import export
+from distill.training import loop
 from distill.training.config import FitConfig
 from distill.training.run import Run
 
@@ -80,4 +81,4 @@ def test_a_lost_student_comes_back_from_the_last_checkpoint(train, tmp_path):
 
 
 def test_labels_decide_where_there_are_any():
-    assert LOOP.BETTER[0] == "holdout/top1@20"
+    assert loop.BETTER[0] == "holdout/top1@20"

@@ -4,8 +4,9 @@ A matrix by columns and the same matrix by rows give other bits where few rows a
 """
 
 import pytest
-from fit_cases import LOOP, Interrupted, interrupt_at, without_speed
+from fit_cases import Interrupted, interrupt_at, without_speed
 
+from distill.training import loop
 from featcache.plugins import plugin_names
 
 FEW = {"mapping_steps": 2, "mapping_batch_size": 16}
@@ -15,7 +16,7 @@ FEW = {"mapping_steps": 2, "mapping_batch_size": 16}
 @pytest.mark.parametrize("method", ["landmarks", "tintem"])
 @pytest.mark.parametrize("mapping", plugin_names("distill.mappings"))
 def test_a_resumed_run_has_the_same_bits(train, tmp_path, monkeypatch, mapping, method, batch_size, accumulate):
-    monkeypatch.setattr(LOOP, "LOG_EVERY", 2)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
     given = {
         "student": "odd_students:Plain", "embedding_dim": 12 if mapping == "identity" else 0, "method": method,
         "method_options": {"mapping": mapping, **(FEW if mapping in ("sne", "orthogonal") else {})},
