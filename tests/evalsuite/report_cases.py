@@ -3,6 +3,7 @@
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -106,6 +107,9 @@ class Page(HTMLParser):
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.data = json.loads(self.texts["application/json"])
+
+    def charts(self, key: str) -> list[dict[str, Any]]:
+        return next((each["charts"] for each in self.data["sections"] if each["key"] == key), [])
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))

@@ -1,7 +1,5 @@
 // Elements and files to save. Every name reaches the page as text or as an attribute's value, never as markup.
 
-"use strict"; // for the files that follow too: the page has them as one script
-
 function make(space, tag, attributes, children) {
   const node = space ? document.createElementNS(space, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -14,10 +12,19 @@ function make(space, tag, attributes, children) {
     if (child !== null && child !== undefined && child !== false && child !== "") node.append(child);
   return node;
 }
-const el = (tag, attributes, ...children) => make(null, tag, attributes, children);
-const svg = (tag, attributes, ...children) => make("http://www.w3.org/2000/svg", tag, attributes, children);
-let count = 0;
-const fresh = (stem) => `${stem}-${++count}`;
+export const el = (tag, attributes, ...children) => make(null, tag, attributes, children);
+export const svg = (tag, attributes, ...children) => make("http://www.w3.org/2000/svg", tag, attributes, children);
+/** A name that may break after its separators. */
+export const breakable = (name) => name.split(/(?<=[/_:,.@-])/).flatMap((part, n) => (n ? [el("wbr"), part] : [part]));
+
+export function pick(label, options, change) {
+  const select = el(
+    "select",
+    { on: { change: () => change(select.value) } },
+    options.map(([value, text]) => el("option", { value }, text)),
+  );
+  return { node: el("label", {}, label, select), value: () => select.value };
+}
 
 // -- data to take away
 
@@ -30,7 +37,8 @@ function cell(value) {
 const csv = ({ columns, rows }) => [columns, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 const objects = ({ columns, rows }) =>
   rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i] ?? null])));
-function save(name, type, text) {
+export const json = (value) => JSON.stringify(value, null, 1);
+export function save(name, type, text) {
   const url = URL.createObjectURL(new Blob([text], { type }));
   const link = el("a", { href: url, download: name });
   document.body.append(link);
@@ -38,26 +46,22 @@ function save(name, type, text) {
   link.remove();
   setTimeout(() => URL.revokeObjectURL(url), 30000);
 }
-const saves = (stem, what, table) =>
-  el(
+/** Two buttons that save `table()`, its columns and rows. */
+export function saves(stem, what, table) {
+  const button = (kind, type, text) =>
+    el(
+      "button",
+      {
+        type: "button",
+        "aria-label": `Save ${what} as ${kind}`,
+        on: { click: () => save(`${stem}.${kind.toLowerCase()}`, type, text()) },
+      },
+      kind,
+    );
+  return el(
     "div",
     { class: "save" },
-    el(
-      "button",
-      {
-        type: "button",
-        "aria-label": `Save ${what} as CSV`,
-        on: { click: () => save(`${stem}.csv`, "text/csv", csv(table())) },
-      },
-      "CSV",
-    ),
-    el(
-      "button",
-      {
-        type: "button",
-        "aria-label": `Save ${what} as JSON`,
-        on: { click: () => save(`${stem}.json`, "application/json", JSON.stringify(objects(table()), null, 1)) },
-      },
-      "JSON",
-    ),
+    button("CSV", "text/csv", () => csv(table())),
+    button("JSON", "application/json", () => json(objects(table()))),
   );
+}

@@ -1,0 +1,291 @@
+"""What an evaluator has drawn: plain records, which the report's page draws without knowing any evaluator.
+
+An evaluator gives `headlines(results)`, its columns in the page's summary, and `charts(results)`, its sections, both of
+the results of its command. Charts without samples name metrics: the page has every encoder's value and interval. The
+others hold the numbers they draw. A `Table` is what the command line prints, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from evalsuite.result import Metric, Result
+
+Tone = Literal["", "id", "csid", "near", "far", "quiet", "strong"]
+"""How a series looks: "" as the encoder of its name, or in the next colour; of ID or OOD rows as such; pale and without
+a key (`quiet`), or in ink (`strong`)."""
+Better = Literal["", "higher", "lower"]
+
+BINS = 48  # of a histogram
+STEPS = 4095  # places of a cloud are whole numbers from 0 to this
+
+WORDS = {
+    "auroc": "AUROC",
+    "aupr_in": "AUPR, ID positive",
+    "aupr_out": "AUPR, OOD positive",
+    "ap_in": "average precision, ID positive",
+    "ap_out": "average precision, OOD positive",
+    "fpr95_id": "FPR95_id",
+    "fpr95_ood": "FPR95_ood",
+    "gram_pearson": "Gram correlation",
+    "gram_pearson_centred": "Gram correlation, centred",
+    "cka_debiased": "CKA",
+    "cka_debiased_unit": "CKA of unit embeddings",
+    "agreement/top1": "agreement",
+    "agreement/kappa": "kappa",
+    "cosine_mapped": "cosine, mapped",
+    "procrustes": "Procrustes distance",
+}
+"""Metrics, or the last part of their names, in words."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A result, and under which name the page shows the encoder it is about."""
+
+    encoder: str
+    result: Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What an axis or a column shows.
+
+    `share`: values in [0, 1] are written in percent. The axis never goes below `least` or above `most`, and takes in
+    `line`, where a dashed line stands: what chance reaches, say. With `range` it goes from there to there. `column` is its
+    name in saved tables.
+    """
+
+    name: str
+    share: bool = False
+    better: Better = ""
+    least: float | None = None
+    most: float | None = None
+    line: float | None = None
+    range: tuple[float, float] | None = None
+    column: str = ""
+
+    @classmethod
+    def of(cls, metric: str, name: str | None = None) -> Axis:
+        """The axis of a metric of ours, known by the last part of its name."""
+        last = metric.rpartition("/")[2].lower()
+        share = bool(re.match(r"(macro_)?top\d+(@\d+)?$|fpr95_", last))
+        lower = re.match(r"fpr95_|procrustes|(relative_)?m?ce$|error", last)
+        within = share or re.match(r"auroc|aupr_|ap_|gram_|cka|mutual_knn|kappa|cosine", last)
+        return cls(
+            name=name or WORDS.get(metric) or WORDS.get(last) or metric,
+            share=share,
+            better="lower" if lower else "higher",
+            least=0.0 if share or re.match(r"auroc|aupr_|ap_|mutual_knn", last) else None,
+            most=1.0 if within else None,
+            line=0.5 if last == "auroc" else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """A column of the summary: `metric` of every encoder that has it. `note` stands in its head; below the table stand
+    `about`, where there is more to say, and `rows`, of how many samples it is. Where headlines have different `where`,
+    the reader picks."""
+
+    metric: str
+    axis: Axis
+    note: str = ""
+    about: str = ""
+    rows: str = ""
+    where: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What all charts have. Of a section's charts those are shown whose `where`, by the label of a control, is what the
+    reader picked, the first ones at first. `note` is small print; `wide` ones have a row of their own."""
+
+    title: str
+    where: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dots(Chart):
+    """A row for each entry of `rows`, label to metric, and in it a point and its interval for each encoder."""
+
+    axis: Axis
+    rows: Mapping[str, str]
+    label: str = "row"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter(Chart):
+    """A point an encoder, one metric against another. Of several the reader picks; without `y`, of all headlines."""
+
+    x: Mapping[str, Axis]
+    y: Mapping[str, Axis] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A line's points, and their intervals' ends where it has `low` and `high`; `note` stands in its key."""
+
+    name: str
+    x: Sequence[int | float]
+    y: Sequence[int | float]
+    low: Sequence[int | float | None] = ()
+    high: Sequence[int | float | None] = ()
+    note: str = ""
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines(Chart):
+    """Lines over numbers. `by` is what a line is, in saved tables. `marked`: a mark at every point; `ticks`: where the
+    x axis has numbers; `diagonal`: a dashed line from corner to corner."""
+
+    x: Axis
+    y: Axis
+    series: Sequence[Series]
+    by: str = "encoder"
+    marked: bool = False
+    ticks: Sequence[int | float] = ()
+    diagonal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Of `rows` values how many are in each bin, and how many `below` and `above` all of them."""
+
+    name: str
+    counts: Sequence[int]
+    rows: int
+    below: int
+    above: int
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram(Chart):
+    """How values spread over equal bins from `low` to `high`, as shares of each set."""
+
+    axis: Axis
+    low: float
+    high: float
+    sets: Sequence[Counts]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Float[np.ndarray, " _"]], tones: Mapping[str, Tone], **given: Any) -> Histogram:
+        """Of each set's values. A few far ones do not squash the rest: the axis has the middle 99 % of every set, but nothing
+        farther from the middle half of all, each set weighing the same, than twice that half's width."""
+        finite = [each[np.isfinite(each)] for each in values.values()]
+        finite = [each for each in finite if each.size]
+        if not finite:
+            raise ValueError("a histogram needs a finite value")
+        low = min(float(np.quantile(each, 0.005)) for each in finite)
+        high = max(float(np.quantile(each, 0.995)) for each in finite)
+        even = np.concatenate([np.quantile(each, np.linspace(0, 1, 1001)) for each in finite])
+        first, third = (float(x) for x in np.quantile(even, [0.25, 0.75]))
+        if third > first:
+            low, high = max(low, first - 2 * (third - first)), min(high, third + 2 * (third - first))
+        if not high > low:  # half a unit around the one value, and wider where that would be lost in rounding
+            margin = max(0.5, abs(low) * 1e-6)
+            low, high = low - margin, high + margin
+        sets = [
+            Counts(
+                name=name,
+                counts=np.histogram(each, BINS, (low, high))[0].tolist(),
+                rows=len(each),
+                below=int((each < low).sum()),
+                above=int((each > high).sum()),
+                tone=tones.get(name, ""),
+            )
+            for name, each in values.items()
+        ]
+        return cls(low=low, high=high, sets=sets, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Some of `rows` points; `x` and `y` are whole numbers, from 0 to `STEPS` over the chart's `low` to `high`."""
+
+    name: str
+    x: Sequence[int]
+    y: Sequence[int]
+    rows: int
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloud(Chart):
+    """Sets of many points, both axes on one scale."""
+
+    x: Axis
+    y: Axis
+    low: Sequence[float]
+    high: Sequence[float]
+    sets: Sequence[Places]
+    steps: int = STEPS
+
+    @classmethod
+    def of(
+        cls, places: Mapping[str, Shaped[np.ndarray, "_ 2"]], tones: Mapping[str, Tone], points: int, **given: Any
+    ) -> Cloud:
+        """Of each set's points, at most `points` of them, evenly spread over its rows."""
+        kept = {
+            name: each[np.linspace(0, len(each) - 1, min(len(each), points)).round().astype(np.int64)]
+            for name, each in places.items()
+        }
+        pooled = np.concatenate(list(kept.values())).astype(np.float64)
+        low, high = pooled.min(axis=0), pooled.max(axis=0)
+        width = np.where(high > low, high - low, 1.0)
+        sets = []
+        for name, each in kept.items():
+            x, y = np.rint((each - low) / width * STEPS).astype(int).T.tolist()
+            sets.append(Places(name=name, x=x, y=y, rows=len(places[name]), tone=tones.get(name, "")))
+        return cls(low=low.tolist(), high=(low + width).tolist(), sets=sets, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Chart):
+    """Rows of cells, the first of each its name: text, whole numbers, or metrics with their intervals."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | Metric | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: `key` is its place in links, `short` its name in the list of parts."""
+
+    key: str
+    short: str
+    title: str
+    about: str
+    charts: Sequence[Chart]
+
+
+def rows_said(counts: Sequence[int], noun: str) -> str:
+    """`9,000 images`, or `9,000 to 10,000 images` where they differ; "" where nothing is known."""
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f"{low:,} {noun}" if low == high else f"{low:,} to {high:,} {noun}"
+
+
+def repeated_means(metrics: Mapping[str, Metric]) -> set[str]:
+    """Names `WHERE/mean/METRIC` that repeat the only other `WHERE/NAME/METRIC`: means of one set, or of one severity."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in metrics:
+        parts = name.split("/")
+        for i in range(1, len(parts) - 1):
+            found.setdefault(("/".join(parts[:i]), "/".join(parts[i + 1 :])), []).append(name)
+    return {
+        mean
+        for (where, what), of in found.items()
+        if len(of) == 2 and (mean := f"{where}/mean/{what}") in of and metrics[of[0]].value == metrics[of[1]].value
+    }

@@ -1,0 +1,170 @@
+"""Which encoder each result is about, and how the page calls it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evalsuite.result import Metric, Result
+
+_EVALUATED = ("student", "encoder", "query", "test", "id_test", "id_train", "train", "bank", "store")
+"""Which input is the encoder that a result is about, the first that is there."""
+
+
+@dataclass
+class Source:
+    """One result and where it came from; `row` is the number of its encoder's row, -1 where it is about several."""
+
+    result: Result
+    file: str
+    row: int = -1
+
+    @classmethod
+    def of(cls, given: Result | str | os.PathLike[str], number: int) -> Source:
+        if isinstance(given, Result):
+            return cls(given, f"result {number}")
+        return cls(Result.read(given), os.fspath(given))
+
+    @property
+    def encoder(self) -> tuple[str, str] | None:
+        """Fingerprint and name of the encoder that the result is about; None for a comparison of several."""
+        return None if self.result.command == "compare" else encoder_of(self.result.inputs)
+
+    @property
+    def teacher(self) -> tuple[str, str] | None:
+        return _encoder(self.result.inputs, "teacher")
+
+    def record(self) -> dict[str, Any]:
+        result = self.result
+        return {
+            "file": self.file,
+            "command": result.command,
+            "encoder": None if self.row < 0 else self.row,
+            "inputs": result.inputs,
+            "parameters": result.parameters,
+            "versions": result.versions,
+            "remarks": result.remarks,
+            "metrics": {name: [each.value, *(each.ci95 or ())] for name, each in result.metrics.items()},
+        }
+
+
+@dataclass
+class Row:
+    """What the page shows as one encoder; `taught_by` is the number of its teacher's row."""
+
+    fingerprint: str
+    encoder: str
+    given: str | None
+    name: str = ""
+    teacher: bool = False
+    taught_by: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "given"}
+
+
+def encoder_of(inputs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Fingerprint and name of the encoder that a result with these inputs is about."""
+    return next((found for key in _EVALUATED if (found := _encoder(inputs, key))), None)
+
+
+def _encoder(inputs: Mapping[str, Any], key: str) -> tuple[str, str] | None:
+    """Fingerprint and name in an input's record, as far as it has them."""
+    record = inputs.get(key)
+    if isinstance(record, str):  # a spec; its fingerprint may stand beside it
+        record = {"encoder": record, "fingerprint": inputs.get("fingerprint")}
+    if not isinstance(record, Mapping):
+        return None
+    name = record.get("encoder") or record.get("name") or record.get("path") or record.get("fingerprint")
+    return (str(record.get("fingerprint") or f"of {name}"), str(name)) if name else None
+
+
+def group(sources: Sequence[Source], names: Mapping[str, str]) -> list[Row]:
+    """The rows, teachers first; sets each source's `row`. Raises `ValueError` where one name is given to two encoders."""
+    by_file = {os.fspath(key): name for key, name in names.items()}
+    of_encoder: dict[str, list[str]] = {}  # fingerprint → the names given to its results
+    chosen: list[str | None] = []
+    for source in sources:
+        encoder = source.encoder
+        keys = [source.file, *(encoder or ())]
+        name = next((by_file[key] for key in keys if key in by_file), None)
+        chosen.append(name)
+        if encoder and name is not None and name not in of_encoder.setdefault(encoder[0], []):
+            of_encoder[encoder[0]].append(name)
+
+    rows: list[Row] = []
+    row_of: list[Row | None] = []
+    for source, name in zip(sources, chosen, strict=True):
+        encoder = source.encoder
+        if encoder is None:
+            row_of.append(None)
+            continue
+        fingerprint, spec = encoder
+        if name is None and len(of_encoder.get(fingerprint, ())) == 1:
+            name = of_encoder[fingerprint][0]
+        other = next((row for row in rows if name is not None and row.given == name), None)
+        if other is not None and other.fingerprint != fingerprint:
+            raise ValueError(
+                f"{name} names two encoders, {other.encoder} and {spec} (of {source.file}); give each its own name"
+            )
+        row = next((row for row in rows if (row.fingerprint, row.given) == (fingerprint, name)), None)
+        if row is None:
+            rows.append(row := Row(fingerprint, spec, name))
+        row_of.append(row)
+
+    taught: dict[str, str] = {}  # fingerprint of a student → its teacher's
+    for source in sources:
+        student, teacher = source.encoder, source.teacher
+        if student and teacher and student[0] != teacher[0]:
+            taught[student[0]] = teacher[0]
+    for row in rows:
+        row.teacher = (row.fingerprint in taught.values() and row.fingerprint not in taught) or row.given == "teacher"
+    rows.sort(key=lambda row: not row.teacher)
+    teachers = [number for number, row in enumerate(rows) if row.teacher]
+    for row in rows:
+        fits = [n for n, other in enumerate(rows) if other.fingerprint == taught.get(row.fingerprint)]
+        if not row.teacher:
+            row.taught_by = fits[0] if fits else teachers[0] if len(teachers) == 1 else None
+    for row in rows:
+        row.name = row.given or short(row.encoder)
+    for shown, count in Counter(row.name for row in rows).items():
+        if count > 1:
+            for row in rows:
+                if row.name == shown and row.given is None:
+                    row.name = f"{row.encoder} ({row.fingerprint[:8]})"
+    for source, found in zip(sources, row_of, strict=True):
+        source.row = next((n for n, other in enumerate(rows) if other is found), -1)
+    return rows
+
+
+def short(encoder: str) -> str:
+    """A student's run folder without what leads there; other encoders' names as they are."""
+    return encoder.rstrip("/").rpartition("/")[2] if encoder.startswith("run:") else encoder
+
+
+def held(sources: Sequence[Source], rows: int) -> list[dict[str, Metric]]:
+    """Each row's metrics by name; of several results the last counts."""
+    found: list[dict[str, Metric]] = [{} for _ in range(rows)]
+    for source in sources:
+        if source.row >= 0:
+            found[source.row] |= source.result.metrics
+    return found
+
+
+def conflicts(rows: Sequence[Row], sources: Sequence[Source]) -> Iterator[str]:
+    """One line for each metric that a row's results disagree on."""
+    before: dict[tuple[int, str], tuple[float, str]] = {}
+    for source in sources:
+        if source.row < 0:
+            continue
+        for name, metric in source.result.metrics.items():
+            value, file = before.get((source.row, name), (metric.value, source.file))
+            if value != metric.value:
+                yield (
+                    f"{rows[source.row].name} has two values for {name}: {value:.6g} in {file} and "
+                    f"{metric.value:.6g} in {source.file}; the latter counts"
+                )
+            before[source.row, name] = metric.value, source.file
