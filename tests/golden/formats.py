@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 EXPECTED = HERE / "expected.json"
-OF_THE_MACHINE = ("versions", "extraction", "fingerprint", "encoder_fingerprint", "teacher")
+OF_THE_MACHINE = ("versions", "extraction", "fingerprint", "encoder_fingerprint", "teacher", "store_digest")
 """Keys of manifests, configurations and records: how and by what it was computed here, and digests of weights."""
 EXACT = ("label", "sample_id", "content", "reason", "state", "image_size", "pixels")
 """Arrays whose bytes are the same everywhere; pixels where they are not JPEG."""
@@ -27,7 +27,10 @@ CHECKSUM = 4  # bytes at the end of a chunk
 def without(value: Any) -> Any:
     """JSON values without what is the machine's."""
     if isinstance(value, dict):
-        return {key: without(each) for key, each in value.items() if key not in OF_THE_MACHINE}
+        kept = {key: without(each) for key, each in value.items() if key not in OF_THE_MACHINE}
+        if "sealed" in kept:
+            kept["sealed"].pop("digest", None)  # over the features too
+        return kept
     return [without(each) for each in value] if isinstance(value, list) else value
 
 
@@ -41,7 +44,6 @@ def keys(value: Any) -> Any:
 def of_store(folder: Path, digests: dict[str, str]) -> dict[str, Any]:
     group = json.loads((folder / "zarr.json").read_text())
     manifest = without(group["attributes"]["featcache"])
-    manifest["sealed"].pop("digest")  # over the features too
     arrays, raw = {}, (manifest.get("pixels") or {}).get("format") != "jpeg"
     for metadata in sorted(folder.glob("*/zarr.json")):
         name, array = metadata.parent.name, json.loads(metadata.read_text())
