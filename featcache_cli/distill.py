@@ -1,5 +1,6 @@
 """`distill`: stage two."""
 
+import inspect
 import json
 import os
 import re
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.main
+from typer.core import TyperCommand
 
 from featcache_cli.mapping import mapping
 from featcache_cli.screen import (
@@ -33,12 +36,68 @@ METHOD = "landmarks"
 app = program("distill", "Stage two: train small students against the kept features.")
 
 
+_OPTIONS = "featcache.method_options"
+
+
+class _WithMethod(TyperCommand):
+    """Where `--method NAME` is given, the options of that method are flags too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        taken = {each for param in self.params for each in param.opts}
+        ctx.meta[_WithMethod] = [option for option in _method_flags(_method_in(args)) if option.opts[0] not in taken]
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [*super().get_params(ctx), *ctx.meta.get(_WithMethod, ())]
+
+
+def _method_in(args: list[str]) -> str:
+    """The method that a command line names; "" where it names none."""
+    given = [after for flag, after in zip(args, [*args[1:], ""], strict=True) if flag == "--method"]
+    return (given + [each.partition("=")[2] for each in args if each.startswith("--method=")] or [""])[-1]
+
+
+def _method_flags(name: str) -> list[Any]:
+    """A flag for every option of the method; what it is given goes where --set KEY=VALUE goes."""
+    if not name:
+        return []
+    import distill
+
+    def keep(context: typer.Context, param: typer.CallbackParam, value: str | None) -> None:
+        if value is not None:
+            context.meta.setdefault(_OPTIONS, {})[param.name] = f"{param.name}={value}"
+
+    flags = []
+    for key, each in _described(distill.load_method(name)).items():
+        if key not in ("teacher_dim", "student_dim"):
+            option = typer.Option(
+                f"--{key.replace('_', '-')}", metavar="VALUE", help=each["what"], expose_value=False, callback=keep,
+                rich_help_panel=f"Options of method {name}",
+                show_default=False if each["default"] is None else json.dumps(each["default"]),
+            )  # fmt: skip
+            flags.append(
+                inspect.Parameter(
+                    key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+                )
+            )
+
+    def described() -> None:
+        pass
+
+    described.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
+    described.__annotations__ = {each.name: each.annotation for each in flags}
+    of_them = typer.Typer(add_completion=False)
+    of_them.command()(described)
+    return [param for param in typer.main.get_command(of_them).params if param.name != "help"]
+
+
 class TrainingPrecision(StrEnum):
     auto, fp32, bf16 = "auto", "fp32", "bf16"
 
 
-@app.command()
+@app.command(cls=_WithMethod)
 def fit(
+    context: typer.Context,
     store: Annotated[
         list[str] | None,
         typer.Option(metavar="STORE", help="The teacher's features; repeat, with its CORPUS, to train on several."),
@@ -92,7 +151,7 @@ def fit(
     [dim]distill fit --config runs/a/config.toml --method proteus --out runs/d[/dim]
     [dim]torchrun --nproc-per-node 8 --no-python distill fit --config runs/a/config.toml --out runs/e[/dim]
 
-    `distill settings` lists every KEY of --set, with its default.
+    `distill settings` lists every KEY of --set, with its default; `distill fit --method NAME --help` has NAME's options.
     """
     import distill
     from distill.training.run import Run
@@ -111,7 +170,7 @@ def fit(
     }  # fmt: skip
     student_of_file = given.get("student")
     given |= {key: value for key, value in flags.items() if value is not None}
-    for setting in settings or []:
+    for setting in (*(settings or ()), *context.meta.get(_OPTIONS, {}).values()):
         _set(given, setting)
     if student is None and given.get("student") == student_of_file:
         refuse_code(config, student_of_file, trust_code)
@@ -310,8 +369,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _described(made: Any, *names: str) -> dict[str, dict[str, Any]]:
     """Of each argument, or of `names`: its "default" (None for none) and "what" the docstring says of it."""
-    import inspect
-
     said = {}
     for keys, text in re.findall(r"^ {4}([\w, ]+): (.+(?:\n {8}.+)*)", inspect.getdoc(made) or "", re.MULTILINE):
         said.update(dict.fromkeys(keys.split(", "), " ".join(text.split())))

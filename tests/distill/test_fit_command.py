@@ -211,3 +211,18 @@ def test_a_folder_without_a_run_cannot_be_resumed(command, tmp_path):
     refused = command(f"distill fit --resume --out {tmp_path / 'nowhere'}")
     assert refused.code == 2
     assert "nowhere: holds no run to resume (config.toml); begin one with --store and --student" in refused.err
+
+
+def test_options_of_the_method_are_flags(stores, command, tmp_path):
+    """As --set gives them; in --help with what they are; another method's are refused with near names."""
+    fit = f"distill fit {stores} --student tiny --epochs 1 --method rkd"
+    done = command(f"{fit} --out {tmp_path / 'flags'} --no-such 1")
+    assert (done.code, "--no-such" in done.err) == (2, True)
+    done = command(f"{fit} --out {tmp_path / 'flags'} --angle-batch 5 --normalise false --match=0.5")
+    assert done.code == 0, done.err
+    assert Run(tmp_path / "flags").config["method_options"] == {"angle_batch": 5, "normalise": False, "match": 0.5}
+    assert "angle_batch must be a whole number" in command(f"{fit} --out {tmp_path / 'x'} --angle-batch 5.5").err
+    said = " ".join(command("distill fit --method=rkd --help").out.split())
+    assert "Options of method rkd" in said
+    assert all(f"--{option.replace('_', '-')}" in said for option in method_options("rkd"))
+    assert "--angle-batch" not in command("distill fit --help").out
