@@ -25,7 +25,7 @@ from distill.objectives import match
 from distill.pairs import Pairs
 from distill.students import make_student
 from distill.training.schedule import make_optimizer
-from featcache.encoder import Encoder, normalise
+from featcache.encoder import Encoder
 from featcache.models.timm import wrap
 
 LIMIT = 1.10  # × the bare step, at most, that an epoch of fit takes: issue 4, Cost
@@ -108,9 +108,7 @@ class Measured:
         self._optimizer = make_optimizer(weights, distill.FitConfig(**self._config))
         rows = range(4 * options.batch_size)
         drawn = next(Pairs(store, corpus, preprocess).plain(rows, batch_size=len(rows)))
-        self._images = (
-            normalise(torch.from_numpy(drawn.pixels), preprocess).to(options.device).split(options.batch_size)
-        )
+        self._images = preprocess.to_model(torch.from_numpy(drawn.pixels)).to(options.device).split(options.batch_size)
         target = torch.from_numpy(drawn.features["embedding"]).float().to(options.device)
         self._targets = target.split(options.batch_size)
         seen = next(Pairs(store, corpus, teacher.preprocess).plain(rows, batch_size=len(rows))).pixels

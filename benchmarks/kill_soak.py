@@ -28,7 +28,7 @@ from PIL import Image
 import featcache.extraction.job
 import featcache.store.layout
 from featcache import Encoder, Preprocess, extract
-from featcache.inputs.kept import KeptPixels
+from featcache.inputs.images import KeptPixels
 from featcache.precision import CANDIDATES
 
 SIZE = 32

@@ -26,7 +26,7 @@ from featcache import KeptPixels
 from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
 from featcache.encoder import Encoder
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.store import FeatureStore
 
 PHOTOGRAPHS = "imagenet-samples-250"

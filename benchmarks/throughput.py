@@ -25,10 +25,10 @@ from _targets import judge
 from photographs import arguments, unpacked
 
 import featcache
-from featcache.encoder import Encoder, normalise
+from featcache.encoder import Encoder
 from featcache.extraction.extract import Progress
 from featcache.extraction.samples import Wanted, read_sample
-from featcache.inputs.views import Views
+from featcache.inputs import Views
 from featcache.machine import keep_freed_memory
 from featcache.models.timm import wrap
 from featcache.precision import CANDIDATES
@@ -121,7 +121,7 @@ def forward_only(teacher: str, precision: str, batch: int, seconds: float) -> fl
     size, mode = encoder.preprocess.size, CANDIDATES[precision]
     encoder.to("cuda" if torch.cuda.is_available() else "cpu", mode)
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=encoder.device)
-    images = normalise(pixels, encoder.preprocess).to(mode.weights, memory_format=mode.memory_format)
+    images = encoder.preprocess.to_model(pixels).to(mode.weights, memory_format=mode.memory_format)
     with torch.autocast(encoder.device.type, torch.bfloat16, enabled=mode.autocast):
         encoder.module(images)
         began, count = time.perf_counter(), 0

@@ -14,8 +14,8 @@ from distill.source import Source
 from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
 from featcache.extraction.samples import content_hash, prefetch
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import View, Views, decode, render
+from featcache.inputs import Views
+from featcache.inputs.images import Preprocess
 from featcache.machine import cores
 from featcache.store import FeatureStore
 from featcache.store.layout import EMBEDDING
@@ -24,8 +24,6 @@ MEMORY_SHARE = 0.25
 """Rendered pixels are kept in memory when they fit in this share of what is free."""
 CHECKED = 16
 """Images of each corpus that are compared with what the teacher saw, before training starts."""
-
-_ANY = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -252,11 +250,11 @@ class Pairs:
 
     def _seen(self, index: int, recipe: Views, view: int) -> np.ndarray:
         encoded, size = self._read(index)
-        image = decode(encoded, max_pixels=_ANY)  # the teacher has decoded it
-        width, height = size or image.size
+        image = self.preprocess.decode(encoded, seen=True)
+        size = size or image.size
         teacher = self._recipes[self.source.locate(index)[0]].preprocess
-        drawn: View = recipe.draw((width, height), teacher, self._id(index), view)
-        return render(image, drawn.scaled(image.width / width, image.height / height), self.preprocess)
+        drawn = teacher.draw(size, recipe, self._id(index), view)
+        return self.preprocess.render(image, drawn, size)
 
     def _id(self, index: int) -> str:
         number, row = self.source.locate(index)

@@ -6,7 +6,7 @@ from typing import Any
 import timm.data
 
 from featcache.backbones import Backbone, ClipTower, build_backbone
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.specs import names_code
 
 

@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from featcache.corpora import Corpus, open_corpus
     from featcache.encoder import Encoder, load_encoder
     from featcache.extraction.extract import extract, extract_all
-    from featcache.inputs.kept import KeptPixels
-    from featcache.inputs.preprocess import Preprocess
-    from featcache.inputs.views import Views
+    from featcache.inputs import Views
+    from featcache.inputs.images import KeptPixels, Preprocess
     from featcache.interchange import export_store, import_store
     from featcache.store import FeatureStore, open_store
     from featcache.store.check import check
@@ -40,9 +39,9 @@ _MODULE_OF = {
     "Corpus": "corpora",
     "Encoder": "encoder",
     "FeatureStore": "store",
-    "KeptPixels": "inputs.kept",
-    "Preprocess": "inputs.preprocess",
-    "Views": "inputs.views",
+    "KeptPixels": "inputs.images",
+    "Preprocess": "inputs.images",
+    "Views": "inputs",
     "check": "store.check",
     "export_store": "interchange",
     "extract": "extraction.extract",

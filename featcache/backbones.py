@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.checkpoint import fill, open_checkpoint, read_weights
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.models.python import import_callable
 from featcache.models.timm import embeds_by_classifier, open_model, patch_side, recorded_architecture, split_tokens
 from featcache.plugins import suggest

@@ -15,12 +15,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from featcache.checkpoint import read_weights
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.plugins import load_plugin, plugin_names
 from featcache.precision import FP32, Precision
 from featcache.specs import names_code
 
-__all__ = ["Encoder", "load_encoder", "normalise", "read_weights"]
+__all__ = ["Encoder", "load_encoder", "read_weights"]
 
 
 @dataclass(kw_only=True)
@@ -116,7 +116,7 @@ class Encoder:
         Raises:
             ValueError: the module returns a field in another shape than `self.fields` says.
         """
-        images = normalise(pixels.to(self.device, non_blocking=True), self.preprocess)
+        images = self.preprocess.to_model(pixels.to(self.device, non_blocking=True))
         images = images.to(self.precision.weights, memory_format=self.precision.memory_format)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.autocast), _full_fp32(self.device):
             features = self.module(images)
@@ -149,15 +149,6 @@ def _full_fp32(device: torch.device) -> contextlib.AbstractContextManager[None]:
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-
-
-def normalise(pixels: UInt8[Tensor, "batch size size 3"], preprocess: Preprocess) -> Float[Tensor, "batch 3 size size"]:
-    """uint8 RGB pixels → float32, scaled to 0…1, minus mean, over std."""
-    # Whole lines of an image at a time: four times as fast as over a last dimension of 3.
-    width = pixels.shape[2]
-    mean = torch.tensor(preprocess.mean, device=pixels.device).mul(255).repeat(width)
-    std = torch.tensor(preprocess.std, device=pixels.device).mul(255).repeat(width)
-    return pixels.flatten(2).float().sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:

@@ -10,7 +10,7 @@ from torch import Tensor
 from distill import load_method
 from distill.methods import Batch, Fitted
 from distill.source import Source
-from featcache.inputs.views import PARAMETERS
+from featcache.inputs.images import PARAMETERS
 from featcache.plugins import plugin_names
 from featcache.store import OK, FeatureStore, create_store
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import featcache_cli.featcache
 import featcache_cli.screen
-from featcache.inputs.views import Views
+from featcache.inputs import Views
 from featcache.store import open_store
 from featcache.store.from_arrays import write_store
 from featcache_cli import programs
@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from safetensors.torch import save_file
 
     from featcache.backbones import build_backbone
-    from featcache.inputs.preprocess import Preprocess
+    from featcache.inputs.images import Preprocess
 
     (tmp_path / "student").mkdir()
     save_file(build_backbone("tiny").state_dict(), tmp_path / "student" / "student.safetensors")

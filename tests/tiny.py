@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from featcache.encoder import Encoder
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 
 
 class TinyModule(nn.Module):

@@ -10,7 +10,7 @@ import tomli_w
 
 from distill.training.run import Run
 from featcache.backbones import Backbone
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.store import FeatureStore
 
 

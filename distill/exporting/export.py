@@ -20,8 +20,7 @@ from distill.exporting.card import write_card
 from distill.exporting.onnx import Preprocessed, write_onnx
 from distill.training.run import Run
 from featcache.backbones import Backbone, ClipTower, Tiny, arguments_of, load_backbone
-from featcache.encoder import normalise
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 
 FORMATS = ("safetensors", "onnx")
 PRECISIONS = ("fp32", "fp16")
@@ -165,7 +164,7 @@ def pixels(count: int, height: int, width: int) -> UInt8[Tensor, "count height w
 
 def pictures(count: int, preprocess: Preprocess) -> Float[Tensor, "count 3 size size"]:
     """Such images at the student's size, normalised."""
-    return normalise(pixels(count, preprocess.size, preprocess.size), preprocess).contiguous()
+    return preprocess.to_model(pixels(count, preprocess.size, preprocess.size)).contiguous()
 
 
 # -- safetensors ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from featcache.backbones import Backbone
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 
 
 class Preprocessed(nn.Module):

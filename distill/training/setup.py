@@ -16,7 +16,7 @@ from distill.training.config import FitConfig
 from distill.training.held_out import HeldOut, split
 from featcache.corpora import Corpus, open_corpus
 from featcache.corpora.store import KeptImages
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.store import FeatureStore, open_store
 from featcache.store.layout import EMBEDDING
 

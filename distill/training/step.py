@@ -17,8 +17,7 @@ from distill.methods import Batch, Method
 from distill.pairs import Drawn
 from distill.training.config import FitConfig
 from distill.training.schedule import Ema, make_optimizer, train_mode
-from featcache.encoder import normalise
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.plugins import suggest
 
 T = TypeVar("T")
@@ -196,7 +195,7 @@ class Training:
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
         features = {name: send(rows).float() for name, rows in drawn.features.items()}
-        images = normalise(send(drawn.pixels), self._preprocess)
+        images = self._preprocess.to_model(send(drawn.pixels))
         return Batch(features, images, send(drawn.row), send(drawn.view), send(drawn.label))
 
     def _seed(self, step: int) -> None:

@@ -139,7 +139,7 @@ class Pgd:
 
     def _read(self, row: int, encoder: Encoder) -> UInt8[np.ndarray, "size size 3"]:
         from featcache.extraction.samples import Wanted, read_sample
-        from featcache.inputs.views import Views
+        from featcache.inputs import Views
 
         sample = read_sample(self._corpus, row, Views(), [Wanted(encoder.preprocess)])
         if sample.seen[0] is None or sample.seen[0].pixels is None:

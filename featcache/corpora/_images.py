@@ -6,7 +6,7 @@ from functools import cache
 
 from PIL import Image
 
-from featcache.inputs.decoding import is_heif, known_formats
+from featcache.inputs.images import is_heif, known_formats
 
 START = 32
 """Bytes that `begins_like_image` wants."""

@@ -27,7 +27,7 @@ import filelock
 from featcache.corpora._images import START, begins_like_image, called, has_suffix, may_be_image
 from featcache.disk.home import temporary_home, writable_home
 from featcache.disk.urls import asking_service, file_state, read_file, reads_ranges
-from featcache.inputs.decoding import known_formats
+from featcache.inputs.images import known_formats
 
 INDEX_VERSION = 3
 SUFFIX = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$")

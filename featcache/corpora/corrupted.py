@@ -13,8 +13,7 @@ from PIL import Image
 
 from featcache.corpora import Corpus, passed_over
 from featcache.corpora import open_corpus as open_any_corpus
-from featcache.inputs.kept import KeptPixels
-from featcache.inputs.views import decode
+from featcache.inputs.images import KeptPixels, decode
 from featcache.plugins import suggest
 
 COMMON = (

@@ -26,9 +26,8 @@ from featcache.encoder import Encoder, load_encoder
 from featcache.extraction.job import Job
 from featcache.extraction.pins import settle
 from featcache.extraction.samples import Sample, Wanted, bursts, content_hash, prefetch, read_sample
-from featcache.inputs.kept import KeptPixels
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import CROP_AREA, PARAMETERS, Views
+from featcache.inputs import CROP_AREA, Views
+from featcache.inputs.images import PARAMETERS, KeptPixels, Preprocess
 from featcache.machine import cores, keep_freed_memory, machine_kind, resolve_device
 from featcache.precision import CANDIDATES, fastest_faithful, pass_seconds
 from featcache.stop import stoppable
@@ -166,7 +165,7 @@ def extract_all(
         corpus: a corpus or its spec.
         teachers: encoders or their specs.
         outs: the stores' paths or URLs; under $FEATCACHE_HOME, named by content, when left out.
-        views, augment, seed, crop_area: the recipe of `featcache.inputs.views.Views`.
+        views, augment, seed, crop_area: the recipe of `featcache.inputs.Views`.
         fields: features to keep, of each teacher's `fields`; the embedding always is.
         dtype: that features are kept in, "float16" or "float32". Not what the encoder computes in: see `precision`.
         pixels: keep the decoded and resized images too.

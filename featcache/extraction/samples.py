@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from featcache.corpora import Corpus
-from featcache.inputs.kept import KeptPixels
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import Views, decode, render
+from featcache.inputs import Input, Views
+from featcache.inputs.images import KeptPixels, Preprocess
 from featcache.store.index import KnownRows
 
 _MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.ENETDOWN}
@@ -27,7 +26,7 @@ R = TypeVar("R")
 class Wanted:
     """What one teacher wants of a sample: pixels by its preprocessing, unless its features are known already."""
 
-    preprocess: Preprocess
+    preprocess: Input[Any, Any]
     known: KnownRows | None = None
 
 
@@ -74,17 +73,18 @@ def read_sample(
         found = [want.known.find(content, sample_id) if want and want.known else None for want in wanted]
         seen = [Seen(known[1], known=known[0]) if known else None for known in found]
         if keep or any(want and not known for want, known in zip(wanted, found, strict=True)):
-            image = decode(encoded)
-            size, kept = image.size, keep.encode(image) if keep else b""
-            rendered: dict[Preprocess, Seen] = {}  # teachers of one preprocessing share the pixels
+            of_kind: type[Input[Any, Any]] = next((type(want.preprocess) for want in wanted if want), Preprocess)
+            item = of_kind.decode(encoded)
+            size, kept = of_kind.size_of(item), keep.encode(item) if keep else b""
+            rendered: dict[Input[Any, Any], Seen] = {}  # teachers of one preprocessing share the pixels
             for i, want in enumerate(wanted):
                 if want is None or seen[i]:
                     continue
                 if want.preprocess not in rendered:
-                    views = [recipe.draw(size, want.preprocess, sample_id, number) for number in range(recipe.count)]
+                    views = [want.preprocess.draw(size, recipe, sample_id, number) for number in range(recipe.count)]
                     rendered[want.preprocess] = Seen(
                         np.array([view.parameters for view in views], np.float32),
-                        np.stack([render(image, view, want.preprocess) for view in views]),
+                        np.stack([want.preprocess.render(item, view) for view in views]),
                     )
                 seen[i] = rendered[want.preprocess]
     except MemoryError:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from featcache.corpora._labels import from_values
-from featcache.inputs.views import PARAMETERS
+from featcache.inputs.images import PARAMETERS
 from featcache.interchange._arrays import Arrays
 from featcache.store.from_arrays import checked_ids, checked_labels, fitting_dtype, refuse_beyond, refuse_not_finite
 from featcache.store.layout import FLOAT16, OK, STATE, chunk_rows

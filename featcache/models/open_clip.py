@@ -28,7 +28,7 @@ from torch import Tensor
 from featcache import hub
 from featcache.checkpoint import fill, open_checkpoint
 from featcache.encoder import Encoder
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.models._options import split_options
 from featcache.models._tower import Tokens, Tower, flat
 from featcache.models.timm import TimmModule

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from featcache.backbones import Backbone, load_backbone
 from featcache.encoder import Encoder
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 
 
 class StudentModule(nn.Module):

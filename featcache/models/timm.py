@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from featcache import hub
 from featcache.checkpoint import fill, open_checkpoint, read_weights
 from featcache.encoder import Encoder
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.models._options import PLAIN, Options, split_options
 from featcache.models._tower import Tokens, Tower, flat
 from featcache.plugins import suggest

@@ -15,8 +15,7 @@ from jaxtyping import Float, Int64, Shaped
 from featcache.disk.durable import appearing
 from featcache.disk.refusals import writing
 from featcache.disk.urls import is_url
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import PARAMETERS
+from featcache.inputs.images import PARAMETERS, Preprocess
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.layout import DTYPES, EMBEDDING, FAILED, FLOAT16, OK, STATE, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord

@@ -14,8 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 
-from featcache.inputs.kept import KeptPixels
-from featcache.inputs.views import PARAMETERS
+from featcache.inputs.images import PARAMETERS, KeptPixels
 from featcache.store.layout import COSINE, DTYPES, EMBEDDING, FLOAT16, PIXELS, STATE, ArrayLayout, chunk_rows
 
 FORMAT, WIDE_FORMAT = 2, 3

@@ -11,7 +11,7 @@ from tiny import tiny_encoder
 
 from featcache import KeptPixels, extract
 from featcache.corpora import Corpus, open_corpus
-from featcache.inputs.views import decode
+from featcache.inputs.images import decode
 from featcache.plugins import plugin_names
 
 

@@ -19,7 +19,7 @@ from distill.training.fit import fit
 from featcache.corpora import open_corpus
 from featcache.encoder import Encoder
 from featcache.extraction.extract import extract
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.store import FeatureStore
 from featcache.store.from_arrays import write_store
 

@@ -23,9 +23,9 @@ from distill.exporting.onnx import Preprocessed
 from distill.students import make_student
 from distill.training.run import Run
 from featcache.backbones import build_backbone
-from featcache.encoder import load_encoder, normalise
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import Views, decode, render
+from featcache.encoder import load_encoder
+from featcache.inputs import Views
+from featcache.inputs.images import Preprocess, decode
 from featcache.store.from_arrays import write_store
 
 MODULE = importlib.import_module("distill.exporting.export")  # the package's attribute of that name is the function
@@ -292,7 +292,7 @@ def test_preprocessing_in_the_graph_is_pillows_to_two_levels(interpolation, mode
         like = Preprocess(resize=resize, crop=crop, size=size, interpolation=interpolation, mode=mode)
         for width, height in ((60, 40), (33, 97), (200, 150), (24, 24), (31, 20)):
             picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-            expected = render(picture, Views().draw(picture.size, like, "picture", 0), like).astype(int)
+            expected = like.render(picture, like.draw(picture.size, Views(), "picture", 0)).astype(int)
             pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()[None]
             found = Preprocessed(torch.nn.Identity(), like).square(pixels)[0].permute(1, 2, 0).numpy()
             assert np.abs(found - expected).max() <= 2  # a level of the first pass is more than one in the second
@@ -308,7 +308,7 @@ def test_onnx_with_its_preprocessing_takes_images_of_any_size(make_run, tmp_path
     for width, height in ((80, 45), (45, 80), (32, 32), (37, 33)):
         images = MODULE.pixels(2, height, width)
         rendered = [
-            render(Image.fromarray(each.numpy()), Views().draw((width, height), TEACHER, "", 0), student.preprocess)
+            student.preprocess.render(Image.fromarray(each.numpy()), TEACHER.draw((width, height), Views(), "", 0))
             for each in images
         ]
         expected = student.encode(torch.from_numpy(np.stack(rendered)))["embedding"].numpy()
@@ -358,9 +358,9 @@ def test_the_cards_preprocessing_is_the_encoders(make_run, tmp_path):
     names = {}
     exec(code_blocks(tmp_path / "out" / "README.md")[1], names)
     preprocess = Preprocess.from_dict(json.loads((tmp_path / "run" / "student.json").read_text())["preprocess"])
-    view = Views(count=1, augment="none").draw(picture.size, TEACHER, "picture", 0)
-    pixels = render(decode((tmp_path / "picture.png").read_bytes()), view, preprocess)
-    expected = normalise(torch.from_numpy(pixels[None].copy()), preprocess)
+    view = TEACHER.draw(picture.size, Views(count=1, augment="none"), "picture", 0)
+    pixels = preprocess.render(decode((tmp_path / "picture.png").read_bytes()), view)
+    expected = preprocess.to_model(torch.from_numpy(pixels[None].copy()))
     torch.testing.assert_close(names["pixels"](picture), expected, atol=0.02, rtol=0)
 
 

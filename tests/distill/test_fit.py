@@ -30,9 +30,9 @@ from distill.training.fit import FitConfig, fit
 from distill.training.run import KEEP, Run
 from distill.training.schedule import learning_rate
 from featcache.corpora import open_corpus
-from featcache.encoder import load_encoder, normalise
+from featcache.encoder import load_encoder
 from featcache.extraction.extract import extract
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.store.from_arrays import write_store
 
 
@@ -339,7 +339,7 @@ def test_the_finished_run_is_an_encoder(finished):
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8))
     student = finished.student.to(memory_format=torch.contiguous_format).eval()  # the layout of fp32 encoding
     with torch.inference_mode():
-        expected = student(normalise(pixels, finished.preprocess).contiguous())
+        expected = student(finished.preprocess.to_model(pixels).contiguous())
     assert torch.equal(encoder.encode(pixels)["embedding"], expected)
     assert expected.std(dim=0).min() > 0
 

@@ -21,7 +21,7 @@ from distill.training.run import KEEP, Run
 from distill.training.schedule import learning_rate
 from featcache.backbones import load_backbone
 from featcache.extraction.extract import extract
-from featcache.inputs.kept import KeptPixels
+from featcache.inputs.images import KeptPixels
 from featcache.store import FeatureStore
 
 # -- the data of a run ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from distill.training.run import Run
 from featcache.corpora import open_corpus
 from featcache.corpora.store import KeptImages
 from featcache.extraction.extract import extract
-from featcache.inputs.kept import KeptPixels
+from featcache.inputs.images import KeptPixels
 from featcache.store import open_store
 from featcache_cli import programs
 

@@ -10,7 +10,7 @@ import distill.pairs
 from distill.pairs import Pairs
 from featcache.corpora import open_corpus
 from featcache.extraction.extract import extract
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.store.from_arrays import write_store
 
 VIEWS = 3

@@ -14,7 +14,7 @@ from distill.training.lars import Lars
 from distill.training.schedule import Ema, learning_rate, make_optimizer, train_mode, warmup_steps
 from distill.training.step import Training, make_accelerator
 from featcache.backbones import build_backbone
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 
 PREPROCESS = Preprocess(resize=4, crop=4, size=4)
 

@@ -13,8 +13,8 @@ from distill.source import Source
 from distill.training.fit import fit
 from featcache.corpora import open_corpus
 from featcache.extraction.extract import extract
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import Views, decode, render
+from featcache.inputs import Views
+from featcache.inputs.images import Preprocess, decode
 
 IMAGES, VIEWS = 64, 3
 
@@ -86,8 +86,8 @@ def test_crops_are_drawn_anew_every_epoch(make_pairs, store, images, preprocess)
         for image, (row, view) in zip(pixels, rows_of(embedding, store), strict=True):
             assert view == 0
             decoded = decode(corpus.read(row))
-            drawn = Views(count=9, augment="rrc", seed=4).draw(decoded.size, preprocess, corpus.ids[row], number + 1)
-            np.testing.assert_array_equal(image, render(decoded, drawn, preprocess))
+            drawn = preprocess.draw(decoded.size, Views(count=9, augment="rrc", seed=4), corpus.ids[row], number + 1)
+            np.testing.assert_array_equal(image, preprocess.render(decoded, drawn))
     assert "random crops" in pairs.description
 
 

@@ -306,7 +306,7 @@ def test_students_are_evaluated_on_the_corpora_of_the_file(command, sweep_file, 
     far = make_images(tmp_path / "far", 12, seed=3)
     (tmp_path / "own_teacher.py").write_text(
         "import sys\nfrom pathlib import Path\n"
-        "from torch import nn\nfrom featcache.encoder import Encoder\nfrom featcache.inputs.preprocess import Preprocess\n"
+        "from torch import nn\nfrom featcache.encoder import Encoder\nfrom featcache.inputs.images import Preprocess\n"
         "class Mean(nn.Module):\n"
         "    def forward(self, images): return {'embedding': nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)}\n"
         "def make():\n"

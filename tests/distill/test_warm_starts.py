@@ -11,7 +11,7 @@ from torch import nn
 from distill.students import make_student
 from featcache.backbones import build_backbone, load_backbone
 from featcache.encoder import load_encoder
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 
 TEACHER = Preprocess(resize=40, crop=36, size=36, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 SMALL = "test_efficientnet"

@@ -22,7 +22,7 @@ from evalsuite.attacks.autoattack import AutoAttack
 from evalsuite.head import Head
 from featcache import extract, open_corpus
 from featcache.encoder import Encoder
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.precision import CANDIDATES, FP32
 from featcache_cli import programs
 

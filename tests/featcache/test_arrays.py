@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 import featcache.store.from_arrays
 from evalsuite.evaluators.knn import knn
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache.interchange import export_store, import_store
 from featcache.store import FeatureStore, open_store
 from featcache.store.from_arrays import write_store

@@ -10,7 +10,7 @@ from PIL import Image
 
 from featcache import KeptPixels, open_corpus
 from featcache.corpora.corrupted import COMMON, EXTRA, Corrupted, corrupt
-from featcache.inputs.views import decode
+from featcache.inputs.images import decode
 
 imagecorruptions = pytest.importorskip("imagecorruptions", reason="needs featcache[robustness]")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import tiny_encoder
 
 from featcache import extract, open_corpus, open_store
-from featcache.inputs.decoding import known_formats
+from featcache.inputs.images import known_formats
 
 EXACT = {"device": "cpu", "precision": "fp32", "workers": 2}
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from featcache.corpora import open_corpus
-from featcache.inputs.views import decode
+from featcache.inputs.images import decode
 
 datasets = pytest.importorskip("datasets", reason="needs featcache[hf]")
 

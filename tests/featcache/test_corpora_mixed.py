@@ -8,7 +8,7 @@ from PIL import Image
 from tiny import tiny_encoder
 
 from featcache import extract, open_corpus
-from featcache.inputs.views import decode
+from featcache.inputs.images import decode
 
 COUNT = 24
 WIDTH, HEIGHT = 24, 18

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import datasets
 
 from featcache.corpora import open_corpus
-from featcache.inputs.views import decode
+from featcache.inputs.images import decode
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from featcache.corpora import _shards, open_corpus, wds
 from featcache.corpora._images import suffixes
-from featcache.inputs.views import decode
+from featcache.inputs.images import decode
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -58,7 +58,7 @@ def test_a_shard_is_indexed_again_when_more_formats_can_be_read(tmp_path, monkey
         Image.new("RGB", (8, 8)).save(file, kind)
     spec = f"wds:{write(tmp_path / 'a.tar', [('a.png', files['png'].getvalue()), ('b', files['gif'].getvalue())])}"
     with monkeypatch.context() as fewer:
-        fewer.setattr("featcache.inputs.decoding.FORMATS", ("PNG",))
+        fewer.setattr("featcache.inputs._decoding.FORMATS", ("PNG",))
         suffixes.cache_clear()
         assert open_corpus(spec).ids == ["a/a"]
     suffixes.cache_clear()  # another process would

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from featcache.inputs import decoding
-from featcache.inputs.decoding import MAX_PIXELS, decode
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import Views, render
+from featcache.inputs import Views, _decoding
+from featcache.inputs.images import MAX_PIXELS, Preprocess, decode
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -56,10 +54,10 @@ def test_a_bomb_is_refused_before_a_pixel_is_decoded(size, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "webp"])
 def test_images_above_pillows_limit_are_decoded_one_at_a_time_and_its_limit_stays(monkeypatch, noise, kind):
-    monkeypatch.setattr(decoding, "_ALONE", 50)
+    monkeypatch.setattr(_decoding, "_ALONE", 50)
     encoded = saved(noise, kind)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    at_work, most, load = 0, 0, decoding._rgb
+    at_work, most, load = 0, 0, _decoding._rgb
 
     def counting(image):
         nonlocal at_work, most
@@ -69,7 +67,7 @@ def test_images_above_pillows_limit_are_decoded_one_at_a_time_and_its_limit_stay
         at_work -= 1
         return result
 
-    monkeypatch.setattr(decoding, "_rgb", counting)
+    monkeypatch.setattr(_decoding, "_rgb", counting)
     threads = [threading.Thread(target=decode, args=(encoded,)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -103,9 +101,8 @@ def test_memory_is_bounded_by_the_image_and_the_crop_however_long_the_image():
     code = f"""
 import resource, sys
 from PIL import Image
-from featcache.inputs.kept import KeptPixels
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import Views, render
+from featcache.inputs import Views
+from featcache.inputs.images import KeptPixels, Preprocess
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for size in {LONG}:
     image = Image.new("RGB", size, (9, 9, 9))
@@ -114,7 +111,7 @@ for size in {LONG}:
             preprocess = Preprocess(resize=256, crop=224, size=224, interpolation=filter, mode=mode)
             for views in (Views(), Views(count=2, augment="rrc")):
                 for view in range(views.count):
-                    pixels = render(image, views.draw(size, preprocess, "a", view), preprocess)
+                    pixels = preprocess.render(image, preprocess.draw(size, views, "a", view))
                     assert pixels.shape == (224, 224, 3) and (pixels == 9).all()
     KeptPixels(size=256).encode(image)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
@@ -136,7 +133,7 @@ def test_the_crop_of_a_long_image_is_pillows_bit_for_bit(rng, interpolation):
             left, top = round(left), round(top)
             filter = Image.Resampling[interpolation.upper()]
             expected = image.resize(whole, filter).crop((left, top, left + crop, top + crop))
-            found = render(image, Views().draw(size, preprocess, "a", 0), preprocess)
+            found = preprocess.render(image, preprocess.draw(size, Views(), "a", 0))
             np.testing.assert_array_equal(found, np.asarray(expected), f"{size} {resize}")
 
 
@@ -145,7 +142,7 @@ def test_an_image_that_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
     from featcache.extraction.samples import Wanted, read_sample
 
     Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
-    monkeypatch.setattr("featcache.extraction.samples.decode", lambda _: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr("featcache.inputs.images.decode", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError, match=r"large\.png: does not fit into memory; .*FEATCACHE_MAX_PIXELS"):
         read_sample(open_corpus(str(tmp_path)), 0, Views(), [Wanted(Preprocess(resize=8, crop=8, size=8))])
 
@@ -306,7 +303,7 @@ def test_tga_is_known_by_its_whole_header(noise, mode, rle):
 
 def test_heif_says_what_it_needs(monkeypatch):
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
-    monkeypatch.setattr(decoding, "_register_heif", lambda: None)
+    monkeypatch.setattr(_decoding, "_register_heif", lambda: None)
     with pytest.raises(UnidentifiedImageError, match="HEIF images need the package pillow-heif"):
         decode(b"\0\0\0\x18ftypheic" + bytes(100))
 

@@ -23,9 +23,9 @@ from torchvision import transforms
 
 from featcache import extract
 from featcache.backbones import build_backbone
-from featcache.encoder import load_encoder, normalise, read_weights
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import Views, decode, render
+from featcache.encoder import load_encoder, read_weights
+from featcache.inputs import Views
+from featcache.inputs.images import Preprocess, decode
 
 SMALL = "test_efficientnet"  # timm's own architecture for tests: 0.4 M parameters
 
@@ -35,7 +35,7 @@ def features_of(encoder, encoded):
     pixels = []
     for data in encoded:
         image = decode(data)
-        pixels.append(render(image, Views().draw(image.size, encoder.preprocess, "a", 0), encoder.preprocess))
+        pixels.append(encoder.preprocess.render(image, encoder.preprocess.draw(image.size, Views(), "a", 0)))
     return {name: value.numpy() for name, value in encoder.encode(torch.from_numpy(np.stack(pixels))).items()}
 
 
@@ -292,7 +292,7 @@ def test_normalisation(rng):
     pixels = rng.integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
     preprocess = Preprocess(resize=5, crop=5, size=5, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
     expected = ((pixels / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(normalise(torch.from_numpy(pixels), preprocess), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(preprocess.to_model(torch.from_numpy(pixels)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_fingerprint_is_of_weights_preprocessing_and_output():

@@ -13,7 +13,7 @@ from timm.models import register_model
 from timm.models.vision_transformer import checkpoint_filter_fn
 from tiny import tiny_encoder
 
-from featcache.encoder import Encoder, load_encoder, normalise
+from featcache.encoder import Encoder, load_encoder
 from featcache.precision import CANDIDATES
 
 SMALL = {"embed_dim": 32, "num_heads": 2, "depth": 3}
@@ -83,7 +83,7 @@ def load(family, rng):
         side = encoder.preprocess.size
         assert size in (None, side)
         pixels = torch.from_numpy(rng.integers(0, 256, (2, side, side, 3), dtype=np.uint8))
-        return encoder, model, pixels, normalise(pixels, encoder.preprocess)
+        return encoder, model, pixels, encoder.preprocess.to_model(pixels)
 
     return get
 
@@ -286,7 +286,7 @@ def load_clip(clip, rng):
         encoder = load_encoder(f"open_clip/{name}:{checkpoint}{options}")
         size = encoder.preprocess.size
         pixels = torch.from_numpy(rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8))
-        return encoder, model, pixels, normalise(pixels, encoder.preprocess)
+        return encoder, model, pixels, encoder.preprocess.to_model(pixels)
 
     return get
 

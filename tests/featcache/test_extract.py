@@ -16,9 +16,8 @@ from torchvision import transforms
 import featcache.store
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
-from featcache.encoder import normalise
 from featcache.extraction.extract import PROBE_IMAGES
-from featcache.inputs.views import PARAMETERS, View, decode, render
+from featcache.inputs.images import PARAMETERS, View, decode
 from featcache.machine import resolve_device
 from featcache.store import FeatureStore
 
@@ -109,8 +108,8 @@ def test_stored_view_parameters_replay_the_pixels_that_were_encoded(make_images,
         for number in range(3):
             *box, flip, turns = parameters[row, number].tolist()
             view = View(tuple(box), bool(flip), int(turns), plain=number == 0)
-            pixels = torch.from_numpy(render(decode(corpus.read(row)), view, oracle.preprocess).copy())
-            expected = oracle.module(normalise(pixels[None], oracle.preprocess))["embedding"][0].detach().numpy()
+            pixels = torch.from_numpy(oracle.preprocess.render(decode(corpus.read(row)), view).copy())
+            expected = oracle.module(oracle.preprocess.to_model(pixels[None]))["embedding"][0].detach().numpy()
             np.testing.assert_allclose(store.gather([row], view=number)[0], expected, rtol=2**-10, atol=1e-4)
     assert (store.gather(range(5), view=1) != store.gather(range(5), view=2)).any()
 
@@ -196,7 +195,7 @@ def test_finished_chunks_are_not_encoded_again(make_images, tmp_path, small_chun
     assert at == [(20, 22), (20, 22)]  # also what was done of the next unit when it was stopped
     seen = set(encoder.module.seen)
     hashes = [
-        hash_of(normalise(torch.from_numpy(plain_pixels(corpus, i, encoder))[None], encoder.preprocess)[0])
+        hash_of(encoder.preprocess.to_model(torch.from_numpy(plain_pixels(corpus, i, encoder))[None])[0])
         for i in range(22)
     ]
     assert not seen & set(hashes[PROBE_IMAGES:20])

@@ -17,7 +17,7 @@ from safetensors.torch import save_file as save_torch_file
 
 import featcache.interchange._foreign
 import featcache.interchange.safetensors
-from featcache.inputs.views import PARAMETERS
+from featcache.inputs.images import PARAMETERS
 from featcache.interchange import export_store, import_store
 from featcache.store import FAILED, OK, FeatureStore, create_store, open_store
 from featcache.store.from_arrays import write_store

@@ -20,10 +20,9 @@ import featcache.store.layout
 import featcache_cli.screen
 from featcache import KeptPixels, extract, open_corpus, open_store
 from featcache.corpora.store import KeptImages
-from featcache.encoder import normalise
 from featcache.extraction.extract import PROBE_IMAGES
 from featcache.extraction.samples import content_hash
-from featcache.inputs.views import View, decode, render
+from featcache.inputs.images import View, decode
 from featcache_cli import programs
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
@@ -313,12 +312,12 @@ def test_another_teacher_sees_the_kept_images_when_the_originals_are_gone(make_i
         kept = first.pixels(row)
         assert store.content[row].tobytes() == content_hash(kept)
         view = View(tuple(store.row("view", row)[0, :4].tolist()))
-        seen = normalise_one(render(decode(kept), view, p), p)
+        seen = normalise_one(p.render(decode(kept), view), p)
         assert hash_of(seen) in encoder.module.seen
 
 
 def normalise_one(image, preprocess):
-    return normalise(torch.from_numpy(image[None].copy()), preprocess)[0]
+    return preprocess.to_model(torch.from_numpy(image[None].copy()))[0]
 
 
 def test_the_command_line_keeps_shows_and_reads_them(make_images, tmp_path, monkeypatch, capsys):
@@ -326,7 +325,7 @@ def test_the_command_line_keeps_shows_and_reads_them(make_images, tmp_path, monk
     from safetensors.torch import save_file
 
     from featcache.backbones import build_backbone
-    from featcache.inputs.preprocess import Preprocess
+    from featcache.inputs.images import Preprocess
 
     make_images(6)
     monkeypatch.chdir(tmp_path)

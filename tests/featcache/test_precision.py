@@ -20,7 +20,7 @@ from featcache.disk.home import cache_home
 from featcache.extraction.pins import settle
 from featcache.extraction.samples import Wanted, read_sample
 from featcache.extraction.spot_check import BATCH
-from featcache.inputs.views import Views
+from featcache.inputs import Views
 from featcache.precision import CANDIDATES, fastest_faithful
 from featcache.store.comparable import FAITHFUL, NAMES, difference, exact_name, unfaithful
 

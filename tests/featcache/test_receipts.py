@@ -18,7 +18,7 @@ import featcache.models.run
 from featcache import open_store, write_store
 from featcache.backbones import build_backbone
 from featcache.extraction import receipts
-from featcache.inputs.preprocess import Preprocess
+from featcache.inputs.images import Preprocess
 from featcache_cli import programs
 
 COMMAND = "photos --teacher run:student --out t.zarr --precision fp32"

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tiny import patch_encoder
 
-import featcache.extraction.samples
 import featcache.store.layout
 from featcache import extract, extract_all, open_corpus
 from featcache.extraction.extract import PROBE_IMAGES
 from featcache.extraction.job import Job
 from featcache.extraction.samples import Wanted, read_sample
-from featcache.inputs.views import Views
+from featcache.inputs import Views
+from featcache.inputs.images import Preprocess
 from featcache.store import FeatureStore
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 3, "batch_size": 4}
@@ -87,14 +87,18 @@ def counting(monkeypatch, corpus):
         return read(i)
 
     monkeypatch.setattr(corpus, "read", counted)
-    for name in ("decode", "render"):
-        function = getattr(featcache.extraction.samples, name)
+    decode, render = Preprocess.decode, Preprocess.render
 
-        def count(*given, _name=name, _function=function):
-            work[_name] += 1
-            return _function(*given)
+    def counted_decode(encoded):
+        work["decode"] += 1
+        return decode(encoded)
 
-        monkeypatch.setattr(featcache.extraction.samples, name, count)
+    def counted_render(*given):
+        work["render"] += 1
+        return render(*given)
+
+    monkeypatch.setattr(Preprocess, "decode", staticmethod(counted_decode))
+    monkeypatch.setattr(Preprocess, "render", counted_render)
     return reads, work
 
 

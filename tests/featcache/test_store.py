@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import featcache.store
-from featcache.inputs.views import PARAMETERS
+from featcache.inputs.images import PARAMETERS
 from featcache.store import FAILED, OK, FeatureStore, create_store, open_store
 from featcache.store.from_arrays import write_store
 from featcache.store.layout import CHUNK_BYTES, chunk_rows

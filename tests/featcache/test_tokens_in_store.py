@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import patch_encoder
 from torchvision import transforms
 
-import featcache.inputs.views
+import featcache.inputs.images
 import featcache.store
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
@@ -105,7 +105,7 @@ def read_only_store(tmp_path_factory):
         "label": np.zeros(ROWS, np.int64),
         "sample_id": np.array([str(i) for i in range(ROWS)], object),
         "content": np.zeros((ROWS, 16), np.uint8),
-        "view": np.zeros((ROWS, VIEWS, len(featcache.inputs.views.PARAMETERS)), np.float32),
+        "view": np.zeros((ROWS, VIEWS, len(featcache.inputs.images.PARAMETERS)), np.float32),
         "reason": np.full(ROWS, "", object),
         "state": np.ones(ROWS, np.uint8),
     }

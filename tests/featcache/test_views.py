@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from featcache.inputs.preprocess import Preprocess
-from featcache.inputs.views import View, Views, decode, render
+from featcache.inputs import Views
+from featcache.inputs.images import Preprocess, View, decode
 
 SIZES = [(64, 48), (48, 64), (40, 40), (33, 47), (101, 35), (5, 3), (1, 1), (7, 300), (37, 36)]
 
@@ -34,7 +34,7 @@ def by_torchvision(image, preprocess):
 
 
 def plain(image, preprocess, sample_id="a"):
-    return render(image, Views().draw(image.size, preprocess, sample_id, 0), preprocess)
+    return preprocess.render(image, preprocess.draw(image.size, Views(), sample_id, 0))
 
 
 # -- the plain view -------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_plain_view_of_photographs_is_torchvisions(photographs, interpolation):
 )
 def test_plain_box_in_px_of_the_image(size, mode, box):
     preprocess = Preprocess(resize=50, crop=40, size=40, mode=mode)
-    assert Views().draw(size, preprocess, "a", 0).box == pytest.approx(box)
+    assert preprocess.draw(size, Views(), "a", 0).box == pytest.approx(box)
 
 
 # -- drawn views ----------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ SQUARE = Preprocess(resize=36, crop=32, size=32)
 @settings(max_examples=30)
 @given(width=st.integers(20, 400), height=st.integers(20, 400), view=st.integers(1, 999), sample_id=st.text())
 def test_random_crops_lie_inside_within_their_ranges(width, height, view, sample_id):
-    drawn = RRC.draw((width, height), SQUARE, sample_id, view)
+    drawn = SQUARE.draw((width, height), RRC, sample_id, view)
     x0, y0, x1, y1 = drawn.box
     assert 0 <= x0 < x1 <= width
     assert 0 <= y0 < y1 <= height
@@ -101,14 +101,14 @@ def test_random_crops_lie_inside_within_their_ranges(width, height, view, sample
 
 
 def test_a_very_long_image_falls_back_to_its_centred_square():
-    assert RRC.draw((1000, 10), SQUARE, "a", 1).box == (495, 0, 505, 10)
+    assert SQUARE.draw((1000, 10), RRC, "a", 1).box == (495, 0, 505, 10)
 
 
 @pytest.mark.parametrize("least", [0.35, 0.08])
 def test_random_crops_fill_their_ranges(least):
     """Area is uniform in `crop_area`…1, aspect log-uniform in 3/4…4/3 and half of the views are mirrored."""
     recipe = Views(count=1000, augment="rrc", crop_area=least)
-    drawn = [recipe.draw((1200, 1200), SQUARE, "a", view) for view in range(1, 1000)]
+    drawn = [SQUARE.draw((1200, 1200), recipe, "a", view) for view in range(1, 1000)]
     sides = np.array([(v.box[2] - v.box[0], v.box[3] - v.box[1]) for v in drawn])
     area, aspect = sides.prod(1) / 1200**2, np.log(sides[:, 0] / sides[:, 1])
     assert least * 0.99 < area.min() < least + 0.02
@@ -120,7 +120,7 @@ def test_random_crops_fill_their_ranges(least):
 
 def test_a_drawn_view_depends_on_seed_id_and_number_and_on_nothing_else():
     def draw(seed=0, sample_id="a", view=1, preprocess=SQUARE, count=4):
-        return Views(count=count, augment="rrc", seed=seed).draw((300, 200), preprocess, sample_id, view)
+        return preprocess.draw((300, 200), Views(count=count, augment="rrc", seed=seed), sample_id, view)
 
     assert draw() == draw(count=9) == draw(preprocess=Preprocess(resize=64, crop=64, size=8))
     assert len({draw(), draw(seed=1), draw(sample_id="b"), draw(view=2), draw(view=3)}) == 5
@@ -129,7 +129,7 @@ def test_a_drawn_view_depends_on_seed_id_and_number_and_on_nothing_else():
 def test_drawn_views_stay_what_they_always_were():
     """Stores already made are replayed with these; a change here makes every one of them wrong."""
     recipe = Views(count=3, augment="rrc", seed=7)
-    assert [recipe.draw((300, 200), SQUARE, "n01/é.jpg", view).parameters for view in (1, 2)] == [
+    assert [SQUARE.draw((300, 200), recipe, "n01/é.jpg", view).parameters for view in (1, 2)] == [
         (61, 19, 271, 178, 1, 0),
         (29, 17, 177, 165, 0, 0),
     ]
@@ -137,7 +137,7 @@ def test_drawn_views_stay_what_they_always_were():
 
 def digest_of_views(order):
     image, recipe = noise((90, 70)), Views(count=4, augment="rrc", seed=3)
-    pixels = {i: render(image, recipe.draw(image.size, SQUARE, "x/1.png", i), SQUARE).tobytes() for i in order}
+    pixels = {i: SQUARE.render(image, SQUARE.draw(image.size, recipe, "x/1.png", i)).tobytes() for i in order}
     return hashlib.sha256(b"".join(pixels[i] for i in sorted(pixels))).hexdigest()
 
 
@@ -160,11 +160,11 @@ def ramp(width, height):
 def test_pixels_come_from_the_box(width, height, view, size):
     """On a ramp, each pixel's colour is where in the image it was taken; at any rendering size."""
     preprocess = Preprocess(resize=24, crop=20, size=size, interpolation="bilinear")
-    drawn = RRC.draw((width, height), preprocess, "a", view)
+    drawn = preprocess.draw((width, height), RRC, "a", view)
     x0, y0, x1, y1 = drawn.box
     columns = x0 + (np.arange(size) + 0.5) * (x1 - x0) / size - 0.5
     rows = y0 + (np.arange(size) + 0.5) * (y1 - y0) / size - 0.5
-    pixels = render(ramp(width, height), drawn, preprocess)
+    pixels = preprocess.render(ramp(width, height), drawn)
     assert pixels.shape == (size, size, 3)
     slack = 1.01 + 0.25 * max((x1 - x0), (y1 - y0)) / size  # at the border a filter is cut off on one side
     np.testing.assert_allclose(pixels[0, :, 0], columns[::-1] if drawn.flip else columns, atol=slack)
@@ -184,14 +184,14 @@ def test_a_students_rendering_is_a_resize_of_the_teachers_box():
     np.testing.assert_array_equal(
         plain(image, preprocess), np.asarray(image.crop((60, 10, 140, 90)).resize((10, 10), Image.Resampling.NEAREST))
     )
-    box = RRC.draw(image.size, preprocess, "a", 1)
+    box = preprocess.draw(image.size, RRC, "a", 1)
     cut = np.asarray(image.crop(box.box).resize((10, 10), Image.Resampling.NEAREST))
-    np.testing.assert_array_equal(render(image, box, preprocess), cut[:, ::-1] if box.flip else cut)
+    np.testing.assert_array_equal(preprocess.render(image, box), cut[:, ::-1] if box.flip else cut)
 
 
 def test_flip_views_mirror_the_plain_one():
     image, recipe = noise((70, 50)), Views(count=3, augment="flip")
-    views = [render(image, recipe.draw(image.size, SQUARE, "a", number), SQUARE) for number in range(3)]
+    views = [SQUARE.render(image, SQUARE.draw(image.size, recipe, "a", number)) for number in range(3)]
     np.testing.assert_array_equal(views[1], views[0][:, ::-1])
     np.testing.assert_array_equal(views[2], views[0])
     assert (views[1] != views[0]).any()
@@ -199,7 +199,7 @@ def test_flip_views_mirror_the_plain_one():
 
 def test_view_0_of_any_recipe_is_the_plain_view():
     draws = [
-        Views(count=c, augment=a, seed=5).draw((70, 50), SQUARE, "a", 0)
+        SQUARE.draw((70, 50), Views(count=c, augment=a, seed=5), "a", 0)
         for c, a in ((1, "none"), (2, "flip"), (2, "rrc"))
     ]
     assert draws[0] == draws[1] == draws[2] == View(draws[0].box)
@@ -388,8 +388,8 @@ def test_rotate4_turns_the_plain_view_counter_clockwise_by_quarters():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
     preprocess = Preprocess(resize=24, crop=20, size=20)
     recipe = Views(count=8, augment="rotate4")
-    views = [recipe.draw(image.size, preprocess, "x", number) for number in range(8)]
-    plain = Image.fromarray(render(image, views[0], preprocess))
+    views = [preprocess.draw(image.size, recipe, "x", number) for number in range(8)]
+    plain = Image.fromarray(preprocess.render(image, views[0]))
     for number, view in enumerate(views):
         assert view.parameters[-1] == number % 4
-        np.testing.assert_array_equal(render(image, view, preprocess), np.asarray(plain.rotate(90 * number)))
+        np.testing.assert_array_equal(preprocess.render(image, view), np.asarray(plain.rotate(90 * number)))
