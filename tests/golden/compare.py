@@ -3,6 +3,7 @@
 python tests/golden/compare.py BEFORE.json AFTER.json
 """
 
+import difflib
 import json
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ def differences(before: Any, after: Any, at: str = "") -> Iterator[str]:
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for number, pair in enumerate(zip(before, after, strict=True)):
             yield from differences(*pair, f"{at}[{number}]")
+    elif isinstance(before, list) and isinstance(after, list):
+        lines = difflib.ndiff(*([json.dumps(each, ensure_ascii=False) for each in side] for side in (before, after)))
+        yield from (f"{at}: {line[:200]}" for line in lines if line[0] in "-+")
     elif type(before) is not type(after) or before != after:
         yield f"{at}: {str(before)[:200]!r} → {str(after)[:200]!r}"
 
