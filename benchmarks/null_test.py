@@ -20,9 +20,9 @@ import distill
 import evalsuite
 import featcache
 from evalsuite.evaluators.ood import build_all, fit_all, score_all
-from evalsuite.head import Head
 from evalsuite.metrics import auroc
-from evalsuite.rows import Rows
+from featcache.head import Head
+from featcache.rows import Rows
 
 TEACHER = "builtin/efficientnet_lite0"
 DETECTORS = [

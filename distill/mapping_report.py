@@ -5,9 +5,9 @@ import torch
 from jaxtyping import Float, Int
 
 from distill.mappings import FeatureMapping, orthogonality
-from distill.mappings._moments import unit_rows
 from distill.objectives import cosines, relation_kl
-from distill.source import Source
+from featcache.geometry import unit, vote_weights, winners
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 
 _SNE_ROWS = 512  # the loss is of a distribution over pairs, so it depends on the count: always the same one
@@ -18,10 +18,10 @@ _BLOCK = 2048
 
 def report(
     mapping: FeatureMapping,
-    source: Source | FeatureStore,
+    source: Rows | FeatureStore,
     *,
-    id_test: Source | FeatureStore | None = None,
-    ood: Source | FeatureStore | None = None,
+    id_test: Rows | FeatureStore | None = None,
+    ood: Rows | FeatureStore | None = None,
     sample: int = 2000,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -50,31 +50,31 @@ def report(
         ValueError: there are fewer than 12 rows to compare or 50 in the bank, `ood` comes without `id_test`, or
             classes are not named alike.
     """
-    bank = Source.of(source)
-    held = bank if id_test is None else Source.of(id_test)
+    bank = Rows.of(source)
+    held = bank if id_test is None else Rows.of(id_test)
     if ood is not None and id_test is None:
         raise ValueError("the OOD numbers compare `ood` with held-out rows; give `id_test` as well")
     if len(held) < _MUTUAL + 2:
-        raise ValueError(f"{held.path}: {len(held)} rows with features; a report needs {_MUTUAL + 2} or more")
+        raise ValueError(f"{held.name}: {len(held)} rows with features; a report needs {_MUTUAL + 2} or more")
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(held))[:sample]
-    teacher = held.gather(rows)
+    teacher = held.take(rows)
     kept = _kept(teacher, mapping.transform(teacher))
     found = {**orthogonality(mapping.weight_), **kept}
     if id_test is None:
         return found
 
     labelled = (bank.labels >= 0).any() and (held.labels[rows] >= 0).any()
-    if labelled and bank.stores[0].class_names != held.stores[0].class_names:
-        raise ValueError(f"{held.path} and {bank.path} do not name their classes alike; leave out one's labels")
+    if labelled and bank.class_names != held.class_names:
+        raise ValueError(f"{held.name} and {bank.name} do not name their classes alike; leave out one's labels")
     if labelled and not np.intersect1d(bank.labels[bank.labels >= 0], held.labels[rows]).size:
-        raise ValueError(f"{held.path} and {bank.path} have no class in common; leave out one's labels")
+        raise ValueError(f"{held.name} and {bank.name} have no class in common; leave out one's labels")
     if len(bank) < max(_DISTANT):
-        raise ValueError(f"{bank.path}: {len(bank)} rows with features; its neighbours need {max(_DISTANT)} or more")
+        raise ValueError(f"{bank.name}: {len(bank)} rows with features; its neighbours need {max(_DISTANT)} or more")
     outside = teacher[:0]
     if ood is not None:
-        strangers = Source.of(ood)
-        outside = strangers.gather(rng.permutation(len(strangers))[:sample])
+        strangers = Rows.of(ood)
+        outside = strangers.take(rng.permutation(len(strangers))[:sample])
     nearest = _nearest(mapping, bank, np.concatenate([teacher, outside]))
     for prefix, (cosine, neighbour) in zip(("teacher/", ""), nearest, strict=True):
         if labelled:
@@ -89,8 +89,9 @@ def report(
 
 
 def _kept(teacher: Float[np.ndarray, "n d"], mapped: Float[np.ndarray, "n dim"]) -> dict[str, float]:
-    before, after = (unit @ unit.T for unit in (unit_rows(teacher), unit_rows(mapped)))
-    few = torch.from_numpy(unit_rows(teacher)[:_SNE_ROWS]), torch.from_numpy(unit_rows(mapped)[:_SNE_ROWS])
+    sides = unit(teacher), unit(mapped)
+    before, after = (rows @ rows.T for rows in sides)
+    few = (torch.from_numpy(rows[:_SNE_ROWS]) for rows in sides)
     apart = ~np.eye(len(before), dtype=bool)
     neighbours = []
     for gram in (before, after):
@@ -98,25 +99,25 @@ def _kept(teacher: Float[np.ndarray, "n d"], mapped: Float[np.ndarray, "n dim"])
         neighbours.append(np.argpartition(-masked, _MUTUAL, axis=1)[:, :_MUTUAL])
     both = [len(np.intersect1d(*pair)) for pair in zip(*neighbours, strict=True)]
     return {
-        "sne": relation_kl(*(cosines(unit, unit) for unit in few)).item(),
+        "sne": relation_kl(*(cosines(rows, rows) for rows in few)).item(),
         "gram_pearson": float(np.corrcoef(before[apart].astype(np.float64), after[apart])[0, 1]),
         f"mutual_knn@{_MUTUAL}": float(np.mean(both)) / _MUTUAL,
     }
 
 
 def _nearest(
-    mapping: FeatureMapping, bank: Source, query: Float[np.ndarray, "q d"]
+    mapping: FeatureMapping, bank: Rows, query: Float[np.ndarray, "q d"]
 ) -> list[tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]]:
     """Cosines and numbers of each query's nearest rows of the bank, nearest first: before the mapping, then after.
 
     One pass over the bank.
     """
-    queries = [torch.from_numpy(unit_rows(x)) for x in (query, mapping.transform(query))]
+    queries = [torch.from_numpy(unit(x)) for x in (query, mapping.transform(query))]
     best = [(torch.empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64)) for _ in queries]
     start = 0
     for block in bank.blocks(size=_BLOCK):
         for side, rows in enumerate((block, mapping.transform(block))):
-            cosine = torch.cat([best[side][0], queries[side] @ torch.from_numpy(unit_rows(rows)).T], dim=1)
+            cosine = torch.cat([best[side][0], queries[side] @ torch.from_numpy(unit(rows)).T], dim=1)
             number = torch.arange(start, start + len(block)).expand(len(query), -1)
             top, place = cosine.topk(min(max(_DISTANT), cosine.shape[1]), dim=1)
             best[side] = top, torch.cat([best[side][1], number], dim=1).gather(1, place)
@@ -126,11 +127,9 @@ def _nearest(
 
 def _accuracy(cosine: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], truth: Int[np.ndarray, " q"]) -> float:
     """Of the vote, over the queries that have a label; neighbours without one have no vote."""
-    votes = np.zeros((len(truth), max(label.max(), truth.max()) + 1))
-    weight = np.exp((cosine.astype(np.float64) - cosine[:, :1]) / _VOTE_TEMPERATURE)
-    np.add.at(votes, (np.arange(len(truth))[:, None], label.clip(0)), np.where(label >= 0, weight, 0))
-    has_label = truth >= 0
-    return float((votes.argmax(axis=1) == truth)[has_label].mean())
+    weight = np.where(label >= 0, vote_weights(cosine, _VOTE_TEMPERATURE), 0)
+    won = winners(weight, label.clip(0), int(max(label.max(), truth.max())) + 1)
+    return float((won == truth)[truth >= 0].mean())
 
 
 def _auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> float:

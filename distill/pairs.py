@@ -10,13 +10,13 @@ from jaxtyping import Float, Int64, UInt8
 
 from distill.augment import photometric
 from distill.methods import Pairing
-from distill.source import Source
 from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
 from featcache.extraction.samples import content_hash, prefetch
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess
 from featcache.machine import cores
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 from featcache.store.layout import EMBEDDING
 
@@ -65,7 +65,7 @@ class Pairs:
 
     def __init__(
         self,
-        source: Source | FeatureStore,
+        source: Rows | FeatureStore,
         corpus: Corpus | Sequence[Corpus],
         preprocess: Preprocess,
         workers: int | None = None,
@@ -74,7 +74,7 @@ class Pairs:
         student_augment: str = "photometric",
         processes: int = 1,
     ):
-        self.source, self.preprocess = Source.of(source), preprocess
+        self.source, self.preprocess = Rows.of(source), preprocess
         self.corpora: list[Corpus] = list(corpus) if isinstance(corpus, list | tuple) else [corpus]  # type: ignore[list-item]
         assert len(self.corpora) == len(self.source.stores)
         self._recipes = [_Recipe(store) for store in self.source.stores]

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Int
 
 if TYPE_CHECKING:
-    from evalsuite.head import Head
-    from evalsuite.rows import Rows
+    from featcache.head import Head
+    from featcache.rows import Rows
 else:
     Head = Rows = Any
 

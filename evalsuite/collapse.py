@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from evalsuite.neighbours.index import evenly_spread
-from evalsuite.rows import Rows
 from featcache.geometry import Nearest, unit_rows
-from featcache.store.comparable import FAITHFUL
-from featcache.store.identical import embedding_hashes, numbered
+from featcache.identical import embedding_hashes, numbered
+from featcache.rows import Rows
 
 _ROWS = 4096  # that neighbours are looked for among
 _EVERY = 16  # of them, whose neighbours are looked for
@@ -18,6 +17,8 @@ _LEAST_ROWS = 32  # of fewer, a median says little
 def collapse_remarks(role: str, rows: Rows) -> list[str]:
     """One line where the rows, `role` being the store's part, are nearer to each other than their encoder's precision can
     tell; no line as a rule. Looks at no more than 4,096 rows; `featcache check` looks at all."""
+    from featcache.store.comparable import FAITHFUL  # brings zarr
+
     drawn = evenly_spread(len(rows), _ROWS)
     if len(drawn) < _LEAST_ROWS:
         return []

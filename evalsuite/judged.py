@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from evalsuite.classes import Classes, guessing, macro_guessing, numbers_of
 from evalsuite.detectors._moments import pieces
 from evalsuite.intervals import macro_share
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 _ABOVE = 0.1  # the share of the way from chance to 1 that a classifier of few classes is expected to go
 _LEAST_ROWS = 10  # predicted as one class, to say that it is another

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from evalsuite.rows import Rows
-from featcache.store.identical import again, copies
+from featcache.identical import again, copies
+from featcache.rows import Rows
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def _digest(samples: Mapping[str, np.ndarray]) -> str:
 
 
 def content_of(rows: Any) -> UInt64[np.ndarray, " n"]:
-    """What `samples` holds under `content`, of `evalsuite.rows.Rows`."""
+    """What `samples` holds under `content`, of `featcache.rows.Rows`."""
     return np.ascontiguousarray(rows.content[:, :8]).view(np.uint64)[:, 0]
 
 

@@ -1,16 +1,140 @@
-"""What rows of embeddings look like as a whole: in one pass over them, and of a sample."""
+"""Rows of embeddings as directions: unit rows, cosines, votes of neighbours; and what many look like as a whole."""
+
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int64
 
 Unit = Float32[np.ndarray, "_ d"]
 
 
-def unit_rows(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    """Rows scaled to norm 1, in float32; rows of norm zero stay zero."""
-    wide = rows.astype(np.float64)
-    norm = np.linalg.norm(wide, axis=1, keepdims=True)
-    return (wide / np.where(norm > 0, norm, 1.0)).astype(np.float32)
+_UNIT_FLOATS = 2**18  # float64 values scaled at once
+_VOTE_FLOATS = 2**22  # (query, class) votes held at once
+_NO_SPREAD = 1e-12  # a variance below this share of the mean square is rounding error
+
+
+def unit(rows: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
+    """Rows scaled to norm 1, computed in the precision they are in (float16: in float32); rows of norm zero stay zero."""
+    rows = rows.astype(np.float32) if rows.dtype == np.float16 else rows
+    norm = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / np.where(norm == 0, 1, norm)
+
+
+def unit_rows(rows: Float[np.ndarray, "n d"], what: str = "rows", first: int = 0) -> Float32[np.ndarray, "n d"]:
+    """Rows scaled to norm 1 in float64, as C-contiguous float32; rows of norm zero stay zero.
+
+    Raises:
+        ValueError: a row is not finite; said by its number among `what`, of which these are those from `first`.
+    """
+    scaled = np.empty(rows.shape, np.float32)
+    step = max(1, _UNIT_FLOATS // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        wide = rows[start : start + step].astype(np.float64)
+        norm = np.sqrt((wide * wide).sum(axis=1))
+        if not np.isfinite(norm).all():
+            bad = first + start + int(np.isfinite(norm).argmin())
+            raise ValueError(f"{what} row {bad} is not finite; leave it out, or extract it again with --dtype float32")
+        np.divide(wide, np.where(norm > 0, norm, 1.0)[:, None], out=scaled[start : start + step], casting="same_kind")
+    return scaled
+
+
+def logsumexp(x: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+    """log Σ exp of each row, without overflow."""
+    top = x.max(axis=1)
+    return top + np.log(np.exp(x - top[:, None]).sum(axis=1))
+
+
+def vote_weights(similarity: Float[np.ndarray, "q k"], temperature: float) -> Float[np.ndarray, "q k"]:
+    """The weights softmax(similarity / temperature) of neighbours, nearest first, up to a factor a row."""
+    return np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)
+
+
+def votes(
+    weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_classes: int
+) -> Iterator[tuple[slice, Float[np.ndarray, "b c"]]]:
+    """The sum of each class's weights, block by block of queries."""
+    step = max(1, _VOTE_FLOATS // n_classes)
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        rows = len(weight[part])
+        cell = np.arange(rows)[:, None] * n_classes + label[part]
+        yield part, np.bincount(cell.ravel(), weight[part].ravel(), rows * n_classes).reshape(rows, n_classes)
+
+
+def winners(weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_classes: int) -> Int[np.ndarray, " q"]:
+    """The class with the most votes for each query; equal votes go to the lower one."""
+    won = np.empty(len(weight), np.int64)
+    for part, sums in votes(weight, label, n_classes):
+        won[part] = sums.argmax(axis=1)
+    return won
+
+
+class GramSums:
+    """Sums over all pairs of rows i ≠ j of the Gram matrices K = XXᵀ and L = YYᵀ, from sums over rows."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.x = self.y = np.zeros(())  # Σ x, Σ y
+        self.xx = self.xy = self.yy = np.zeros(())  # XᵀX, XᵀY, YᵀY
+        self.x2 = self.y2 = 0.0  # Σ|x|², the trace of K
+        self.x4 = self.x2y2 = self.y4 = 0.0  # Σ|x|²|y|², the diagonals' part of Σ K∘L
+        self.x2x = self.x2y = self.y2x = self.y2y = np.zeros(())  # Σ|x|² y and its like
+
+    def add(self, x: Float[np.ndarray, "b d"], y: Float[np.ndarray, "b e"]) -> None:
+        self.n += len(x)
+        self.x, self.y = self.x + x.sum(axis=0), self.y + y.sum(axis=0)
+        self.xx, self.xy, self.yy = self.xx + x.T @ x, self.xy + x.T @ y, self.yy + y.T @ y
+        x2, y2 = (x * x).sum(axis=1), (y * y).sum(axis=1)
+        self.x2, self.y2 = self.x2 + x2.sum(), self.y2 + y2.sum()
+        self.x4, self.x2y2, self.y4 = self.x4 + x2 @ x2, self.x2y2 + x2 @ y2, self.y4 + y2 @ y2
+        self.x2x, self.x2y = self.x2x + x2 @ x, self.x2y + x2 @ y
+        self.y2x, self.y2y = self.y2x + y2 @ x, self.y2y + y2 @ y
+
+    def pearson(self) -> float:
+        """Correlation of the off-diagonal entries of K and L, in [-1, 1]."""
+        pairs = self.n * (self.n - 1)
+        k_mean, l_mean = (total / pairs for total in self._totals())
+        kk, kl, ll = (product / pairs for product in self._products())
+        k_variance, l_variance = kk - k_mean**2, ll - l_mean**2
+        if not (k_variance > _NO_SPREAD * kk and l_variance > _NO_SPREAD * ll):
+            raise ValueError("all pairs of rows of one store are equally similar: nothing to correlate")
+        return float(np.clip((kl - k_mean * l_mean) / np.sqrt(k_variance * l_variance), -1.0, 1.0))
+
+    def cka_debiased(self) -> float:
+        """HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)), at most 1. Rows must be centred for the digits' sake."""
+        n = self.n
+        k, l_ = self._totals()
+        # 1ᵀKL1 = Σᵢ (x·Σx − |x|²)(y·Σy − |y|²) over zero-diagonal K and L, multiplied out into sums over rows
+        k1k1 = float(self.x @ self.xx @ self.x - 2 * self.x2x @ self.x + self.x4)
+        k1l1 = float(self.x @ self.xy @ self.y - self.y2x @ self.x - self.x2y @ self.y + self.x2y2)
+        l1l1 = float(self.y @ self.yy @ self.y - 2 * self.y2y @ self.y + self.y4)
+        kk, kl, ll = self._products()
+
+        def hsic(product: float, totals: float, cross: float) -> float:
+            return product + totals / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)
+
+        hsic_kk, hsic_kl, hsic_ll = hsic(kk, k * k, k1k1), hsic(kl, k * l_, k1l1), hsic(ll, l_ * l_, l1l1)
+        if not (hsic_kk > _NO_SPREAD * self.x4 and hsic_ll > _NO_SPREAD * self.y4):
+            raise ValueError("all rows of one store are alike: CKA is not defined")
+        return float(min(hsic_kl / np.sqrt(hsic_kk * hsic_ll), 1.0))
+
+    def procrustes(self, cross: Float[np.ndarray, "d e"]) -> float:
+        """min ‖aXR − Y‖² / ‖Y‖² over scales a and rotations R, in [0, 1], where XᵀY is `cross` and rows are
+        centred. Symmetric in X and Y; `scipy.spatial.procrustes`'s disparity."""
+        aligned = np.linalg.svd(cross, compute_uv=False).sum()
+        return float(np.clip(1 - aligned**2 / (self.x2 * self.y2), 0.0, 1.0))
+
+    def _totals(self) -> tuple[float, float]:
+        """Σ over i ≠ j of K and of L."""
+        return float(self.x @ self.x - self.x2), float(self.y @ self.y - self.y2)
+
+    def _products(self) -> tuple[float, float, float]:
+        """Σ over i ≠ j of K∘K, K∘L and L∘L."""
+        return (
+            float((self.xx**2).sum() - self.x4),
+            float((self.xy**2).sum() - self.x2y2),
+            float((self.yy**2).sum() - self.y4),
+        )
 
 
 class Values:

@@ -43,15 +43,15 @@ def mapping(
     import featcache
     from distill.mapping_report import report
     from distill.mappings import load_mapping
-    from distill.source import Source
     from featcache.plugins import plugin_names
+    from featcache.rows import Rows
 
     if ood and not id_test:
         raise ValueError("--ood: AUROC compares it with held-out features; give --id-test as well")
     bank = featcache.open_store(store)
     test, strangers = (featcache.open_store(path) if path else None for path in (id_test, ood))
     opened = [each for each in (bank, test, strangers) if each is not None]
-    Source(opened, any_precision)  # refuses stores of different encoders or precisions
+    Rows.of(opened, any_precision=any_precision)  # refuses stores of different encoders or precisions
     found, refused = {}, {}
     for each in name or plugin_names("distill.mappings"):
         try:

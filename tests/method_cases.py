@@ -9,9 +9,9 @@ from torch import Tensor
 
 from distill import load_method
 from distill.methods import Batch, Fitted
-from distill.source import Source
 from featcache.inputs.images import PARAMETERS
 from featcache.plugins import plugin_names
+from featcache.rows import Rows
 from featcache.store import OK, FeatureStore, create_store
 
 TEACHER, STUDENT, ROWS, VIEWS = 12, 6, 20, 2
@@ -66,9 +66,7 @@ def write_token_store(path: Path, fields: dict[str, tuple[int, ...]] = FIELDS, s
     return store
 
 
-def build(
-    case: tuple[str, dict[str, Any]], source: Source, fitted: Fitted | None = None
-) -> tuple[Any, dict[str, float]]:
+def build(case: tuple[str, dict[str, Any]], source: Rows, fitted: Fitted | None = None) -> tuple[Any, dict[str, float]]:
     """A prepared method, its heads drawn from seed 0, and what it reports."""
     name, options = case
     few = {"mapping_steps": 3} if name == "tintem" and not options.keys() & {"joint", "mapping"} else {}
@@ -84,7 +82,7 @@ def batch_of(features: dict[str, Tensor], row: Tensor | None = None) -> Batch:
     return Batch(features, inputs, none if row is None else row, torch.zeros_like(none), none)
 
 
-def teacher_batch(source: Source, fields: tuple[str, ...], view: int = 0) -> Batch:
+def teacher_batch(source: Rows, fields: tuple[str, ...], view: int = 0) -> Batch:
     rows = range(len(source))
     return batch_of({name: torch.from_numpy(source.gather(rows, name, view)).float() for name in fields})
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.source import Source
 from featcache.plugins import load_plugin, only_class
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 
 Told = Callable[[int, int], None]
@@ -39,7 +39,7 @@ class FeatureMapping(ABC):
     report_: dict[str, float]
 
     @abstractmethod
-    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "FeatureMapping":
+    def fit(self, store: Rows | FeatureStore, progress: Told | None = None) -> "FeatureMapping":
         """Reads the store in blocks of a fixed number of rows: memory does not grow with the rows' features.
 
         Args:
@@ -49,7 +49,7 @@ class FeatureMapping(ABC):
             ValueError: `dim` or another option does not suit the store.
         """
 
-    def _lift(self, source: Source, seed: int) -> None:
+    def _lift(self, source: Rows, seed: int) -> None:
         """Learn `lift` alone."""
         self.weight_ = lift(self.dim, source.embedding_dim, seed)
         self.report_ = {"lifted_from": float(source.embedding_dim)}
@@ -133,17 +133,17 @@ def restored(mapping: FeatureMapping, tensors: dict[str, Tensor], teacher_dim: i
     return None
 
 
-def checked_source(store: Source | FeatureStore, dim: int, least_rows: int = 1) -> Source:
+def checked_source(store: Rows | FeatureStore, dim: int, least_rows: int = 1) -> Rows:
     """The rows to fit a mapping to `dim` dimensions from.
 
     Raises:
         ValueError: `dim` is less than 1, or there are too few rows.
     """
-    source = Source.of(store)
+    source = Rows.of(store)
     if dim < 1:
-        raise ValueError(f"{source.path}: a mapping needs 1 dimension or more to map to, got {dim}")
+        raise ValueError(f"{source.name}: a mapping needs 1 dimension or more to map to, got {dim}")
     if len(source) < least_rows:
-        raise ValueError(f"{source.path}: {len(source)} rows with features; a mapping needs two or more")
+        raise ValueError(f"{source.name}: {len(source)} rows with features; a mapping needs two or more")
     return source
 
 

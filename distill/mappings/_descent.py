@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from distill.mappings import Told
 from distill.objectives import cosines, relation_kl
-from distill.source import Source
+from featcache.rows import Rows
 
 
 def minimise_sne(
     head: nn.Module,
-    source: Source,
+    source: Rows,
     *,
     temperatures: Sequence[float],
     steps: int,
@@ -51,7 +51,7 @@ def minimise_sne(
         return {"sne_start": loss_at_start, "sne": loss(held).item()}
 
 
-def _batch(source: Source, size: int, seed: int, step: int) -> Tensor:
+def _batch(source: Rows, size: int, seed: int, step: int) -> Tensor:
     """Embeddings of distinct rows, each in a random view; a pure function of (seed, step)."""
     rng = np.random.default_rng([seed, step + 1])
     rows = rng.choice(len(source), min(size, len(source)), replace=False)

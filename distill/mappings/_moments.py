@@ -6,21 +6,14 @@ import numpy as np
 from jaxtyping import Float
 
 from distill.mappings import Told
-from distill.source import Source
+from featcache.rows import Rows
 
-Rows = Float[np.ndarray, "n d"]
+Normalised = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n d"]]
 
-
-def unit_rows(embedding: Rows) -> Rows:
-    """float32 rows of length one; a row of zeros stays zero."""
-    embedding = embedding.astype(np.float32)
-    length = np.linalg.norm(embedding, axis=1, keepdims=True)
-    return embedding / np.where(length > 0, length, 1)
+_BLOCK = 8192
 
 
-def second_moment(
-    source: Source, normalised: Callable[[Rows], Rows], progress: Told | None = None
-) -> Float[np.ndarray, "d d"]:
+def second_moment(source: Rows, normalised: Normalised, progress: Told | None = None) -> Float[np.ndarray, "d d"]:
     """Σ xxᵀ over the normalised rows, float64. Not centred: cosines are angles at the origin."""
     total = np.zeros((source.embedding_dim, source.embedding_dim))
     for block in _every_block(source, progress):
@@ -30,7 +23,7 @@ def second_moment(
 
 
 def mean_and_covariance(
-    source: Source, progress: Told | None = None
+    source: Rows, progress: Told | None = None
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Of the rows as they are stored, float64; the covariance divides by the count less one.
 
@@ -61,10 +54,10 @@ def leading_directions(
     return values[::-1][:dim].clip(0), directions * signs[:, None]
 
 
-def _every_block(source: Source, progress: Told | None) -> Iterator[np.ndarray]:
+def _every_block(source: Rows, progress: Told | None) -> Iterator[np.ndarray]:
     done, total = 0, int(source.view_counts.sum())
     for view in range(source.view_counts.max()):
-        for block in source.blocks(view=view):
+        for block in source.blocks(_BLOCK, view):
             yield block
             done += len(block)
             if progress:

@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from distill.mappings import FeatureMapping, Frozen, Told
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 
 
@@ -22,16 +22,16 @@ class Identity(FeatureMapping):
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "Identity":
+    def fit(self, store: Rows | FeatureStore, progress: Told | None = None) -> "Identity":
         """Reads no features.
 
         Raises:
             ValueError: `dim` is less than the teacher's.
         """
-        source = Source.of(store)
+        source = Rows.of(store)
         if self.dim < source.embedding_dim:
             raise ValueError(
-                f"{source.path}: its embeddings have {source.embedding_dim} dimensions, the student {self.dim}; the "
+                f"{source.name}: its embeddings have {source.embedding_dim} dimensions, the student {self.dim}; the "
                 f"identity mapping needs a student of {source.embedding_dim} or more, another mapping does not"
             )
         if self.dim > source.embedding_dim:

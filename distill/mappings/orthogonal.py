@@ -9,7 +9,7 @@ from distill.mappings import FeatureMapping, Frozen, Told, checked_source, ortho
 from distill.mappings._descent import minimise_sne
 from distill.mappings.spectral import Spectral
 from distill.objectives import TEMPERATURES
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 
 
@@ -44,7 +44,7 @@ class Orthogonal(FeatureMapping):
         self.dim, self.temperatures, self.steps = dim, temperatures, steps
         self.batch_size, self.lr, self.seed = batch_size, lr, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "Orthogonal":
+    def fit(self, store: Rows | FeatureStore, progress: Told | None = None) -> "Orthogonal":
         """Memory O(block · D + D² + batch²).
 
         Args:

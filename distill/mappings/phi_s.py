@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from distill.mappings import FeatureMapping, Frozen, Told, checked_source
 from distill.mappings._moments import leading_directions, mean_and_covariance
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 
 
@@ -34,7 +34,7 @@ class PhiS(FeatureMapping):
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "PhiS":
+    def fit(self, store: Rows | FeatureStore, progress: Told | None = None) -> "PhiS":
         """Streams once over every view of every ok row; memory O(block · D + D²).
 
         Args:
@@ -48,7 +48,7 @@ class PhiS(FeatureMapping):
         dim = min(self.dim, source.embedding_dim)
         variances, directions = leading_directions(covariance, dim)
         if not variances.mean() > 0:
-            raise ValueError(f"{source.path}: all rows are alike; there is no variance to standardise")
+            raise ValueError(f"{source.name}: all rows are alike; there is no variance to standardise")
         self.mean_ = mean.astype(np.float32)
         self.weight_ = (_spread(dim) @ directions / np.sqrt(variances.mean())).astype(np.float32)
         if self.dim > dim:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from distill.mappings import FeatureMapping, Frozen, Told, checked_source, lift
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 
 
@@ -22,7 +22,7 @@ class RandomOrthonormal(FeatureMapping):
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "RandomOrthonormal":
+    def fit(self, store: Rows | FeatureStore, progress: Told | None = None) -> "RandomOrthonormal":
         """Reads no features.
 
         Raises:

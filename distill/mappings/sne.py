@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import nn
 
 from distill.mappings import FeatureMapping, Frozen, Told, checked_source, orthogonality
 from distill.mappings._descent import minimise_sne
-from distill.mappings._moments import Rows, leading_directions, second_moment, unit_rows
+from distill.mappings._moments import leading_directions, second_moment
 from distill.objectives import TEMPERATURES
-from distill.source import Source
+from featcache.geometry import unit
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 
 STARTS = ("spectral", "random")
@@ -55,7 +57,7 @@ class Sne(FeatureMapping):
         self.dim, self.layer_norm, self.start, self.temperatures = dim, layer_norm, start, temperatures
         self.steps, self.batch_size, self.lr, self.seed = steps, batch_size, lr, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "Sne":
+    def fit(self, store: Rows | FeatureStore, progress: Told | None = None) -> "Sne":
         """Memory O(block · D + D² + batch²).
 
         Args:
@@ -101,14 +103,14 @@ class Sne(FeatureMapping):
             return Frozen(self.weight_, normalised="layer", bias=self.bias_)
         return Frozen(self.weight_)
 
-    def _start(self, source: Source) -> np.ndarray:
+    def _start(self, source: Rows) -> np.ndarray:
         if self.start == "spectral":
-            normalised = _layer_normalised if self.layer_norm else unit_rows
+            normalised = _layer_normalised if self.layer_norm else unit
             return leading_directions(second_moment(source, normalised), self.dim)[1].astype(np.float32)
         bound = source.embedding_dim**-0.5
         drawn = np.random.default_rng(self.seed).uniform(-bound, bound, (self.dim, source.embedding_dim))
         return drawn.astype(np.float32)
 
 
-def _layer_normalised(embedding: Rows) -> Rows:
+def _layer_normalised(embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return torch.nn.functional.layer_norm(torch.from_numpy(embedding).float(), embedding.shape[1:]).numpy()

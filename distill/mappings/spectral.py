@@ -3,8 +3,9 @@
 import numpy as np
 
 from distill.mappings import FeatureMapping, Frozen, Told, checked_source
-from distill.mappings._moments import leading_directions, second_moment, unit_rows
-from distill.source import Source
+from distill.mappings._moments import leading_directions, second_moment
+from featcache.geometry import unit
+from featcache.rows import Rows
 from featcache.store import FeatureStore
 
 
@@ -25,7 +26,7 @@ class Spectral(FeatureMapping):
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 
-    def fit(self, store: Source | FeatureStore, progress: Told | None = None) -> "Spectral":
+    def fit(self, store: Rows | FeatureStore, progress: Told | None = None) -> "Spectral":
         """Streams once over every view of every ok row; memory O(block · D + D²).
 
         Args:
@@ -38,7 +39,7 @@ class Spectral(FeatureMapping):
         if self.dim > source.embedding_dim:
             self._lift(source, self.seed)
             return self
-        _, directions = leading_directions(second_moment(source, unit_rows, progress), self.dim)
+        _, directions = leading_directions(second_moment(source, unit, progress), self.dim)
         self.weight_ = np.ascontiguousarray(directions, np.float32)
         return self
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from distill.source import Source
 from featcache.plugins import load_plugin, only_class
+from featcache.rows import Rows
 
 Features = dict[str, Tensor]
 """What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D)."""
@@ -65,7 +65,7 @@ class Method(nn.Module):
 
     def prepare(
         self,
-        source: Source,
+        source: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,

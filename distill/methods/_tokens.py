@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.source import Source
+from featcache.rows import Rows
 
 
 def resize_tokens(tokens: Float[Tensor, "b t d"], count: int) -> Float[Tensor, "b u d"]:
@@ -35,7 +35,7 @@ def class_and_patches(embedding: Float[Tensor, "b d"], tokens: Float[Tensor, "b 
     return torch.cat([embedding[:, None], tokens], dim=1)
 
 
-def check_tokens(source: Source) -> None:
+def check_tokens(source: Rows) -> None:
     """Refuse a source whose patch tokens cannot go through the same head as its embedding.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.methods import Batch, Features, Fitted
 from distill.methods.tintem import TinTeM
 from distill.objectives import MASKED, relation_kl
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store.layout import EMBEDDING
 
 OWN = ("column", "none")
@@ -93,7 +93,7 @@ class Landmarks(TinTeM):
 
     def prepare(
         self,
-        source: Source,
+        source: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distill.methods import Batch, Features, Fitted, Method
 from distill.objectives import cosines, gathered, kl
-from distill.source import Source
+from featcache.rows import Rows
 
 SAMPLES = (50, 100, 250, 500, 1000, 2000, 4000, 10_000, 20_000)
 QUEUES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -43,7 +43,7 @@ class LightlyV1(Method):
 
     def prepare(
         self,
-        source: Source,
+        source: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,

@@ -8,7 +8,7 @@ from distill.methods import Batch, Features, Fitted, Method
 from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import match
-from distill.source import Source
+from featcache.rows import Rows
 
 
 class Proteus(Method):
@@ -29,7 +29,7 @@ class Proteus(Method):
 
     def prepare(
         self,
-        source: Source,
+        source: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,

@@ -11,7 +11,7 @@ from distill.methods import Batch, Features, Fitted, Method
 from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import TEMPERATURES, cosines, gathered, match, relation_kl
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store.layout import EMBEDDING
 
 
@@ -92,7 +92,7 @@ class TinTeM(Method):
 
     def prepare(
         self,
-        source: Source,
+        source: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,

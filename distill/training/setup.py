@@ -10,13 +10,13 @@ from accelerate import Accelerator
 
 from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
-from distill.source import Source
 from distill.students import make_student
 from distill.training.config import FitConfig
 from distill.training.held_out import HeldOut, split
 from featcache.corpora import Corpus, open_corpus
 from featcache.corpora.store import KeptImages
 from featcache.inputs.images import Preprocess
+from featcache.rows import Rows
 from featcache.store import FeatureStore, open_store
 from featcache.store.layout import EMBEDDING
 
@@ -34,7 +34,7 @@ class Inputs:
     """
 
     settings: FitConfig
-    source: Source
+    source: Rows
     corpora: list[Corpus]
     pairs: Pairs
     held: np.ndarray
@@ -90,7 +90,7 @@ class Inputs:
         """The evaluation on `held`, where there are any."""
         if not len(self.held):
             return None
-        held = Pairs(self.source.take(self.held), self.corpora, self.preprocess, workers)
+        held = Pairs(self.source.pick(self.held), self.corpora, self.preprocess, workers)
         return HeldOut(held, self.pairs, self.method, self.settings.seed)
 
 
@@ -112,7 +112,7 @@ def set_up(
     """
     stores, corpora = open_all(store, corpus)
     torch.manual_seed(settings.seed)
-    source, processes = Source(stores, settings.any_precision), accelerator.num_processes
+    source, processes = Rows.of(stores, any_precision=settings.any_precision), accelerator.num_processes
     student, preprocess, record = make_student(
         settings.student,
         teacher_preprocess(stores[0]),
@@ -129,7 +129,7 @@ def set_up(
     images = source.images() if settings.holdout else np.arange(len(source))
     trained, held = split(images, settings.holdout, settings.seed)
     views: dict[str, Any] = {"views": settings.views, "student_augment": settings.student_augment}
-    pairs = Pairs(source.take(trained), corpora, preprocess, workers, processes=processes, **views)
+    pairs = Pairs(source.pick(trained), corpora, preprocess, workers, processes=processes, **views)
     pairs.check()
     refuse_unequal_parts(settings, len(pairs), processes)
     if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:

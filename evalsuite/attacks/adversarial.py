@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from evalsuite.classes import Classes, guessing, numbers_of
-from evalsuite.head import Head
+from featcache.head import Head
 
 if TYPE_CHECKING:
     from featcache import Corpus, Encoder

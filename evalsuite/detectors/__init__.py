@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 _OPTIONAL = {"int | None": int, "str | None": str}  # of arguments that may be left to a rule

@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from jaxtyping import Float, Int
 
-from evalsuite.rows import Rows
+from featcache.geometry import unit
+from featcache.rows import Rows
 
 _PIECE_FLOATS = 2**22  # 32 MiB of float64
 
@@ -84,21 +85,9 @@ def pieces(x: Float[np.ndarray, "n d"], width: int) -> Iterator[Float[np.ndarray
         yield x[start : start + step].astype(np.float64)
 
 
-def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Rows scaled to norm 1; rows of norm zero stay zero."""
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(norm > 0, norm, 1.0)
-
-
 def principal(d: int) -> int:
     """How many principal directions ViM's authors take of d dimensions."""
     return 1000 if d >= 2048 else 512 if d >= 768 else d // 2
-
-
-def logsumexp(x: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
-    """log Σ exp of each row, without overflow."""
-    top = x.max(axis=1)
-    return top + np.log(np.exp(x - top[:, None]).sum(axis=1))
 
 
 def whitening(covariance: Float[np.ndarray, "d d"], bank: Rows, scale: float | None = None) -> Float[np.ndarray, "d r"]:

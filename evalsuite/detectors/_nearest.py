@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from evalsuite.neighbours.exact import search
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import os
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import unit
-from evalsuite.rows import Rows
+from featcache.geometry import unit
+from featcache.rows import Rows
 
 
 def text_embeddings(path: str | None, bank: Rows, argument: str) -> Float[np.ndarray, "c d"]:

@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import Gaussians, Moments, logsumexp, moments, pieces
-from evalsuite.rows import Rows
+from evalsuite.detectors._moments import Gaussians, Moments, moments, pieces
+from featcache.geometry import logsumexp
+from featcache.rows import Rows
 
 _LIMIT = 2 * 2**30  # bytes of class covariances
 

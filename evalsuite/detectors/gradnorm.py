@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import logsumexp, pieces
-from evalsuite.rows import Rows
+from evalsuite.detectors._moments import pieces
+from featcache.geometry import logsumexp
+from featcache.rows import Rows
 
 
 class GradNorm:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from evalsuite.detectors._nearest import nearest
 from evalsuite.detectors._ranges import whole
 from evalsuite.neighbours.exact import search
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 _SAME = 1e-3  # rows of norm 1 that are no further apart: float32 cosines cannot tell them from the same
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import Gaussians, moments, pieces, unit, whitening
-from evalsuite.rows import Rows
+from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
+from featcache.geometry import unit
+from featcache.rows import Rows
 
 
 class MahalanobisPP:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 class MaxLogit:

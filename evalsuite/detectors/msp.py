@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import temperature
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 class MSP:

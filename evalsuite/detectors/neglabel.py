@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import logsumexp, pieces, unit
+from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import temperature, whole
 from evalsuite.detectors._text import text_embeddings
-from evalsuite.rows import Rows
+from featcache.geometry import logsumexp, unit
+from featcache.rows import Rows
 
 
 class NegLabel:

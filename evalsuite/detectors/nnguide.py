@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import logsumexp, pieces, unit
+from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import whole
-from evalsuite.rows import Rows
+from featcache.geometry import logsumexp, unit
+from featcache.rows import Rows
 
 
 class NNGuide:

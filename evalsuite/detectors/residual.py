@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from evalsuite.detectors._moments import moments, pieces, principal
 from evalsuite.detectors._ranges import whole
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 class Residual:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 class RMD:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.detectors._moments import logsumexp, pieces
+from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import share
 from evalsuite.detectors._shaping import largest, ratio, require_activations
-from evalsuite.rows import Rows
+from featcache.geometry import logsumexp
+from featcache.rows import Rows
 
 
 class SCALE:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from evalsuite.classes import Classes, numbers_of
 from evalsuite.detectors._moments import add_by_group, pieces
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 class SHE:

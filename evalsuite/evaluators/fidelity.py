@@ -18,12 +18,12 @@ from jaxtyping import Float, Int
 
 from evalsuite.classes import Classes
 from evalsuite.collapse import collapse_remarks
-from evalsuite.evaluators.knn import vote_weights, winners
 from evalsuite.intervals import cosine_mean, kappa, share
 from evalsuite.neighbours.exact import search
 from evalsuite.overlap import overlap, repeated
 from evalsuite.result import Metric, Result, versions
-from evalsuite.rows import Rows, Store, left_out_remarks
+from featcache.geometry import GramSums, unit, vote_weights, winners
+from featcache.rows import Rows, Store, left_out_remarks
 
 Blocks = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 Neighbours = tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]
@@ -31,7 +31,6 @@ Neighbours = tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]
 _BLOCK_ROWS = 8192
 _QUERY_FLOATS = 2**24  # query embeddings held during one pass over the bank
 _LEAST_ROWS = 4  # the debiased estimator divides by n − 3
-_NO_SPREAD = 1e-12  # a variance below this share of the mean square is rounding error
 _TEMPERATURE = 0.07  # of the votes: DINOv2's and CosPress's
 
 
@@ -216,101 +215,33 @@ def compare(blocks: Blocks, *, seed: int = 0) -> tuple[dict[str, float], dict[st
         x, y = x.astype(np.float64), y.astype(np.float64)
         n += len(x)
         x_mean, y_mean = x_mean + x.sum(axis=0), y_mean + y.sum(axis=0)
-        x_unit_mean, y_unit_mean = x_unit_mean + _unit(x).sum(axis=0), y_unit_mean + _unit(y).sum(axis=0)
+        x_unit_mean, y_unit_mean = x_unit_mean + unit(x).sum(axis=0), y_unit_mean + unit(y).sum(axis=0)
     if n < _LEAST_ROWS:
         raise ValueError(f"{n} rows were paired, at least {_LEAST_ROWS} are needed; extract both from one corpus")
     x_mean, y_mean, x_unit_mean, y_unit_mean = x_mean / n, y_mean / n, x_unit_mean / n, y_unit_mean / n
 
-    cosine, centred, raw, unit = _PairSums(), _PairSums(), _PairSums(), _PairSums()
+    cosine, centred, raw, units = GramSums(), GramSums(), GramSums(), GramSums()
     signed: Any = 0.0  # XᵀY with a random sign for each row: the pairing is lost, everything else is kept
     rng = np.random.default_rng(seed)
     for x, y in blocks():
         x, y = x.astype(np.float64), y.astype(np.float64)
-        x_unit, y_unit = _unit(x), _unit(y)
+        x_unit, y_unit = unit(x), unit(y)
         cosine.add(x_unit, y_unit)
         # Neither HSIC nor what Procrustes leaves changes when a space is shifted; centring first keeps a large
         # offset from eating the digits.
         raw.add(x - x_mean, y - y_mean)
         x_unit, y_unit = x_unit - x_unit_mean, y_unit - y_unit_mean
-        unit.add(x_unit, y_unit)
-        centred.add(_unit(x_unit), _unit(y_unit))
+        units.add(x_unit, y_unit)
+        centred.add(unit(x_unit), unit(y_unit))
         signed = signed + x_unit.T @ np.where(rng.random((len(x), 1)) < 0.5, -y_unit, y_unit)
     values = {
         "gram_pearson": cosine.pearson(),
         "gram_pearson_centred": centred.pearson(),
         "cka_debiased": raw.cka_debiased(),
-        "cka_debiased_unit": unit.cka_debiased(),
-        "procrustes": unit.procrustes(unit.xy),
+        "cka_debiased_unit": units.cka_debiased(),
+        "procrustes": units.procrustes(units.xy),
     }
-    return values, dict.fromkeys(values, 0.0) | {"procrustes": unit.procrustes(signed)}
-
-
-class _PairSums:
-    """Sums over all pairs of rows i ≠ j of the Gram matrices K = XXᵀ and L = YYᵀ, from sums over rows."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.x = self.y = np.zeros(())  # Σ x, Σ y
-        self.xx = self.xy = self.yy = np.zeros(())  # XᵀX, XᵀY, YᵀY
-        self.x2 = self.y2 = 0.0  # Σ|x|², the trace of K
-        self.x4 = self.x2y2 = self.y4 = 0.0  # Σ|x|²|y|², the diagonals' part of Σ K∘L
-        self.x2x = self.x2y = self.y2x = self.y2y = np.zeros(())  # Σ|x|² y and its like
-
-    def add(self, x: Float[np.ndarray, "b d"], y: Float[np.ndarray, "b e"]) -> None:
-        self.n += len(x)
-        self.x, self.y = self.x + x.sum(axis=0), self.y + y.sum(axis=0)
-        self.xx, self.xy, self.yy = self.xx + x.T @ x, self.xy + x.T @ y, self.yy + y.T @ y
-        x2, y2 = (x * x).sum(axis=1), (y * y).sum(axis=1)
-        self.x2, self.y2 = self.x2 + x2.sum(), self.y2 + y2.sum()
-        self.x4, self.x2y2, self.y4 = self.x4 + x2 @ x2, self.x2y2 + x2 @ y2, self.y4 + y2 @ y2
-        self.x2x, self.x2y = self.x2x + x2 @ x, self.x2y + x2 @ y
-        self.y2x, self.y2y = self.y2x + y2 @ x, self.y2y + y2 @ y
-
-    def pearson(self) -> float:
-        """Correlation of the off-diagonal entries of K and L, in [-1, 1]."""
-        pairs = self.n * (self.n - 1)
-        k_mean, l_mean = (total / pairs for total in self._totals())
-        kk, kl, ll = (product / pairs for product in self._products())
-        k_variance, l_variance = kk - k_mean**2, ll - l_mean**2
-        if not (k_variance > _NO_SPREAD * kk and l_variance > _NO_SPREAD * ll):
-            raise ValueError("all pairs of rows of one store are equally similar: nothing to correlate")
-        return float(np.clip((kl - k_mean * l_mean) / np.sqrt(k_variance * l_variance), -1.0, 1.0))
-
-    def cka_debiased(self) -> float:
-        """HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)), at most 1. Rows must be centred for the digits' sake."""
-        n = self.n
-        k, l_ = self._totals()
-        # 1ᵀKL1 = Σᵢ (x·Σx − |x|²)(y·Σy − |y|²) over zero-diagonal K and L, multiplied out into sums over rows
-        k1k1 = float(self.x @ self.xx @ self.x - 2 * self.x2x @ self.x + self.x4)
-        k1l1 = float(self.x @ self.xy @ self.y - self.y2x @ self.x - self.x2y @ self.y + self.x2y2)
-        l1l1 = float(self.y @ self.yy @ self.y - 2 * self.y2y @ self.y + self.y4)
-        kk, kl, ll = self._products()
-
-        def hsic(product: float, totals: float, cross: float) -> float:
-            return product + totals / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)
-
-        hsic_kk, hsic_kl, hsic_ll = hsic(kk, k * k, k1k1), hsic(kl, k * l_, k1l1), hsic(ll, l_ * l_, l1l1)
-        if not (hsic_kk > _NO_SPREAD * self.x4 and hsic_ll > _NO_SPREAD * self.y4):
-            raise ValueError("all rows of one store are alike: CKA is not defined")
-        return float(min(hsic_kl / np.sqrt(hsic_kk * hsic_ll), 1.0))
-
-    def procrustes(self, cross: Float[np.ndarray, "d e"]) -> float:
-        """min ‖aXR − Y‖² / ‖Y‖² over scales a and rotations R, in [0, 1], where XᵀY is `cross` and rows are
-        centred. Symmetric in X and Y; `scipy.spatial.procrustes`'s disparity."""
-        aligned = np.linalg.svd(cross, compute_uv=False).sum()
-        return float(np.clip(1 - aligned**2 / (self.x2 * self.y2), 0.0, 1.0))
-
-    def _totals(self) -> tuple[float, float]:
-        """Σ over i ≠ j of K and of L."""
-        return float(self.x @ self.x - self.x2), float(self.y @ self.y - self.y2)
-
-    def _products(self) -> tuple[float, float, float]:
-        """Σ over i ≠ j of K∘K, K∘L and L∘L."""
-        return (
-            float((self.xx**2).sum() - self.x4),
-            float((self.xy**2).sum() - self.x2y2),
-            float((self.yy**2).sum() - self.y4),
-        )
+    return values, dict.fromkeys(values, 0.0) | {"procrustes": units.procrustes(signed)}
 
 
 @dataclass(frozen=True)
@@ -350,18 +281,12 @@ class _Mapping:
         """Of each row, and their mean over all pairs of different rows."""
         parts, mapped_sum, student_sum = [], 0.0, 0.0
         for x, y in blocks():
-            mapped, student = _unit((x - self.mean) @ self.weight.T), _unit(y.astype(np.float64))
+            mapped, student = unit((x - self.mean) @ self.weight.T), unit(y.astype(np.float64))
             parts.append((mapped * student).sum(axis=1))
             mapped_sum, student_sum = mapped_sum + mapped.sum(axis=0), student_sum + student.sum(axis=0)
         cosines = np.concatenate(parts)
         pairs = float(np.dot(mapped_sum, student_sum)) - float(cosines.sum())
         return cosines, pairs / (len(cosines) * (len(cosines) - 1))
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """Rows scaled to norm 1; rows of norm zero stay zero."""
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(norm > 0, norm, 1.0)
 
 
 def _neighbours(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from evalsuite.neighbours.exact import search
 from evalsuite.neighbours.index import Index, evenly_spread
 from evalsuite.overlap import overlap, repeated
 from evalsuite.result import Metric, Result, content_of, versions
-from evalsuite.rows import Rows, Store, left_out_remarks
+from featcache.geometry import vote_weights, votes
+from featcache.rows import Rows, Store, left_out_remarks
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dinov2": {"k": (10, 20, 100, 200), "temperature": 0.07},
@@ -26,7 +27,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Settings of published protocols, by name."""
 
 _QUERY_FLOATS = 2**24  # query embeddings held during one pass over the bank
-_VOTE_FLOATS = 2**22  # (query, class) votes held at once
 _RECALL_QUERIES = 1000  # searched exactly, to tell how good an index is
 
 
@@ -238,19 +238,6 @@ def _checked_k(k: Sequence[int], bank: Rows, exclude_self: bool) -> tuple[int, .
     return ks
 
 
-def vote_weights(similarity: Float[np.ndarray, "q k"], temperature: float) -> Float[np.ndarray, "q k"]:
-    """The weights softmax(similarity / temperature) of neighbours, nearest first, up to a factor a row."""
-    return np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)
-
-
-def winners(weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_classes: int) -> Int[np.ndarray, " q"]:
-    """The class with the most votes for each query; equal votes go to the lower one."""
-    won = np.empty(len(weight), np.int64)
-    for part, votes in _votes(weight, label, n_classes):
-        won[part] = votes.argmax(axis=1)
-    return won
-
-
 def _place(
     weight: Float[np.ndarray, "q k"],
     label: Int[np.ndarray, "q k"],
@@ -260,22 +247,10 @@ def _place(
 ) -> Int[np.ndarray, " q"]:
     """How many classes come before the true one in each query's vote; `n_classes` when it got no vote."""
     place = np.full(len(weight), n_classes)
-    for part, votes in _votes(weight, label, n_classes):
+    for part, sums in votes(weight, label, n_classes):
         truth = np.where(reachable[part], true_class[part], 0)[:, None]
-        own = np.take_along_axis(votes, truth, axis=1)
-        before = (votes > own) | ((votes == own) & (np.arange(n_classes) < truth))
+        own = np.take_along_axis(sums, truth, axis=1)
+        before = (sums > own) | ((sums == own) & (np.arange(n_classes) < truth))
         voted = reachable[part] & (own[:, 0] > 0)
         place[part] = np.where(voted, before.sum(axis=1), n_classes)
     return place
-
-
-def _votes(
-    weight: Float[np.ndarray, "q k"], label: Int[np.ndarray, "q k"], n_classes: int
-) -> Iterator[tuple[slice, Float[np.ndarray, "b c"]]]:
-    """The sum of each class's weights, block by block of queries."""
-    step = max(1, _VOTE_FLOATS // n_classes)
-    for start in range(0, len(weight), step):
-        part = slice(start, start + step)
-        rows = len(weight[part])
-        cell = np.arange(rows)[:, None] * n_classes + label[part]
-        yield part, np.bincount(cell.ravel(), weight[part].ravel(), rows * n_classes).reshape(rows, n_classes)

@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 
 from evalsuite import detectors as registry
 from evalsuite.collapse import collapse_remarks
-from evalsuite.head import Head
 from evalsuite.intervals import Estimate, mean_of, ranking
 from evalsuite.judged import Judged
 from evalsuite.metrics import tied
@@ -22,7 +21,8 @@ from evalsuite.neighbours.index import evenly_spread
 from evalsuite.overlap import Overlap, overlap
 from evalsuite.presets import stores_of
 from evalsuite.result import Metric, Result, content_of, versions
-from evalsuite.rows import Rows, Store, left_out_remarks
+from featcache.head import Head
+from featcache.rows import Rows, Store, left_out_remarks
 
 _MOST_IDENTICAL = 0.9  # share of an OOD set's images that are ID ones, from which it is refused
 _JUDGED = 10_000  # rows of id_train that a head is judged on, where id_test has no labels

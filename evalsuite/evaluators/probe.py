@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +16,9 @@ from evalsuite.collapse import collapse_remarks
 from evalsuite.intervals import macro_share, share
 from evalsuite.overlap import overlap
 from evalsuite.result import Result, content_of, versions, whole_file
-from evalsuite.rows import Rows, Store, left_out_remarks
 from featcache.disk.refusals import require_writable
+from featcache.head import Head
+from featcache.rows import Rows, Store, left_out_remarks
 
 CANDIDATES = tuple(10.0**e for e in range(-3, 6))
 """The C that are tried where none is given."""
@@ -124,7 +124,9 @@ def probe(
     head, steps, done = task.fit(everything, best, head)
     if not done and best not in unfinished:
         unfinished.append(best)
-    weight, bias = task.on_rows(head)
+    names, record = train_rows.class_names, train_rows.record()
+    of_labels = None if names is None else [names[label] for label in labels.tolist()]
+    classifier = Head(*task.on_rows(head), labels, fingerprint=record["fingerprint"], class_names=of_labels)
     if unfinished:
         warnings.warn(
             f"the fit with C = {', '.join(f'{each:g}' for each in unfinished)} stopped at its limit of {_MOST_STEPS} "
@@ -147,7 +149,7 @@ def probe(
     place = np.empty(len(test_rows), np.int64)
     start = 0
     for block in test_rows.blocks_of(["embedding"]):
-        logits = block["embedding"].astype(np.float64) @ weight.T + bias
+        logits = classifier.logits(block["embedding"])
         part = slice(start, start + len(logits))
         place[part] = np.where(reachable[part], _place(logits, true_class[part]), len(labels))
         start += len(logits)
@@ -163,15 +165,10 @@ def probe(
         "probe/macro_top1": macro_guessing(truth, labels),
     }
     if save is not None:
-        names = train_rows.class_names
-        metadata = {
-            "class_names": json.dumps([str(n) if names is None else names[n] for n in labels.tolist()]),
-            "labels": json.dumps(labels.tolist()),
-            "fingerprint": str(train_rows.record()["fingerprint"]),
-            "encoder": str(train_rows.record()["encoder"]),
-            "c": repr(best),
-        }
-        _save(Path(save), weight, bias, metadata)
+        file_of_head = Path(save)
+        file_of_head.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file_of_head) as file:
+            file.write(classifier.to_bytes(encoder=record["encoder"], c=repr(best)))
     return Result(
         "probe",
         {
@@ -316,16 +313,3 @@ def _place(logits: Float[np.ndarray, "n c"], true_class: Int[np.ndarray, " n"]) 
     own = np.take_along_axis(logits, true_class[:, None], axis=1)
     lower = np.arange(logits.shape[1]) < true_class[:, None]
     return ((logits > own) | ((logits == own) & lower)).sum(axis=1)
-
-
-def _save(
-    target: Path,
-    weight: Float[np.ndarray, "c d"],
-    bias: Float[np.ndarray, " c"],
-    metadata: dict[str, str],
-) -> None:
-    from safetensors.numpy import save
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as file:
-        file.write(save({"weight": np.ascontiguousarray(weight), "bias": bias}, metadata))

@@ -29,12 +29,12 @@ from evalsuite.evaluators.ood import (
     warn_of_failed,
     without_identical,
 )
-from evalsuite.head import Head
 from evalsuite.intervals import Estimate, mean_of, ranking, share
 from evalsuite.judged import Judged, near_chance
 from evalsuite.overlap import overlap
 from evalsuite.result import Metric, Result, versions
-from evalsuite.rows import Rows, Store, left_out_remarks
+from featcache.head import Head
+from featcache.rows import Rows, Store, left_out_remarks
 
 if TYPE_CHECKING:
     from featcache import Corpus, Encoder, FeatureStore

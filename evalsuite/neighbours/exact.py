@@ -1,4 +1,4 @@
-"""Exact cosine nearest neighbours of a set of queries in a bank of any size (approximate ones: `_index.py`).
+"""Exact cosine nearest neighbours of a set of queries in a bank of any size (approximate ones: `index.py`).
 
 Matrix products in float32 differ in the last bits with the batch size, the BLAS and the device, and which of
 several tied rows a top-k routine returns is left to chance. So FAISS (or torch, where FAISS is not installed),
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from featcache.geometry import unit_rows
+
 # Proposes, for unit (q, d) queries and a unit (b, d) block, the `width` best columns and their float32
 # similarities.
 Proposer = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -24,7 +26,6 @@ Proposer = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]
 MARGIN = 16  # candidates proposed beyond k, so that a near tie at the k-th place seldom needs a second proposal
 NO_ROW = np.iinfo(np.int64).max
 _PAIR_FLOATS = 2**16  # float64 values multiplied at once when candidates are scored again
-_UNIT_FLOATS = 2**18  # float64 values scaled at once
 _GPU_WIDTH = 2048  # the most that FAISS proposes on a GPU
 
 
@@ -130,23 +131,6 @@ def cosine(
 def _rounding(d: int) -> float:
     """A generous bound on the error of a float32 product of unit vectors (errors grow like the root of d)."""
     return 4.0 * float(np.sqrt(d) + 1.0) * 2.0**-24
-
-
-def unit_rows(x: Float[np.ndarray, "n d"], what: str, first: int = 0) -> Float[np.ndarray, "n d"]:
-    """Rows scaled to norm 1 as C-contiguous float32; rows of norm zero stay zero.
-
-    Raises `ValueError`, by its number among `what`, of which these are those from `first`, for a row that is not finite.
-    """
-    unit = np.empty(x.shape, np.float32)
-    step = max(1, _UNIT_FLOATS // max(1, x.shape[1]))
-    for start in range(0, len(x), step):
-        wide = x[start : start + step].astype(np.float64)
-        norm = np.sqrt((wide * wide).sum(axis=1))
-        if not np.isfinite(norm).all():
-            bad = first + start + int(np.isfinite(norm).argmin())
-            raise ValueError(f"{what} row {bad} is not finite; leave it out, or extract it again with --dtype float32")
-        np.divide(wide, np.where(norm > 0, norm, 1.0)[:, None], out=unit[start : start + step], casting="same_kind")
-    return unit
 
 
 def import_faiss() -> Any:

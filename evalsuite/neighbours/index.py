@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from evalsuite.neighbours.exact import MARGIN, NO_ROW, cosine, import_faiss, search, unit_rows
-from evalsuite.rows import Rows
+from evalsuite.neighbours.exact import MARGIN, NO_ROW, cosine, import_faiss, search
+from featcache.geometry import unit_rows
+from featcache.rows import Rows
 
 _LEAST_A_LIST, _MOST_A_LIST = 39, 64  # rows to place one list of an IVF index by; FAISS asks for 39 to 256
 _TRAINING_ROWS = 2**16  # to learn anything else by: PCA, scalar and product quantisers

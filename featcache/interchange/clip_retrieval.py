@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from featcache.geometry import unit
 from featcache.interchange._arrays import Arrays, Checksums
 from featcache.interchange._arrow import DESCRIBING, describe, from_table, to_table, whole
 from featcache.interchange._foreign import check_embeddings
@@ -104,9 +105,7 @@ def _metadata(unit: Arrays, class_names: Sequence[str] | None, root: str) -> Any
 
 
 def _unit_length(embedding: Float[np.ndarray, "n v d"]) -> Float[np.ndarray, "n v d"]:
-    wide = embedding.astype(np.float64 if embedding.dtype == np.float32 else np.float32)
-    length = np.linalg.norm(wide, axis=-1, keepdims=True)
-    return (wide / np.where(length == 0, 1, length)).astype(embedding.dtype)
+    return unit(embedding.astype(np.float64 if embedding.dtype == np.float32 else np.float32)).astype(embedding.dtype)
 
 
 def read(path: Path) -> Source:

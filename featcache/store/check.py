@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from featcache.geometry import Nearest, Values, effective_rank, median_apart, unit_rows
+from featcache.identical import embedding_hashes, numbered
 from featcache.store import FeatureStore
-from featcache.store.identical import embedding_hashes, numbered
 from featcache.store.layout import EMBEDDING
 from featcache.store.remarks import Remark, remarks_on_pairs, remarks_on_stores
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from evalsuite.detectors import arguments_of, build, load, names, needs, parameters
-from evalsuite.head import Head
-from evalsuite.rows import Rows
+from featcache.head import Head
+from featcache.rows import Rows
 
 
 @pytest.fixture(params=names())

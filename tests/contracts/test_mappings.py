@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from distill.mappings import FeatureMapping, load_mapping, orthogonality, restored
-from distill.source import Source
 from featcache.plugins import plugin_names
+from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 
 TEACHER = 8
@@ -199,18 +199,18 @@ def test_no_dimensions_are_refused_by_name(build, store):
         build(0).fit(store)
 
 
-class CountingSource(Source):
+class CountingRows(Rows):
     """Remembers how many rows were asked for at once."""
 
-    def gather(self, index, field="embedding", view=0):
-        self.__dict__.setdefault("asked", []).append(len(index))
-        return super().gather(index, field, view)
+    def gather(self, positions, field="embedding", view=0):
+        self.__dict__.setdefault("asked", []).append(len(positions))
+        return super().gather(positions, field, view)
 
 
 def test_fit_asks_for_few_rows_at_once_and_in_all(build, tmp_path, dim):
     """However long the store: no more than a block, and one pass and a batch a step (one more before and after)."""
     long = np.random.default_rng(0).normal(size=(30000, 2, TEACHER))
-    source = CountingSource([write_store(tmp_path / "long.zarr", long)])
+    source = CountingRows.of([write_store(tmp_path / "long.zarr", long)])
     source.asked = []
     build(dim).fit(source)
     assert max(source.asked, default=0) <= 8192

@@ -24,7 +24,7 @@ from torch import nn
 
 from distill import load_method
 from distill.methods import fitted_tensors
-from distill.source import Source
+from featcache.rows import Rows
 
 
 @pytest.fixture(params=CASES, ids=label)
@@ -34,7 +34,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return Source([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
+    return Rows.of([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
 
 
 @pytest.fixture

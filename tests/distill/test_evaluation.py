@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import evalsuite
-from distill.source import Source
 from distill.training.config import FitConfig
 from distill.training.fit import fit
 from distill.training.held_out import MOST_HELD_OUT, gram_pearson, knn_top1, split
 from featcache.corpora import open_corpus
 from featcache.encoder import load_encoder
 from featcache.extraction.extract import extract
+from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 
 
@@ -102,7 +102,7 @@ def test_copies_of_held_out_images_do_not_train_whatever_their_names_and_stores(
 
 def test_without_hashes_the_same_embedding_is_the_same_image(make_store):
     rows = np.random.default_rng(0).normal(size=(12, 4))[[0, 1, 2, 0, 3, 1]]
-    source = Source([make_store("a", rows[:4]), make_store("b", rows[4:])])
+    source = Rows.of([make_store("a", rows[:4]), make_store("b", rows[4:])])
     assert [source.images().tolist().index(n) for n in source.images().tolist()] == [0, 1, 2, 0, 4, 1]
 
 

@@ -9,7 +9,7 @@ from distill.mappings import orthogonality
 from distill.mappings.random_orthonormal import RandomOrthonormal
 from distill.mappings.spectral import Spectral
 from distill.objectives import TEMPERATURES
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 
 CLASSES = ["ant", "bee", "cat"]
@@ -122,7 +122,7 @@ def test_rows_without_labels_have_no_vote(make_store, stores, rng):
 
 def test_several_stores_are_one_source(make_store, rng):
     rows, _ = clusters(rng, 200)
-    parts = Source([make_store("a", rows[:90]), make_store("b", rows[90:])])
+    parts = Rows.of([make_store("a", rows[:90]), make_store("b", rows[90:])])
     whole = make_store("whole", rows)
     mapping = Spectral(3).fit(whole)
     assert report(mapping, parts, id_test=parts, ood=parts) == report(mapping, whole, id_test=whole, ood=whole)

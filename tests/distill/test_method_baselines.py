@@ -9,7 +9,7 @@ from method_cases import ROWS, STUDENT, TEACHER, batch_of, student_batch, teache
 from torch import nn
 
 from distill import load_method
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 
 L3 = math.log(3)
@@ -17,7 +17,7 @@ L3 = math.log(3)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return Source([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
+    return Rows.of([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
 
 
 def double(value):
@@ -309,7 +309,7 @@ def test_lightly_is_zero_where_the_head_points_along_the_teacher(source):
     assert student["embedding"].grad.abs().max() < 1e-5
 
 
-class SomeSamples(Source):
+class SomeSamples(Rows):
     def __init__(self, count):
         self.count = count
 
@@ -328,7 +328,7 @@ def test_lightly_chooses_the_queue_by_the_number_of_samples(samples, size):
 
 
 def test_lightly_keeps_a_queue_that_was_asked_for(tmp_path):
-    source = Source([write_store(tmp_path / "s.zarr", np.ones((5, TEACHER)))])
+    source = Rows.of([write_store(tmp_path / "s.zarr", np.ones((5, TEACHER)))])
     method = load_method("lightly_v1")(TEACHER, STUDENT, queue=7)
     assert method.prepare(source, seed=0) == {"queue": 7.0}
     assert method.queue.shape == (7, TEACHER)

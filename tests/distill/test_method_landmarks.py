@@ -11,13 +11,13 @@ from method_cases import ROWS, STUDENT, TEACHER, batch_of, student_batch, teache
 from distill import load_method
 from distill.methods import fitted_tensors
 from distill.methods.landmarks import Landmarks
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return Source([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
+    return Rows.of([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
 
 
 def prepared(source, student_dim=STUDENT, *, seed=0, fitted=None, **options):
@@ -33,7 +33,7 @@ def cosine(a, b):
 def test_golden_value(tmp_path):
     """Landmarks (1, 0) and (0, 1); the teacher says the first, the student the second: KL is tanh(½) at τ = 1. So it is
     with an own column for the first, which is then no landmark; with none, one column is left, and nothing to learn."""
-    source = Source([write_store(tmp_path / "s.zarr", np.eye(2, dtype=np.float16))])
+    source = Rows.of([write_store(tmp_path / "s.zarr", np.eye(2, dtype=np.float16))])
     student, teacher = {"embedding": torch.tensor([[0.0, 5.0]])}, {"embedding": torch.tensor([[2.0, 0.0]])}
     for own, rows, expected in (
         ("none", None, 0.5),
@@ -79,7 +79,7 @@ def test_the_term_is_the_mean_divergence_of_a_slow_loop(source, count, known, ow
 def own_share(path, rows, dim=64):
     """Mean probability that a sample's distribution over the landmarks gives to itself, at τ = 0.1."""
     drawn = np.random.default_rng(0).normal(size=(rows, dim)) + 0.7  # cosines around 0.33, as teachers have
-    source = Source([write_store(path, drawn)])
+    source = Rows.of([write_store(path, drawn)])
     method, _ = prepared(source, 8, mapping="random_orthonormal")
     some = np.arange(200)  # the same samples in all stores
     teacher = batch_of({"embedding": torch.from_numpy(source.gather(some)).float()}, torch.from_numpy(some))
@@ -135,7 +135,7 @@ def test_zero_where_the_mapping_loses_nothing_and_the_student_is_there(tmp_path)
     """Rows of a plane: two dimensions keep all angles. Any other place is worse."""
     rng = np.random.default_rng(3)
     rows = (rng.normal(size=(40, 2)) @ np.linalg.qr(rng.normal(size=(7, 2)))[0].T).astype(np.float16)
-    method, _ = prepared(Source([write_store(tmp_path / "s.zarr", rows)]), 2)
+    method, _ = prepared(Rows.of([write_store(tmp_path / "s.zarr", rows)]), 2)
     teacher = batch_of({"embedding": torch.from_numpy(rows).float()})
     there = method.target(teacher)
     least = method.loss({"embedding": there}, teacher)["landmarks"].item()

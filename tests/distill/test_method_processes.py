@@ -9,7 +9,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from distill.methods import Batch
 from distill.objectives import gathered
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store import open_store
 
 PROCESSES, STEPS, PIXELS = 2, 2, 5
@@ -27,7 +27,7 @@ class Training(nn.Module):
         return total(self.method.loss({name: self.student(value) for name, value in images.items()}, teacher))
 
 
-def gradients(case, source: Source, rank: int = 0, processes: int = 1) -> list[dict[str, Tensor]]:
+def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dict[str, Tensor]]:
     """Of each of a few steps, without moving; a queue goes on."""
     method, _ = build(case, source)
     training = model = Training(method)
@@ -59,7 +59,7 @@ def gathered_gradient(rank: int) -> tuple[Tensor, Tensor]:
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
-    source = Source([open_store(f"{folder}/s.zarr")])
+    source = Rows.of([open_store(f"{folder}/s.zarr")])
     found = {label(case): gradients(case, source, rank, PROCESSES) for case in CASES}
     torch.save({"methods": found, "gathered": gathered_gradient(rank)}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -75,7 +75,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_the_averaged_gradient_is_that_of_the_whole_batch(folder, case):
-    alone = gradients(case, Source([open_store(folder / "s.zarr")]))
+    alone = gradients(case, Rows.of([open_store(folder / "s.zarr")]))
     for rank in range(PROCESSES):
         together = torch.load(folder / f"{rank}.pt")["methods"][label(case)]
         for step in range(STEPS):

@@ -10,19 +10,19 @@ from distill import load_method
 from distill.mappings import load_mapping
 from distill.methods._tokens import resize_tokens
 from distill.objectives import TEMPERATURES
-from distill.source import Source
+from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return Source([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
+    return Rows.of([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
 
 
 @pytest.fixture(scope="module")
 def source_without_prefix(tmp_path_factory):
     fields = {"embedding": (TEACHER,), "tokens": (16, TEACHER)}
-    return Source([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr", fields)])
+    return Rows.of([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr", fields)])
 
 
 def prepared(source, **options):
@@ -351,10 +351,10 @@ def test_grids_that_are_not_square_only_fit_themselves():
 def test_stores_without_suitable_tokens_are_refused(tmp_path, name):
     bare = write_store(tmp_path / "bare.zarr", np.ones((5, TEACHER)))
     with pytest.raises(ValueError, match=r"bare.zarr: has no patch tokens; extract it with `--fields"):
-        load_method(name)(TEACHER, STUDENT, tokens=True).prepare(Source([bare]), seed=0)
+        load_method(name)(TEACHER, STUDENT, tokens=True).prepare(Rows.of([bare]), seed=0)
     wide = write_token_store(tmp_path / "wide.zarr", {"embedding": (TEACHER,), "tokens": (4, 16)})
     with pytest.raises(ValueError, match=r"wide.zarr: its tokens have 16 dimensions and its embedding 12"):
-        load_method(name)(TEACHER, STUDENT, tokens=True).prepare(Source([wide]), seed=0)
+        load_method(name)(TEACHER, STUDENT, tokens=True).prepare(Rows.of([wide]), seed=0)
 
 
 # --- options

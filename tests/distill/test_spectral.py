@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from distill.mappings._moments import unit_rows
 from distill.mappings.spectral import Spectral
+from featcache.geometry import unit
 
 
 @pytest.fixture
@@ -28,19 +28,19 @@ def test_weight_holds_the_top_right_singular_vectors(make_store, embedding):
 
 def test_at_full_width_every_cosine_is_kept(make_store, embedding):
     mapped = Spectral(10).fit(make_store("s", embedding)).transform(embedding)
-    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-    np.testing.assert_allclose(mapped @ mapped.T, unit @ unit.T, atol=1e-5)
+    rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    np.testing.assert_allclose(mapped @ mapped.T, rows @ rows.T, atol=1e-5)
 
 
 def test_no_linear_map_leaves_a_closer_gram_matrix(make_store, embedding, rng):
     mapped = Spectral(4).fit(make_store("s", embedding)).transform(embedding.astype(np.float16))
-    unit = unit_rows(embedding.astype(np.float16)).astype(np.float64)
-    error = np.linalg.norm(mapped @ mapped.T - unit @ unit.T)
+    rows = unit(embedding.astype(np.float16)).astype(np.float64)
+    error = np.linalg.norm(mapped @ mapped.T - rows @ rows.T)
     eckart_young = np.sqrt((svd(embedding)[0][4:] ** 4).sum())
     assert error == pytest.approx(eckart_young, rel=1e-4)
     for _ in range(20):
-        random = unit @ np.linalg.qr(rng.normal(size=(10, 4)))[0]
-        assert np.linalg.norm(random @ random.T - unit @ unit.T) > 1.05 * error
+        random = rows @ np.linalg.qr(rng.normal(size=(10, 4)))[0]
+        assert np.linalg.norm(random @ random.T - rows @ rows.T) > 1.05 * error
 
 
 def test_every_view_counts_and_chunks_do_not(make_store, rng):
@@ -70,12 +70,12 @@ def test_lengths_do_not_count(make_store, embedding, rng):
     np.testing.assert_allclose(Spectral(3).fit(make_store("b", powers * embedding)).weight_, weight, atol=1e-3)
 
 
-def test_unit_rows_of_float16(rng):
+def test_float16_rows_are_scaled_in_float32(rng):
     rows = rng.normal(size=(5, 40)).astype(np.float16) * np.float16(200)  # squares overflow float16
     rows[2] = 0
-    unit = unit_rows(rows)
-    assert unit.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), [1, 1, 0, 1, 1], rtol=1e-6)
+    scaled = unit(rows)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), [1, 1, 0, 1, 1], rtol=1e-6)
 
 
 def test_progress_counts_the_rows_of_every_view(make_store, rng):

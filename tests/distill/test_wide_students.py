@@ -10,8 +10,8 @@ from fit_cases import TEACHER
 from method_cases import CASES, label, student_batch, teacher_batch, write_token_store
 
 from distill import load_method
-from distill.source import Source
 from featcache.plugins import plugin_names
+from featcache.rows import Rows
 
 WIDE = TEACHER + 5
 
@@ -32,7 +32,7 @@ def test_every_mapping_trains_a_wide_student(train, tmp_path, mapping):
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_every_method_takes_a_wide_student(case, tmp_path, monkeypatch):
     name, options = case
-    source = Source([write_token_store(tmp_path / "s.zarr")])
+    source = Rows.of([write_token_store(tmp_path / "s.zarr")])
     monkeypatch.setattr(method_cases, "STUDENT", WIDE)
     torch.manual_seed(0)
     method = load_method(name)(source.embedding_dim, WIDE, **options)

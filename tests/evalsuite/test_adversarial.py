@@ -19,9 +19,9 @@ import featcache_cli.screen
 from evalsuite import compare, robustness
 from evalsuite.attacks.adversarial import Pgd, attack, logits_of, unit_start
 from evalsuite.attacks.autoattack import AutoAttack
-from evalsuite.head import Head
 from featcache import extract, open_corpus
 from featcache.encoder import Encoder
+from featcache.head import Head
 from featcache.inputs.images import Preprocess
 from featcache.precision import CANDIDATES, FP32
 from featcache_cli import programs

@@ -7,7 +7,7 @@ import pytest
 
 from evalsuite import detectors, ood
 from evalsuite.detectors import build, load
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_wrong_argument_ends_the_command_before_the_others_are_computed(make_s
 
 @pytest.mark.parametrize("spec", ["ash:pruned=0.99", "scale:pruned=0.96"])
 def test_a_share_that_leaves_nothing_is_refused(spec):
-    from evalsuite.head import Head
+    from featcache.head import Head
 
     head = Head(np.ones((2, 8)), np.zeros(2), np.arange(2))
     with pytest.raises(ValueError, match="leaves none of the 8 dimensions of train; prune fewer"):

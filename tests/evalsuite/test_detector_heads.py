@@ -8,11 +8,11 @@ import torch
 from pytorch_ood import detector as peer
 from scipy.special import logsumexp, softmax
 
-import evalsuite.rows
+import featcache.rows
 from evalsuite.detectors import _moments, build, react
-from evalsuite.head import Head
 from evalsuite.metrics import auroc
-from evalsuite.rows import Rows
+from featcache.head import Head
+from featcache.rows import Rows
 
 D, CLASSES = 10, 4
 
@@ -161,7 +161,7 @@ ORACLES = {
 @pytest.mark.parametrize("blocks", ["whole", "small"])
 def test_scores_equal_the_slow_way(data, monkeypatch, spec, blocks):
     if blocks == "small":  # 5 rows are read at a time, 3 are scored at a time
-        monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", 5 * D)
+        monkeypatch.setattr(featcache.rows, "_BLOCK_FLOATS", 5 * D)
         monkeypatch.setattr(_moments, "_PIECE_FLOATS", 3 * D)
     detector = build(spec).fit(data.bank())
     for x in (data.test, data.ood):

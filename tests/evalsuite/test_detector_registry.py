@@ -8,7 +8,7 @@ import pytest
 
 from evalsuite import detectors
 from evalsuite.detectors.knn import KNN
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 def test_a_file_is_a_detector(tmp_path, monkeypatch):

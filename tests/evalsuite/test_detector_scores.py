@@ -10,10 +10,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import LocalOutlierFactor
 
-import evalsuite.rows
+import featcache.rows
 from evalsuite.detectors import _moments, _nearest, build, needs
 from evalsuite.metrics import auroc
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 D, CLASSES = 7, 4
 
@@ -194,7 +194,7 @@ ORACLES = {
 @pytest.mark.parametrize("blocks", ["whole", "small"])
 def test_scores_equal_the_slow_way(data, monkeypatch, spec, blocks):
     if blocks == "small":  # 5 rows are read at a time, 3 are scored at a time
-        monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", 5 * D)
+        monkeypatch.setattr(featcache.rows, "_BLOCK_FLOATS", 5 * D)
         monkeypatch.setattr(_moments, "_PIECE_FLOATS", 3 * D)
     rtol = 1e-5 if spec.startswith("lof") else 1e-6  # from float32 cosines of rows close together
     scores, expected = data.scores(spec), [ORACLES[spec](data, x) for x in (data.test, data.ood)]

@@ -7,7 +7,7 @@ from sklearn.neighbors import LocalOutlierFactor
 from evalsuite import ood
 from evalsuite.detectors import build
 from evalsuite.metrics import auroc
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 @pytest.fixture

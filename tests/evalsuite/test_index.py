@@ -4,11 +4,11 @@ import sys
 import numpy as np
 import pytest
 
-import evalsuite.rows
+import featcache.rows
 from evalsuite import knn
 from evalsuite.neighbours.exact import import_faiss, search
 from evalsuite.neighbours.index import Index
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 D = 12
 faiss = import_faiss()
@@ -24,7 +24,7 @@ def bank(rng, clusters):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", D * 300)
+    monkeypatch.setattr(featcache.rows, "_BLOCK_FLOATS", D * 300)
     monkeypatch.setattr("evalsuite.neighbours.index._CANDIDATE_FLOATS", D * 40 * 7)
 
 

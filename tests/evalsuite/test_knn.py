@@ -6,7 +6,7 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-import evalsuite.rows
+import featcache.rows
 from evalsuite import knn, probe
 
 NUMBERS = np.array([0, 1, 2, 4, 5, 7, 8, 10])
@@ -45,7 +45,7 @@ def task(rng, clusters):
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_equals_the_slow_vote(task, make_store, monkeypatch, temperature):
     bank, bank_labels, query, truth = task
-    monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", 6 * 50)  # several blocks of bank rows
+    monkeypatch.setattr(featcache.rows, "_BLOCK_FLOATS", 6 * 50)  # several blocks of bank rows
     result = knn(
         make_store("bank", bank, labels=bank_labels),
         make_store("query", query, labels=truth),
@@ -69,7 +69,7 @@ def test_query_and_votes_in_blocks_change_nothing(task, make_store, monkeypatch)
     whole = knn(bank, query, k=(5, 20))
     module = importlib.import_module("evalsuite.evaluators.knn")  # the attribute `evalsuite.knn` is the function
     monkeypatch.setattr(module, "_QUERY_FLOATS", 6 * 7)
-    monkeypatch.setattr(module, "_VOTE_FLOATS", 8 * 3)
+    monkeypatch.setattr("featcache.geometry._VOTE_FLOATS", 8 * 3)
     assert knn(bank.path, query.path, k=(5, 20)) == whole
 
 
@@ -132,7 +132,7 @@ def test_few_shots(task, make_store):
     stores = make_store("bank", bank, labels=labels), make_store("query", query, labels=truth)
     assert knn(*stores, k=[5], shots=15).metrics == knn(*stores, k=[5]).metrics
     module = importlib.import_module("evalsuite.evaluators.knn")
-    rows = evalsuite.rows.Rows.of(stores[0]).labelled()
+    rows = featcache.rows.Rows.of(stores[0]).labelled()
     two, four = (module._few_shots(rows, shots, seed=1).index for shots in (2, 4))
     assert np.bincount(labels[four]).tolist() == [4, 4, 4, 0, 4, 4, 0, 4, 4, 0, 4]
     assert set(two) < set(four)
@@ -200,7 +200,7 @@ def test_failed_and_unlabelled_rows_are_left_out_and_counted(make_store):
 
 @pytest.mark.parametrize("index", ["exact", "HNSW8"])
 def test_a_row_that_is_not_finite_is_named_by_its_store(task, make_store, monkeypatch, index):
-    monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", 6 * 10)
+    monkeypatch.setattr(featcache.rows, "_BLOCK_FLOATS", 6 * 10)
     bank, labels, query, truth = (each.copy() for each in task)
     whole = make_store("bank", bank, labels=labels), make_store("query", query, labels=truth)
     bank[77, 2], query[33, 1] = np.nan, np.inf

@@ -11,16 +11,15 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-import distill.source
 import featcache.extraction.job
 import featcache.store.layout
 from evalsuite import fidelity, knn, ood, probe
 from evalsuite.detectors import arguments_of, names
 from evalsuite.evaluators.ood import build_all, fit_all, score_all
-from evalsuite.head import Head
 from evalsuite.metrics import auroc
-from evalsuite.rows import Rows
 from featcache import Encoder, FeatureStore, Preprocess, extract
+from featcache.head import Head
+from featcache.rows import Rows
 from featcache.store.check import check
 from featcache.store.comparable import NAMES
 from featcache.store.from_arrays import write_store
@@ -230,9 +229,9 @@ def test_the_refusal_is_one_line_that_names_both_and_the_remedy(mixed, tmp_path)
 def test_students_learn_from_one_precision(mixed):
     stores = [mixed["exact"], mixed["half"]]
     with pytest.raises(ValueError, match=r"half\.zarr is in bf16\+channels_last, \S*exact\.zarr in fp32"):
-        distill.source.Source(stores)
-    assert len(distill.source.Source(stores, any_precision=True)) == len(stores[0].ok) + len(stores[1].ok)
-    assert len(distill.source.Source([mixed["half"], mixed["half_bank"]])) > 0
+        Rows.of(stores)
+    assert len(Rows.of(stores, any_precision=True)) == len(stores[0].ok) + len(stores[1].ok)
+    assert len(Rows.of([mixed["half"], mixed["half_bank"]])) > 0
 
 
 def test_features_that_another_program_made_are_not_doubted(mixed, tmp_path):
@@ -275,12 +274,12 @@ def test_what_is_rounded_differently_is_not_compared_unless_asked(tmp_path, rng)
     assert any("same.zarr keeps embedding in float16" in remark.text and remark.falsifies for remark in found.remarks)
 
 
-def test_a_store_that_is_too_far_from_fp32_is_remarked_on(mixed, caplog):
+def test_a_store_that_is_too_far_from_fp32_is_remarked_on(mixed):
     store = FeatureStore(mixed["half"].path)
     store.manifest = store.manifest.changed(extraction=store.manifest.extraction.changed(cosine=0.9971))
     with pytest.warns(
         RuntimeWarning, match=r"half\.zarr: its features are in bf16\+channels_last, .* 0\.99710 at worst"
     ):
         Rows.of(store)
-    distill.source.Source([store])
-    assert "0.99710 at worst" in caplog.text
+    with pytest.warns(RuntimeWarning, match="0.99710 at worst"):
+        Rows.of([mixed["half_bank"], store])

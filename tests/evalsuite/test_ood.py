@@ -11,13 +11,13 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 from sklearn.decomposition import PCA
 
-import evalsuite.rows
+import featcache.rows
 import featcache_cli.screen
 from evalsuite import Result, ood
 from evalsuite.detectors import load
-from evalsuite.head import Head
 from evalsuite.intervals import mean_of, ranking
 from evalsuite.metrics import ood_metrics
+from featcache.head import Head
 from featcache_cli import programs
 
 METRICS = ("auroc", "aupr_in", "aupr_out", "ap_in", "ap_out", "fpr95_id", "fpr95_ood")
@@ -63,7 +63,7 @@ def approx(interval):
 
 @pytest.mark.parametrize(("spec", "k"), [("knn", 50), ("knn:k=1", 1)])
 def test_values_and_intervals_equal_the_slow_way(arrays, stores, monkeypatch, spec, k):
-    monkeypatch.setattr(evalsuite.rows, "_BLOCK_FLOATS", 6 * 7)  # scores are computed 7 rows at a time
+    monkeypatch.setattr(featcache.rows, "_BLOCK_FLOATS", 6 * 7)  # scores are computed 7 rows at a time
     result = run(stores, detectors=[spec], seed=3)
     score = {name: slow_knn_score(arrays["train"], x, k) for name, x in arrays.items()}
     estimates = []
@@ -174,13 +174,13 @@ def test_all_detectors_of_a_command_read_each_set_once(with_logits, monkeypatch)
     specs = ["knn:k=3", "mahalanobis++", "gmm:covariance=tied", "msp", "energy", "nnguide"]
     alone = [run(with_logits, detectors=[spec], resamples=5).metrics for spec in specs]
     reads = Counter()
-    take = evalsuite.rows.Rows.take
+    take = featcache.rows.Rows.take
 
     def counted(self, positions, field="embedding"):
         reads[self.name, field] += len(positions)
         return take(self, positions, field)
 
-    monkeypatch.setattr(evalsuite.rows.Rows, "take", counted)
+    monkeypatch.setattr(featcache.rows.Rows, "take", counted)
     together = run(with_logits, detectors=specs, resamples=5).metrics
     assert together == {name: metric for metrics in alone for name, metric in metrics.items()}
     for name in ("test", "near", "far_a", "far_b"):
@@ -489,13 +489,13 @@ def test_full_spectrum_pools_the_shifted_sets_with_id_test(stores, arrays, make_
     csid = {name: make_store(f"csid-{name}", x, [(name, i) for i in range(len(x))]) for name, x in shifted.items()}
     plain = run(stores, detectors=["knn:k=3"], resamples=30, seed=3)
     reads = Counter()
-    take = evalsuite.rows.Rows.take
+    take = featcache.rows.Rows.take
 
     def counted(self, positions, field="embedding"):
         reads[self.name] += len(positions)
         return take(self, positions, field)
 
-    monkeypatch.setattr(evalsuite.rows.Rows, "take", counted)
+    monkeypatch.setattr(featcache.rows.Rows, "take", counted)
     result = run(stores, detectors=["knn:k=3"], csid=csid, resamples=30, seed=3)
     for store in (*csid.values(), *(stores[name] for name in ("test", "near", "far_a", "far_b"))):
         assert reads[str(store.path)] == len(store)

@@ -156,7 +156,7 @@ def test_rows_in_blocks_change_nothing(task, make_store, monkeypatch):
     x, labels, query, truth = task
     stores = make_store("train", x, labels=labels), make_store("test", query, labels=truth)
     whole = probe(*stores, c=[0.1, 1.0])
-    monkeypatch.setattr("evalsuite.rows._BLOCK_FLOATS", 5 * 7)
+    monkeypatch.setattr("featcache.rows._BLOCK_FLOATS", 5 * 7)
     monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_BLOCK_FLOATS", 11 * 13)
     monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_WIDE_FLOATS", 0)
     parts = probe(*stores, c=[0.1, 1.0])

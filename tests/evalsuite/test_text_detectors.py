@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from evalsuite.detectors import build
 from evalsuite.metrics import auroc
-from evalsuite.rows import Rows
+from featcache.rows import Rows
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ import pytest
 import torch
 from tiny import tiny_encoder
 
-from distill.source import Source
-from evalsuite.rows import Rows
 from featcache.extraction.extract import extract
+from featcache.rows import Rows
 from featcache.store import open_store
 from featcache.store.rounding import Rounding
 
@@ -42,8 +41,8 @@ def test_float32_keeps_what_float16_rounds_away(make_images, tmp_path):
     assert wide.verify() == []
     rows = Rows.of(wide).take(np.arange(5))
     np.testing.assert_array_equal(rows, wide.gather(range(5)))
-    assert Source.of(wide).gather([1, 4]).dtype == np.float32
-    np.testing.assert_array_equal(Source.of(wide).gather([1, 4]), wide.gather([1, 4]))
+    assert Rows.of(wide).gather([1, 4]).dtype == np.float32
+    np.testing.assert_array_equal(Rows.of(wide).gather([1, 4]), wide.gather([1, 4]))
 
 
 def test_stores_of_both_dtypes_are_one_source(make_images, tmp_path):
@@ -52,7 +51,7 @@ def test_stores_of_both_dtypes_are_one_source(make_images, tmp_path):
         extract(images, tiny_encoder(), tmp_path / f"{dtype}.zarr", dtype=dtype, **EXACT)
         for dtype in ("float16", "float32")
     )
-    joined = Source([half, wide]).gather(range(8))
+    joined = Rows.of([half, wide]).gather(range(8))
     np.testing.assert_array_equal(joined[:4], half.gather(range(4)))
     np.testing.assert_array_equal(joined[4:], wide.gather(range(4)))
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.store.identical import again, copies, embedding_hashes, numbered
+from featcache.identical import again, copies, embedding_hashes, numbered
 
 FEW = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=12)
 """Hashes as their first and last byte: some have one half in common and not the other."""

@@ -1,4 +1,4 @@
-"""A linear classifier on embeddings, for the detectors that need one."""
+"""A linear classifier on embeddings: what a probe fits, detectors score with and methods learn from."""
 
 from __future__ import annotations
 
@@ -70,6 +70,16 @@ class Head:
             return cls(weight, bias, numbers, str(path), metadata.get("fingerprint"), names)
         except (OSError, SafetensorError, OverflowError, ValueError) as error:
             raise ValueError(f"{path} holds no classifier ({' '.join(str(error).split())}); {remedy}") from error
+
+    def to_bytes(self, **said: str) -> bytes:
+        """What `read` reads, of a safetensors file; `said` is kept with it (which encoder, how it was fitted)."""
+        from safetensors.numpy import save
+
+        names = [str(label) for label in self.labels.tolist()] if self.class_names is None else self.class_names
+        metadata = {"class_names": json.dumps(names), "labels": json.dumps(self.labels.tolist())}
+        if self.fingerprint is not None:
+            metadata["fingerprint"] = self.fingerprint
+        return save({"weight": np.ascontiguousarray(self.weight), "bias": self.bias}, metadata | said)
 
     def logits(self, embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
         """(n, classes) float64."""
