@@ -1,4 +1,5 @@
-"""README's commands and code, as they stand there, on a folder of small pictures; pretrained models without their weights."""
+"""The commands and code of README and docs, as they stand there, on a folder of small pictures; pretrained models without
+their weights."""
 
 import re
 import shlex
@@ -16,8 +17,26 @@ import evalsuite
 from featcache.store import open_store
 from featcache_cli import programs
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+QUICK_START = "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out"
+EVALUATIONS, TEACHERS, FITS = (
+    "evalsuite knn",
+    "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m@",
+    "distill fit",
+)
+NOT_HERE = "cd benchmarks/work/stores"
+"""A line of the block whose stores `benchmarks/faithfulness.py` leaves."""
+SWEEP = """
+store = "a.zarr"
+corpus = "a/"
+out = "runs/sweep"
+methods = ["cosine", "mse"]
+students = ["tiny"]
+common = {epochs = 1, batch_size = 8}
+"""
 SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 """Given to every fit besides: README's students train for 100 epochs at 224 px."""
 
@@ -26,7 +45,24 @@ def commands_of(beginning: str) -> list[str]:
     """The lines of the first block with a command that begins so, comments and installation left out."""
     block = next(text for _, text in BLOCKS if re.search(f"^{re.escape(beginning)}", text, re.MULTILINE))
     lines = [line.partition("#")[0].strip() for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("pip ")]
+    return [line for line in lines if line and not line.startswith(("pip ", "torchrun "))]
+
+
+def test_every_block_of_commands_is_run_here():
+    """Those below, and none besides."""
+    programs_of = re.compile(r"^(featcache|distill|evalsuite) \w", re.MULTILINE)
+    blocks = [text for _, text in BLOCKS if programs_of.search(text) and NOT_HERE not in text]
+    run = [
+        next(text for text in blocks if begin in text)
+        for begin in (QUICK_START, EVALUATIONS, TEACHERS, FITS + " --store a.zarr")
+    ]
+    assert sorted(blocks) == sorted(run)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 @pytest.fixture
@@ -85,7 +121,7 @@ def command(monkeypatch, capsys):
 @pytest.mark.filterwarnings("ignore:C = :RuntimeWarning")  # these pictures are noise
 def test_the_quick_start_trains_and_measures(folder, command):
     """A teacher of 384 dimensions, a student of 512; what the lines take for granted is made when they need it."""
-    lines, ran = commands_of("featcache extract photos/"), []
+    lines, ran = commands_of(QUICK_START) + commands_of(EVALUATIONS), []
     for line in lines:
         for corpus, store in (("photos-test/", "student-test.zarr"), ("pets/", "student-pets.zarr")):
             if store in line and not (folder / store).exists():
@@ -108,6 +144,17 @@ def test_the_quick_start_trains_and_measures(folder, command):
     assert (folder / "report.html").stat().st_size > 1000
 
 
+def test_the_examples_of_teachers_extract(folder, command):
+    command(f"{QUICK_START} first.zarr")
+    command("distill fit --store first.zarr --corpus photos/ --student tiny --out runs/a,b --epochs 1 --batch-size 8")
+    for number, line in enumerate(commands_of(TEACHERS)):
+        outs = re.findall(r"--out (\S+)", line)
+        command(line if outs else f"{line} --out {number}.zarr")
+        for out in ",".join(outs or [f"{number}.zarr"]).split(","):
+            assert len(open_store(out)) == 52
+            open_store(out).remove()
+
+
 def test_the_examples_of_fit_train(folder, command):
     """Those that name no cluster; `…` stands for what the line before gave."""
     command("featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out teacher.zarr")
@@ -121,13 +168,20 @@ def test_the_examples_of_fit_train(folder, command):
         if line.startswith("distill fit"):
             before = re.sub(r" --out \S+", "", line)
             command(f"{line} {SHORT}")
-        elif line.startswith("distill mapping"):
+        elif line.startswith("distill sweep"):
+            (folder / "sweep.toml").write_text(SWEEP)
             command(line)
-    assert {path.name for path in (folder / "runs").iterdir()} == {"b", "c"}
+        elif line.startswith("distill export"):
+            pytest.importorskip("onnxscript", reason="onnx is an extra")
+            command(line.replace("runs/a", "runs/b"))
+        else:
+            command(line)
+    assert (folder / "student" / "README.md").exists()
+    assert {path.name for path in (folder / "runs").iterdir()} == {"b", "c", "sweep"}
 
 
 def test_the_python_code_runs(folder, monkeypatch):
-    code = next(text for language, text in BLOCKS if language == "python" and "distill.training.fit" in text)
+    code = next(text for language, text in BLOCKS if language == "python" and "distill.fit" in text)
     code = code.replace("epochs=100", "epochs=1, batch_size=8, image_size=32")
     names: dict[str, object] = {}
     exec(code, names)

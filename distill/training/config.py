@@ -52,8 +52,8 @@ class FitConfig:
     """Everything that decides a run's result; `config.toml` mirrors it.
 
     Attributes:
-        student: "tiny[:FILE]", "timm/NAME", "timm/NAME[.TAG]:FILE", "timm/local-dir:FOLDER", "timm/hf-hub:…",
-            "open_clip/NAME[:TAG][:CHECKPOINT]", "run:FOLDER" (a finished run's student) or "MODULE:CALLABLE".
+        student: `tiny[:FILE]`, `timm/NAME`, `timm/NAME[.TAG]:FILE`, `timm/local-dir:FOLDER`, `timm/hf-hub:…`,
+            `open_clip/NAME[:TAG][:CHECKPOINT]`, `run:FOLDER` (a finished run's student) or `MODULE:CALLABLE`.
         method: a name from `distill/methods/`; "tintem" is the paper's.
         epochs: passes over the samples, each in one view.
         batch_size: samples a step, over all processes and all parts of an accumulated step.
