@@ -405,14 +405,14 @@ def _set(given: dict[str, Any], setting: str) -> None:
     key, equals, text = (part.strip() for part in setting.partition("="))
     if not (key and equals and text):
         raise ValueError(f"--set {setting}: --set takes KEY=VALUE, such as --set ema=0.999")
-    if text.lower() == "none":
+    method = str(given.get("method", METHOD))
+    options = method_options(method)
+    if text.lower() == "none" and options.get(key) is not str:  # of which "none" may be one, as of `own` of landmarks
         raise ValueError(f"--set {setting}: None is no value; leave the setting out for its default")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = {"true": True, "false": False}.get(text.lower(), text)
-    method = str(given.get("method", METHOD))
-    options = method_options(method)
     settings = {*FitConfig.__dataclass_fields__, *_OF_PROCESS} - {"method_options"}
     if key == "trackers":
         value = [value] if isinstance(value, str) else value

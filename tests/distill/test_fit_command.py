@@ -108,6 +108,12 @@ def test_set_reads_toml_and_pythons_booleans(text, value):
     assert given == {"compile": value}
 
 
+def test_none_is_a_word_where_an_option_takes_words():
+    given = {}
+    featcache_cli.distill._set(given, "own=none")
+    assert given == {"method_options": {"own": "none"}}
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
