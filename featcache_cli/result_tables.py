@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -10,12 +11,16 @@ from featcache_cli.screen import make_table, results, screen, shown, write_json
 
 
 def show(result: Any, to_json: str | None) -> None:
-    """Print a result's table, and its remarks, a line each; and write the result to `to_json`: unless that is "-", with its
-    samples beside it."""
+    """Print a result's table, but for means of one set, and its remarks, a line each; and write the result to `to_json`:
+    unless that is "-", with its samples beside it."""
     if to_json != "-":
+        from evalsuite.charts import repeated_means
+
+        once = repeated_means(result.metrics)
+        listed = replace(result, metrics={name: of for name, of in result.metrics.items() if name not in once})
         tables = {"ood": _ood_table, "robustness": _robustness_table, "compare": _comparison_table}
-        results.print(tables.get(result.command, _metric_table)(result))
-        for line in _without_interval(result):
+        results.print(tables.get(result.command, _metric_table)(listed))
+        for line in _without_interval(listed):
             screen.print(f"[yellow]note:[/] {shown(line)}", highlight=False)
     for remark in result.remarks:
         screen.print(f"[yellow]note:[/] {shown(remark)}", highlight=False)
