@@ -8,8 +8,8 @@ others hold the numbers they draw. A `Table` is what the command line prints, to
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -87,6 +87,15 @@ class Axis:
             line=0.5 if last == "auroc" else None,
         )
 
+    def over(self, metrics: Iterable[Metric]) -> Axis:
+        """The same axis with one range for all of these values and intervals, for charts that are looked at together."""
+        ends = [end for metric in metrics for end in (metric.value, *(metric.ci95 or ()))]
+        ends += [] if self.line is None else [self.line]
+        margin = (max(ends) - min(ends) or 0.1) * 0.06
+        least = -np.inf if self.least is None else self.least
+        most = np.inf if self.most is None else self.most
+        return replace(self, range=(max(min(ends) - margin, least), min(max(ends) + margin, most)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
@@ -141,6 +150,14 @@ class Series:
     high: Sequence[int | float | None] = ()
     note: str = ""
     tone: Tone = ""
+
+    @classmethod
+    def of(cls, name: str, metrics: Mapping[int, Metric], tone: Tone = "") -> Series:
+        """Of metrics by x, in its order."""
+        at = sorted(metrics)
+        ends = [metrics[x].ci95 or (None, None) for x in at]
+        low, high = [low for low, _ in ends], [high for _, high in ends]
+        return cls(name=name, x=at, y=[metrics[x].value for x in at], low=low, high=high, tone=tone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +275,7 @@ class Table(Chart):
     rows: Sequence[Sequence[str | int | float | Metric | None]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Section:
     """A part of the page: `key` is its place in links, `short` its name in the list of parts."""
 

@@ -14,15 +14,12 @@ from evalsuite.result import Result
 def section(results: Mapping[str, Result], rows: list[Row]) -> Section:
     """Of comparisons by file; encoders have the names of the page's other results."""
     names = {row.fingerprint: row.name for row in rows}
-    return Section(
-        key="comparisons",
-        short="Comparisons",
-        title="Comparisons",
-        about="Two results on the same samples. Positive differences mean that B's value is higher; an interval that leaves "
-        "out 0 tells the two apart. Nothing is corrected for the number of metrics. Means of one set, which repeat it, are "
-        "left out.",
-        charts=[_table(file, result, names) for file, result in results.items()],
+    about = (
+        "Two results on the same samples. Positive differences mean that B's value is higher; an interval that leaves out 0 "
+        "tells the two apart. Nothing is corrected for the number of metrics. Means of one set, which repeat it, are left out."
     )
+    tables = [_table(file, result, names) for file, result in results.items()]
+    return Section("comparisons", "Comparisons", "Comparisons", about, tables)
 
 
 def _table(file: str, result: Result, names: Mapping[str, str]) -> Table:

@@ -25,16 +25,12 @@ def charts(results: Sequence[Named]) -> list[Section]:
     names = [name for each in results for name in each.result.metrics]
     mutual = [f"mutual_knn@{k}" for k in most_held(names, "mutual_knn")]
     x = {name: Axis.of(name) for name in (*_BEFORE, *mutual, *_AFTER) if name in names}
-    return [
-        Section(
-            key="tradeoff",
-            short="Fidelity",
-            title="Accuracy and fidelity",
-            about="How well an encoder does, against how much of its teacher's geometry it kept. Lines through a point are "
-            "95 % intervals; axes show the range of the values and do not start at zero.",
-            charts=[Scatter(title="Quality against fidelity", x=x, note=_rows(results), wide=True)] if x else [],
-        )
-    ]
+    about = (
+        "How well an encoder does, against how much of its teacher's geometry it kept. Lines through a point are 95 % "
+        "intervals; axes show the range of the values and do not start at zero."
+    )
+    drawn = [Scatter(title="Quality against fidelity", x=x, note=_rows(results), wide=True)] if x else []
+    return [Section("tradeoff", "Fidelity", "Accuracy and fidelity", about, drawn)]
 
 
 def _rows(results: Sequence[Named]) -> str:

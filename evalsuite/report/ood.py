@@ -34,80 +34,64 @@ _ALL_MAP_POINTS = 80_000  # of all maps, some 10 bytes each
 
 def headlines(results: Sequence[Named]) -> list[Headline]:
     """AUROC and FPR95_id of near and of far OOD, of one detector at a time."""
-    metrics = _metrics(results)
-    detectors = list(dict.fromkeys(detector for detector, *_ in metrics))
-    near = {
-        detector: sum(f"{detector}/near/mean/auroc" in each.result.metrics for each in results)
-        for detector in detectors
-    }
+    found = _metrics(results)
     return [
         Headline(
-            metric=metric,
-            axis=Axis.of(metric),
+            metric=found[detector, group, "mean", what],
+            axis=Axis.of(what),
             note=f"{group}, {detector}",
             rows=_rows_of(results, group, "mean"),
             where={"OOD detector": detector},
         )
-        for detector in sorted(detectors, key=lambda each: (each != "knn", -near[each]))
+        for detector in _knn_first(detector for detector, *_ in found)
         for what in ("auroc", "fpr95_id")
         for group in ("near", "far")
-        if (metric := f"{detector}/{group}/mean/{what}") in metrics.values()
+        if (detector, group, "mean", what) in found
     ]
 
 
 def charts(results: Sequence[Named]) -> list[Section]:
-    scores = {
-        (each.encoder, detector): found for each in results for detector, found in _scores(each.result).items() if found
-    }
-    maps = {each.encoder: found for each in results if (found := _places(each.result))}
-    detectors = sorted(dict.fromkeys(detector for _, detector in scores), key=lambda each: each != "knn")
-    scores = {key: scores[key] for key in sorted(scores, key=lambda key: detectors.index(key[1]))}
+    found = {(each.encoder, spec): of for each in results for spec, of in _scores(each.result).items() if of}
+    scores = {key: of for spec in _knn_first(spec for _, spec in found) for key, of in found.items() if key[1] == spec}
     return [
         Section(
-            key="ood",
-            short="Detectors",
-            title="Out-of-distribution detection",
-            about="How well each detector tells ID images from others. Lines through a point are 95 % intervals; the axis "
-            "shows the range of the values, and a dashed line where chance is.",
-            charts=_detectors(results),
+            "ood",
+            "Detectors",
+            "Out-of-distribution detection",
+            "How well each detector tells ID images from others. Lines through a point are 95 % intervals; the axis shows the "
+            "range of the values, and a dashed line where chance is.",
+            _detectors(results),
         ),
         Section(
-            key="scores",
-            short="Scores",
-            title="Scores",
-            about="How a detector's scores spread over each set: the less ID and OOD overlap, the better they can be told "
-            "apart. Scores of different encoders have different scales. Axes leave out far scores; below each figure "
-            "stands how many.",
-            charts=[
-                Histogram.of(
-                    {_title(key): values for key, values in found.items()},
-                    _tones(found),
-                    axis=Axis(name="score (higher: more OOD)", column="score"),
-                    title=encoder,
-                    where={"Detector": detector},
-                )
-                for (encoder, detector), found in scores.items()
-                if any(np.isfinite(values).any() for values in found.values())
-            ],
+            "scores",
+            "Scores",
+            "Scores",
+            "How a detector's scores spread over each set: the less ID and OOD overlap, the better they can be told apart. "
+            "Scores of different encoders have different scales. Axes leave out far scores; below each figure stands how many.",
+            _histograms(scores),
         ),
         Section(
-            key="roc",
-            short="ROC",
-            title="ROC curves",
-            about="What share of OOD a threshold finds, against what share of ID it takes for OOD. Towards the upper left is "
-            "better; the dashed diagonal is chance.",
-            charts=_rocs(scores),
+            "roc",
+            "ROC",
+            "ROC curves",
+            "What share of OOD a threshold finds, against what share of ID it takes for OOD. Towards the upper left is better; "
+            "the dashed diagonal is chance.",
+            _rocs(scores),
         ),
         Section(
-            key="map",
-            short="Map",
-            title="Map of embeddings",
-            about="Unit embeddings on the two principal directions of the ID training rows, one scale for both axes, and "
-            "each encoder has its own; at most 2,000 rows a set, evenly spread over it. Two directions show little of a "
-            "space: sets that overlap here may be far apart in it.",
-            charts=_maps(maps),
+            "map",
+            "Map",
+            "Map of embeddings",
+            "Unit embeddings on the two principal directions of the ID training rows, one scale for both axes, and each "
+            "encoder has its own; at most 2,000 rows a set, evenly spread over it. Two directions show little of a space: sets "
+            "that overlap here may be far apart in it.",
+            _maps({each.encoder: of for each in results if (of := _places(each.result))}),
         ),
     ]
+
+
+def _knn_first(detectors: Iterable[str]) -> list[str]:
+    return sorted(dict.fromkeys(detectors), key=lambda each: each != "knn")
 
 
 def _metrics(results: Iterable[Named]) -> dict[tuple[str, str, str, str], str]:
@@ -121,33 +105,27 @@ def _metrics(results: Iterable[Named]) -> dict[tuple[str, str, str, str], str]:
 
 
 def _detectors(results: Sequence[Named]) -> list[Chart]:
+    """A chart a metric and set; without means of one set."""
     once = repeated_means({name: each for of in results for name, each in of.result.metrics.items()})
-    metrics = {key: name for key, name in _metrics(results).items() if name not in once}
-    order = ("near", "far", "near_fs", "far_fs")
-    sets = sorted(
-        dict.fromkeys((group, name) for _, group, name, _ in metrics),
-        key=lambda each: (order.index(each[0]), each[1] != "mean"),
-    )
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for (detector, group, of_set, what), name in _metrics(results).items():
+        if name not in once:
+            rows.setdefault((what, group, of_set), {})[detector] = name
+    order, first = ("near", "far", "near_fs", "far_fs"), list(dict.fromkeys(what for what, *_ in rows))
     return [
         Dots(
             title="Detectors",
-            where={"Metric": Axis.of(what).name, "OOD set": _set_title(*of_set)},
+            where={"Metric": Axis.of(what).name, "OOD set": _set_title(group, name)},
             axis=Axis.of(what),
             label="detector",
-            rows={
-                detector: metrics[key] for detector in _of(metrics, 0) if (key := (detector, *of_set, what)) in metrics
-            },
-            note=_rows_of(results, *of_set),
+            rows=rows[what, group, name],
+            note=_rows_of(results, group, name),
             wide=True,
         )
-        for what in _of(metrics, 3)
-        for of_set in sets
-        if any(key[1:] == (*of_set, what) for key in metrics)
+        for what, group, name in sorted(
+            rows, key=lambda key: (first.index(key[0]), order.index(key[1]), key[2] != "mean")
+        )
     ]
-
-
-def _of(metrics: Mapping[tuple[str, str, str, str], str], part: int) -> list[str]:
-    return list(dict.fromkeys(key[part] for key in metrics))
 
 
 def _set_title(group: str, name: str) -> str:
@@ -156,27 +134,18 @@ def _set_title(group: str, name: str) -> str:
 
 
 def _rows_of(results: Sequence[Named], group: str, name: str) -> str:
-    """How many rows a metric of this set is of: ID rows, with shifted ones for the full spectrum, and OOD rows."""
-    plain = group.removesuffix("_fs")
-    sets = [_set_sizes(each.result) for each in results]
+    """Of how many rows a set's metrics are: ID rows, with shifted ones for the full spectrum, and OOD rows."""
+
+    def rows(result: Result, group: str, name: str) -> int:
+        sets = result.inputs.get(group) or {}
+        return sum(of.get("rows", 0) for key, of in sets.items() if name in ("mean", key))
+
+    of_ood = [rows(each.result, group.removesuffix("_fs"), name) for each in results]
+    shifted = [rows(each.result, "csid", "mean") if group.endswith("_fs") else 0 for each in results]
     of_id = [
-        of["id_test"] + sum(n for key, n in of.items() if key.startswith("csid/") and group != plain)
-        for of in sets
-        if "id_test" in of
+        n + (each.result.inputs.get("id_test") or {}).get("rows", 0) for each, n in zip(results, shifted, strict=True)
     ]
-    keys = dict.fromkeys(
-        key for of in sets for key in of if key.startswith(f"{plain}/") and name in ("mean", key[len(plain) + 1 :])
-    )
-    parts = [f"{rows_said([of[key] for of in sets if key in of], key.partition('/')[2])}" for key in keys]
-    return f"{rows_said(of_id, 'ID')} and {', '.join(parts)} rows" if of_id and parts else ""
-
-
-def _set_sizes(result: Result) -> dict[str, int]:
-    """Rows by set, `id_test` or `near/NAME`."""
-    inputs = result.inputs
-    records = {"id_test": inputs.get("id_test")}
-    records |= {f"{group}/{name}": of for group in _GROUPS[1:] for name, of in (inputs.get(group) or {}).items()}
-    return {key: of["rows"] for key, of in records.items() if isinstance(of, Mapping) and "rows" in of}
+    return f"{rows_said(of_id, 'ID')} and {rows_said(of_ood, 'OOD rows')}" if min(of_ood) else ""
 
 
 def _title(key: str) -> str:
@@ -216,6 +185,20 @@ def _scores(result: Result) -> dict[str, dict[str, Float[np.ndarray, " _"]]]:
         }
         for detector in detectors
     }
+
+
+def _histograms(scores: Mapping[tuple[str, str], Mapping[str, Float[np.ndarray, " _"]]]) -> list[Chart]:
+    return [
+        Histogram.of(
+            {_title(key): values for key, values in found.items()},
+            _tones(found),
+            title=encoder,
+            where={"Detector": detector},
+            axis=Axis(name="score (higher: more OOD)", column="score"),
+        )
+        for (encoder, detector), found in scores.items()
+        if any(np.isfinite(values).any() for values in found.values())
+    ]
 
 
 def _rocs(scores: Mapping[tuple[str, str], Mapping[str, Float[np.ndarray, " _"]]]) -> list[Chart]:

@@ -186,9 +186,9 @@ def test_detectors_show_each_set_once_with_its_rows(tmp_path: Path) -> None:
     page = Page(report(results, tmp_path / "r.html"))
     aurocs = [each for each in page.charts("ood") if each["where"]["Metric"] == "AUROC"]
     assert {each["where"]["OOD set"]: each.get("note") for each in aurocs} == {
-        "near-OOD: tin": "300 ID and 1,301 to 1,302 tin rows",
-        "far-OOD: svhn": "300 ID and 302 svhn rows",
-        "near-OOD, full spectrum, mean of sets": "300 ID and 1,301 to 1,302 tin rows",
+        "near-OOD: tin": "300 ID and 1,301 to 1,302 OOD rows",
+        "far-OOD: svhn": "300 ID and 302 OOD rows",
+        "near-OOD, full spectrum, mean of sets": "300 ID and 1,301 to 1,302 OOD rows",
     }
     assert aurocs[0]["rows"] == {"knn": "knn/near/tin/auroc", "rmd": "rmd/near/tin/auroc"}
     assert "knn/near/mean/auroc" in page.data["repeated"]

@@ -3,9 +3,11 @@
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_cases import (
     BREAKOUT,
@@ -19,7 +21,9 @@ from report_cases import (
     study,
 )
 
-from evalsuite import Result, report
+from evalsuite import Metric, Result, report
+from evalsuite.charts import Axis, Cloud, Dots, Headline, Histogram, Lines, Scatter, Section, Series, Table
+from evalsuite.report import Shows
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +381,56 @@ def test_a_comparison_says_what_differs_and_what_it_leaves_out(chromium, tmp_pat
             "result 1",
         )
     ]
+    opened.page.close()
+
+
+def test_an_evaluator_of_another_package_is_drawn(chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of chart from its record alone: no script knows the evaluator, its metrics or its sets."""
+    iou = Axis(name="IoU", share=True, better="higher", least=0.0, most=1.0)
+    rng = np.random.default_rng(0)
+
+    def headlines(results):
+        return [Headline(metric="miou", axis=iou, note="19 classes", rows="5 images")]
+
+    def charts(results):
+        (one,) = results
+        line = Series(name=one.encoder, x=[1, 2, 4], y=[0.5, 0.7, 0.75], low=[0.4, 0.6, 0.7], high=[0.6, 0.8, 0.8])
+        values = {"road": rng.normal(size=50), "sky": rng.normal(size=60)}
+        of = [
+            Dots(title="Classes", axis=iou, rows={"road": "iou/road", "sky": "iou/sky"}, label="class"),
+            Scatter(title="Road against all", x={"iou/road": iou}),
+            Lines(title="By scale", x=Axis(name="scale"), y=iou, series=[line], ticks=[1, 2, 4], marked=True),
+            Histogram.of(values, {"sky": "far"}, title="Margins", axis=Axis(name="margin")),
+            Cloud.of({"road": rng.normal(size=(9, 2))}, {}, 9, title="Pixels", x=Axis(name="u"), y=Axis(name="v")),
+            Table(
+                title="Confusion",
+                columns=["class", "taken for", "pixels", "share"],
+                rows=[["road", "sky", 12, Metric(0.25)]],
+            ),
+        ]
+        return [Section("segmentation", "Segmentation", "Segmentation", "Of pixels.", of)]
+
+    monkeypatch.setitem(sys.modules["evalsuite.report"].SHOWN, "segmentation", Shows(headlines, charts))
+    metrics = {"miou": Metric(0.7, (0.6, 0.8)), "iou/road": Metric(0.9), "iou/sky": Metric(0.5, (0.4, 0.6))}
+    result = Result("segmentation", {"test": {"encoder": "vit", "fingerprint": "f"}}, {}, metrics)
+    opened = Opened(chromium, report([result], tmp_path / "r.html"))
+    assert opened.page.locator("#summary-table td data").inner_text() == "70.0 %"
+    figures = opened.page.locator("#segmentation figure")
+    assert figures.locator("h3").all_inner_texts() == [
+        *("Classes", "Road against all", "By scale", "Margins", "Pixels", "Confusion")
+    ]
+    read = []
+    for n in range(5):
+        figures.nth(n).locator(".plot").focus()
+        opened.page.keyboard.press("End")
+        read.append((opened.page.locator("#said").text_content() or "").split("\n"))
+    assert read[0] == ["vit", "sky", "IoU 50.0 %", "95 % interval 40.0–60.0 %"]
+    assert read[1] == ["vit", "IoU 70.0 %", "95 % interval 60.0–80.0 %", "IoU 90.0 %"]
+    assert read[2] == ["vit", "scale 4", "IoU 75.0 %", "95 % interval 70.0–80.0 %"]
+    assert [line.split(":")[0] for line in read[3][1:]] == ["road", "sky"]
+    assert read[4][0] == "road, 9 of 9 rows"
+    assert figures.last.locator("td").all_inner_texts() == ["sky", "12", "0.2500"]
+    assert opened.wrong == []
     opened.page.close()
 
 
