@@ -25,7 +25,7 @@ import numpy as np
 from _targets import judge, span
 from synthetic import Synthetic, synthetic_encoder
 
-from featcache.extraction.extract import Progress, extract
+from featcache.extraction.extract import ExtractionProgress, extract
 from featcache.extraction.samples import content_hash
 from featcache.store import FeatureStore
 from featcache.store.index import KnownRows
@@ -126,7 +126,7 @@ def extracted(corpus: Synthetic, width: int, out: Path) -> tuple[FeatureStore, d
     """The store, and the cost of opening, of the last rows and of closing."""
     seen: list[tuple[int, Clock]] = []
 
-    def progress(at: Progress) -> None:
+    def progress(at: ExtractionProgress) -> None:
         if len(seen) < 2 or at.done > seen[-1][0]:
             seen.append((at.done, Clock()))
 

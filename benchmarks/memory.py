@@ -65,14 +65,14 @@ def extracted(rows: int, width: int, list_ids: bool, folder: Path) -> dict[str, 
     """Bytes of RSS before, its peak up to the last batch, and its peak in all; and seconds."""
     from synthetic import Synthetic, synthetic_encoder
 
-    from featcache.extraction.extract import Progress, extract
+    from featcache.extraction.extract import ExtractionProgress, extract
 
     corpus, encoder = Synthetic(rows), synthetic_encoder(width)
     if list_ids:
         corpus.ids = list(corpus.ids)  # type: ignore[assignment]
     before, batches, began = peak_bytes(), 0.0, time.perf_counter()
 
-    def progress(at: Progress) -> None:
+    def progress(at: ExtractionProgress) -> None:
         nonlocal batches
         batches = batches or (peak_bytes() if at.done == rows else 0.0)
 

@@ -26,7 +26,7 @@ from photographs import arguments, unpacked
 
 import featcache
 from featcache.encoder import Encoder
-from featcache.extraction.extract import Progress
+from featcache.extraction.extract import ExtractionProgress
 from featcache.extraction.samples import Wanted, read_sample
 from featcache.inputs import Views
 from featcache.machine import keep_freed_memory
@@ -105,10 +105,12 @@ class Some:
         return self._corpus.label(self._rows[i])
 
 
-def extracted(corpus: Some, teacher: str, out: Path, precision: str = "auto") -> tuple[float, Progress, str, int]:
+def extracted(
+    corpus: Some, teacher: str, out: Path, precision: str = "auto"
+) -> tuple[float, ExtractionProgress, str, int]:
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(os.environ["FEATCACHE_HOME"], ignore_errors=True)
-    seen: list[Progress] = []
+    seen: list[ExtractionProgress] = []
     store = featcache.extract(corpus, load(teacher), out, precision=precision, progress=lambda at: seen.append(at))
     extraction = store.manifest["extraction"]
     return seen[-1].images_per_second, seen[-1], extraction["precision"], extraction["batch_size"]

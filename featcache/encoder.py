@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -38,6 +38,7 @@ class Encoder:
             A plain int is the length of a vector.
         output: which layer and pooling each field is, in words; part of the fingerprint.
         files: local files that the weights were loaded from, where known.
+        reload: loads it again, in another process say; None for one that a program made by hand.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Encoder:
     fields: dict[str, Any]
     output: str
     files: tuple[str, ...] = ()
+    reload: "Callable[[], Encoder] | None" = field(default=None, init=False, repr=False)
     device: torch.device = field(default=torch.device("cpu"), init=False)
     _exact: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # while they are rounded
     precision: Precision = field(default=FP32, init=False)
@@ -160,6 +162,12 @@ def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
     Raises:
         ValueError: no such source, model or weights; the message suggests near names or the remedy.
     """
+    encoder = _loaded(spec, trust_code)
+    encoder.reload = partial(load_encoder, spec, trust_code=trust_code)
+    return encoder
+
+
+def _loaded(spec: str, trust_code: bool) -> Encoder:
     match = re.match(r"(\w+)[/:](.+)", spec)
     if names_code(spec):
         return load_plugin("featcache.models", "python").load_encoder(spec.removeprefix("python:"))

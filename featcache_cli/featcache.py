@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.plugins import plugin_names
 from featcache_cli.check_table import check_table
 from featcache_cli.screen import (
     Device,
@@ -29,6 +30,10 @@ from featcache_cli.screen import (
     store_summary,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from featcache.extraction.extract import ExtractionProgress
+    from featcache.extraction.plan import ExtractionPlan
 
 app = program("featcache", "Stage one: run a frozen teacher once over your images and keep what it saw.")
 
@@ -134,6 +139,9 @@ def extract(
         int | None, typer.Option(min=0, help="Stop when more images cannot be read.", show_default="never")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store made from something else.")] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Where it is computed: {', '.join(plugin_names('featcache.engines'))}.")
+    ] = "local",
     trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
@@ -149,9 +157,11 @@ def extract(
     if pixels_format and not pixels:
         raise ValueError(f"--pixels-format {pixels_format.value}: no images are kept; give --pixels SIZE too")
     pixels_format = pixels_format or PixelsFormat.jpeg
+    from featcache.engines import open_engine
     from featcache.extraction import receipts
 
     teachers, outs = _one_each(teacher, out)
+    computing = open_engine(engine)
     request = {
         "corpus": corpus, "teachers": teachers, "outs": outs, "views": views, "augment": augment.value,
         "crop_area": crop_area, "fields": fields, "dtype": dtype.value, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
@@ -175,18 +185,18 @@ def extract(
     screen.print(f"{shown(', '.join(described))} · {rows} ({classes}) × {numbered(views, 'view')}", highlight=False)
     _say_passed_over(passed_over(images))
     unfinished: set[str] = set()
-    last: list[Any] = []
+    last: list[ExtractionProgress] = []
     with bar("extract", "images") as update:
         update(0, len(images), "first images, precision", "prepare")
 
-        def announce(plan: Any) -> None:
-            unfinished.update(str(store.path) for store in plan.stores)
+        def announce(plan: "ExtractionPlan") -> None:
+            unfinished.update(str(store.path) for store in plan.unfinished)
             for encoder in encoders:
                 of = f" of {encoder.name}" if len(encoders) > 1 else ""
                 screen.print(shown(f"input{of}: {encoder.preprocess}"), highlight=False)
             _announce(plan)
 
-        def show(at: Any) -> None:
+        def show(at: "ExtractionProgress") -> None:
             last[:] = [at]
             speed = f"{rate(at.images_per_second)} images/s" if at.images_per_second else ""
             update(at.done, at.rows, " · ".join(filter(None, [speed, f"{at.failed:,} failed" if at.failed else ""])))
@@ -196,7 +206,7 @@ def extract(
             fields=fields.split(","), dtype=dtype.value,
             pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
             batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
-            max_failures=max_failures, overwrite=overwrite, announce=announce, progress=show,
+            max_failures=max_failures, overwrite=overwrite, engine=computing, announce=announce, progress=show,
         )  # fmt: skip
     paths = [str(store.path) for store in stores]
     summaries = [
@@ -231,7 +241,9 @@ def _one_each(teachers: list[str], outs: list[str] | None) -> tuple[list[str], l
     return teachers, outs or None
 
 
-def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, asked: str, to_json: str | None) -> None:
+def _say_extracted(
+    summaries: list[dict[str, Any]], at: "ExtractionProgress | None", asked: str, to_json: str | None
+) -> None:
     """What became of each store, whether in the precision `asked` for, and where the time went if there was anything
     `at` all to do."""
     from featcache.store.comparable import exact_name, unfaithful
@@ -270,9 +282,9 @@ def _say_extracted(summaries: list[dict[str, Any]], at: Any | None, asked: str, 
     write_json(summary, to_json)
 
 
-def _announce(plan: Any) -> None:
+def _announce(plan: "ExtractionPlan") -> None:
     """The preflight: what will be written, where, and how long it may take."""
-    where = shown(", ".join(str(store.path) for store in plan.stores))
+    where = shown(", ".join(str(store.path) for store in plan.unfinished))
     screen.print(
         f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {where} "
         f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {rate(plan.samples_per_second)} rows/s",

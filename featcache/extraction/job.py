@@ -1,21 +1,22 @@
 """Job: one teacher's part of a pass over the images, unit by unit into its store."""
 
-import json
 import logging
 import time
-import zipfile
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 
 from featcache.corpora import Corpus
 from featcache.encoder import Encoder
-from featcache.extraction.samples import Sample, Seen
-from featcache.extraction.spot_check import SpotCheck, in_fp32
+from featcache.extraction.samples import Sample, Seen, Wanted, content_now, prefetch
+from featcache.extraction.spot_check import in_fp32
+from featcache.extraction.unit import Unit
 from featcache.store import FeatureStore
 from featcache.store.comparable import FAITHFUL
-from featcache.store.layout import COSINE, EMBEDDING, FAILED, OK, PIXELS, STATE
+from featcache.store.index import KnownRows
+from featcache.store.layout import EMBEDDING
 
 log = logging.getLogger("featcache")
 
@@ -35,53 +36,55 @@ class Job:
         encoder: on its device, in its precision.
         store: created, not sealed; its manifest says how many images a forward pass has.
         corpus: labels and ids come from here.
+        saves: whether a unit in progress is saved, and one that was saved gone on with.
 
     Attributes:
+        wanted: what it wants of a sample.
+        batch: images a forward pass.
+        unit_rows: rows of a unit.
         encode_seconds, write_seconds: spent so far.
     """
 
-    def __init__(self, encoder: Encoder, store: FeatureStore, corpus: Corpus):
-        self.encoder, self.store, self._corpus = encoder, store, corpus
+    def __init__(self, encoder: Encoder, store: FeatureStore, corpus: Corpus, *, saves: bool = True):
+        self.encoder, self.store, self._corpus, self._saves = encoder, store, corpus, saves
+        self.wanted = Wanted(encoder.preprocess, KnownRows(store.manifest, store.path))
         batch = store.manifest.extraction.batch_size
         assert batch is not None
-        self._batch, self._views = batch, store.views
-        self._places = max(1, self._batch // self._views)  # for samples, in a forward pass
+        self.batch, self._views = batch, store.views
+        self._places = max(1, self.batch // self._views)  # for samples, in a forward pass
         self._warned = False
         self.encode_seconds = self.write_seconds = 0.0
-        self._unit_rows = store.manifest.chunk_rows
+        self.unit_rows = store.manifest.chunk_rows
         self._pending = np.zeros(store.chunks, bool)
         self._pending[store.pending_chunks()] = True
         self._waiting: list[tuple[int, Sample, Seen | None]] = []
         self._taken: set[int] = set()  # places in the forward pass to come
-        self._unit: _Unit | None = None
-        self._saved = _Unit.load(store)
+        self._unit: Unit | None = None
+        self._saved = Unit.load(store) if saves else None
         if self._saved and not self._pending[self._saved.number]:
             self._saved = None
         self._saved_rows = range(self._saved.start, self._saved.start + self._saved.done) if self._saved else range(0)
-
-    @property
-    def saved_content(self) -> dict[int, bytes]:
-        """Row → hash of its image, of the rows that an earlier run had saved of a unit in progress."""
-        return {row: self._saved.content(row - self._saved.start) for row in self._saved_rows} if self._saved else {}
 
     @property
     def failed(self) -> int:
         """Rows without features, of finished units and of the one that was saved."""
         return len(self.store.failed) + (self._saved.failed if self._saved else 0)
 
-    def discard_saved(self) -> None:
-        """Make the whole unit in progress again. Before the first `take`."""
-        self._saved, self._saved_rows = None, range(0)
+    def forget_changed(self, pool: ThreadPoolExecutor) -> None:
+        """Make the whole saved unit again if an image of it has changed since. Before the first `take`."""
+        was = [self._saved.content(row - self._saved.start) for row in self._saved_rows] if self._saved else []
+        if was != list(prefetch(partial(content_now, self._corpus), self._saved_rows, pool, ahead=256)):
+            self._saved, self._saved_rows = None, range(0)
 
     def wants(self, row: int) -> bool:
-        return bool(self._pending[row // self._unit_rows]) and row not in self._saved_rows
+        return bool(self._pending[row // self.unit_rows]) and row not in self._saved_rows
 
     def take(self, row: int, sample: Sample, seen: Seen | None) -> bool:
         """The next row that this job wants; True when it completed a batch."""
-        number = row // self._unit_rows
+        number = row // self.unit_rows
         if self._unit is None:
             saved = self._saved
-            self._unit = saved if saved and saved.number == number else _Unit(self.store, number)
+            self._unit = saved if saved and saved.number == number else Unit(self.store, number)
         position = row - self._unit.start
         place = position % self._places if seen and seen.pixels is not None else None
         passed = place in self._taken and self._pass()
@@ -97,6 +100,8 @@ class Job:
             self._check(self._unit)
             checked = time.perf_counter()
             self._unit.finish(self._corpus)
+            if self._saves:
+                self.store.discard_unfinished()
             self._unit = None
             self.encode_seconds += checked - began
             self.write_seconds += time.perf_counter() - checked
@@ -106,7 +111,7 @@ class Job:
 
     def save(self) -> None:
         """Keep the unit in progress, as far as its forward passes have come."""
-        if self._unit and 0 < self._unit.done < self._unit.rows:
+        if self._saves and self._unit and 0 < self._unit.done < self._unit.rows:
             began = time.perf_counter()
             self._unit.save()
             self.write_seconds += time.perf_counter() - began
@@ -125,14 +130,14 @@ class Job:
         self.write_seconds += time.perf_counter() - encoded
         return True
 
-    def _encode(self, unit: "_Unit") -> tuple[dict[int, dict[str, np.ndarray]], dict[int, str]]:
+    def _encode(self, unit: Unit) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, str]]:
         """Features by position, of the waiting samples that have pixels; and why those of a position are lost."""
         waiting = {position: seen.pixels for position, _, seen in self._waiting if seen and seen.pixels is not None}
         if not waiting:
             return {}, {}
         some = next(iter(waiting.values()))[:1]
-        passes = -(-self._places * self._views // self._batch)  # more than one for very many views
-        pixels = np.repeat(some, passes * self._batch, axis=0)
+        passes = -(-self._places * self._views // self.batch)  # more than one for very many views
+        pixels = np.repeat(some, passes * self.batch, axis=0)
         places = {position: position % self._places * self._views for position in waiting}
         for position, place in places.items():
             pixels[place : place + self._views] = waiting[position]
@@ -140,7 +145,7 @@ class Job:
         if self.encoder.device.type == "cuda":
             images = images.pin_memory()
         fields = tuple(self.store.manifest.fields)
-        encoded = self.encoder.encode_padded(images, self._batch, fields)
+        encoded = self.encoder.encode_padded(images, self.batch, fields)
         embedding = encoded[EMBEDDING].cpu().numpy()
         finite = torch.stack([values.flatten(1).isfinite().all(1) for values in encoded.values()]).all(0).cpu()
         stored = {
@@ -159,7 +164,7 @@ class Job:
                 unit.check.add(position, waiting[position], embedding[mine])
         return features, lost
 
-    def _check(self, unit: "_Unit") -> None:
+    def _check(self, unit: Unit) -> None:
         """Compare some rows of a whole unit with fp32."""
         cosines = unit.check.cosines(self.encoder) if unit.check else {}
         for position, cosine in cosines.items():
@@ -179,147 +184,3 @@ class Job:
                 what,
             )
         self._warned = True
-
-    def seal(self) -> None:
-        """Seal the store, once every unit is done; the manifest says how far its features are from fp32 at worst."""
-        if COSINE in self.store.layout:
-            units = (self.store.rows_of(unit) for unit in range(self.store.chunks))
-            cosines = np.concatenate([self.store._read(COSINE, rows.start, rows.stop) for rows in units])
-            known = cosines[~np.isnan(cosines)]
-            worst = round(float(known.min()), 6) if len(known) else None
-            manifest = self.store.manifest
-            extraction = manifest.extraction.changed(cosine=worst, checked=len(known))
-            self.store.seal(manifest.changed(extraction=extraction))
-        else:
-            self.store.seal()
-
-
-class _Unit:
-    """One unit of a store while it is being filled.
-
-    The wide arrays go to disk as soon as one of their chunks is full; the rest at the end, `STATE` last.
-    """
-
-    def __init__(self, store: FeatureStore, number: int):
-        rows = store.rows_of(number)
-        self.number, self.start, self.rows, self.done = number, rows.start, len(rows), 0
-        self.saved = time.perf_counter()
-        self._store, self._wide = store, store.manifest.wide_arrays
-        self._layout = store.layout
-        narrow = set(self._layout) - set(self._wide) - {"label", "sample_id"}
-        self._narrow = {name: self._empty(name, self.rows) for name in narrow}
-        self._narrow[STATE][:] = FAILED
-        self.check = SpotCheck(self.rows, store.views) if COSINE in self._narrow else None
-        if self.check:
-            self._narrow[COSINE][:] = np.nan
-        self._filling: dict[str, np.ndarray] = {}
-
-    def _empty(self, name: str, rows: int) -> np.ndarray:
-        tail, dtype, _ = self._layout[name]
-        text = {"string": "", "variable_length_bytes": b""}
-        return np.full(rows, text[dtype], object) if dtype in text else np.zeros((rows, *tail), dtype)
-
-    def put(
-        self, position: int, sample: Sample, seen: Seen | None, features: dict[str, np.ndarray] | None, lost: str
-    ) -> None:
-        """All that is known of the row at `position`, which is the next one; why its features are `lost`, or ""."""
-        assert position == self.done
-        reason = sample.reason
-        if lost:
-            features, reason = None, lost
-            self.cosine(position, 0.0)
-        elif features and (reason := _not_finite(features)):
-            features = None
-        if seen and seen.known:
-            features = seen.known
-            self.cosine(position, float(features.get(COSINE, np.nan)))
-        self._narrow["content"][position] = np.frombuffer(sample.content, np.uint8)
-        self._narrow["reason"][position] = reason
-        if seen:
-            self._narrow["view"][position] = seen.parameters
-        if features:
-            self._narrow[STATE][position] = OK
-        if "image_size" in self._narrow:
-            self._narrow["image_size"][position] = sample.size
-        for name in self._wide:
-            per_chunk = self._layout[name].chunk_rows
-            inside = position % per_chunk
-            if inside == 0:
-                self._filling[name] = self._empty(name, min(per_chunk, self.rows - position))
-            filling = self._filling[name]
-            if name == PIXELS:
-                filling[inside] = sample.kept
-            elif features:
-                filling[inside] = features[name]
-            if inside == len(filling) - 1:
-                self._store.write_rows(name, self.start + position - inside, filling)
-        self.done += 1
-
-    def cosine(self, position: int, value: float) -> None:
-        """Of a row's embedding to that in fp32; 0 where only the latter is finite."""
-        if COSINE in self._narrow:
-            self._narrow[COSINE][position] = value
-
-    @property
-    def failed(self) -> int:
-        """Rows so far without features."""
-        return int((self._narrow[STATE][: self.done] == FAILED).sum())
-
-    def content(self, position: int) -> bytes:
-        return self._narrow["content"][position].tobytes()
-
-    def finish(self, corpus: Corpus) -> None:
-        rows = self._store.rows_of(self.number)
-        labels = np.array([corpus.label(row) for row in rows], np.int64)
-        ids = np.array([corpus.ids[row] for row in rows], dtype=object)
-        self._store.write_chunk(self.number, {"label": labels, "sample_id": ids, **self._narrow})
-        self._store.discard_unfinished()
-
-    def save(self) -> None:
-        """Keep what there is of the unit beside the arrays, in one step, for `load` to find after a kill."""
-        arrays: dict[str, np.ndarray] = {**self._narrow, **self._filling}
-        arrays["reason"] = np.array(json.dumps(self._narrow["reason"].tolist()))
-        if PIXELS in arrays:
-            kept = arrays.pop(PIXELS).tolist()
-            arrays |= {"lengths": np.array([len(item) for item in kept]), "bytes": _joined(kept)}
-        checked = self.check.arrays() if self.check else {}
-        whole: dict[str, Any] = {"number": self.number, "done": self.done, **arrays, **checked}
-        self._store.save_unfinished(lambda file: np.savez(file, **whole))
-        self.saved = time.perf_counter()
-
-    @classmethod
-    def load(cls, store: FeatureStore) -> "_Unit | None":
-        """The unit that a killed run was filling; None when none was saved, or it is damaged."""
-        try:
-            with store.load_unfinished().open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                saved: dict[str, Any] = dict(arrays)
-            unit = cls(store, int(saved["number"]))
-            unit.done = int(saved["done"])
-            for name, array in unit._narrow.items():
-                array[:] = json.loads(str(saved["reason"])) if name == "reason" else saved[name]
-            for name in unit._wide:
-                if name == PIXELS:
-                    ends = np.cumsum(saved["lengths"])
-                    parts = np.split(saved["bytes"], ends[:-1])
-                    unit._filling[name] = np.array([part.tobytes() for part in parts], dtype=object)
-                else:
-                    unit._filling[name] = saved[name]
-            if unit.check:
-                unit.check.load(saved)
-            return unit
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-            return None
-
-
-def _not_finite(features: dict[str, np.ndarray]) -> str:
-    """Why such features cannot be kept, and what to do; "" where they can."""
-    for name, values in features.items():
-        if not np.isfinite(values).all():
-            if values.dtype == np.float16 and not np.isnan(values).any():
-                return f"its {name} is beyond float16 (±65504); extract with --dtype float32"
-            return f"its {name} is not finite"
-    return ""
-
-
-def _joined(items: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(items), np.uint8)

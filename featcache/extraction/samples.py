@@ -103,6 +103,22 @@ def content_hash(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
+def digest_of_rows(corpus: Corpus) -> str:
+    """128-bit BLAKE2b, in hex, of every id and label: what a store's rows are."""
+    rows = hashlib.blake2b(digest_size=16)
+    for i, sample_id in enumerate(corpus.ids):
+        rows.update(f"{sample_id}\0{corpus.label(i)}\0".encode())
+    return rows.hexdigest()
+
+
+def content_now(corpus: Corpus, row: int) -> bytes:
+    """`content_hash` of an image as it is now; zeros where it is gone or cannot be read."""
+    try:
+        return content_hash(corpus.read(row))
+    except Exception:  # that is no change when the row had failed for it
+        return bytes(16)
+
+
 def bursts(function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int) -> Iterator[R]:
     """`map(function, items)` on `pool`, in order, `ahead` at a time, the pool idle while those results are used.
 

@@ -16,7 +16,7 @@ from torchvision import transforms
 import featcache.store
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
-from featcache.extraction.extract import PROBE_IMAGES
+from featcache.extraction.rehearsal import PROBE_IMAGES
 from featcache.inputs.images import PARAMETERS, View, decode
 from featcache.machine import resolve_device
 from featcache.store import FeatureStore

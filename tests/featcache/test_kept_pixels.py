@@ -20,7 +20,7 @@ import featcache.store.layout
 import featcache_cli.screen
 from featcache import KeptPixels, extract, open_corpus, open_store
 from featcache.corpora.store import KeptImages
-from featcache.extraction.extract import PROBE_IMAGES
+from featcache.extraction.rehearsal import PROBE_IMAGES
 from featcache.extraction.samples import content_hash
 from featcache.inputs.images import View, decode
 from featcache_cli import programs

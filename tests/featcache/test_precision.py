@@ -1,6 +1,5 @@
 """Precision: one for each encoder and kind of machine, constant batches, checked against fp32, recorded."""
 
-import importlib
 import json
 import logging
 from pathlib import Path
@@ -13,6 +12,8 @@ from tiny import tiny_encoder
 from torch import nn
 
 import featcache.extraction.job
+import featcache.extraction.rehearsal
+import featcache.extraction.work
 import featcache.precision
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
@@ -24,7 +25,6 @@ from featcache.inputs import Views
 from featcache.precision import CANDIDATES, fastest_faithful
 from featcache.store.comparable import FAITHFUL, NAMES, difference, exact_name, unfaithful
 
-EXTRACT = importlib.import_module("featcache.extraction.extract")  # not the function of that name
 GIVEN = {"device": "cpu", "workers": 2, "batch_size": 4}
 
 
@@ -69,7 +69,7 @@ def fastest(monkeypatch):
 
     def set_to(name):
         seconds = lambda encoder, pixels, batch: 1.0 if encoder.precision.name == name else 2.0  # noqa: E731
-        for module in (featcache.precision, EXTRACT):
+        for module in (featcache.precision, featcache.extraction.rehearsal):
             monkeypatch.setattr(module, "pass_seconds", seconds)
 
     return set_to
@@ -274,7 +274,7 @@ def test_half_precision_is_not_gone_on_with_elsewhere(make_images, tmp_path, mon
         out = tmp_path / f"{name}.zarr"
         stopped_after(1, folder, tiny_encoder(), out, precision=name, **GIVEN)
         with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(EXTRACT, "machine_kind", lambda device: "cpu z80")
+            elsewhere.setattr(featcache.extraction.rehearsal, "machine_kind", lambda device: "cpu z80")
             if refused:
                 with pytest.raises(ValueError, match=r"was begun in bf16\+channels_last on cpu .*this is cpu z80"):
                     extract(folder, tiny_encoder(), out, **GIVEN)
@@ -322,7 +322,7 @@ def test_images_of_four_passes_are_read_ahead(make_images, tmp_path, monkeypatch
         told.append(ahead)
         return map(function, items)
 
-    monkeypatch.setattr(EXTRACT, "bursts", bursts)
+    monkeypatch.setattr(featcache.extraction.work, "bursts", bursts)
     given = {**GIVEN, "batch_size": batch, "views": views, "augment": "rrc" if views > 1 else "none"}
     extract(make_images(3), tiny_encoder(), tmp_path / "s.zarr", precision="fp32", **given)
     assert told == [samples]
@@ -386,7 +386,7 @@ def test_rows_with_other_bits_are_not_reused(make_images, tmp_path, monkeypatch,
     folder, told = make_images(6), []
     extract(folder, tiny_encoder(), tmp_path / "a.zarr", precision="bf16", **GIVEN)
     if machine := change.pop("machine", None):
-        monkeypatch.setattr(EXTRACT, "machine_kind", lambda device: machine)
+        monkeypatch.setattr(featcache.extraction.rehearsal, "machine_kind", lambda device: machine)
     given = {**GIVEN, "precision": "bf16", **change}
     extract(folder, tiny_encoder(), tmp_path / "b.zarr", progress=told.append, **given)
     assert told[-1].reused == reused

@@ -14,8 +14,8 @@ from tiny import patch_encoder
 
 import featcache.store.layout
 from featcache import extract, extract_all, open_corpus
-from featcache.extraction.extract import PROBE_IMAGES
 from featcache.extraction.job import Job
+from featcache.extraction.rehearsal import PROBE_IMAGES
 from featcache.extraction.samples import Wanted, read_sample
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess
@@ -146,7 +146,7 @@ def test_a_finished_store_is_left_alone_and_the_other_is_made(folder, tmp_path, 
     assert teachers[finished].module.seen == []
     assert work["render"] == ROWS + 2 * PROBE_IMAGES
     assert {p: p.stat().st_mtime_ns for p in outs[finished].rglob("*")} == times
-    assert [store.path for store in plans[0].stores] == [outs[1 - finished]]
+    assert [store.path for store in plans[0].unfinished] == [outs[1 - finished]]
     assert [files(store.path) for store in made] == [expected["a"], expected["b"]]
 
 

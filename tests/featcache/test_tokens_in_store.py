@@ -17,7 +17,7 @@ import featcache.inputs.images
 import featcache.store
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
-from featcache.extraction.extract import PROBE_IMAGES
+from featcache.extraction.rehearsal import PROBE_IMAGES
 from featcache.interchange import export_store, import_store
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
