@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import UInt64
 
+from featcache.disk import durable
 from featcache.disk.refusals import require_writable
 
 
@@ -214,17 +215,11 @@ def _read_samples(path: Path) -> dict[str, np.ndarray]:
 @contextmanager
 def whole_file(target: Path) -> Iterator[IO[bytes]]:
     """A file that is at `target` once it is written and on the disk."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
+        with durable.whole_file(target) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
     except OSError as error:
         raise OSError(f"cannot write {target} ({error.strerror or error}); give another path") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def versions(*distributions: str) -> dict[str, str]:

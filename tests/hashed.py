@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from featcache.extraction.samples import content_hash
-from featcache.store import FeatureStore
+from featcache.store import FeatureStore, StoreWriter
 
 
 def with_images(store: FeatureStore, images: Iterable[object]) -> FeatureStore:
@@ -13,6 +13,7 @@ def with_images(store: FeatureStore, images: Iterable[object]) -> FeatureStore:
     hashes = [bytes(16) if each is None else content_hash(str(each).encode()) for each in images]
     content = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
     assert len(content) == len(store)
+    store = StoreWriter(store.path)
     store.manifest = store.manifest.changed(sealed=None)
     for unit in map(store.rows_of, range(store.chunks)):
         store.write_rows("content", unit.start, content[unit.start : unit.stop])

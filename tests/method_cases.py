@@ -12,7 +12,9 @@ from distill.methods import Batch, Fitted
 from featcache.inputs.images import PARAMETERS
 from featcache.plugins import plugin_names
 from featcache.rows import Rows
-from featcache.store import OK, FeatureStore, create_store
+from featcache.store import FeatureStore, create_store
+from featcache.store.layout import OK
+from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
 
 TEACHER, STUDENT, ROWS, VIEWS = 12, 6, 20, 2
 FIELDS = {"embedding": (TEACHER,), "tokens": (16, TEACHER), "prefix_tokens": (2, TEACHER)}
@@ -44,13 +46,13 @@ def label(case: tuple[str, dict[str, Any]]) -> str:
 def write_token_store(path: Path, fields: dict[str, tuple[int, ...]] = FIELDS, seed: int = 0) -> FeatureStore:
     """Random features of any shape, two views."""
     rng = np.random.default_rng(seed)
-    manifest = {
-        "encoder": {"name": "arrays", "fingerprint": "arrays", "preprocess": {}},
-        "corpus": {"spec": None, "rows": ROWS, "class_names": None},
-        "views": {"count": VIEWS},
-        "fields": {name: list(shape) for name, shape in fields.items()},
-        "chunk_rows": ROWS,
-    }
+    manifest = Manifest(
+        encoder=EncoderRecord(name="arrays", fingerprint="arrays", preprocess={}),
+        corpus=CorpusRecord(spec=None, rows=ROWS, class_names=None),
+        views=ViewsRecord(count=VIEWS),
+        fields={name: list(shape) for name, shape in fields.items()},
+        chunk_rows=ROWS,
+    )
     store = create_store(path, manifest)
     features = {name: rng.normal(size=(ROWS, VIEWS, *shape)).astype(np.float16) for name, shape in fields.items()}
     rows = {

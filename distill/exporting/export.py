@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from distill.exporting.card import write_card
 from distill.exporting.onnx import Preprocessed, write_onnx
 from distill.training.run import Run
 from featcache.backbones import Backbone, ClipTower, Tiny, arguments_of, load_backbone
+from featcache.disk.durable import appearing
 from featcache.inputs.images import Preprocess
 
 FORMATS = ("safetensors", "onnx")
@@ -93,10 +93,8 @@ def export(
     preprocess = Preprocess.from_dict(record["preprocess"])
     evaluated = [_read_result(path) for path in results]
 
-    part = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with appearing(out, folder=True) as part:
+        part.mkdir()
         if format == "onnx":
             loading, load = write_onnx(part, copy.deepcopy(backbone), record, precision, with_preprocessing)
         else:
@@ -113,9 +111,6 @@ def export(
         write_card(part / "README.md", run, record, backbone, loading=loading, difference=difference, results=evaluated)
         for file in part.iterdir():  # safetensors lets nobody else read its files
             file.chmod((part / "README.md").stat().st_mode)
-        os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return Exported(path=out, files=tuple(sorted(file.name for file in out.iterdir())), max_difference=difference)
 
 

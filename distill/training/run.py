@@ -19,6 +19,7 @@ import tomli_w
 import torch
 from safetensors import SafetensorError, safe_open
 
+from featcache.disk.durable import replacing
 from featcache.disk.refusals import writing
 
 log = logging.getLogger("distill")
@@ -246,23 +247,16 @@ class Run:
             OSError: the disk is full, or refuses; nothing is left of what was written.
         """
         path = self.path / name
-        part = path.with_name(f"{path.name}.partial")
         data = content.encode() if isinstance(content, str) else content
         again = RESUMES.format(self.path) if self.begun or self._made is None else "run the same command again"
-        with writing(path, again, need=size if callable(data) else len(data)):
+        need = size if callable(data) else len(data)
+        with writing(path, again, need=need), replacing(path, alone=True) as part, part.open("wb", buffering=0) as file:
+            kept = _KeepsError(file)
             try:
-                with part.open("wb", buffering=0) as file:
-                    kept = _KeepsError(file)
-                    try:
-                        data(kept) if callable(data) else kept.write(data)  # type: ignore[arg-type]
-                    except RuntimeError:  # torch's, about a file that it finds too short
-                        if kept.error:
-                            raise kept.error from None
-                        raise
-                    os.fsync(file.fileno())
-                os.replace(part, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
+                data(kept) if callable(data) else kept.write(data)  # type: ignore[arg-type]
+            except RuntimeError:  # torch's, about a file that it finds too short
+                if kept.error:
+                    raise kept.error from None
                 raise
 
 

@@ -14,17 +14,16 @@ import posixpath
 import re
 import shutil
 import tarfile
-import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import filelock
 
 from featcache.corpora._images import START, begins_like_image, called, has_suffix, may_be_image
+from featcache.disk.durable import whole_file
 from featcache.disk.home import temporary_home, writable_home
 from featcache.disk.urls import asking_service, file_state, read_file, reads_ranges
 from featcache.inputs.images import known_formats
@@ -180,7 +179,8 @@ def _open_under(folder: Path, source: Place, state: list[int | str | None], want
             raise ValueError(f"{source.name}: changed while it was read; wait until it is complete")
         index = Index(str(copy or ""), _state(copy.stat()) if copy else state, *members)
         try:
-            _write_atomically(kept, lambda file: file.write(json.dumps(asdict(index)).encode()))
+            with whole_file(kept) as file:
+                file.write(json.dumps(asdict(index)).encode())
         except OSError as error:
             log.warning("%s: its index is made again next time, because it cannot be kept: %s", source.name, error)
     return index
@@ -440,8 +440,8 @@ def _unpack(packed: Path, name: str, kind: str, tar: Path) -> Path:
             size = max(size, int.from_bytes(file.read(4), "little"))
     remedy = _require_room(size, name, tar.parent)
     try:
-        with _unpacking(packed, kind, name) as content:
-            _write_atomically(tar, lambda file: shutil.copyfileobj(content, file, 1 << 20))
+        with _unpacking(packed, kind, name) as content, whole_file(tar) as file:
+            shutil.copyfileobj(content, file, 1 << 20)
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{name}: damaged or cut short ({error}); copy or write this shard again") from None
     except OSError as error:
@@ -462,19 +462,6 @@ def _require_room(needed: int, name: str, folder: Path) -> str:
     if room < needed:
         raise ValueError(f"{name}: {room / 1e9:.2f} GB free; {remedy}")
     return remedy
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Under a name of its own until it is whole: readers see all of it or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")  # tempfile's are 0600
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _state(stat: os.stat_result) -> list[int | str | None]:

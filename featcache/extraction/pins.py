@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import filelock
 
-from featcache.disk.durable import sync_directory
+from featcache.disk.durable import whole_file
 from featcache.disk.home import cache_home
 from featcache.store.comparable import NAMES, exact_name
 from featcache.store.index import recorded_extractions
@@ -98,10 +97,5 @@ def _of_known_stores(fingerprint: str, machine: str) -> str | None:
 
 
 def _write(place: Path, record: Mapping[str, Any]) -> None:
-    partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        file.write(json.dumps(record))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, place)
-    sync_directory(place.parent)
+    with whole_file(place) as file:
+        file.write(json.dumps(record).encode())

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.corpora import source_of
+from featcache.disk.durable import whole_file
 from featcache.disk.home import cache_home, found_under
 from featcache.disk.urls import is_url
 from featcache.models._options import split_options
@@ -133,9 +134,8 @@ def remember(watched: Watch | None, summaries: Sequence[Mapping[str, Any]]) -> N
             "stores": stores,
         }
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(receipt), encoding="utf-8")
-        os.replace(partial, place)
+        with whole_file(place) as file:
+            file.write(json.dumps(receipt).encode())
 
 
 def void(store: str | os.PathLike[str]) -> None:

@@ -185,7 +185,7 @@ def _units(store: FeatureStore, progress: Callable[[int, int], None] | None) -> 
     names = [*layout(store.manifest), *STRINGS]
     for chunk in range(store.chunks):
         rows = store.rows_of(chunk)
-        unit = {name: store._read(name, rows.start, rows.stop) for name in names}
+        unit = {name: store.read(name, rows.start, rows.stop) for name in names}
         if progress:
             progress(rows.stop, len(store))
         yield {name: array.astype(object) if name in STRINGS else array for name, array in unit.items()}

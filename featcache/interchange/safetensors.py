@@ -19,7 +19,7 @@ SAFETENSORS_HEADER = 100_000_000
 
 
 def write(store: FeatureStore, units: Iterator[Arrays], out: Path) -> None:
-    reasons = {str(row): text for row, text in enumerate(store._read("reason").tolist()) if text}
+    reasons = {str(row): text for row, text in enumerate(store.read("reason").tolist()) if text}
     strings = {
         "sample_id": json.dumps(store.sample_ids.tolist(), ensure_ascii=False),
         "reason": json.dumps(reasons, ensure_ascii=False),

@@ -1,6 +1,7 @@
 """The files of a store, wherever it lies: on this machine as they are, at a URL through a mirror. Same methods for both."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ import filelock
 
 from featcache.disk.refusals import destination, refuse_mount_point
 from featcache.disk.urls import is_url
+from featcache.store.layout import EMBEDDING, METADATA, STATE
 from featcache.store.remote import Mirror, last_bytes
 
 
@@ -128,3 +130,11 @@ Files = LocalFiles | Mirror
 def files_at(path: str | os.PathLike[str]) -> Files:
     """The files of the store at a path or URL, whether it is there or not."""
     return Mirror(str(path)) if is_url(str(path)) else LocalFiles(path)
+
+
+def looks_like_store(path: Path) -> bool:
+    """Whether the folder holds one, by its zarr.json, or by its arrays where that is damaged or gone."""
+    try:
+        return "featcache" in json.loads((path / METADATA).read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return all((path / name / METADATA).exists() for name in (STATE, EMBEDDING, "content"))

@@ -6,20 +6,20 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from featcache.disk.durable import whole_file
 from featcache.disk.home import cache_home, found_under
 from featcache.disk.refusals import destination
 from featcache.disk.urls import is_url
 from featcache.store import FeatureStore
 from featcache.store.files import files_at
-from featcache.store.integrity import METADATA
-from featcache.store.layout import COSINE
+from featcache.store.layout import COSINE, METADATA
 from featcache.store.manifest import ExtractionRecord, Manifest
 
 log = logging.getLogger("featcache")
@@ -46,11 +46,13 @@ def register(store: FeatureStore) -> None:
     rows = store.ok
     # Unit by unit: all hashes at once would be the most memory that an extraction ever takes.
     units = (store.rows_of(chunk) for chunk in range(store.chunks))
-    keys = np.concatenate([_keys(store._read("content", unit.start, unit.stop)) for unit in units])[rows]
+    keys = np.concatenate([_keys(store.read("content", unit.start, unit.stop)) for unit in units])[rows]
     order = np.argsort(keys, kind="stable")
-    _put(entry.with_suffix(".keys.npy"), lambda file: np.save(file, keys[order]))
-    _put(entry.with_suffix(".rows.npy"), lambda file: np.save(file, rows[order]))
-    _put(entry, lambda file: file.write(json.dumps(record).encode()))  # last
+    for name, array in (("keys", keys[order]), ("rows", rows[order])):
+        with whole_file(entry.with_suffix(f".{name}.npy")) as file:
+            np.save(file, array)
+    with whole_file(entry) as file:  # last
+        file.write(json.dumps(record).encode())
 
 
 def forget(store: FeatureStore) -> None:
@@ -198,16 +200,6 @@ def _entries(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, str]]
             log.warning("%s: another user's, who does not let it be read (its store's rows are not reused)", entry)
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("%s: damaged and ignored; delete it (its store's rows are not reused)", entry)
-
-
-def _put(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """In one step, and on the disk for good."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _recipe(manifest: Manifest) -> list[Any]:

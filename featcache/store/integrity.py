@@ -1,16 +1,14 @@
-"""Whether a store is as it was written: a checksum in every chunk file, and one digest over the whole store. Here too,
-the names of the files that a store consists of beside its chunks.
-"""
+"""Whether a store is as it was written: a checksum in every chunk file, and one digest over the whole store."""
 
 import hashlib
+from collections.abc import Mapping
 
 import google_crc32c
 
 from featcache.store.files import Files
-from featcache.store.layout import STATE, chunk_name
+from featcache.store.layout import METADATA, STATE, UNFINISHED, chunk_name
 from featcache.store.manifest import Manifest
 
-METADATA, UNFINISHED = "zarr.json", "unfinished.npz"
 UNSEALED = "0" * 32
 """Stands for the digest in the text that the digest is over."""
 
@@ -46,17 +44,18 @@ def find_damage(files: Files, manifest: Manifest) -> list[tuple[int | str, str]]
     if manifest.sealed and not damage:
         digest = manifest.sealed.digest or "none"
         root = (files.root / METADATA).read_bytes().replace(digest.encode(), UNSEALED.encode())
-        if digest_of(files, root) != digest:
+        if digest_of(files, root, {}) != digest:
             damage.append((METADATA, "zarr.json, of the group or of an array: changed since the store was sealed"))
     return damage
 
 
-def digest_of(files: Files, root: bytes) -> str:
+def digest_of(files: Files, root: bytes, known: Mapping[str, bytes]) -> str:
     """Over the group's zarr.json (with `UNSEALED` for the digest), the arrays' zarr.json, and the size and checksum
-    trailer of every chunk: as good as over all bytes, without reading them."""
+    trailer of every chunk: as good as over all bytes, without reading them. `known`: the trailers of some chunks; the others are read."""
     digest = hashlib.blake2b(root, digest_size=16)
     sizes = {file: size for file, size in files.listing().items() if file != METADATA}
-    tails = files.tails({file: size for file, size in sizes.items() if not file.endswith(METADATA)})
+    chunks = {file: size for file, size in sizes.items() if not file.endswith(METADATA)}
+    tails = {**known, **files.tails({file: size for file, size in chunks.items() if file not in known})}
     for file in sorted(sizes, key=lambda file: file.split("/")):
         digest.update(f"\0{file}\0{sizes[file]}\0".encode())
         digest.update(tails[file] if file in tails else files.fetch(file).read_bytes())

@@ -23,10 +23,11 @@ from typing import Any
 
 from fsspec.asyn import sync
 
+from featcache.disk.durable import replacing, whole_file
 from featcache.disk.home import writable_home
 from featcache.disk.urls import open_filesystem
+from featcache.store.layout import METADATA
 
-ROOT = "zarr.json"
 TRANSFERS = 8
 """Files moved at the same time."""
 PATIENCE = 60.0
@@ -79,7 +80,7 @@ class Mirror:
     def exists(self) -> bool:
         """Whether a Zarr group is at `url`."""
         try:
-            self._ask("info", f"{self._there}/{ROOT}")
+            self._ask("info", f"{self._there}/{METADATA}")
         except FileNotFoundError:
             return False
         return True
@@ -87,7 +88,7 @@ class Mirror:
     def taken(self) -> bool:
         """Whether anything is there that a new store would have to replace; arrays' metadata alone is not, which a
         creation leaves that was killed before it wrote zarr.json."""
-        return any(not relative.endswith(f"/{ROOT}") for relative in self.listing())
+        return any(not relative.endswith(f"/{METADATA}") for relative in self.listing())
 
     def open(self) -> "Mirror":
         """Fetch zarr.json afresh, and keep of the mirror only what must still be true.
@@ -100,12 +101,16 @@ class Mirror:
         return self
 
     def _synchronise(self, keep: Callable[[], bool] = lambda: False) -> None:
-        there = self._ask("cat_file", f"{self._there}/{ROOT}", start=0)  # without a start, s3fs first asks for the size
-        here = (self.root / ROOT).read_bytes() if (self.root / ROOT).exists() else b""
+        there = self._ask(
+            "cat_file", f"{self._there}/{METADATA}", start=0
+        )  # without a start, s3fs first asks for the size
+        here = (self.root / METADATA).read_bytes() if (self.root / METADATA).exists() else b""
         if not (_seal(there) and _seal(there) == _seal(here)) and not keep():
             shutil.rmtree(self.root, ignore_errors=True)
-        if there != here or not (self.root / ROOT).exists():
-            self._receive(self.root / ROOT, lambda partial: partial.write_bytes(there))
+        if there != here or not (self.root / METADATA).exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            with whole_file(self.root / METADATA) as file:
+                file.write(there)
 
     def _here(self, relative: str) -> Path:
         """Where the local copy of a file belongs: never outside the mirror, whatever an object there is named.
@@ -125,7 +130,7 @@ class Mirror:
         if not local.exists():
             with self._fetching.setdefault(relative, threading.Lock()):
                 if not local.exists():
-                    self._receive(local, lambda partial: self._download(relative, partial))
+                    self._download(relative, local)
         return local
 
     def fetch_all(self, relatives: Iterable[str]) -> None:
@@ -138,31 +143,17 @@ class Mirror:
     def read_afresh(self, relatives: Iterable[str]) -> Iterator[bytes]:
         """The bytes of each file, as they are at `url` now; they replace the local copies."""
 
-        def replace(relative: str) -> Path:
-            local = self._here(relative)
-            self._receive(local, lambda partial: self._download(relative, partial))
-            return local
-
-        relatives = list(relatives)
+        places = {relative: self._here(relative) for relative in relatives}
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            for local in pool.map(replace, relatives):
+            for local in pool.map(self._download, places, places.values()):
                 yield local.read_bytes()
 
-    def _download(self, relative: str, partial: Path) -> None:
-        # A file's size is not known beforehand; chunks are of 16 MiB, those of kept images of more when they are large.
-        self._ask("get_file", f"{self._there}/{relative}", str(partial), seconds=PATIENCE + 2**25 / SLOWEST)
-
-    def _receive(self, local: Path, write: Callable[[Path], Any]) -> None:
-        """Let `write` fill a file that appears at `local` whole, or not at all."""
+    def _download(self, relative: str, local: Path) -> Path:
         local.parent.mkdir(parents=True, exist_ok=True)
-        partial = local.with_name(f"{local.name}.{os.getpid()}-{threading.get_ident()}.partial")
-        try:
-            write(partial)
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, local)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(local) as partial:
+            # A file's size is not known beforehand; chunks are of 16 MiB, those of kept images of more when they are large.
+            self._ask("get_file", f"{self._there}/{relative}", str(partial), seconds=PATIENCE + 2**25 / SLOWEST)
+        return local
 
     def listing(self, under: str = "") -> dict[str, int]:
         """Size in bytes of every file at `url`, or of those in the folder `under`, by path; empty if there is none."""
@@ -218,8 +209,8 @@ class Mirror:
     def remove_all(self) -> None:
         """Delete the whole store here and at `url`, zarr.json last: until then it is still a store, if a damaged one."""
         files = self.listing()
-        self.remove(*(relative for relative in files if relative != ROOT))
-        self.remove(*(relative for relative in files if relative == ROOT))
+        self.remove(*(relative for relative in files if relative != METADATA))
+        self.remove(*(relative for relative in files if relative == METADATA))
         shutil.rmtree(self.root, ignore_errors=True)
 
     @contextlib.contextmanager

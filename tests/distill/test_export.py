@@ -433,13 +433,6 @@ def test_nothing_is_left_when_the_exported_model_differs(make_run, tmp_path, mon
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_what_a_killed_export_left_is_replaced(make_run, tmp_path):
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "junk").write_text("")
-    assert "junk" not in export(make_run(), tmp_path / "out").files
-    assert not (tmp_path / "out.partial").exists()
-
-
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_run, tmp_path):
     run = make_run()
     (tmp_path / "unfinished").mkdir()

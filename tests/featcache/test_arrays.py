@@ -12,7 +12,7 @@ import featcache.store.from_arrays
 from evalsuite.evaluators.knn import knn
 from featcache.inputs.images import Preprocess
 from featcache.interchange import export_store, import_store
-from featcache.store import FeatureStore, open_store
+from featcache.store import StoreWriter, open_store
 from featcache.store.from_arrays import write_store
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -117,7 +117,7 @@ def test_a_write_that_fails_leaves_the_path_free(tmp_path, monkeypatch, breaks):
         def fail(*_):
             raise OSError(28, "No space left on device")
 
-        broken.setattr(FeatureStore, breaks, fail)
+        broken.setattr(StoreWriter, breaks, fail)
         with pytest.raises(OSError, match=r"s\.zarr: its disk is full"):
             write_store(tmp_path / "s.zarr", EYE)
     assert list(tmp_path.iterdir()) == []
@@ -139,7 +139,7 @@ def test_what_was_there_stays(tmp_path):
 def test_at_a_url_too(tmp_path, monkeypatch):
     url = f"memory://{tmp_path.name}/s.zarr"
     with monkeypatch.context() as broken:
-        broken.setattr(FeatureStore, "seal", lambda self: 1 / 0)
+        broken.setattr(StoreWriter, "seal", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_store(url, EYE)
     assert_array_equal(write_store(url, EYE).gather(range(4)), EYE)

@@ -13,7 +13,7 @@ from hashed import with_images
 import featcache
 import featcache.store.layout
 from featcache import write_store
-from featcache.store import FeatureStore, create_store
+from featcache.store import FeatureStore, StoreWriter, create_store
 from featcache_cli import programs
 
 checking = importlib.import_module("featcache.store.check")  # the package's own name is the function
@@ -173,7 +173,7 @@ def test_constant_and_zero_dimensions_and_zero_rows(make, rng):
 def test_rows_that_are_not_finite_are_counted_and_spoil_nothing_else(make, rng):
     x = rng.normal(size=(60, 24))
     sound = featcache.check(make("sound", x, [f"i{i}" for i in range(60)])).stores[0]
-    bad = make("bad", x, [f"i{i}" for i in range(60)])
+    bad = StoreWriter(make("bad", x, [f"i{i}" for i in range(60)]).path)
     values = x.astype(np.float16)[:, None]
     values[[3, 50], 0, [1, 2]] = np.nan, np.inf
     bad.manifest = bad.manifest.changed(sealed=None)
@@ -229,6 +229,7 @@ def test_labels(make, rng):
 def test_precisions_and_encoders(make, rng, tmp_path):
     def made(name, fingerprint, extraction):
         store = make(name, rng.normal(size=(40, 24)), fingerprint=fingerprint, encoder_name=fingerprint, **labelled(40))
+        store = StoreWriter(store.path)
         store.manifest = store.manifest.changed(sealed=None, extraction=extraction)
         store.seal()
         return FeatureStore(store.path)
@@ -273,7 +274,7 @@ def test_only_the_plain_view_counts(make, rng):
 def test_what_extraction_has_not_finished_is_checked_as_far_as_it_goes(tmp_path, rng):
     whole = write_store(tmp_path / "whole.zarr", rng.normal(size=(30, 4)), per_chunk=10)
     half = create_store(tmp_path / "half.zarr", whole.manifest)
-    arrays = {name: whole._read(name, 10, 20) for name in whole.layout}
+    arrays = {name: whole.read(name, 10, 20) for name in whole.layout}
     half.write_chunk(1, arrays)
     report = featcache.check(str(half.path))
     assert (report.stores[0].rows, report.stores[0].usable, report.stores[0].pending) == (30, 10, 20)

@@ -19,8 +19,10 @@ import featcache.interchange._foreign
 import featcache.interchange.safetensors
 from featcache.inputs.images import PARAMETERS
 from featcache.interchange import export_store, import_store
-from featcache.store import FAILED, OK, FeatureStore, create_store, open_store
+from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.from_arrays import write_store
+from featcache.store.layout import FAILED, OK
+from featcache.store.manifest import CorpusRecord, EncoderRecord, ExtractionRecord, Manifest, ViewsRecord
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -37,19 +39,21 @@ def make_store(path, *, views=2, logits=True, failed=(2, 9)):
     fields = {"embedding": [WIDTH], **({"logits": [CLASSES]} if logits else {})}
     store = create_store(
         path,
-        {
-            "encoder": {
-                "name": "timm/x", "fingerprint": "f00d", "embedding_dim": WIDTH,
-                "preprocess": {"size": 8, "mean": [0.1, 1 / 3, 0.5]},
-            },
-            "corpus": {"spec": "photos/", "rows": ROWS, "digest": "d", "class_names": ["ant", "béé"]},
-            "views": {"count": views, "augment": "rrc", "seed": 3, "scale": [0.08, 1.0]},
-            "fields": fields,
-            "chunk_rows": PER_CHUNK,
-            "versions": {"python": "3"},
-            "extraction": {"precision": "fp32", "batch_size": 2},
-        },
-    )  # fmt: skip
+        Manifest(
+            encoder=EncoderRecord(
+                name="timm/x",
+                fingerprint="f00d",
+                embedding_dim=WIDTH,
+                preprocess={"size": 8, "mean": [0.1, 1 / 3, 0.5]},
+            ),
+            corpus=CorpusRecord(spec="photos/", rows=ROWS, digest="d", class_names=["ant", "béé"]),
+            views=ViewsRecord(count=views, augment="rrc", seed=3, other={"scale": [0.08, 1.0]}),
+            fields=fields,
+            chunk_rows=PER_CHUNK,
+            versions={"python": "3"},
+            extraction=ExtractionRecord(precision="fp32", batch_size=2),
+        ),
+    )
     ok = ~np.isin(np.arange(ROWS), failed)
     arrays = {
         **{
@@ -126,7 +130,7 @@ def test_clip_retrieval_names_what_it_leaves_out(tmp_path):
     np.testing.assert_array_equal(back.labels, store.labels[ok])
     np.testing.assert_array_equal(back.sample_ids, store.sample_ids[ok])
     np.testing.assert_array_equal(back.content, store.content[ok])
-    np.testing.assert_array_equal(back._array("view")[:], store._array("view")[:][ok, :1])
+    np.testing.assert_array_equal(back.array("view")[:], store.array("view")[:][ok, :1])
     assert back.class_names == store.class_names
     assert back.manifest["encoder"]["preprocess"] == store.manifest["encoder"]["preprocess"]
     assert back.fingerprint == "f00d+l2"  # it must not pass for the encoder's own output
@@ -195,7 +199,7 @@ def test_safetensors_reads_safetensors(tmp_path, views):
     expected = gathered(store)
     np.testing.assert_array_equal(tensors["embedding"], expected[:, 0] if views == 1 else expected)
     np.testing.assert_array_equal(tensors["label"], store.labels)
-    np.testing.assert_array_equal(tensors["view"], store._array("view")[:])
+    np.testing.assert_array_equal(tensors["view"], store.array("view")[:])
 
 
 @pytest.mark.parametrize("as_is", [False, True])

@@ -164,7 +164,7 @@ def test_xarray_opens_a_store(make_images, tmp_path):
 def test_a_store_without_names_of_dimensions_still_opens_and_verifies(tmp_path, monkeypatch):
     """As every store was, before."""
     with monkeypatch.context() as before:
-        before.setattr("featcache.store.dimension_names", lambda name, count: None)
+        before.setattr("featcache.store.write.dimension_names", lambda name, count: None)
         store = write_store(tmp_path / "s.zarr", EYE, labels=[0, 1, 0, 1])
     assert "dimension_names" not in json.loads((store.path / "label/zarr.json").read_bytes())
     again = open_store(store.path)

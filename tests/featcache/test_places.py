@@ -101,8 +101,8 @@ def test_a_store_replaced_through_a_link_gives_its_rows_to_the_new_one(make_imag
 
 def test_two_names_of_one_store_have_one_writer(tmp_path):
     link, target = linked(tmp_path, "store")
-    with FeatureStore(link)._files.only_writer(), pytest.raises(ValueError, match="another process is writing"):
-        FeatureStore(target)._files.only_writer().__enter__()
+    with FeatureStore(link).files.only_writer(), pytest.raises(ValueError, match="another process is writing"):
+        FeatureStore(target).files.only_writer().__enter__()
 
 
 def test_a_link_to_what_is_not_there_is_refused_before_anything_is_made(tmp_path):

@@ -108,7 +108,7 @@ def test_a_finished_store_is_found_finished_and_its_rows_are_reused(make_images,
         encoder = tiny_encoder()
         store = extract(folder, encoder, out, **EXACT)
         assert len(set(encoder.module.seen)) <= 8  # the probe alone
-        assert objects(url).keys() == files(store._root).keys()
+        assert objects(url).keys() == files(store.files.root).keys()
     assert set(known_stores()) == {tmp_path / "again.zarr", url}
 
 

@@ -185,7 +185,7 @@ def test_a_store_that_cannot_be_replaced_stays(make_images, tmp_path, monkeypatc
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("featcache.store._write_skeleton", full)
+    monkeypatch.setattr("featcache.store.write.empty_store", full)
     with pytest.raises(OSError, match="its disk is full"):
         extract(str(folder), tiny_encoder(), out, overwrite=True, **EXACT)
     assert files(open_store(out)) == whole

@@ -10,11 +10,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import featcache.store
+import featcache.store.write
 from featcache.inputs.images import PARAMETERS
-from featcache.store import FAILED, OK, FeatureStore, create_store, open_store
+from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.from_arrays import write_store
-from featcache.store.layout import CHUNK_BYTES, chunk_rows
+from featcache.store.layout import CHUNK_BYTES, FAILED, OK, chunk_rows
+from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
 
 ROWS, VIEWS, WIDTH, PER_CHUNK = 11, 3, 5, 4  # the last chunk is short
 
@@ -176,13 +177,13 @@ def test_an_unknown_field_names_those_there_are(path):
 
 
 def manifest(rows=4):
-    return {
-        "encoder": {"name": "e", "fingerprint": "f"},
-        "corpus": {"spec": None, "rows": rows, "class_names": None},
-        "views": {"count": 1},
-        "fields": {"embedding": [2]},
-        "chunk_rows": 2,
-    }
+    return Manifest(
+        encoder=EncoderRecord(name="e", fingerprint="f"),
+        corpus=CorpusRecord(spec=None, rows=rows, class_names=None),
+        views=ViewsRecord(count=1),
+        fields={"embedding": [2]},
+        chunk_rows=2,
+    )
 
 
 def test_an_unsealed_store_is_refused_and_says_how_to_resume(tmp_path):
@@ -334,13 +335,13 @@ def test_sealing_sweeps_partial_files_away(tmp_path):
 
 
 def test_the_state_chunk_is_written_last(path, monkeypatch, tmp_path):
-    synced, sync = [], featcache.store.sync_file
+    synced, sync = [], featcache.store.write.sync_folders
 
     def record(file, *, root):
         synced.append(file.relative_to(root))
         sync(file, root=root)
 
-    monkeypatch.setattr(featcache.store, "sync_file", record)
+    monkeypatch.setattr(featcache.store.write, "sync_folders", record)
     write_store(tmp_path / "t.zarr", halves(), per_chunk=PER_CHUNK)
     order = [file.parts[0] for file in synced if file.name.isdecimal()]
     assert [position for position, name in enumerate(order) if name == "state"] == [6, 13, 20]

@@ -14,11 +14,12 @@ from tiny import patch_encoder
 from torchvision import transforms
 
 import featcache.inputs.images
-import featcache.store
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
 from featcache.extraction.rehearsal import PROBE_IMAGES
 from featcache.interchange import export_store, import_store
+from featcache.store import create_store
+from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
 
 EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 2, "batch_size": 4}
 FIELDS = {"embedding": (6,), "tokens": (4, 6), "prefix_tokens": (2, 6)}
@@ -92,15 +93,15 @@ def read_only_store(tmp_path_factory):
     rng = np.random.default_rng(3)
     arrays = {name: rng.normal(size=(ROWS, VIEWS, *shape)).astype(np.float16) for name, shape in FIELDS.items()}
     path = tmp_path_factory.mktemp("random") / "s.zarr"
-    manifest = {
-        "encoder": {"name": "e", "fingerprint": "f"},
-        "corpus": {"spec": None, "rows": ROWS, "class_names": None},
-        "views": {"count": VIEWS},
-        "fields": {name: list(shape) for name, shape in FIELDS.items()},
-        "chunk_rows": 8,
-        "wide_chunk_rows": {"embedding": 8, "tokens": 2, "prefix_tokens": 4},
-    }
-    made = featcache.store.create_store(path, manifest)
+    manifest = Manifest(
+        encoder=EncoderRecord(name="e", fingerprint="f"),
+        corpus=CorpusRecord(spec=None, rows=ROWS, class_names=None),
+        views=ViewsRecord(count=VIEWS),
+        fields={name: list(shape) for name, shape in FIELDS.items()},
+        chunk_rows=8,
+        wide_chunk_rows={"embedding": 8, "tokens": 2, "prefix_tokens": 4},
+    )
+    made = create_store(path, manifest)
     narrow = {
         "label": np.zeros(ROWS, np.int64),
         "sample_id": np.array([str(i) for i in range(ROWS)], object),
