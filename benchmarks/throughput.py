@@ -112,8 +112,8 @@ def extracted(
     shutil.rmtree(os.environ["FEATCACHE_HOME"], ignore_errors=True)
     seen: list[ExtractionProgress] = []
     store = featcache.extract(corpus, load(teacher), out, precision=precision, progress=lambda at: seen.append(at))
-    extraction = store.manifest["extraction"]
-    return seen[-1].images_per_second, seen[-1], extraction["precision"], extraction["batch_size"]
+    extraction = store.manifest.extraction
+    return seen[-1].images_per_second, seen[-1], str(extraction.precision), int(extraction.batch_size or 0)
 
 
 @torch.inference_mode()

@@ -184,7 +184,7 @@ class FeatureStore:
         """
         if field not in self.manifest.fields:
             raise ValueError(
-                f"{self.path}: no field {field!r}, only {', '.join(self.manifest['fields'])}; extract with --fields {field}"
+                f"{self.path}: no field {field!r}, only {', '.join(self.manifest.fields)}; extract with --fields {field}"
             )
         rows = np.asarray(rows, np.int64)
         view = np.broadcast_to(np.asarray(view, np.int64), rows.shape)

@@ -84,7 +84,7 @@ def test_what_is_no_store_is_refused_and_nothing_is_left(tmp_path, case):
 
 def test_a_chunk_has_no_more_rows_than_there_are(tmp_path):
     store = write_store(tmp_path / "s.zarr", EYE, per_chunk=np.int64(10**12))
-    assert store.manifest["chunk_rows"] == 4
+    assert store.manifest.chunk_rows == 4
     assert_array_equal(store.gather([3, 0])[:, 3], [1, 0])
 
 
@@ -102,7 +102,7 @@ def test_what_is_a_store_is_accepted(tmp_path):
     assert store.class_names == ["a", "b"]
     assert store.sample_ids.tolist() == ["ü", "", "x/y", "z"]
     assert store.reasons == {"x/y": "broken"}
-    assert Preprocess.from_dict(store.manifest["encoder"]["preprocess"]).crop == 8
+    assert Preprocess.from_dict(store.manifest.encoder.preprocess).crop == 8
     assert write_store(tmp_path / "t.zarr", EYE, labels=[True, False, True, True]).labels.tolist() == [1, 0, 1, 1]
     assert write_store(tmp_path / "u.zarr", EYE, labels=[3, 7, 9, 3]).labels.tolist() == [3, 7, 9, 3]
     assert_array_equal(
@@ -154,7 +154,7 @@ def two_clusters(rng, offset, scale):
 def test_evaluators_read_what_float16_would_lose(tmp_path, rng, offset, scale):
     values, labels = two_clusters(rng, offset, scale)
     store = write_store(tmp_path / "s.zarr", values.astype(np.float32), labels=labels, class_names=["a", "b"])
-    assert store.manifest["dtypes"] == {"embedding": "float32"}
+    assert store.manifest.dtypes == {"embedding": "float32"}
     assert store.gather([0]).dtype == np.float32
     assert_array_equal(store.gather(range(120)), values.astype(np.float32))
     centred = write_store(
@@ -166,13 +166,13 @@ def test_evaluators_read_what_float16_would_lose(tmp_path, rng, offset, scale):
 def test_fields_have_their_own_dtype(tmp_path, rng):
     half, wide = rng.normal(size=(9, 3)).astype(np.float32), (1000 + 0.1 * rng.normal(size=(9, 2))).astype(np.float32)
     store = write_store(tmp_path / "s.zarr", half, logits=wide, per_chunk=4)
-    assert store.manifest["dtypes"] == {"logits": "float32"}
+    assert store.manifest.dtypes == {"logits": "float32"}
     assert_array_equal(store.gather(range(9)), half.astype(np.float16))
     assert_array_equal(store.gather([7, 1, 7], "logits"), wide[[7, 1, 7]])
     assert_array_equal(zarr.open_group(store.path, mode="r")["logits"][:, 0], wide)
     assert store.verify() == []
     assert write_store(tmp_path / "t.zarr", half, dtype="float32").gather([0]).dtype == np.float32
-    assert "dtypes" not in write_store(tmp_path / "u.zarr", half, dtype="float16").manifest
+    assert not write_store(tmp_path / "u.zarr", half, dtype="float16").manifest.dtypes
 
 
 @pytest.mark.parametrize("format", ["npy", "parquet", "safetensors"])
@@ -181,7 +181,7 @@ def test_float32_comes_back_from_every_format(tmp_path, rng, format):
     store = write_store(tmp_path / "s.zarr", 1000 + 0.1 * rng.normal(size=(9, 2, 3)), logits=rng.normal(size=(9, 2, 2)))
     export_store(store, tmp_path / "out", format)
     back = import_store(tmp_path / "out", tmp_path / "b.zarr")
-    assert back.manifest["dtypes"] == {"embedding": "float32"}
+    assert back.manifest.dtypes == {"embedding": "float32"}
     for view in (0, 1):
         assert_array_equal(back.gather(range(9), view=view), store.gather(range(9), view=view))
     assert (back.path / "zarr.json").read_bytes() == (store.path / "zarr.json").read_bytes()
@@ -211,7 +211,7 @@ def test_an_import_chooses_the_dtype_by_the_whole_file(tmp_path, rng, monkeypatc
     np.save(tmp_path / "y.npy", values)
     store = import_store(tmp_path / "y.npy", tmp_path / "wide.zarr")
     assert_array_equal(store.gather(range(50)), values)
-    assert store.manifest["chunk_rows"] == 8
+    assert store.manifest.chunk_rows == 8
     with pytest.raises(ValueError, match=r"row 49 of embedding is beyond float16 .*; keep it as float32"):
         import_store(tmp_path / "y.npy", tmp_path / "no.zarr", dtype="float16")
     assert not (tmp_path / "no.zarr").exists()

@@ -236,7 +236,7 @@ def test_links_to_nothing_that_are_called_images_fail_as_rows(folder_of, tmp_pat
     )
     store = extract(folder, tiny_encoder(), tmp_path / "s.zarr", **EXACT)
     assert set(store.reasons) == {"a/gone.png", "a/self.png"}
-    assert store.manifest["corpus"]["passed_over"] == {"files without a suffix": 2}
+    assert store.manifest.corpus.passed_over == {"files without a suffix": 2}
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])

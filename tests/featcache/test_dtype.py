@@ -67,7 +67,7 @@ def test_every_field_and_view_has_the_dtype_and_chunks_hold_as_many_bytes(make_i
             values = wide.gather(range(9), name, view)
             assert values.dtype == np.float32
             np.testing.assert_array_equal(values.astype(np.float16), half.gather(range(9), name, view))
-    assert (half.manifest["chunk_rows"], wide.manifest["chunk_rows"]) == (8, 4)
+    assert (half.manifest.chunk_rows, wide.manifest.chunk_rows) == (8, 4)
     assert wide.verify() == []
 
 
@@ -120,7 +120,7 @@ def test_a_featcache_that_knows_float16_alone_does_not_open_wider_features(make_
     said = [json.loads((s.path / "zarr.json").read_text())["attributes"]["featcache"] for s in stores]
     assert [each["format"] for each in said] == [2, 3]
     assert "dtypes" not in said[0]
-    assert open_store(stores[1].path).manifest["dtypes"] == {"embedding": "float32"}
+    assert open_store(stores[1].path).manifest.dtypes == {"embedding": "float32"}
 
 
 def spread(rng, rows=600, width=16):

@@ -92,9 +92,9 @@ def test_rows_carry_label_id_content_and_manifest(make_images, tmp_path):
         assert store.content[row].tobytes() == hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     assert store.ok.tolist() == list(range(7))
     assert store.fingerprint == tiny_encoder().fingerprint
-    assert store.manifest["encoder"]["preprocess"] == tiny_encoder().preprocess.to_dict()
-    assert store.manifest["fields"] == {"embedding": [6]}
-    assert store.manifest["extraction"]["precision"] == "fp32+channels_last"
+    assert store.manifest.encoder.preprocess == tiny_encoder().preprocess.to_dict()
+    assert store.manifest.fields == {"embedding": [6]}
+    assert store.manifest.extraction.precision == "fp32+channels_last"
     assert store.verify() == []
 
 
@@ -143,7 +143,7 @@ def test_an_unreadable_image_is_a_failed_row_and_harms_no_other(make_images, tmp
     assert list(store.reasons) == bad
     assert store.reasons[bad[0]] == "UnidentifiedImageError: not an image that Pillow knows (8 bytes)"
     assert all(reason and " at 0x" not in reason for reason in store.reasons.values())
-    assert store.manifest["sealed"]["failed"] == 3
+    assert store.manifest.sealed.failed == 3
     np.testing.assert_allclose(store.gather(store.ok), whole.gather(store.ok), rtol=2**-10, atol=1e-6)
     assert not store.gather(store.failed).any()
     assert store.labels.tolist() == whole.labels.tolist()

@@ -132,7 +132,7 @@ def test_clip_retrieval_names_what_it_leaves_out(tmp_path):
     np.testing.assert_array_equal(back.content, store.content[ok])
     np.testing.assert_array_equal(back.array("view")[:], store.array("view")[:][ok, :1])
     assert back.class_names == store.class_names
-    assert back.manifest["encoder"]["preprocess"] == store.manifest["encoder"]["preprocess"]
+    assert back.manifest.encoder.preprocess == store.manifest.encoder.preprocess
     assert back.fingerprint == "f00d+l2"  # it must not pass for the encoder's own output
     export_store(back, tmp_path / "again", "clip-retrieval")
     assert import_store(tmp_path / "again", tmp_path / "c.zarr").fingerprint == "f00d+l2"
@@ -179,7 +179,7 @@ def test_pyarrow_reads_parquet(tmp_path):
         ("embedding_1", "embedding", 1),
         ("logits_1", "logits", 1),
     ):
-        assert table.schema.field(column).type == pa.list_(pa.float16(), *store.manifest["fields"][field])
+        assert table.schema.field(column).type == pa.list_(pa.float16(), *store.manifest.fields[field])
         np.testing.assert_array_equal(np.array(table[column].to_pylist(), np.float16), gathered(store, field)[:, view])
     assert table["sample_id"].to_pylist() == IDS
     assert table["label"].to_pylist() == store.labels.tolist()
@@ -187,7 +187,7 @@ def test_pyarrow_reads_parquet(tmp_path):
     assert table["content"].to_pylist() == [row.tobytes() for row in store.content]
     assert table["state"].to_pylist() == store.state.tolist()
     metadata = pq.read_metadata(tmp_path / "out.parquet")
-    assert json.loads(metadata.metadata[b"featcache"])["encoder"] == store.manifest["encoder"]
+    assert json.loads(metadata.metadata[b"featcache"])["encoder"] == store.manifest.encoder.to_json()
     assert metadata.num_row_groups == store.chunks  # so that a reader can stream it, too
 
 

@@ -306,7 +306,7 @@ def test_another_teacher_sees_the_kept_images_when_the_originals_are_gone(make_i
     encoder = tiny_encoder(1)
     store = extract(f"store:{first.path}", encoder, tmp_path / "t.zarr", **EXACT)
     assert (store.labels.tolist(), store.sample_ids.tolist(), store.class_names) == (labels, ids, ["ant", "bee", "cat"])
-    assert store.manifest["corpus"]["spec"] == f"store:{first.path}"
+    assert store.manifest.corpus.spec == f"store:{first.path}"
     p = encoder.preprocess
     for row in range(9):
         kept = first.pixels(row)

@@ -207,9 +207,9 @@ def test_an_encoder_gets_one_precision_whatever_the_clock_says_later(make_images
     for out, clock in (("a", "bf16+channels_last"), ("b", "fp32"), ("c", "fp32+channels_last")):
         fastest(clock)
         made = extract(folder, tiny_encoder(), tmp_path / f"{out}.zarr", **GIVEN)
-        assert made.manifest["extraction"]["precision"] == "bf16+channels_last"
+        assert made.manifest.extraction.precision == "bf16+channels_last"
     other = extract(folder, tiny_encoder(1), tmp_path / "other.zarr", **GIVEN)
-    assert other.manifest["extraction"]["precision"] == "fp32+channels_last"
+    assert other.manifest.extraction.precision == "fp32+channels_last"
 
 
 def test_a_precision_that_is_asked_for_holds_for_its_store_and_for_all_if_it_is_the_first():
@@ -244,7 +244,7 @@ def test_known_stores_are_followed_where_no_choice_is_kept(make_images, tmp_path
         place.unlink()
     fastest("fp32")
     made = extract(folder, tiny_encoder(), tmp_path / "b.zarr", **GIVEN)
-    assert made.manifest["extraction"]["precision"] == "bf16-autocast+channels_last"
+    assert made.manifest.extraction.precision == "bf16-autocast+channels_last"
 
 
 def test_a_home_that_cannot_be_written_stops_nothing(make_images, tmp_path, fastest, caplog):
@@ -252,11 +252,11 @@ def test_a_home_that_cannot_be_written_stops_nothing(make_images, tmp_path, fast
     (cache_home() / "precision").write_text("in the way")
     fastest("bf16+channels_last")
     made = extract(make_images(6), tiny_encoder(), tmp_path / "a.zarr", **GIVEN)
-    assert made.manifest["extraction"]["precision"] == "fp32"
+    assert made.manifest.extraction.precision == "fp32"
     assert "precision cannot be written" in caplog.text
     assert "set FEATCACHE_HOME, or give --precision" in caplog.text
     asked = extract(str(tmp_path / "images"), tiny_encoder(), tmp_path / "b.zarr", precision="bf16", **GIVEN)
-    assert asked.manifest["extraction"]["precision"] == "bf16+channels_last"
+    assert asked.manifest.extraction.precision == "bf16+channels_last"
 
 
 def test_a_store_that_is_replaced_keeps_its_precision(make_images, tmp_path, fastest):
@@ -265,7 +265,7 @@ def test_a_store_that_is_replaced_keeps_its_precision(make_images, tmp_path, fas
     extract(folder, tiny_encoder(), tmp_path / "a.zarr", **GIVEN)
     for precision in ("bf16", "auto"):
         made = extract(folder, tiny_encoder(), tmp_path / "a.zarr", precision=precision, overwrite=True, **GIVEN)
-        assert made.manifest["extraction"]["precision"] == "bf16+channels_last"
+        assert made.manifest.extraction.precision == "bf16+channels_last"
 
 
 def test_half_precision_is_not_gone_on_with_elsewhere(make_images, tmp_path, monkeypatch, small_units):
@@ -415,23 +415,23 @@ def test_the_worst_of_rows_all_over_the_store_is_recorded_and_said(make_images, 
     given = {**GIVEN, "precision": "bf16"}
     store = extract(folder, wrapped(Cancelling, -0.8, 64), tmp_path / "s.zarr", **given)
     exact = cosines(folder, wrapped(Cancelling, -0.8, 64), store)
-    made = store.manifest["extraction"]
+    made = store.manifest.extraction
     assert exact[:12].min() > FAITHFUL > exact.min()
-    assert made["cosine"] == pytest.approx(exact.min(), abs=1e-3)
-    assert made["checked"] == 21
+    assert made.cosine == pytest.approx(exact.min(), abs=1e-3)
+    assert made.checked == 21
     said = [message for message in caplog.messages if "cosine to fp32" in message]
     assert len(said) == 1
     assert "the run goes on" in said[0]
     assert "--precision fp32 --overwrite" in said[0]
-    assert f"cosine to fp32 of {made['cosine']:.5f}" in unfaithful(made)
+    assert f"cosine to fp32 of {made.cosine:.5f}" in unfaithful(made.to_json())
     stopped_after(2, folder, wrapped(Cancelling, -0.8, 64), tmp_path / "t.zarr", **given)
-    assert extract(folder, wrapped(Cancelling, -0.8, 64), tmp_path / "t.zarr", **given).manifest["extraction"] == made
+    assert extract(folder, wrapped(Cancelling, -0.8, 64), tmp_path / "t.zarr", **given).manifest.extraction == made
 
 
 def test_fp32_needs_no_check(make_images, tmp_path):
     for name in ("fp32", "fp32+channels_last"):
         store = extract(make_images(3), tiny_encoder(), tmp_path / f"{name}.zarr", precision=name, **GIVEN)
-        assert store.manifest["extraction"]["cosine"] == 1.0
+        assert store.manifest.extraction.cosine == 1.0
         assert "cosine" not in store.layout
 
 
@@ -457,7 +457,7 @@ def test_rows_that_only_half_precision_loses_fail_with_a_word(make_images, tmp_p
     store = extract(folder, wrapped(Overflowing), tmp_path / "s.zarr", precision="fp16", **GIVEN)
     assert store.failed.tolist() == [4]
     assert "not finite in fp16+channels_last; extract again with --precision fp32" in next(iter(store.reasons.values()))
-    assert store.manifest["extraction"]["cosine"] == 0.0
+    assert store.manifest.extraction.cosine == 0.0
     assert any("in fp32 they are" in message for message in caplog.messages)
     exact = extract(folder, wrapped(Overflowing), tmp_path / "e.zarr", precision="fp32", **GIVEN)
     assert len(exact.failed) == 0
@@ -469,6 +469,6 @@ def test_the_cosines_go_with_the_rows_that_are_reused(make_images, tmp_path):
     told = []
     second = extract(folder, tiny_encoder(), tmp_path / "b.zarr", precision="bf16", progress=told.append, **GIVEN)
     assert told[-1].reused == 6
-    assert second.manifest["extraction"] == first.manifest["extraction"]
-    assert first.manifest["extraction"]["checked"] == 6
+    assert second.manifest.extraction == first.manifest.extraction
+    assert first.manifest.extraction.checked == 6
     assert open_store(second.path).verify() == []

@@ -83,7 +83,7 @@ def test_a_store_in_a_bucket_is_the_local_one_byte_for_byte(make_images, tmp_pat
     another_home("b")
     remote = extract(folder, tiny_encoder(), url, **recipe, **EXACT)
     assert remote.path == url
-    assert remote.manifest["sealed"] == local.manifest["sealed"]
+    assert remote.manifest.sealed == local.manifest.sealed
     assert objects(url) == files(local.path)
     assert remote.verify() == []
     another_home("c")
@@ -372,7 +372,7 @@ def test_a_lost_connection_is_one_line_and_the_same_command_resumes(make_images,
     store = extract(folder, second, url, **EXACT)
     assert len(set(second.module.seen)) == 8 + 29 - 16  # the probe, and what was not finished
     assert objects(url) == files(local.path)
-    assert store.manifest["sealed"] == local.manifest["sealed"]
+    assert store.manifest.sealed == local.manifest.sealed
 
 
 def test_another_machine_resumes_what_one_left(make_images, url, tmp_path, another_home):

@@ -136,8 +136,8 @@ def test_failed_rows_and_their_reasons(path):
     assert store.failed.tolist() == [9]
     assert store.ok.tolist() == [*range(9), 10]
     assert store.reasons == {"ü/9.jpg": "OSError: truncated"}
-    sealed = store.manifest["sealed"]
-    assert (sealed["rows"], sealed["ok"], sealed["failed"]) == (11, 10, 1)
+    sealed = store.manifest.sealed
+    assert (sealed.rows, sealed.ok, sealed.failed) == (11, 10, 1)
 
 
 @settings(max_examples=12)

@@ -65,14 +65,14 @@ def by_hand(encoder, encoded, mirrored):
 
 
 def test_each_field_has_chunks_of_its_own(store):
-    assert store.manifest["wide_chunk_rows"] == {"embedding": 8, "tokens": 2, "prefix_tokens": 4}
+    assert store.manifest.wide_chunk_rows == {"embedding": 8, "tokens": 2, "prefix_tokens": 4}
     chunks = {name: len(list((store.path / name / "c").glob("*"))) for name in FIELDS}
     assert (store.chunks, chunks) == (3, {"embedding": 3, "tokens": 10, "prefix_tokens": 5})
     for name, shape in FIELDS.items():
         array = zarr.open_group(store.path, mode="r")[name]
         assert (array.shape, array.chunks) == (
             (ROWS, VIEWS, *shape),
-            (store.manifest["wide_chunk_rows"][name], VIEWS, *shape),
+            (store.manifest.wide_chunk_rows[name], VIEWS, *shape),
         )
 
 
@@ -136,7 +136,7 @@ def test_any_rows_of_any_views_as_zarr_itself_reads_them(read_only_store, data, 
 
 @pytest.mark.parametrize("field", ["tokens", "prefix_tokens"])
 def test_verify_names_a_flipped_byte_anywhere_in_any_chunk(store, field):
-    per_chunk = store.manifest["wide_chunk_rows"][field]
+    per_chunk = store.manifest.wide_chunk_rows[field]
     for chunk in range(-(-ROWS // per_chunk)):
         path = store.path / field / "c" / str(chunk) / "0/0/0"
         whole = path.read_bytes()
