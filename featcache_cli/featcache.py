@@ -323,21 +323,21 @@ def info(store: StorePath, to_json: Json = None) -> None:
         table.add_row("rows", counted(len(opened), len(opened.failed), "listed below"))
         for name, value in (
             ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
-            ("corpus", manifest["corpus"]["spec"] or "not recorded"),
+            ("corpus", manifest.corpus.spec or "not recorded"),
             ("classes", str(len(opened.class_names)) if opened.class_names else "not named"),
-            ("passed over", in_words(manifest["corpus"].get("passed_over", {}))),
-            ("views", " ".join(f"{k}={v}" for k, v in manifest["views"].items() if k != "parameters")),
-            ("output", str(manifest["encoder"].get("output", ""))),
-            ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))} {dtype(k)})" for k, v in manifest["fields"].items())),
-            ("pixels", "{size} px, {format}".format(**manifest["pixels"]) if manifest.get("pixels") else "not kept"),
-            ("preprocess", " ".join(f"{k}={v}" for k, v in manifest["encoder"].get("preprocess", {}).items())),
-            ("extraction", " ".join(f"{k}={v}" for k, v in manifest.get("extraction", {}).items())),
+            ("passed over", in_words(manifest.corpus.passed_over)),
+            ("views", " ".join(f"{k}={v}" for k, v in manifest.views.to_json().items() if k != "parameters")),
+            ("output", manifest.encoder.output or ""),
+            ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))} {dtype(k)})" for k, v in manifest.fields.items())),
+            ("pixels", f"{kept.size} px, {kept.format}" if (kept := manifest.pixels) else "not kept"),
+            ("preprocess", " ".join(f"{k}={v}" for k, v in manifest.encoder.preprocess.items())),
+            ("extraction", " ".join(f"{k}={v}" for k, v in manifest.extraction.to_json().items())),
             ("size", f"{opened.size_bytes / 1e6:,.1f} MB"),
         ):
             if value:
                 table.add_row(name, shown(value))
         results.print(table)
-        if said := unfaithful(manifest.get("extraction") or {}):
+        if said := unfaithful(manifest.extraction.to_json()):
             results.print(f"[yellow]warning:[/] {said}", highlight=False, soft_wrap=True)
         for sample_id, reason in opened.reasons.items():
             results.print(f"[red]failed[/] {shown(f'{sample_id}: {reason}')}", highlight=False, soft_wrap=True)

@@ -183,10 +183,10 @@ def store_summary(store: Any) -> dict[str, Any]:
     counts = {"rows": len(store), "ok": len(store.ok), "failed": len(store.failed), "reasons": store.reasons}
     return {
         **counts,
-        "corpus": store.manifest["corpus"]["spec"],
+        "corpus": store.manifest.corpus.spec,
         "encoder": store.encoder_name,
         "fingerprint": store.fingerprint,
-        "extraction": store.manifest.get("extraction", {}),
+        "extraction": store.manifest.extraction.to_json(),
     }
 
 

@@ -334,7 +334,7 @@ def test_every_command_has_json_and_examples_that_parse(program):
 def test_auto_is_the_same_as_leaving_an_option_out(here, command):
     line = f"featcache extract photos --teacher {TEACHER} --out t.zarr"
     assert command(f"{line} --batch-size auto --workers auto")[0] == 0
-    assert open_store("t.zarr").manifest["extraction"]["batch_size"] == 16
+    assert open_store("t.zarr").manifest.extraction.batch_size == 16
     for option in ("--batch-size", "--workers"):
         for wrong in ("many", "0", "-1", "1.5"):
             code, _, err = command(f"{line} {option} {wrong}")
@@ -342,7 +342,7 @@ def test_auto_is_the_same_as_leaving_an_option_out(here, command):
             unframed = " ".join(err.replace("│", " ").split())
             assert f"'{option}': {wrong}: give a whole number, 1 or more, or auto" in unframed
     assert command(f"{line} --overwrite --batch-size 5 --workers 1")[0] == 0
-    assert open_store("t.zarr").manifest["extraction"]["batch_size"] == 5
+    assert open_store("t.zarr").manifest.extraction.batch_size == 5
 
 
 UNSEEN = {"a\nb.png": r"a\nb.png", "\x1b[31mred.png": r"\x1b[31mred.png", "x\u202egpj.png": r"x\u202egpj.png"}
@@ -391,7 +391,7 @@ def test_options_that_would_be_ignored_are_refused(here, command):
 def test_another_precision_for_a_finished_store_is_ignored_with_a_warning(here, command):
     line = f"featcache extract photos --teacher {TEACHER} --out t.zarr --precision"
     assert "warning" not in command(f"{line} fp32")[2]
-    kept = open_store("t.zarr").manifest["extraction"]["precision"]
+    kept = open_store("t.zarr").manifest.extraction.precision
     warning = f"warning: --precision bf16 is ignored: the store was finished already in {kept}"
     code, _, err = command(f"{line} bf16")
     assert code == 0
@@ -430,7 +430,7 @@ def watched_bar(updates):
 def test_exact_precisions_are_taken_and_others_named(here, command):
     line = f"featcache extract photos --teacher {TEACHER} --out t.zarr --precision"
     assert command(f"{line} bf16-autocast+channels_last")[0] == 0
-    assert open_store("t.zarr").manifest["extraction"]["precision"] == "bf16-autocast+channels_last"
+    assert open_store("t.zarr").manifest.extraction.precision == "bf16-autocast+channels_last"
     _, out, err = command(f"{line} fp32 --overwrite --json -")
     assert json.loads(out)["extraction"]["precision"] == "fp32"
     assert "fp32 (as asked for)" in err
@@ -441,7 +441,7 @@ def test_info_says_that_features_are_far_from_fp32_and_refers_to_nothing(here, c
     (here / "photos/cat/broken.png").write_bytes(b"no picture")
     command(f"featcache extract photos --teacher {TEACHER} --out t.zarr --precision bf16")
     record = here / "t.zarr/zarr.json"
-    worst = open_store("t.zarr").manifest["extraction"]["cosine"]
+    worst = open_store("t.zarr").manifest.extraction.cosine
     assert 0.99 < worst <= 1
     record.write_text(record.read_text().replace(f'"cosine": {worst}', '"cosine": 0.98'))
     _, out, _ = command("featcache info t.zarr")

@@ -82,7 +82,7 @@ def test_config_is_fully_resolved(finished, store, images):
         "precision": "auto",
         "method_options": {"mapping_steps": 3, "mapping_batch_size": 16},
         "store": str(store.path),
-        "store_digest": store.manifest["sealed"]["digest"],
+        "store_digest": store.manifest.sealed.digest,
         "corpus": str(images),
         "teacher": store.fingerprint,
     }
@@ -204,7 +204,7 @@ def test_the_loss_is_of_the_very_pairs_and_the_saved_mapping(train, store, image
     """One step of all samples: the logged loss is the untrained student's, recomputed here."""
     run = train(tmp_path / "run", epochs=1, batch_size=IMAGES, seed=3, method="tintem")
     torch.manual_seed(3)
-    teacher = Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
+    teacher = Preprocess.from_dict(store.manifest.encoder.preprocess)
     student, preprocess, _ = make_student("tiny", teacher, embedding_dim=STUDENT, image_size=16, pretrained=False)
     pairs = Pairs(store, open_corpus(str(images)), preprocess)
     drawn = next(pairs.epoch(0, batch_size=IMAGES, seed=3))

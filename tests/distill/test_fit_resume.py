@@ -54,7 +54,7 @@ def test_a_run_does_not_go_on_with_other_data_at_the_same_place(own_store, stop)
             fit_own(progress=interrupt_at("training", stop))
     else:
         fit_own()
-    digests = [Run("run").config["store_digest"], own_store(1).manifest["sealed"]["digest"]]
+    digests = [Run("run").config["store_digest"], own_store(1).manifest.sealed.digest]
     assert digests[0] != digests[1]
     before = files(Path("run"))
     difference = rf"\(store_digest: '{digests[0][:8]}' there, '{digests[1][:8]}' here\)"
@@ -69,7 +69,7 @@ def test_several_stores_are_told_apart_each(own_store, make_images, make_teacher
     run = fit_own(["t.zarr", "m.zarr"], ["photos", "more"], epochs=1)
     was = run.config["store_digest"]
     assert fit_own([f"{Path.cwd()}/t.zarr", "m.zarr"], ["./photos", "more"], epochs=1).finished
-    now = own_store(1).manifest["sealed"]["digest"]
+    now = own_store(1).manifest.sealed.digest
     shown = rf"store_digest: \['{was[0][:8]}', '{was[1][:8]}'\] there, \['{now[:8]}', '{was[1][:8]}'\] here"
     with pytest.raises(ValueError, match=shown):
         fit_own(["t.zarr", "m.zarr"], ["photos", "more"], epochs=1)

@@ -21,7 +21,7 @@ IMAGES, VIEWS = 64, 3
 
 @pytest.fixture
 def preprocess(store):
-    return Preprocess.from_dict(store.manifest["encoder"]["preprocess"])
+    return Preprocess.from_dict(store.manifest.encoder.preprocess)
 
 
 @pytest.fixture

@@ -334,10 +334,10 @@ def test_a_corpus_of_fog_is_named_in_letters(tmp_path, monkeypatch, capsys):
 
 def test_images_that_the_bank_has_leave_with_all_their_corruptions(with_ood, tmp_path, stores):
     """Nine of the twelve stay; of the near set, 4 of 14 are images of the bank or the corpus."""
-    bank_images, test = sorted(Path(stores["bank"].manifest["corpus"]["spec"]).rglob("*.png")), Path(with_ood["corpus"])
+    bank_images, test = sorted(Path(stores["bank"].manifest.corpus.spec).rglob("*.png")), Path(with_ood["corpus"])
     only, mixed = tmp_path / "only", tmp_path / "mixed"
     shutil.copytree(test, only)
-    shutil.copytree(stores["near"].manifest["corpus"]["spec"], mixed)
+    shutil.copytree(stores["near"].manifest.corpus.spec, mixed)
     for i, path in enumerate(sorted(test.rglob("*.png"))[:3]):
         (only / path.relative_to(test)).unlink()
         shutil.copy(bank_images[i], path)
