@@ -6,8 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
-from featcache.inputs.images import KeptPixels
 
+from featcache.inputs.images import KeptPixels
 from featcache.store import create_store
 from featcache.store.from_arrays import write_store
 from featcache.store.layout import STATE
