@@ -15,15 +15,15 @@ from featcache.corpora import Corpus
 from featcache.disk.refusals import refuse_inside_store, refuse_mount_point, writing
 from featcache.extraction.samples import content_now, prefetch
 from featcache.inputs.images import PARAMETERS
-from featcache.store import FeatureStore, looks_like_store
-from featcache.store.files import Files, files_at
+from featcache.store import FeatureStore, StoreWriter
+from featcache.store.files import Files, files_at, looks_like_store
 from featcache.store.layout import PENDING
 from featcache.store.manifest import Manifest
 
 log = logging.getLogger("featcache")
 
 
-def claim(path: str | Path, manifest: Manifest, overwrite: bool, held: contextlib.ExitStack) -> FeatureStore | None:
+def claim(path: str | Path, manifest: Manifest, overwrite: bool, held: contextlib.ExitStack) -> StoreWriter | None:
     """The store at `path`, if there is one of `manifest`: whole and sealed, or unfinished, mended and locked in `held`."""
     with writing(path):
         files = files_at(path)
@@ -42,7 +42,7 @@ def claim(path: str | Path, manifest: Manifest, overwrite: bool, held: contextli
         return store
 
 
-def _existing(path: str | Path, manifest: Manifest, overwrite: bool) -> FeatureStore | None:
+def _existing(path: str | Path, manifest: Manifest, overwrite: bool) -> StoreWriter | None:
     """The store at `path` if it is the one that `manifest` describes, finished or not; with `overwrite`, only unfinished.
 
     Raises:
@@ -54,7 +54,7 @@ def _existing(path: str | Path, manifest: Manifest, overwrite: bool) -> FeatureS
     if isinstance(files.path, Path) and not looks_like_store(files.path):
         raise ValueError(f"{path}: already exists and is not a store; choose another --out")
     try:
-        store = FeatureStore(path)
+        store = StoreWriter(path)
         difference = _difference(store, manifest)
     except ValueError:
         if overwrite:
@@ -94,7 +94,7 @@ def _dtypes(manifest: Manifest) -> list[str]:
     return sorted({*manifest.field_dtypes.values()})
 
 
-def changed_images(stores: list[FeatureStore], corpus: Corpus, pool: ThreadPoolExecutor) -> dict[str | Path, str]:
+def changed_images(stores: Sequence[FeatureStore], corpus: Corpus, pool: ThreadPoolExecutor) -> dict[str | Path, str]:
     """What to say of the stores, by path, that hold rows of other image bytes than the corpus has now."""
     done = np.flatnonzero(sum(store.state != PENDING for store in stores)).tolist() if stores else []
     changed: dict[str | Path, list[int]] = {store.path: [] for store in stores}

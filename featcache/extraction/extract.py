@@ -20,7 +20,7 @@ from featcache.inputs import CROP_AREA, Views
 from featcache.inputs.images import KeptPixels
 from featcache.machine import keep_freed_memory
 from featcache.stop import stoppable
-from featcache.store import FeatureStore
+from featcache.store import FeatureStore, StoreWriter
 from featcache.store.index import discard_replaced, register
 from featcache.store.layout import COSINE, EMBEDDING, FLOAT16
 
@@ -191,13 +191,13 @@ def _finished(store: FeatureStore) -> FeatureStore:
     return store
 
 
-def _sealed(store: FeatureStore) -> FeatureStore:
+def _sealed(store: FeatureStore) -> StoreWriter:
     """The store as it is now, whoever wrote it; its manifest says how far its features are from fp32 at worst.
 
     Raises:
         ValueError: not one row has features.
     """
-    store = FeatureStore(store.path)
+    store = StoreWriter(store.path)
     if not len(store.ok):
         reason = next(iter(store.reasons.values()))
         raise ValueError(
@@ -206,7 +206,7 @@ def _sealed(store: FeatureStore) -> FeatureStore:
     with writing(store.path):
         if COSINE in store.layout:
             units = (store.rows_of(unit) for unit in range(store.chunks))
-            cosines = np.concatenate([store._read(COSINE, rows.start, rows.stop) for rows in units])
+            cosines = np.concatenate([store.read(COSINE, rows.start, rows.stop) for rows in units])
             known = cosines[~np.isnan(cosines)]
             worst = round(float(known.min()), 6) if len(known) else None
             extraction = store.manifest.extraction.changed(cosine=worst, checked=len(known))

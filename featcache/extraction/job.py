@@ -13,7 +13,7 @@ from featcache.encoder import Encoder
 from featcache.extraction.samples import Sample, Seen, Wanted, content_now, prefetch
 from featcache.extraction.spot_check import in_fp32
 from featcache.extraction.unit import Unit
-from featcache.store import FeatureStore
+from featcache.store import StoreWriter
 from featcache.store.comparable import FAITHFUL
 from featcache.store.index import KnownRows
 from featcache.store.layout import EMBEDDING
@@ -45,7 +45,7 @@ class Job:
         encode_seconds, write_seconds: spent so far.
     """
 
-    def __init__(self, encoder: Encoder, store: FeatureStore, corpus: Corpus, *, saves: bool = True):
+    def __init__(self, encoder: Encoder, store: StoreWriter, corpus: Corpus, *, saves: bool = True):
         self.encoder, self.store, self._corpus, self._saves = encoder, store, corpus, saves
         self.wanted = Wanted(encoder.preprocess, KnownRows(store.manifest, store.path))
         batch = store.manifest.extraction.batch_size

@@ -21,7 +21,7 @@ from featcache.extraction.samples import digest_of_rows
 from featcache.extraction.settings import ExtractSettings
 from featcache.extraction.work import ExtractionWork, Pass
 from featcache.inputs.images import PARAMETERS
-from featcache.store import FeatureStore, create_store
+from featcache.store import StoreWriter, create_store
 from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
 from featcache.store.index import default_store_path, set_aside
@@ -46,8 +46,8 @@ class ExtractionPlan:
         work: what computes it.
     """
 
-    stores: list[FeatureStore]
-    unfinished: list[FeatureStore]
+    stores: list[StoreWriter]
+    unfinished: list[StoreWriter]
     rows: int
     done: int
     failed: int
@@ -144,7 +144,7 @@ def _claimed(
     settings: ExtractSettings,
     pool: ThreadPoolExecutor,
     held: contextlib.ExitStack,
-) -> list[FeatureStore | None]:
+) -> list[StoreWriter | None]:
     """The stores that are there and can be gone on with.
 
     Raises:
@@ -157,7 +157,7 @@ def _claimed(
     return [None if store and store.path in changed else store for store in found]
 
 
-def _created(place: Files, manifest: Manifest, overwrite: bool) -> FeatureStore:
+def _created(place: Files, manifest: Manifest, overwrite: bool) -> StoreWriter:
     with writing(place.path), set_aside(place.path, manifest) if overwrite else contextlib.nullcontext():
         return create_store(place.path, manifest, overwrite=overwrite)
 

@@ -10,7 +10,7 @@ import numpy as np
 from featcache.corpora import Corpus
 from featcache.extraction.samples import Sample, Seen
 from featcache.extraction.spot_check import SpotCheck
-from featcache.store import FeatureStore
+from featcache.store import StoreWriter
 from featcache.store.layout import COSINE, FAILED, OK, PIXELS, STATE
 
 
@@ -20,7 +20,7 @@ class Unit:
     The wide arrays go to disk as soon as one of their chunks is full; the rest at the end, `STATE` last.
     """
 
-    def __init__(self, store: FeatureStore, number: int):
+    def __init__(self, store: StoreWriter, number: int):
         rows = store.rows_of(number)
         self.number, self.start, self.rows, self.done = number, rows.start, len(rows), 0
         self.saved = time.perf_counter()
@@ -107,7 +107,7 @@ class Unit:
         self.saved = time.perf_counter()
 
     @classmethod
-    def load(cls, store: FeatureStore) -> "Unit | None":
+    def load(cls, store: StoreWriter) -> "Unit | None":
         """The unit that a killed run was filling; None when none was saved, or it is damaged."""
         try:
             with store.load_unfinished().open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -22,7 +22,7 @@ from featcache.inputs import Views
 from featcache.inputs.images import KeptPixels
 from featcache.machine import keep_freed_memory, machine_kind
 from featcache.precision import CANDIDATES
-from featcache.store import FeatureStore
+from featcache.store import StoreWriter
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class ExtractionWork:
         corpus, jobs = open_corpus(self.corpus), []
         for load, path in zip(self.teachers, self.stores, strict=True):
             assert load is not None
-            store, encoder = FeatureStore(path), load()
+            store, encoder = StoreWriter(path), load()
             made = store.manifest.extraction
             assert made.device
             assert made.precision
