@@ -281,7 +281,7 @@ class _Recipe:
 
     def __init__(self, store: FeatureStore):
         self.preprocess = teacher_preprocess(store)
-        self.views = Views.from_record(store.manifest["views"])
+        self.views = Views.from_record(store.manifest.views.to_json())
 
 
 def _join(store: FeatureStore, corpus: Corpus, rows: list[int]) -> Int64[np.ndarray, " n"]:
@@ -316,8 +316,8 @@ def teacher_preprocess(store: FeatureStore) -> Preprocess:
     Raises:
         ValueError: the store does not record it, or not the views, so its images cannot be replayed.
     """
-    record = store.manifest["encoder"].get("preprocess")
-    if not record or "augment" not in store.manifest["views"]:
+    record = store.manifest.encoder.preprocess
+    if not record or store.manifest.views.augment is None:
         raise ValueError(
             f"{store.path}: does not record how its images were cropped, so they cannot be replayed; extract it with featcache"
         )

@@ -16,10 +16,11 @@ from featcache.identical import embedding_hashes, numbered
 
 if TYPE_CHECKING:
     from featcache.store import FeatureStore
+    from featcache.store.manifest import ExtractionRecord
 
     Store: TypeAlias = "FeatureStore | str | os.PathLike[str] | Rows"
 else:  # `import evalsuite` brings no zarr: too slow for an annotation
-    FeatureStore = Store = Any
+    ExtractionRecord = FeatureStore = Store = Any
 
 _BLOCK_FLOATS = 2**24  # 64 MiB of float32
 _RELEASED_BYTES = 2**22  # after so large a read the stores' pages are given back
@@ -328,9 +329,9 @@ class Rows:
                     require_kept_alike((str(mine.path), mine.manifest), (str(theirs.path), theirs.manifest))
 
     @property
-    def extraction(self) -> dict[str, Any]:
+    def extraction(self) -> ExtractionRecord:
         """How the embeddings were computed, as far as the (first) store says."""
-        return self.stores[0].manifest.extraction.to_json()
+        return self.stores[0].manifest.extraction
 
     def record(self) -> dict[str, Any]:
         """What a result file says about this input."""
@@ -339,7 +340,7 @@ class Rows:
             "path": self.name,
             "encoder": first.encoder_name,
             "fingerprint": first.fingerprint,
-            "precision": self.extraction.get("precision"),
+            "precision": self.extraction.precision,
             "dtype": first.manifest.dtype("embedding"),
             "rows": len(self),
             "failed": self.failed,
@@ -393,7 +394,7 @@ def _opened(store: Any) -> FeatureStore:
 def _warn_of_unfaithful(store: FeatureStore) -> None:
     from featcache.store.comparable import unfaithful
 
-    if said := unfaithful(store.manifest.extraction.to_json()):
+    if said := unfaithful(store.manifest.extraction):
         warnings.warn(f"{store.path}: {said}", RuntimeWarning, stacklevel=4)
 
 

@@ -247,6 +247,7 @@ def _say_extracted(
     """What became of each store, whether in the precision `asked` for, and where the time went if there was anything
     `at` all to do."""
     from featcache.store.comparable import exact_name, unfaithful
+    from featcache.store.manifest import ExtractionRecord
 
     summary: dict[str, Any] = {"command": "extract"} | (summaries[0] if len(summaries) == 1 else {"stores": summaries})
     for made in summaries:
@@ -255,8 +256,8 @@ def _say_extracted(
         worst, checked = made["extraction"].get("cosine"), made["extraction"].get("checked")
         faithful = f", cosine to fp32 ≥ {worst:.5f} ({checked:,} rows checked)" if checked and worst is not None else ""
         screen.print(f"[green]{done}[/] {shown(made['store'])}: {rows}{rest} · {kept}{faithful}")
-        if unfaithful(made["extraction"]):
-            screen.print(f"[yellow]warning:[/] {shown(made['store'])}: {unfaithful(made['extraction'])}")
+        if said := unfaithful(ExtractionRecord.from_json(made["extraction"])):
+            screen.print(f"[yellow]warning:[/] {shown(made['store'])}: {said}")
         begun = "finished already" if made["reused"] else "begun" if at and at.resumed else ""
         if begun and asked != "auto" and exact_name(asked) != kept:
             screen.print(
@@ -337,7 +338,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
             if value:
                 table.add_row(name, shown(value))
         results.print(table)
-        if said := unfaithful(manifest.extraction.to_json()):
+        if said := unfaithful(manifest.extraction):
             results.print(f"[yellow]warning:[/] {said}", highlight=False, soft_wrap=True)
         for sample_id, reason in opened.reasons.items():
             results.print(f"[red]failed[/] {shown(f'{sample_id}: {reason}')}", highlight=False, soft_wrap=True)

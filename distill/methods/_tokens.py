@@ -42,7 +42,7 @@ def check_tokens(source: Rows) -> None:
         ValueError: a store has no tokens, or they are not as wide as the embedding.
     """
     for store in source.stores:
-        shape = store.manifest["fields"].get("tokens")
+        shape = store.manifest.fields.get("tokens")
         if shape is None:
             raise ValueError(
                 f"{store.path}: has no patch tokens; extract it with `--fields embedding,tokens,prefix_tokens`"

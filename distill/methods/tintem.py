@@ -105,7 +105,7 @@ class TinTeM(Method):
         """
         if self._tokens:
             check_tokens(source)
-            prefix = all("prefix_tokens" in store.manifest["fields"] for store in source.stores)
+            prefix = all("prefix_tokens" in store.manifest.fields for store in source.stores)
             self.fields = (EMBEDDING, "tokens", "prefix_tokens") if prefix else (EMBEDDING, "tokens")
         if self._joint:
             return {}

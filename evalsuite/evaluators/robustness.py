@@ -145,8 +145,8 @@ def robustness(
     if not 1 <= k <= len(voters):
         raise ValueError(f"k={k}: give 1 to {len(voters)}, the labelled rows of {voters.name}")
     if precision == "auto":  # the bank's, and its batches: other rows would not be comparable
-        precision = sets.bank.extraction.get("precision", "auto")
-        batch_size = batch_size or sets.bank.extraction.get("batch_size")
+        precision = sets.bank.extraction.precision or "auto"
+        batch_size = batch_size or sets.bank.extraction.batch_size
     attacks = [Pgd(pgd, pgd_steps, head, corpus)] if pgd else []
     attacks += [AutoAttack(autoattack, head, corpus)] if autoattack else []
     top1 = f"top1@{k}"
@@ -180,7 +180,7 @@ def robustness(
             if _sealed(path):
                 extracted(where, path, precision)
     clean = extracted(CLEAN, f"{folder}/{CLEAN}.zarr", precision)
-    digest = clean.manifest["corpus"]["digest"]
+    digest = clean.manifest.corpus.digest
     if reference is not None and reference.inputs["corpus"]["digest"] != digest:
         raise ValueError(
             f"the reference is of other images or labels than {corpus.spec}; measure it on the same corpus"
@@ -202,7 +202,7 @@ def robustness(
         store = clean
         if where != CLEAN:
             finished = None if overwrite else _finished(paths[where], clean)
-            store = finished or extracted(where, paths[where], clean.manifest["extraction"]["precision"])
+            store = finished or extracted(where, paths[where], str(clean.manifest.extraction.precision))
         rows = Rows.of(store, sets.bank.head)
         rows = rows.pick(np.flatnonzero(~np.isin(rows.index, left_out)))
         votes[where] = knn(sets.bank, rows, [k], temperature, any_precision=any_precision, seed=seed)
@@ -408,10 +408,9 @@ def _finished(path: str, clean: FeatureStore) -> FeatureStore | None:
     if not _sealed(path):
         return None
     store = FeatureStore(path)
-    same = store.fingerprint == clean.fingerprint and all(
-        store.manifest["corpus"][key] == clean.manifest["corpus"][key] for key in ("rows", "digest")
-    )
-    whole = same and set(store.manifest["fields"]) == set(clean.manifest["fields"])
+    mine, theirs = store.manifest, clean.manifest
+    same = (mine.encoder.fingerprint, mine.corpus.digest) == (theirs.encoder.fingerprint, theirs.corpus.digest)
+    whole = same and len(store) == len(clean) and {*mine.fields} == {*theirs.fields}
     return store if whole and not store.verify() else None
 
 

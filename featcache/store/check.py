@@ -14,6 +14,7 @@ from featcache.geometry import Nearest, Values, effective_rank, median_apart, un
 from featcache.identical import embedding_hashes, numbered
 from featcache.store import FeatureStore
 from featcache.store.layout import EMBEDDING
+from featcache.store.manifest import ExtractionRecord
 from featcache.store.remarks import Remark, remarks_on_pairs, remarks_on_stores
 
 SAMPLED = 1_000
@@ -56,7 +57,7 @@ class Checked:
     sealed: bool
     precision: str | None
     cosine: float | None
-    extraction: dict[str, Any]
+    extraction: ExtractionRecord
     rows: int
     failed: int
     pending: int
@@ -120,7 +121,8 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """All of it in what JSON has."""
-        return {**asdict(self), "falsified": self.falsified}
+        stores = [{**asdict(store), "extraction": store.extraction.to_json()} for store in self.stores]
+        return {**asdict(self), "stores": stores, "falsified": self.falsified}
 
 
 def check(stores: Sequence[Any] | Any, *, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Report:
@@ -227,7 +229,7 @@ class _Looked:
             sealed=store.sealed,
             precision=extraction.precision,
             cosine=extraction.cosine,
-            extraction=extraction.to_json(),
+            extraction=extraction,
             rows=len(store),
             failed=len(store.failed),
             pending=len(store) - len(store.failed) - len(self.rows),

@@ -5,9 +5,8 @@ Reads manifests, mostly their record `extraction`. Nothing here imports PyTorch.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from featcache.store.manifest import Manifest
+from featcache.store.manifest import ExtractionRecord, Manifest
 
 NAMES = (
     *("fp32", "fp32+channels_last", "bf16+channels_last", "bf16-autocast+channels_last"),
@@ -36,20 +35,21 @@ def is_half(name: str) -> bool:
     return not name.startswith("fp32")
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str] | None:
+def difference(one: ExtractionRecord, other: ExtractionRecord) -> tuple[str, str] | None:
     """In what features with these two records are not comparable, of the one and of the other; None when they are.
 
     What is computed in half precision has the same bits on one kind of machine and in one batch size only. A record
     that lacks something, of features that another program made, is not doubted.
     """
-    first, second = one.get("precision"), other.get("precision")
+    first, second = one.precision, other.precision
     if not (first and second):
         return None
     if first != second:
-        return str(first), str(second)
-    for key, how in (("machine", "on"), ("batch_size", "in batches of")) if is_half(first) else ():
-        if one.get(key) and other.get(key) and one[key] != other[key]:
-            return f"{first} {how} {one[key]}", f"{second} {how} {other[key]}"
+        return first, second
+    of_half = [("on", one.machine, other.machine), ("in batches of", one.batch_size, other.batch_size)]
+    for how, mine, theirs in of_half if is_half(first) else ():
+        if mine and theirs and mine != theirs:
+            return f"{first} {how} {mine}", f"{second} {how} {theirs}"
     return None
 
 
@@ -78,7 +78,7 @@ def require_kept_alike(one: tuple[str, Manifest], other: tuple[str, Manifest]) -
 def require_comparable(one: tuple[str, Manifest], other: tuple[str, Manifest]) -> None:
     """Raise `ValueError` unless two stores' features may be compared. Each is a path and a manifest."""
     (path, mine), (other_path, theirs) = one, other
-    made, made_otherwise = mine.extraction.to_json(), theirs.extraction.to_json()
+    made, made_otherwise = mine.extraction, theirs.extraction
     if differing := difference(made, made_otherwise):
         raise ValueError(
             f"{other_path} is in {differing[1]}, {path} in {differing[0]}: features of two precisions are not "
@@ -87,17 +87,17 @@ def require_comparable(one: tuple[str, Manifest], other: tuple[str, Manifest]) -
         )
 
 
-def _again(made: Mapping[str, Any]) -> str:
-    batch = f" --batch-size {made['batch_size']}" if is_half(made["precision"]) and made.get("batch_size") else ""
-    return f"--precision {made['precision']}{batch} --overwrite"
+def _again(made: ExtractionRecord) -> str:
+    batch = f" --batch-size {made.batch_size}" if is_half(str(made.precision)) and made.batch_size else ""
+    return f"--precision {made.precision}{batch} --overwrite"
 
 
-def unfaithful(extraction: Mapping[str, Any]) -> str:
+def unfaithful(extraction: ExtractionRecord) -> str:
     """What to say of features whose worst row differs too much from fp32; "" when none is known to."""
-    worst = extraction.get("cosine")
-    if not isinstance(worst, int | float) or worst >= FAITHFUL:
+    worst = extraction.cosine
+    if worst is None or worst >= FAITHFUL:
         return ""
     return (
-        f"its features are in {extraction.get('precision')}, with a cosine to fp32 of {worst:.5f} at worst (less than "
+        f"its features are in {extraction.precision}, with a cosine to fp32 of {worst:.5f} at worst (less than "
         f"{FAITHFUL}); extract again with --precision fp32 --overwrite"
     )

@@ -283,17 +283,6 @@ class Manifest(Record):
         }
         return arrays | {name: ArrayLayout(tail, dtype, unit) for name, (tail, dtype) in narrow.items()}
 
-    # TEMPORARY, while the subscripts go.
-
-    def __getitem__(self, name: str) -> Any:
-        return self.to_json()[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.to_json().get(name, default)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.to_json()
-
 
 def format_of(record: Mapping[str, Any]) -> int:
     """The format that a manifest of this JSON is of."""

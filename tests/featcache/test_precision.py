@@ -24,6 +24,7 @@ from featcache.extraction.spot_check import BATCH
 from featcache.inputs import Views
 from featcache.precision import CANDIDATES, fastest_faithful
 from featcache.store.comparable import FAITHFUL, NAMES, difference, exact_name, unfaithful
+from featcache.store.manifest import ExtractionRecord
 
 GIVEN = {"device": "cpu", "workers": 2, "batch_size": 4}
 
@@ -119,19 +120,20 @@ def test_names_are_those_of_the_candidates_and_short_ones_mean_one_of_them():
 
 def test_what_is_not_comparable():
     def record(precision, machine="cpu a", batch=16):
-        return {"precision": precision, "machine": machine, "batch_size": batch}
+        return ExtractionRecord(precision=precision, machine=machine, batch_size=batch)
 
     half = record("bf16+channels_last")
     assert difference(record("fp32"), record("fp32", "cpu b", 32)) is None
-    assert difference(half, dict(half)) is None
-    assert difference(half, {"imported": "x.npy"}) is None
-    assert difference(half, {"precision": "bf16+channels_last", "device": "cpu"}) is None  # from before it was recorded
+    assert difference(half, half) is None
+    assert difference(half, ExtractionRecord(imported="x.npy")) is None
+    before_it_was_recorded = ExtractionRecord(precision="bf16+channels_last", device="cpu")
+    assert difference(half, before_it_was_recorded) is None
     assert difference(half, record("fp32")) == ("bf16+channels_last", "fp32")
     assert difference(record("fp32"), record("fp32+channels_last")) == ("fp32", "fp32+channels_last")
     assert difference(half, record("bf16+channels_last", "cpu b")) is not None
     assert difference(half, record("bf16+channels_last", batch=32)) is not None
-    assert unfaithful({"precision": "bf16", "cosine": 0.9989})
-    assert not any(map(unfaithful, ({}, {"cosine": None}, {"cosine": 0.9991}, {"cosine": "?"})))
+    assert unfaithful(ExtractionRecord(precision="bf16", cosine=0.9989))
+    assert not any(unfaithful(ExtractionRecord(**of)) for of in ({}, {"cosine": None}, {"cosine": 0.9991}))
 
 
 # -- the encoder --------------------------------------------------------------------------------------------
@@ -423,7 +425,7 @@ def test_the_worst_of_rows_all_over_the_store_is_recorded_and_said(make_images, 
     assert len(said) == 1
     assert "the run goes on" in said[0]
     assert "--precision fp32 --overwrite" in said[0]
-    assert f"cosine to fp32 of {made.cosine:.5f}" in unfaithful(made.to_json())
+    assert f"cosine to fp32 of {made.cosine:.5f}" in unfaithful(made)
     stopped_after(2, folder, wrapped(Cancelling, -0.8, 64), tmp_path / "t.zarr", **given)
     assert extract(folder, wrapped(Cancelling, -0.8, 64), tmp_path / "t.zarr", **given).manifest.extraction == made
 
