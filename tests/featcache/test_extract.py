@@ -9,11 +9,11 @@ import filelock
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 from tiny import hash_of, tiny_encoder
 from torchvision import transforms
 
-import featcache.store
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
 from featcache.extraction.rehearsal import PROBE_IMAGES
@@ -102,7 +102,7 @@ def test_stored_view_parameters_replay_the_pixels_that_were_encoded(make_images,
     folder, encoder = make_images(5), tiny_encoder()
     store = extract(folder, encoder, tmp_path / "s.zarr", views=3, augment="rrc", seed=4, **EXACT)
     corpus, oracle = open_corpus(folder), tiny_encoder()
-    parameters = featcache.store.zarr.open_group(store.path, mode="r")["view"][:]
+    parameters = zarr.open_group(store.path, mode="r")["view"][:]
     assert parameters.shape == (5, 3, len(PARAMETERS))
     for row in range(5):
         for number in range(3):
