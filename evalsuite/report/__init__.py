@@ -127,9 +127,10 @@ def _shown(rows: Sequence[Row], sources: Sequence[Source]) -> tuple[list[Headlin
     sections: list[Section] = []
     for command, shows in SHOWN.items():
         of_command = [
-            Named(rows[each.row].name, each.result)
+            Named(row.name, each.result)
+            for number, row in enumerate(rows)
             for each in sources
-            if each.row >= 0 and each.result.command == command
+            if each.row == number and each.result.command == command
         ]
         if of_command:
             present = {name for each in of_command for name in each.result.metrics}

@@ -140,6 +140,12 @@ def test_maps_hold_places_evenly_spread_over_the_rows(tmp_path: Path) -> None:
         assert np.abs(shown - rows[wanted]).max() <= step.max()
 
 
+def test_figures_stand_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    results = [ood_result("f1", "student"), fidelity_result("f0", "f1", "student", 0.5), ood_result("f0", "vit")]
+    page = Page(report(results, tmp_path / "r.html"))
+    assert [each["title"] for each in page.charts("map")] == ["vit", "student"], "the teacher first"
+
+
 def test_shifted_id_sets_are_drawn_but_are_no_ood(tmp_path: Path) -> None:
     result = ood_result("f", "vit", detectors=("knn",))
     result.samples["score/knn/csid/snow"] = np.zeros(5)

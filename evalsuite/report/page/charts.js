@@ -59,13 +59,13 @@ function scatter(chart, hidden, redraw) {
     );
   const across = choose("Across", chart.x),
     up = choose("Up", chart.y);
-  const points = () => holders([across.value()]).filter((i) => held[i].has(up.value()));
+  const both = () => holders([across.value()]).filter((i) => held[i].has(up.value()));
   const which = holders(Object.keys(chart.y));
   const draw = (width) => {
     const [a, b] = [across.value(), up.value()],
       [x, y] = [chart.x[a], chart.y[b]],
       height = Math.max(300, Math.min(420, width * 0.6));
-    const drawn = points().filter((i) => !hidden.has(encoders[i].name));
+    const drawn = both().filter((i) => !hidden.has(encoders[i].name));
     const levels = which.filter(
       (i) => encoders[i].teacher && held[i].has(b) && !held[i].has(a) && !hidden.has(encoders[i].name),
     );
@@ -82,34 +82,41 @@ function scatter(chart, hidden, redraw) {
       ax.node.append(svg("text", { x: ax.left + 4, y: at - 6 }, clipped(own, width - 80)));
       return { x: ax.left + 30, y: at, text: said([encoders[i].name], y, found) };
     });
-    const taken = drawn.map((i) => {
-      const at = ax.X(held[i].get(a).value);
-      return { left: at - 8, right: at + 8, y: ax.Y(held[i].get(b).value) + 4 };
-    });
     const names = []; // above every interval
-    for (const i of drawn) {
-      const [p, q] = [held[i].get(a), held[i].get(b)],
-        [px, py] = [ax.X(p.value), ax.Y(q.value)],
-        look = lookOf(encoders[i].name);
-      if (p.low !== undefined) ax.node.append(whisker(ax.X(p.low), ax.X(p.high), py, py, look.colour));
-      if (q.low !== undefined) ax.node.append(whisker(px, px, ax.Y(q.low), ax.Y(q.high), look.colour));
-      ax.node.append(shape(look, px, py, 6));
-      // The first place around the point that is free of other names and points; without one, only the legend has the name.
+    const box = (left, right, top, bottom) => ({ left, right, top, bottom }),
+      meet = (one, other) =>
+        one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom;
+    const points = drawn.map((i) => {
+      const [p, q] = [held[i].get(a), held[i].get(b)];
+      return { i, p, q, px: ax.X(p.value), py: ax.Y(q.value), look: lookOf(encoders[i].name) };
+    });
+    const taken = points.map(({ px, py }) => box(px - 8, px + 8, py - 8, py + 8));
+    for (const { p, q, px, py, look } of points) {
+      const ends = [
+        p.low !== undefined && [ax.X(p.low), ax.X(p.high), py, py],
+        q.low !== undefined && [px, px, ax.Y(q.high), ax.Y(q.low)],
+      ].filter(Boolean);
+      for (const [x1, x2, y1, y2] of ends) {
+        ax.node.append(whisker(x1, x2, y1, y2, look.colour));
+        taken.push(box(x1 - 2, x2 + 2, y1 - 2, y2 + 2));
+      }
+    }
+    for (const { i, p, q, px, py, look } of points) {
+      // The first place around the point that is free of names, points and intervals; without one, the legend has the name.
       const free = [-9, 19]
         .flatMap((down) => [px > width * 0.58, px <= width * 0.58].map((end) => [end, down]))
         .map(([end, down]) => {
           const room = end ? px - 11 - ax.left : width - px - 11,
-            text = clipped(encoders[i].name, room),
-            [at, long] = [end ? px - 11 : px + 11, text.length * 6.6];
-          return { room, end, text, y: py + down, left: end ? at - long : at, right: end ? at : at + long };
+            text = clipped(encoders[i].name, Math.min(room, 300)),
+            [at, long, y] = [end ? px - 11 : px + 11, text.length * 6.6, py + down];
+          return { room, end, text, at, y, ...box(end ? at - long : at, end ? at : at + long, y - 11, y + 3) };
         })
-        .filter(({ room }) => room > 60)
-        .find((one) => !taken.some((t) => one.left < t.right && t.left < one.right && Math.abs(one.y - t.y) < 14));
+        .find((one) => one.room > 100 && !taken.some((other) => meet(one, other)));
       if (free) {
         taken.push(free);
-        const anchor = free.end ? { x: free.right, "text-anchor": "end" } : { x: free.left };
-        names.push(svg("text", { ...anchor, y: free.y, class: "name" }, free.text));
+        names.push(svg("text", { x: free.at, y: free.y, "text-anchor": free.end && "end", class: "name" }, free.text));
       }
+      ax.node.append(shape(look, px, py, 6));
       marks.push({ x: px, y: py, text: said([said([encoders[i].name], y, q)], x, p) });
     }
     ax.node.append(...names);
@@ -117,7 +124,7 @@ function scatter(chart, hidden, redraw) {
   };
   const table = () => ({
     columns: ["encoder", "metric", "value", "ci95_low", "ci95_high"],
-    rows: points().flatMap((i) =>
+    rows: both().flatMap((i) =>
       [across.value(), up.value()].map((metric) => {
         const { value, low, high } = held[i].get(metric);
         return [encoders[i].name, metric, value, low, high];
@@ -157,7 +164,7 @@ function lines(chart, hidden) {
         if (!look.quiet && each.low !== undefined)
           ax.node.append(whisker(at[n][0], at[n][0], ax.Y(each.low), ax.Y(each.high), look.colour));
         if (chart.marked) ax.node.append(shape(look, ...at[n], 4));
-        const where = `${x.name} ${chart.ticks ? each.at : shown(x, each.at)}`;
+        const where = `${x.name.replace(/ \(.*\)$/, "")} ${chart.ticks ? each.at : shown(x, each.at)}`;
         return { x: at[n][0], y: at[n][1], node, text: said([name, where], y, each) };
       });
     });

@@ -35,16 +35,17 @@ export const exact = ({ value, low, high }, title) =>
 /** A `Table` record's node, and what is saved of it. */
 export function tableOf({ title, columns, rows }) {
   const isMetric = (value) => value !== null && typeof value === "object";
-  const shownAs = (value) => {
+  const counts = columns.map((_, n) => rows.every((row) => Number.isInteger(row[n])));
+  const shownAs = (value, n) => {
     if (isMetric(value)) return exact({ value: value.value, low: value.ci95?.[0], high: value.ci95?.[1] });
-    return typeof value === "number" ? el("data", { value }, Number.isInteger(value) ? value : number4(value)) : value;
+    return typeof value === "number" ? el("data", { value }, counts[n + 1] ? value : number4(value)) : value;
   };
   const body = rows.map(([name, ...cells]) =>
     el(
       "tr",
       {},
       el("th", { scope: "row" }, breakable(String(name))),
-      cells.map((value) => el("td", { class: typeof value !== "string" && "number" }, shownAs(value))),
+      cells.map((value, n) => el("td", { class: typeof value !== "string" && "number" }, shownAs(value, n))),
     ),
   );
   const words = columns.filter((_, n) => rows.every((row) => typeof row[n] === "string"));
