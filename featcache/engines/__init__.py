@@ -4,8 +4,8 @@ A plugin is a file with `open_engine(rest_of_spec) -> Engine`; others join throu
 `featcache.engines`. Nothing here imports PyTorch.
 """
 
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from featcache.plugins import load_plugin
@@ -21,6 +21,7 @@ class Report:
         reused: those of them found in another store by the content of their image.
         failures: "ID: REASON" of each whose image could not be read.
         wait, encode, write: seconds spent waiting for pixels, in the encoder, and writing and syncing chunks.
+        tails: by store and file, the checksums that the chunks of finished units end with: sealing need not read them.
     """
 
     rows: int = 0
@@ -30,6 +31,7 @@ class Report:
     wait: float = 0.0
     encode: float = 0.0
     write: float = 0.0
+    tails: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
 
 
 @runtime_checkable

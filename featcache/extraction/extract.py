@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,6 +155,7 @@ def extract_all(
         keep_freed_memory()
     with planned(corpus, encoders, outs, settings, saves=engine.in_order) as plan:
         at = ExtractionProgress(rows=plan.rows, views=views, done=plan.done, resumed=plan.done)
+        tails: dict[str, dict[str, bytes]] = {str(store.path): {} for store in plan.unfinished}
         if plan.unfinished:
             if announce:
                 announce(plan)
@@ -162,9 +163,11 @@ def extract_all(
                 for report in reports:
                     at.add(report)
                     _refuse_failures(plan, report, at, settings.max_failures)
+                    for path, written in report.tails.items():
+                        tails[path] |= written
                     if progress and report.batches:
                         progress(at)
-        stores = [_finished(store) for store in plan.stores]
+        stores = [_finished(store, tails.get(str(store.path), {})) for store in plan.stores]
         if plan.unfinished and progress:
             progress(at)
         return stores
@@ -180,9 +183,9 @@ def _refuse_failures(plan: ExtractionPlan, report: Report, at: ExtractionProgres
         )
 
 
-def _finished(store: FeatureStore) -> FeatureStore:
+def _finished(store: FeatureStore, tails: Mapping[str, bytes]) -> FeatureStore:
     """The store, sealed and in the index, once every unit is done."""
-    store = store if store.sealed else _sealed(store)
+    store = store if store.sealed else _sealed(store, tails)
     try:
         register(store)
     except OSError as error:  # it is finished all the same
@@ -191,7 +194,7 @@ def _finished(store: FeatureStore) -> FeatureStore:
     return store
 
 
-def _sealed(store: FeatureStore) -> StoreWriter:
+def _sealed(store: FeatureStore, tails: Mapping[str, bytes]) -> StoreWriter:
     """The store as it is now, whoever wrote it; its manifest says how far its features are from fp32 at worst.
 
     Raises:
@@ -210,7 +213,7 @@ def _sealed(store: FeatureStore) -> StoreWriter:
             known = cosines[~np.isnan(cosines)]
             worst = round(float(known.min()), 6) if len(known) else None
             extraction = store.manifest.extraction.changed(cosine=worst, checked=len(known))
-            store.seal(store.manifest.changed(extraction=extraction))
+            store.seal(store.manifest.changed(extraction=extraction), tails=tails)
         else:
-            store.seal()
+            store.seal(tails=tails)
     return store

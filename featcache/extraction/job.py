@@ -60,6 +60,7 @@ class Job:
         self._waiting: list[tuple[int, Sample, Seen | None]] = []
         self._taken: set[int] = set()  # places in the forward pass to come
         self._unit: Unit | None = None
+        self._tails: dict[str, bytes] = {}
         self._saved = Unit.load(store) if saves else None
         if self._saved and not self._pending[self._saved.number]:
             self._saved = None
@@ -100,6 +101,7 @@ class Job:
             self._check(self._unit)
             checked = time.perf_counter()
             self._unit.finish(self._corpus)
+            self._tails |= self._unit.tails
             if self._saves:
                 self.store.discard_unfinished()
             self._unit = None
@@ -108,6 +110,11 @@ class Job:
         elif passed and time.perf_counter() - self._unit.saved > SAVE_SECONDS:
             self.save()
         return passed
+
+    def new_tails(self) -> dict[str, bytes]:
+        """Of the units finished since this was last asked for."""
+        tails, self._tails = self._tails, {}
+        return tails
 
     def save(self) -> None:
         """Keep the unit in progress, as far as its forward passes have come."""

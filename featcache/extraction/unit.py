@@ -18,6 +18,11 @@ class Unit:
     """One unit of a store while it is being filled.
 
     The wide arrays go to disk as soon as one of their chunks is full; the rest at the end, `STATE` last.
+
+    Attributes:
+        done: rows put, of `rows`.
+        saved: when it was last saved.
+        tails: of the chunks written since it was made or loaded, for sealing.
     """
 
     def __init__(self, store: StoreWriter, number: int):
@@ -33,6 +38,7 @@ class Unit:
         if self.check:
             self._narrow[COSINE][:] = np.nan
         self._filling: dict[str, np.ndarray] = {}
+        self.tails: dict[str, bytes] = {}
 
     def _empty(self, name: str, rows: int) -> np.ndarray:
         tail, dtype, _ = self._layout[name]
@@ -72,7 +78,7 @@ class Unit:
             elif features:
                 filling[inside] = features[name]
             if inside == len(filling) - 1:
-                self._store.write_rows(name, self.start + position - inside, filling)
+                self.tails |= self._store.write_rows(name, self.start + position - inside, filling)
         self.done += 1
 
     def cosine(self, position: int, value: float) -> None:
@@ -92,7 +98,7 @@ class Unit:
         rows = self._store.rows_of(self.number)
         labels = np.array([corpus.label(row) for row in rows], np.int64)
         ids = np.array([corpus.ids[row] for row in rows], dtype=object)
-        self._store.write_chunk(self.number, {"label": labels, "sample_id": ids, **self._narrow})
+        self.tails |= self._store.write_chunk(self.number, {"label": labels, "sample_id": ids, **self._narrow})
 
     def save(self) -> None:
         """Keep what there is of the unit beside the arrays, in one step, for `load` to find after a kill."""

@@ -162,6 +162,7 @@ class _Recent:
         found = Report(
             rows=self._rows, batches=batches, reused=self._reused, failures=tuple(self._failures),
             wait=self._wait, encode=encode - self._encode, write=write - self._write,
+            tails={str(job.store.path): tails for job in self._jobs if (tails := job.new_tails())},
         )  # fmt: skip
         self._begin()
         return found

@@ -247,7 +247,7 @@ def test_engines_are_listed_and_an_unknown_one_is_refused_in_a_line(folder, pool
     assert capsys.readouterr().err.splitlines()[-1] == "error: unknown engine 'nowhere'; known: local, pool"
 
 
-def test_reports_hold_numbers_alone(folder, tmp_path):
+def test_reports_add_up_to_the_whole(folder, tmp_path):
     reports = []
 
     class Told(local.Local):
@@ -262,6 +262,9 @@ def test_reports_hold_numbers_alone(folder, tmp_path):
         open_corpus(folder).ids[row] for row in (3, 30)
     ]
     assert all(pickle.loads(pickle.dumps(report)) == report for report in reports)
+    tails = {file: tail for report in reports for file, tail in report.tails.get(str(tmp_path / "a.zarr"), {}).items()}
+    chunks = {name: written for name, written in files(tmp_path / "a.zarr").items() if not name.endswith("zarr.json")}
+    assert tails == {name: written[-4:] for name, written in chunks.items()}
     assert Report() == Report(rows=0)
 
 
