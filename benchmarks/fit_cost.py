@@ -23,10 +23,10 @@ import distill
 import featcache
 from distill.objectives import match
 from distill.pairs import Pairs
-from distill.students import make_student
 from distill.training.schedule import make_optimizer
 from featcache.encoder import Encoder
-from featcache.models.timm import wrap
+from featcache.models.timm import as_teacher
+from featcache.student import make_student
 
 LIMIT = 1.10  # × the bare step, at most, that an epoch of fit takes: issue 4, Cost
 PAIRS = (
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def load(name: str) -> Encoder:
-    return featcache.load_encoder(name) if "/" in name else wrap(name, timm.create_model(name))
+    return featcache.load_encoder(name) if "/" in name else Encoder.of(as_teacher(name, timm.create_model(name)))
 
 
 class Measured:

@@ -30,7 +30,7 @@ from featcache.extraction.extract import ExtractionProgress
 from featcache.extraction.samples import Wanted, read_sample
 from featcache.inputs import Views
 from featcache.machine import keep_freed_memory
-from featcache.models.timm import wrap
+from featcache.models.timm import as_teacher
 from featcache.precision import CANDIDATES
 
 SHARE = 0.9  # of the limit, at least (on CUDA, of the bare forward): issue 3, Speed
@@ -83,7 +83,11 @@ def read_seconds(corpus: "Some", teacher: str) -> float:
 
 def load(teacher: str) -> Encoder:
     """An encoder by its spec, or a timm model with random weights by its bare name."""
-    return featcache.load_encoder(teacher) if "/" in teacher else wrap(teacher, timm.create_model(teacher))
+    return (
+        featcache.load_encoder(teacher)
+        if "/" in teacher
+        else Encoder.of(as_teacher(teacher, timm.create_model(teacher)))
+    )
 
 
 class Some:

@@ -7,6 +7,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -204,3 +205,26 @@ def fill(model: nn.Module, checkpoint: Checkpoint, name: str, heads: tuple[str, 
 
 def _some(names: list[str], between: str = ", ") -> str:
     return between.join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def projection_in(
+    path: str, width: int, further: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> nn.Linear | None:
+    """The linear layer behind a network of this width that a run's or an export's weights hold; None where there is none.
+
+    A run's stands beside `body.`, an export's behind the network in an `nn.Sequential`.
+
+    Args:
+        further: names that it may have, with the prefixes of all other weights.
+    """
+    found = read_weights(path)
+    for name, before in ({"projection": ("body.",), "1": ("0.",)} | dict(further)).items():
+        weight, bias = found.get(f"{name}.weight"), found.get(f"{name}.bias")
+        others = [key for key in found if key not in (f"{name}.weight", f"{name}.bias")]
+        if weight is None or bias is None or not others or not all(key.startswith(before) for key in others):
+            continue
+        if weight.ndim == 2 and weight.shape[1] == width and bias.shape == weight.shape[:1]:
+            linear = nn.Linear(weight.shape[1], weight.shape[0])
+            linear.load_state_dict({"weight": weight, "bias": bias})
+            return linear
+    return None

@@ -14,13 +14,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from featcache.checkpoint import read_weights
 from featcache.inputs.images import Preprocess
+from featcache.models import Model
 from featcache.plugins import load_plugin, plugin_names
 from featcache.precision import FP32, Precision
 from featcache.specs import names_code
-
-__all__ = ["Encoder", "load_encoder", "read_weights"]
 
 
 @dataclass(kw_only=True)
@@ -44,7 +42,7 @@ class Encoder:
     name: str
     module: nn.Module
     preprocess: Preprocess
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # int or tuple is given, tuple is read
     output: str
     files: tuple[str, ...] = ()
     reload: "Callable[[], Encoder] | None" = field(default=None, init=False, repr=False)
@@ -59,6 +57,18 @@ class Encoder:
         }
         if len(self.fields.get("embedding", ())) != 1:
             raise ValueError(f'{self.name}: its fields {self.fields} need an "embedding" that is a vector')
+
+    @classmethod
+    def of(cls, model: Model) -> "Encoder":
+        """A teacher, frozen."""
+        return cls(
+            name=model.spec,
+            module=model,
+            preprocess=model.input,
+            fields=dict(model.fields),
+            output=model.output,
+            files=model.files,
+        )
 
     @property
     def embedding_dim(self) -> int:
@@ -154,28 +164,23 @@ def _full_fp32(device: torch.device) -> contextlib.AbstractContextManager[None]:
 
 
 def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
-    """Load a frozen encoder by its spec: `SOURCE/NAME…`, `run:PATH` for a trained student, or `MODULE:CALLABLE`.
+    """Load a frozen encoder by its spec: `LIBRARY/NAME…`, `run:PATH` for a trained student, or `MODULE:CALLABLE`.
 
     Args:
         trust_code: a student `MODULE:CALLABLE` in the folder of `run:PATH` may be imported. One in the spec is.
 
     Raises:
-        ValueError: no such source, model or weights; the message suggests near names or the remedy.
+        ValueError: no such library, model or weights; the message suggests near names or the remedy.
     """
-    encoder = _loaded(spec, trust_code)
-    encoder.reload = partial(load_encoder, spec, trust_code=trust_code)
-    return encoder
-
-
-def _loaded(spec: str, trust_code: bool) -> Encoder:
-    match = re.match(r"(\w+)[/:](.+)", spec)
-    if names_code(spec):
-        return load_plugin("featcache.models", "python").load_encoder(spec.removeprefix("python:"))
+    match = re.match(r"(\w+)[/:](.+)", f"python:{spec.removeprefix('python:')}" if names_code(spec) else spec)
     if not match:
         sources = ", ".join(plugin_names("featcache.models"))
         raise ValueError(
             f"teacher {spec!r} is not SOURCE/NAME; sources: {sources} (for example timm/vit_small_patch14_dinov2.lvd142m)"
         )
-    load = load_plugin("featcache.models", match[1]).load_encoder
-    trusting = trust_code and "trust_code" in inspect.signature(load).parameters
-    return load(match[2], trust_code=True) if trusting else load(match[2])
+    open_model = load_plugin("featcache.models", match[1]).open_model
+    trusting = trust_code and "trust_code" in inspect.signature(open_model).parameters
+    found = open_model(match[2], trust_code=True) if trusting else open_model(match[2])
+    encoder = found if isinstance(found, Encoder) else Encoder.of(found)
+    encoder.reload = partial(load_encoder, spec, trust_code=trust_code)
+    return encoder

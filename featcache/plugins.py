@@ -1,11 +1,12 @@
 """Plugins are files: the name of a module inside a plugin package is the name it is registered under.
 
 Other people's packages join through an entry-point group named like the plugin package, for example
-`[project.entry-points."featcache.models"]`. Nothing is imported until it is asked for by name.
+`[project.entry-points."featcache.models"]`. Nothing is imported until it is asked for by name, not even the package.
 """
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterable
 from importlib.metadata import entry_points
@@ -17,7 +18,9 @@ T = TypeVar("T")
 
 def plugin_names(package: str) -> list[str]:
     """Sorted names registered under `package` ("featcache.models"): its own files and entry points."""
-    own = {m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if m.name[0] != "_"}
+    found = importlib.util.find_spec(package)
+    assert found
+    own = {m.name for m in pkgutil.iter_modules(found.submodule_search_locations) if m.name[0] != "_"}
     return sorted(own | {entry.name for entry in entry_points(group=package)})
 
 

@@ -9,8 +9,8 @@ from featcache.plugins import plugin_names, suggest
 
 def names_code(spec: str) -> bool:
     """Whether loading this encoder or student imports a module that the spec itself names: `MODULE:CALLABLE`."""
-    known = [*plugin_names("featcache.models"), "tiny"]
-    return spec.startswith("python:") or (
+    known = plugin_names("featcache.models")
+    return spec.startswith(("python:", "python/")) or (
         bool(re.fullmatch(r"[\w.]+:\w+", spec)) and spec.partition(":")[0] not in known
     )
 

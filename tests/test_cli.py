@@ -54,11 +54,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             picture.save(tmp_path / "photos" / name / f"{i}.png")
     from safetensors.torch import save_file
 
-    from featcache.backbones import build_backbone
     from featcache.inputs.images import Preprocess
+    from featcache.student import open_student
 
     (tmp_path / "student").mkdir()
-    save_file(build_backbone("tiny").state_dict(), tmp_path / "student" / "student.safetensors")
+    save_file(open_student("tiny").state_dict(), tmp_path / "student" / "student.safetensors")
     record = {
         "architecture": "tiny",
         "embedding_dim": 128,

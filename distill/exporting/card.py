@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import tomli_w
 
 from distill.training.run import Run
-from featcache.backbones import Backbone
 from featcache.inputs.images import Preprocess
+from featcache.models import recorded_licence
 from featcache.store import FeatureStore
+from featcache.student import Student
 
 
 def write_card(
     path: Path,
     run: Run,
     record: dict[str, Any],
-    backbone: Backbone,
+    student: Student,
     *,
     loading: str,
     difference: float,
@@ -35,7 +35,7 @@ def write_card(
     config, preprocess = run.config or {}, Preprocess.from_dict(record["preprocess"])
     teacher = str(record.get("teacher", "unknown"))
     trained_on = [record["trained_on"]] if "trained_on" in record else []
-    parameters = sum(weight.numel() for weight in backbone.parameters())
+    parameters = sum(weight.numel() for weight in student.parameters())
     text = [
         f"# {record['architecture']}, taught by {teacher}",
         "A small image encoder that was trained to behave like a frozen teacher, from features of the teacher that were "
@@ -44,7 +44,12 @@ def write_card(
             ("", ""),
             [
                 ("student", f"{record['architecture']}, {parameters / 1e6:.2f} M parameters"),
-                ("embedding", f"{backbone.embedding_dim} numbers, not normalised; compare them by cosine"),
+                ("embedding", f"{student.embedding_dim} numbers, not normalised; compare them by cosine"),
+                *(
+                    [("logits", f"of {len(student.classes)} classes; they are what it gives")]
+                    if student.classes
+                    else []
+                ),
                 ("images", f"RGB, {preprocess.size} × {preprocess.size} px"),
                 ("teacher", f"{teacher}, fingerprint `{config.get('teacher', 'unknown')}`"),
                 *(("data", line) for line in _data(config)),
@@ -61,7 +66,7 @@ def write_card(
         f"Checked when it was written: at most {difference:.1e} of an embedding's length from the student's.",
         "## Preprocessing",
         f"```python\n{preprocessing_code(preprocess)}\n```",
-        "`embedding = model(pixels(Image.open(path)))`. featcache itself rounds the crop to whole pixels of the resized "
+        f"`{student.gives} = model(pixels(Image.open(path)))`. featcache itself rounds the crop to whole pixels of the resized "
         "image, so a border may differ by a pixel.",
         "## Metrics",
         *_metrics(run, results),
@@ -134,22 +139,11 @@ def _licence(teacher: str, student: str, pretrained: bool) -> str:
         f"These weights were learnt from what {teacher} says of the data above; the terms of that model and of that data "
         "may bind them too. Look them up before you share or sell."
     )
-    names = [teacher, *([student] if pretrained else [])]
-    for name in names:
-        found = _timm_licence(name)
-        text += f" timm records `{found}` for {name}." if found else ""
+    for name in [teacher, *([student] if pretrained else [])]:
+        library, _, rest = name.partition("/")
+        found = recorded_licence(library, rest)
+        text += f" {library} records `{found}` for {name}." if found else ""
     return text
-
-
-def _timm_licence(spec: str) -> str | None:
-    source, _, name = spec.partition("/")
-    if source != "timm":
-        return None
-    try:
-        config = timm.get_pretrained_cfg(re.split("[:@]", name)[0])
-    except RuntimeError:
-        return None
-    return config.license if config else None
 
 
 def _public(value: Any) -> Any:

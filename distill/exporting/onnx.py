@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from featcache.backbones import Backbone
 from featcache.inputs.images import Preprocess
+from featcache.student import Student
 
 
 class Preprocessed(nn.Module):
@@ -100,7 +100,7 @@ class Half(nn.Module):
 
 
 def write_onnx(
-    folder: Path, backbone: Backbone, record: dict[str, Any], precision: str, with_preprocessing: bool
+    folder: Path, student: Student, record: dict[str, Any], precision: str, with_preprocessing: bool
 ) -> tuple[str, Callable[[], Callable[[Tensor], Tensor]]]:
     """Write `model.onnx`; returns the code that loads it, and a way of running it.
 
@@ -115,7 +115,7 @@ def write_onnx(
         raise ValueError(f"exporting to ONNX needs {error.name}; pip install 'featcache[onnx]'") from None
     file, preprocess = folder / "model.onnx", Preprocess.from_dict(record["preprocess"])
     size, name = preprocess.size, "pixels" if with_preprocessing else "images"
-    model: nn.Module = Half(backbone) if precision == "fp16" else backbone
+    model = Half(student.deployed) if precision == "fp16" else student.deployed
     if with_preprocessing:
         model = Preprocessed(model, preprocess)
         example, sides = torch.zeros(2, 3 * size, 2 * size, 3, dtype=torch.uint8), {1: "height", 2: "width"}
@@ -128,7 +128,7 @@ def write_onnx(
         (example,),
         dynamo=True,
         input_names=[name],
-        output_names=["embedding"],
+        output_names=[student.gives],
         dynamic_shapes=({0: "batch", **sides},),
         verbose=False,
     )
@@ -136,7 +136,7 @@ def write_onnx(
     program.save(str(file), external_data=False)
     described = {
         "input": takes,
-        "output": f"embedding: float32 (batch, {backbone.embedding_dim})",
+        "output": f"{student.gives}: float32 (batch, {student.gives_dim})",
         "preprocess": json.dumps(record["preprocess"]),
         "teacher": str(record.get("teacher", "")),
         "method": str(record.get("method", "")),

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
-from distill.students import make_student
 from distill.training.config import FitConfig
 from distill.training.held_out import HeldOut, split
 from featcache.corpora import Corpus, open_corpus
@@ -19,6 +18,7 @@ from featcache.inputs.images import Preprocess
 from featcache.rows import Rows
 from featcache.store import FeatureStore, open_store
 from featcache.store.layout import EMBEDDING
+from featcache.student import make_student
 
 
 @dataclass

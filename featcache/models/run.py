@@ -2,35 +2,33 @@
 only where the user trusts it."""
 
 import os
-from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from featcache.backbones import Backbone, load_backbone
-from featcache.encoder import Encoder
 from featcache.inputs.images import Preprocess
+from featcache.models import Features, Model
+from featcache.student import load_student
 
 
-class StudentModule(nn.Module):
+class Trained(Model):
     """Every field that the student has; tokens as training with them sees them, after the projection."""
 
-    def __init__(self, backbone: Backbone, fields: tuple[str, ...]):
+    output = "student embedding"
+
+    def __init__(self, folder: str, trust_code: bool):
         super().__init__()
-        self.backbone, self.fields = backbone, fields
+        student, record = load_student(folder, trust_code=trust_code)
+        self.spec, self.input = f"run:{folder}", Preprocess.from_dict(record["preprocess"])
+        self.backbone, self.fields = student, student.shapes()  # "backbone" is in every fingerprint
+        self.files = tuple(map(os.path.abspath, named_files(folder)))
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.backbone.features(images, self.fields)
+    def forward(self, images: Tensor) -> Features:
+        return self.backbone.features(images, tuple(self.fields))
 
 
-def load_encoder(rest: str, *, trust_code: bool = False) -> Encoder:
-    folder = Path(rest)
-    backbone, record = load_backbone(folder, trust_code=trust_code)
-    shapes = backbone.shapes()
-    return Encoder(
-        name=f"run:{rest}",
-        module=StudentModule(backbone, tuple(shapes)),
-        preprocess=Preprocess.from_dict(record["preprocess"]),
-        fields=shapes,
-        output="student embedding",
-        files=(os.path.abspath(folder / "student.json"), os.path.abspath(folder / "student.safetensors")),
-    )
+def open_model(rest: str, *, trust_code: bool = False) -> Trained:
+    return Trained(rest, trust_code)
+
+
+def named_files(rest: str) -> list[str]:
+    return [os.path.join(rest, "student.json"), os.path.join(rest, "student.safetensors")]

@@ -1,40 +1,38 @@
 """`timm/NAME[.TAG]` with weights from the Hugging Face hub, or `timm/NAME[.TAG]:WEIGHTS` from a local file; also
 `timm/hf-hub:ORGANISATION/NAME`, and `timm/local-dir:FOLDER` of timm's layout. The input is what timm records for that tag.
+To be trained, `timm/NAME` begins with new weights.
 
-Options follow: `timm/vit_small_patch14_dinov2.lvd142m@size=224@layer=-2@pool=token+avg`; see `_options.py`.
+Options of a teacher follow: `timm/vit_small_patch14_dinov2.lvd142m@size=224@layer=-2@pool=token+avg`; see `_options.py`.
 """
 
 import inspect
+import logging
 import os
-import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
 import timm.data
 import torch
-from safetensors import safe_open
-from timm.models import _builder, _hub
 from torch import Tensor, nn
 
-from featcache import hub
-from featcache.checkpoint import fill, open_checkpoint, read_weights
-from featcache.encoder import Encoder
+from featcache.checkpoint import projection_in
 from featcache.inputs.images import Preprocess
+from featcache.models import Features, Model, Standalone, Variant, first_line
 from featcache.models._options import PLAIN, Options, split_options
+from featcache.models._timm_weights import embeds_by_classifier, open_pretrained, recorded_architecture
 from featcache.models._tower import Tokens, Tower, flat
 from featcache.plugins import suggest
 
-INPUT = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-"""What timm records of the images that weights were trained on."""
-PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-"""How timm calls the weights in a folder."""
+OPTIONS = ("layer", "pool", "norm", "size")
+log = logging.getLogger("featcache")
 
 
-class TimmModule(Tower):
+class TimmModel(Tower):
     """A timm model: its pooled features before the classifier, its logits where it has one, and its tokens."""
 
+    library = "timm"
     own = "pooled by the model's own head (timm forward_head before the classifier)"
 
     projected = False
@@ -42,16 +40,15 @@ class TimmModule(Tower):
 
     def __init__(self, model: Any, projected: bool = False):
         super().__init__()
-        self.model, self.projected = model, projected
-        self._describe()
+        self.model, self.projected = model, projected  # "model" is in every fingerprint
+        self.describe(model)
 
     @property
     def trunk(self) -> Any:
         return self.model
 
-    def _describe(self) -> None:
+    def describe(self, trunk: Any) -> None:
         """What timm says of its model. Only a plain transformer has one norm for the tokens of all its blocks."""
-        trunk = self.trunk
         self.layers = len(trunk.feature_info) if hasattr(trunk, "forward_intermediates") else 0
         if hasattr(trunk, "num_prefix_tokens") and self.layers and len(getattr(trunk, "blocks", ())) == self.layers:
             self.kind = "block"
@@ -62,7 +59,7 @@ class TimmModule(Tower):
         features = self.trunk.forward_features(images)
         return features, split_tokens(self.trunk, features)
 
-    def head(self, features: Tensor) -> dict[str, Tensor]:
+    def head(self, features: Tensor) -> Features:
         if self.projected:
             return {"embedding": self.trunk.forward_head(features)}
         embedding = self.trunk.forward_head(features, pre_logits=True)
@@ -80,6 +77,47 @@ class TimmModule(Tower):
         return flat(feature_map), prefix
 
 
+class TimmStudent(Model):
+    """A timm model to be trained, without its classifier."""
+
+    def __init__(self, model: Any, image_size: int, record: Mapping[str, Any], projection: nn.Linear | None = None):
+        super().__init__()
+        self.network, self.image_size, self.record, self.projection = model, image_size, record, projection
+        config = timm.data.resolve_model_data_config(model)
+        self.normalisation = config["mean"], config["std"]
+
+    def forward(self, images: Tensor) -> Features:
+        return timm_features(self.body, images)
+
+    def making(self, record: Mapping[str, Any]) -> str:
+        given = "".join(f", {key}={value!r}" for key, value in arguments_of(record).items())
+        return f'import timm\n\nbody = timm.create_model("{_architecture(record)}", num_classes=0{given})'
+
+    def standalone(self, behind: Sequence[nn.Linear], record: Mapping[str, Any], images: Tensor) -> Standalone:
+        """A model of timm alone, in timm's own layout, what is behind it as its classifier; where timm's cannot compute
+        that, as any library's."""
+        classifier = _merged(behind)
+        classes = classifier.out_features if classifier else 0
+        model: Any = timm.create_model(_architecture(record), num_classes=classes, **arguments_of(record))
+        state = self.body.state_dict()
+        if classifier:
+            known = model.state_dict().keys() - state.keys()
+            _set_to(classifier, [module for name, module in model.named_modules() if f"{name}.weight" in known])
+        model.eval().load_state_dict({**model.state_dict(), **state})
+        with torch.no_grad():
+            found, wanted = model(images), nn.Sequential(self.body, *behind)(images)
+        close = 1e-5 * float(wanted.norm(dim=1).max())
+        if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=close):
+            return super().standalone(behind, record, images)
+        return Standalone(
+            network=model,
+            config=_config(model, record),
+            code='import timm\n\nmodel = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()',
+            # By this, `open_pretrained`'s callers know that the classifier gives the embedding.
+            metadata={"embedding": "classifier"} if classifier and "classes" not in record else {},
+        )
+
+
 def split_tokens(trunk: Any, features: Any) -> Tokens:
     """Patch and prefix tokens in what a timm model's `forward_features` gives; None for what it does not tell."""
     if not isinstance(features, Tensor):  # several resolutions side by side (CoaT, CrossViT)
@@ -93,206 +131,26 @@ def split_tokens(trunk: Any, features: Any) -> Tokens:
     return features[:, prefix:], features[:, :prefix]
 
 
-def load_encoder(rest: str) -> Encoder:
-    model_name, options = split_options("timm", rest, known=("layer", "pool", "norm", "size"))
-    model, files = open_model(model_name, size=options.size)
-    return wrap(f"timm/{rest}", model, options, files)
+def timm_features(body: Any, images: Tensor) -> Features:
+    """All that a model of timm's kind has, without a classifier."""
+    features = body.forward_features(images)
+    tokens, prefix = split_tokens(body, features)
+    found = {"embedding": body.forward_head(features)}
+    if tokens is not None:
+        found["tokens"] = tokens
+    if prefix is not None and prefix.shape[1]:
+        found["prefix_tokens"] = prefix
+    return found
 
 
-def open_model(
-    name: str,
-    *,
-    size: int | None = None,
-    inputs: Sequence[str] = INPUT,
-    **arguments: Any,
-) -> tuple[Any, tuple[str, ...]]:
-    """A timm model with pretrained weights, its `pretrained_cfg` that of those very weights; and their local files.
-
-    Args:
-        name: "NAME" or "NAME.TAG" with weights from the hub, either with ":FILE"; "hf-hub:ORGANISATION/NAME" or
-            "local-dir:FOLDER", a folder of timm's own layout.
-        size: side in px of the images; of a file's position embeddings too, where they are of that size.
-        inputs: what must be known of the input: a file without a TAG is refused where the tags differ in it.
-        arguments: of timm's `create_model`.
-
-    Raises:
-        ValueError: unknown name or tag, weights that cannot be fetched, or a file that does not fit.
-    """
-    if name.startswith("hf-hub:"):
-        return _fetched(name, name, **arguments), ()
-    if name.startswith("local-dir:"):
-        files = _files_in(name.removeprefix("local-dir:"))
-        return _from_file(name, files[1], size, arguments), files
-    name, _, file = name.partition(":")
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        raise ValueError(f"timm/{name}: no such model; {suggest(architecture, timm.list_models())}")
-    if file:
-        if not os.path.exists(file):
-            raise ValueError(f"{file}: no such weights file")
-        _refuse_unknown_input(name, file, [key for key in inputs if key != "input_size" or not size])
-        return _from_file(name, file, size, arguments), (os.path.abspath(file),)
-    tagged = timm.list_pretrained(f"{architecture}*")
-    if (name not in tagged and name != architecture) or not any(t.split(".")[0] == architecture for t in tagged):
-        raise ValueError(
-            f"timm/{name}: no such pretrained weights; {suggest(name, tagged)} Or give a file: timm/{architecture}:WEIGHTS"
-        )
-    return _fetched(name, architecture, **arguments), ()
+def open_model(rest: str) -> TimmModel:
+    name, options = split_options("timm", rest, known=OPTIONS)
+    model, files = open_pretrained(name, size=options.size)
+    return as_teacher(f"timm/{rest}", model, options, files)
 
 
-def _fetched(name: str, architecture: str, **arguments: Any) -> Any:
-    recorded = None if ":" in name else timm.get_pretrained_cfg(name)
-    url = recorded.url if recorded and not recorded.hf_hub_id and isinstance(recorded.url, str) else None
-    local = "timm/local-dir:FOLDER" if ":" in name else f"timm/{name}:WEIGHTS.safetensors"
-    with hub.fetching(f"timm/{name}", "its weights could not be fetched", f"with them on disk give {local}", url):
-        return timm.create_model(name, pretrained=True, **arguments)
-
-
-def _refuse_unknown_input(name: str, file: str, keys: Sequence[str]) -> None:
-    """Raises ValueError for a tag that there is not, and for none where the weights of different tags see different inputs."""
-    architecture, _, tag = name.partition(".")
-    recorded = {
-        each: config for each, config in timm.models.get_arch_pretrained_cfgs(architecture).items() if "." in each
-    }
-    if tag:
-        if name not in recorded:
-            what = suggest(name, recorded) if recorded else f"it has none; give timm/{architecture}:{file}"
-            raise ValueError(f"timm/{name}: no such tag; {what}")
-        return
-    trained = {each: config for each, config in recorded.items() if config.has_weights} or recorded
-    seen: dict[str, list[str]] = {}
-    for each, config in trained.items():
-        found = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
-        seen.setdefault(str([found[key] for key in keys]), []).append(each.partition(".")[2])
-    if len(seen) > 1:
-        read_weights(file)  # a file that is none is refused as that
-        raise ValueError(
-            f"timm/{name}:{file}: weights of {name} were trained on different inputs, and which these are is not said; "
-            f"give timm/{name}.TAG:{file}, TAG one of {'; or '.join(', '.join(tags) for tags in seen.values())}"
-        )
-
-
-_ONE_AT_A_TIME = threading.Lock()
-
-
-def _untrained(name: str, **arguments: Any) -> tuple[Any, Callable[[dict[str, Tensor]], Any]]:
-    """The model of that name and tag, and timm's own conversion of checkpoints for it, which reads the model's size anew
-    at each call.
-
-    timm hands that to one function only, the one that would load the tag's weights.
-    """
-    handed: dict[str, Any] = {}
-
-    def keep(model: Any, **given: Any) -> None:
-        handed.update(given)
-
-    with _ONE_AT_A_TIME:
-        usual = _builder.load_pretrained
-        setattr(_builder, "load_pretrained", keep)  # noqa: B010
-        try:
-            model = timm.create_model(name, pretrained=True, **arguments)
-        finally:
-            _builder.load_pretrained = usual
-    return model, lambda state: _converted(model, state, handed.get("filter_fn"))
-
-
-def _converted(model: Any, state: dict[str, Tensor], own: Callable[..., Any] | None) -> dict[str, Tensor]:
-    if own is not None:
-        state = own(state, model) if len(inspect.signature(own).parameters) > 1 else own(state)
-    offset = model.pretrained_cfg.get("label_offset") or 0
-    for key in (f"{head}.{kind}" for head in _heads(model) for kind in ("weight", "bias")):
-        if offset and key in state and len(state[key]) == model.num_classes + offset:
-            state[key] = state[key][offset:]
-    return state
-
-
-def _heads(model: Any) -> tuple[str, ...]:
-    named = model.pretrained_cfg.get("classifier") or ()
-    return (named,) if isinstance(named, str) else tuple(named)
-
-
-def recorded_architecture(name: str) -> dict[str, Any]:
-    """Of "local-dir:FOLDER" or "hf-hub:…", once it has been opened: "architecture" and "model_args", as its config.json says."""
-    source, _, place = name.partition(":")
-    read = _hub.load_model_config_from_path if source == "local-dir" else _hub.load_model_config_from_hf
-    _, architecture, arguments = read(place)
-    given = {key: value for key, value in arguments.items() if key not in ("img_size", "num_classes")}
-    return {"architecture": f"timm/{architecture}", **({"model_args": given} if given else {})}
-
-
-def embeds_by_classifier(files: Sequence[str]) -> bool:
-    """Whether these are weights that `distill export` wrote of a student whose projection is timm's classifier."""
-    if not files or not files[-1].endswith(".safetensors"):
-        return False
-    with safe_open(files[-1], "pt") as file:
-        return (file.metadata() or {}).get("embedding") == "classifier"
-
-
-def _files_in(folder: str) -> tuple[str, str]:
-    """config.json and the weights of a folder of timm's layout."""
-    config = os.path.join(folder, "config.json")
-    if not os.path.isfile(config):
-        raise ValueError(f"timm/local-dir:{folder}: holds no config.json; give timm/NAME:WEIGHTS for weights alone")
-    found = [os.path.join(folder, each) for each in PREFERRED] + sorted(
-        str(path) for kind in ("safetensors", "pth", "bin") for path in Path(folder).glob(f"*.{kind}")
-    )
-    weights = next(filter(os.path.isfile, found), None)
-    if weights is None:
-        raise ValueError(f"timm/local-dir:{folder}: holds no weights ({PREFERRED[0]})")
-    return os.path.abspath(config), os.path.abspath(weights)
-
-
-def _from_file(name: str, file: str, size: int | None, arguments: dict[str, Any]) -> Any:
-    """The model of `name`, filled from a local file; without its classifier where the file has none that fits.
-
-    With a `size`, the file's position embeddings may be of that size or of the model's own.
-    """
-    try:
-        model, convert = _untrained(name, **arguments)
-    except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-        if arguments:
-            raise
-        raise ValueError(f"timm/{name}: cannot be made ({_first_line(error)})") from None
-    if size and hasattr(model, "set_input_size"):
-        try:
-            model.set_input_size(img_size=(size, size))
-            return _filled(name, file, model, convert)
-        except (AssertionError, RuntimeError, ValueError):
-            model, convert = _untrained(name, **arguments)
-    return _filled(name, file, model, convert)
-
-
-def _filled(name: str, file: str, model: Any, convert: Callable[[dict[str, Tensor]], Any]) -> Any:
-    if file.endswith(".npz"):
-        return _filled_from_arrays(name, file, model)
-    checkpoint, heads = open_checkpoint(file, f"timm/{name}", model, convert), _heads(model)
-    classes = {len(checkpoint.state[key]) for key in (f"{head}.weight" for head in heads) if key in checkpoint.state}
-    if model.num_classes and len(classes) == 1 and classes != {model.num_classes}:
-        model.reset_classifier(classes.pop())
-    if fill(model, checkpoint, f"timm/{name}", heads):
-        model.reset_classifier(0)
-    return model
-
-
-def _filled_from_arrays(name: str, file: str, model: Any) -> Any:
-    """From JAX's `.npz`, by the model's own reader; which weights it left alone is told by what they were before."""
-    for weight in model.parameters():
-        weight.data.fill_(torch.nan)
-    try:
-        model.load_pretrained(file)
-    except Exception as error:  # each model's own code
-        raise ValueError(f"{file}: does not fit timm/{name} ({_first_line(error)})") from None
-    lacking = [key for key, weight in model.named_parameters() if weight.isnan().any()]
-    heads = tuple(f"{head}." for head in _heads(model))
-    if wrong := [key for key in lacking if not key.startswith(heads)]:
-        raise ValueError(f"{file}: does not fit timm/{name} (no {wrong[0]})")
-    if lacking:
-        model.reset_classifier(0)
-    return model
-
-
-def wrap(name: str, model: Any, options: Options = PLAIN, files: tuple[str, ...] = ()) -> Encoder:
-    """The Encoder around a timm model, with timm's own evaluation preprocessing.
+def as_teacher(spec: str, model: Any, options: Options = PLAIN, files: tuple[str, ...] = ()) -> TimmModel:
+    """A timm model as it is, with timm's own evaluation preprocessing.
 
     Raises:
         ValueError: the model cannot do what `options` ask for.
@@ -300,18 +158,20 @@ def wrap(name: str, model: Any, options: Options = PLAIN, files: tuple[str, ...]
     config = timm.data.resolve_model_data_config(model)
     crop_mode = config["crop_mode"]
     if crop_mode not in ("center", "squash"):
-        raise ValueError(f"{name}: timm crop mode {crop_mode!r} is not supported, only center and squash")
+        raise ValueError(f"{spec}: timm crop mode {crop_mode!r} is not supported, only center and squash")
     if config["crop_pct"] > 1:
-        raise ValueError(f"{name}: timm pads its images (crop_pct {config['crop_pct']}), which is not supported")
+        raise ValueError(f"{spec}: timm pads its images (crop_pct {config['crop_pct']}), which is not supported")
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise ValueError(
-            f"{name}: takes images of {height} × {width} px and {channels} channels; only squares of RGB are made here"
+            f"{spec}: takes images of {height} × {width} px and {channels} channels; only squares of RGB are made here"
         )
     size = options.size or config["input_size"][-1]
     if options.size:
-        _resize(name, model, size)
-    preprocess = Preprocess(
+        _resize(spec, model, size)
+    teacher = TimmModel(model, projected=embeds_by_classifier(files))
+    teacher.files = files
+    teacher.input = Preprocess(
         resize=int(size / config["crop_pct"]),
         crop=size,
         size=size,
@@ -320,17 +180,123 @@ def wrap(name: str, model: Any, options: Options = PLAIN, files: tuple[str, ...]
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
-    module = TimmModule(model, projected=embeds_by_classifier(files))
-    module.choose(name, options)
+    teacher.choose(spec, options)
     try:
-        fields = module.shapes(size)
+        teacher.fields = teacher.shapes(size)
     except (AssertionError, RuntimeError) as error:
         if not options.size:
             raise
-        raise ValueError(f"{name}: the model does not take images of {size} px ({_first_line(error)})") from None
-    return Encoder(
-        name=name, module=module, preprocess=preprocess, fields=fields, output=f"timm: {module.output}", files=files
-    )
+        raise ValueError(f"{spec}: the model does not take images of {size} px ({first_line(error)})") from None
+    return teacher
+
+
+def make_model(rest: str, variant: Variant) -> TimmStudent:
+    spec, size, patch_size = f"timm/{rest}", variant.image_size, variant.patch_size
+    regularised: dict[str, Any] = {"drop_path_rate": variant.drop_path} if variant.drop_path else {}
+    name, _, weights = rest.partition(":")
+    record: dict[str, Any] = {"architecture": f"timm/{name}"}
+    projection = None
+    try:
+        if weights or variant.pretrained:
+            # Its own normalisation goes with it, and its square of the image is the teacher's: the rest may differ.
+            model, files = open_pretrained(rest, size=size, inputs=("mean", "std"), **regularised)
+            if name in ("local-dir", "hf-hub"):
+                record = recorded_architecture(rest)
+            projection = _projection(spec, model, files)
+            model.reset_classifier(0)
+            arguments = _arguments(record["architecture"].partition("/")[2], size, patch_size)
+            if arguments:  # timm resamples position embeddings and patch filters
+                model.set_input_size(**{key: (side, side) for key, side in arguments.items()})
+        else:
+            architecture = _known(name)
+            model = timm.create_model(
+                architecture, num_classes=0, **_arguments(architecture, size, patch_size), **regularised
+            )
+    except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        given = {"image_size": size, "patch_size": patch_size, "drop_path": variant.drop_path}
+        settings = ", ".join(f"{key} {value}" for key, value in given.items() if value)
+        if not settings:
+            raise
+        raise ValueError(f"{spec}: the model does not take {settings} ({first_line(error)}); leave it out") from None
+    side = size or timm.data.resolve_model_data_config(model)["input_size"][-1]
+    if side % (patch := patch_side(model)):
+        raise ValueError(f"{spec}: {side} px is not a multiple of its patches of {patch} px; give another image_size")
+    return TimmStudent(model, side, record | ({"patch_size": patch_size} if patch_size else {}), projection)
+
+
+def rebuild_model(rest: str, record: Mapping[str, Any]) -> TimmStudent:
+    taken = {*inspect.signature(timm.create_model).parameters, "num_classes"}
+    if wrong := [key for key in record.get("model_args", {}) if not key.isidentifier() or key in taken]:
+        raise ValueError(f"model_args {', '.join(wrong)}: no architecture's; train again with another --out")
+    architecture = _known(_architecture(record))
+    try:
+        model = timm.create_model(architecture, num_classes=0, **arguments_of(record))
+    except Exception as error:  # each model's own code
+        raise ValueError(
+            f"{architecture} cannot be made ({first_line(error)}); train again with another --out"
+        ) from None
+    return TimmStudent(model, record["preprocess"]["size"], {"architecture": record["architecture"]})
+
+
+def named_files(rest: str) -> list[str] | None:
+    weights = split_options("timm", rest, known=OPTIONS)[0].partition(":")[2]
+    return [weights] if weights and os.path.isfile(weights) else None
+
+
+def hub_repository(rest: str) -> str:
+    if os.environ.get("TIMM_USE_OLD_CACHE"):
+        return ""
+    config = timm.get_pretrained_cfg(split_options("timm", rest, known=OPTIONS)[0])
+    return (config.hf_hub_id if config else None) or ""
+
+
+def licence(rest: str) -> str | None:
+    try:
+        config = timm.get_pretrained_cfg(re.split("[:@]", rest)[0])
+    except RuntimeError:
+        return None
+    return config.license if config else None
+
+
+def arguments_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `timm.create_model` needs besides the name, to build the student of this `student.json`."""
+    sizes = _arguments(_architecture(record), record["preprocess"]["size"], record.get("patch_size"))
+    return record.get("model_args", {}) | sizes
+
+
+def _architecture(record: Mapping[str, Any]) -> str:
+    return record["architecture"].partition("/")[2].partition(".")[0]
+
+
+def _known(name: str) -> str:
+    """The architecture of that name, without its tag."""
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise ValueError(f"timm/{name}: no such model; {suggest(architecture, timm.list_models())}")
+    return architecture
+
+
+def _arguments(name: str, image_size: int | None, patch_size: int | None) -> dict[str, Any]:
+    """What `timm.create_model` needs to build `name`, with or without a tag, for these sizes; nothing where they are
+    its own, or where any size does."""
+    config = timm.get_pretrained_cfg(name)
+    own = config.input_size[-1] if config else None
+    arguments: dict[str, Any] = {}
+    if image_size and image_size != own and config and config.fixed_input_size:
+        arguments["img_size"] = image_size
+    if patch_size:
+        arguments["patch_size"] = patch_size
+    return arguments
+
+
+def _projection(spec: str, model: Any, files: Sequence[str]) -> nn.Linear | None:
+    """What weights of ours bring behind the model."""
+    if embeds_by_classifier(files):
+        if isinstance(model.get_classifier(), nn.Linear):
+            return model.get_classifier()
+        log.warning("%s: its projection is left out: it is no single linear layer there", spec)
+        return None
+    return projection_in(files[-1], getattr(model, "head_hidden_size", model.num_features)) if files else None
 
 
 def patch_side(model: Any) -> int:
@@ -339,17 +305,73 @@ def patch_side(model: Any) -> int:
     return side if isinstance(side, int) else side[0]
 
 
-def _resize(name: str, model: Any, size: int) -> None:
+def _resize(spec: str, model: Any, size: int) -> None:
     """Let `model` take images of `size` px: position embeddings are resampled; a convnet needs nothing."""
     if size % (patch := patch_side(model)):
-        raise ValueError(f"{name}: {size} px is not a multiple of its patches of {patch} px")
+        raise ValueError(f"{spec}: {size} px is not a multiple of its patches of {patch} px")
     if not hasattr(model, "set_input_size"):
         return
     try:
         model.set_input_size(img_size=(size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name}: the model does not take images of {size} px ({_first_line(error)})") from None
+        raise ValueError(f"{spec}: the model does not take images of {size} px ({first_line(error)})") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+# -- export -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _merged(layers: Sequence[nn.Linear]) -> nn.Linear | None:
+    """One linear layer that computes all of them, one after the other."""
+    if len(layers) < 2:
+        return layers[0] if layers else None
+    first, second = layers
+    merged = nn.Linear(first.in_features, second.out_features)
+    merged.weight.copy_(second.weight @ first.weight)
+    merged.bias.copy_(second.weight @ first.bias + second.bias)
+    return merged
+
+
+@torch.no_grad()
+def _set_to(projection: nn.Linear, layers: Sequence[nn.Module]) -> None:
+    """Make a classifier's layers compute the projection, where they can: the linear ones, alone or averaged, each of all
+    features or of its own part of them; batch norms before them are made to do nothing."""
+    linear: list[Any] = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
+    widths = [layer.weight.shape[1] for layer in linear]
+    parts = [projection.weight] * len(linear)
+    if sum(widths) == projection.in_features:
+        parts = [len(linear) * part for part in projection.weight.split(widths, dim=1)]
+    for layer, weight in zip(linear, parts, strict=True):
+        if layer.weight.numel() == weight.numel() and layer.bias is not None:
+            layer.weight.copy_(weight.view_as(layer.weight))
+            layer.bias.copy_(projection.bias)
+    for layer in layers:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_var is not None:
+            layer.reset_parameters()
+            layer.running_var.fill_(1 - layer.eps)
+
+
+def _config(model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.json` as timm's hub layout has it."""
+    preprocess, own = Preprocess.from_dict(record["preprocess"]), model.pretrained_cfg
+    return {
+        "architecture": _architecture(record),
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": arguments_of(record),
+        **({"label_names": record["classes"]} if "classes" in record else {}),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, preprocess.size, preprocess.size],
+            "fixed_input_size": own.get("fixed_input_size", False),
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop / preprocess.resize,
+            "crop_mode": "squash" if preprocess.mode == "squash" else "center",
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "num_classes": model.num_classes,
+            "pool_size": None,
+            "first_conv": own.get("first_conv"),
+            "classifier": own.get("classifier"),
+        },
+    }

@@ -13,7 +13,6 @@ from fit_cases import BATCH, EPOCHS, STUDENT
 from PIL import Image
 from torch import Tensor, nn
 
-from distill.students import make_student
 from distill.training.config import METHOD
 from distill.training.fit import fit
 from featcache.corpora import open_corpus
@@ -22,6 +21,7 @@ from featcache.extraction.extract import extract
 from featcache.inputs.images import Preprocess
 from featcache.store import FeatureStore
 from featcache.store.from_arrays import write_store
+from featcache.student import make_student
 
 
 class OneConvolution(nn.Module):

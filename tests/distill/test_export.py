@@ -20,13 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distill.exporting.onnx import Preprocessed
-from distill.students import make_student
 from distill.training.run import Run
-from featcache.backbones import build_backbone
 from featcache.encoder import load_encoder
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, decode
 from featcache.store.from_arrays import write_store
+from featcache.student import make_student, open_student
 
 MODULE = importlib.import_module("distill.exporting.export")  # the package's attribute of that name is the function
 export = MODULE.export
@@ -405,7 +404,7 @@ def test_the_student_of_a_checkpoint_can_be_exported(train, tmp_path, ema):
         export(tmp_path / "run", tmp_path / "out")
     folder = export(tmp_path / "run", tmp_path / "out", unfinished=True).path
     newest = torch.load(Run(tmp_path / "run").checkpoints[-1], weights_only=True)
-    student = build_backbone("tiny", embedding_dim=STUDENT, image_size=16)
+    student = open_student("tiny", embedding_dim=STUDENT, image_size=16)
     student.load_state_dict(newest["ema" if ema else "student"])
     names = {}
     exec(code_blocks(folder / "README.md")[0].replace('folder = "."', f"folder = {str(folder)!r}"), names)

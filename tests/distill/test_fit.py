@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.pairs import Pairs
-from distill.students import make_student
 from distill.training import loop
 from distill.training.fit import FitConfig, fit
 from distill.training.run import KEEP, Run
@@ -34,6 +33,7 @@ from featcache.encoder import load_encoder
 from featcache.extraction.extract import extract
 from featcache.inputs.images import Preprocess
 from featcache.store.from_arrays import write_store
+from featcache.student import make_student
 
 
 def test_the_run_folder_holds_what_the_contract_names(finished):

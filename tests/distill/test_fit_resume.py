@@ -19,10 +19,10 @@ from distill.training.fit import fit
 from distill.training.interrupt import PutOffInterrupt
 from distill.training.run import KEEP, Run
 from distill.training.schedule import learning_rate
-from featcache.backbones import load_backbone
 from featcache.extraction.extract import extract
 from featcache.inputs.images import KeptPixels
 from featcache.store import FeatureStore
+from featcache.student import load_student
 
 # -- the data of a run ------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ def test_a_lost_student_is_made_again_from_the_last_checkpoint(train, tmp_path):
     weights = load_file(run.path / "student.safetensors")
     (run.path / "student.safetensors").unlink()
     with pytest.raises(ValueError, match=r"student\.safetensors: is gone; `distill fit --out .*run --resume` makes it"):
-        load_backbone(run.path)
+        load_student(run.path)
     train(tmp_path / "run", resume=True)
     for name, weight in load_file(run.path / "student.safetensors").items():
         assert torch.equal(weight, weights[name]), name
@@ -160,7 +160,7 @@ def test_damaged_files_of_a_run_are_named(train, tmp_path):
     run = train(tmp_path / "run")
     (run.path / "student.json").write_text("{")
     with pytest.raises(ValueError, match=r"student\.json: is damaged; train again"):
-        load_backbone(run.path)
+        load_student(run.path)
     (run.path / "metrics.jsonl").write_text('{"epoch": 1')
     (run.path / "student.safetensors").unlink()
     with pytest.raises(ValueError, match=r"metrics\.jsonl: is damaged; remove it"):

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import distill
-from featcache.backbones import build_backbone, load_backbone
+from featcache.student import load_student, open_student
 
 CODE = """
 import torch
@@ -104,14 +104,14 @@ def code(tmp_path, monkeypatch):
 )
 def test_what_is_no_embedding_is_refused_in_one_line(name, said):
     with pytest.raises(ValueError, match=f"^own_students:{name}: .*{said}") as refused:
-        build_backbone(f"own_students:{name}", image_size=16)
+        open_student(f"own_students:{name}", image_size=16)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.usefixtures("code")
 def test_a_thousand_numbers_are_remarked_on():
-    assert "if they are logits" in build_backbone("own_students:logits", image_size=16).remark
-    assert build_backbone("own_students:pooled", image_size=16).remark == ""
+    assert "if they are logits" in open_student("own_students:logits", image_size=16).remark
+    assert open_student("own_students:pooled", image_size=16).remark == ""
 
 
 @pytest.mark.usefixtures("code")
@@ -126,7 +126,7 @@ def test_a_student_without_weights_that_train_is_refused(train, tmp_path):
 @pytest.mark.usefixtures("code")
 def test_a_mask_of_minus_infinity_is_no_weight_that_became_so(train, tmp_path):
     run = train(tmp_path / "run", student="own_students:Masked", image_size=16, epochs=1, method="cosine")
-    backbone, _ = load_backbone(run.path, trust_code=True)
+    backbone, _ = load_student(run.path, trust_code=True)
     assert torch.equal(backbone.body.mask, torch.full((4, 4), -torch.inf).triu(1))
     assert backbone.body.seen == run.metrics[-1]["step"]
 
@@ -158,7 +158,7 @@ def test_batch_norms_on_one_value_are_refused_before_anything_is_written(train, 
 )  # fmt: skip
 def test_torchvision_gives_features_not_logits(name, width, size):
     """The oracle is what goes into the model's own last layer with weights."""
-    backbone = build_backbone(f"torchvision.models:{name}", image_size=size)
+    backbone = open_student(f"torchvision.models:{name}", image_size=size)
     assert backbone.width == width
     assert "classifier of 1,000 classes is left out" in backbone.remark
     whole = getattr(torchvision.models, name)().eval()
@@ -178,5 +178,5 @@ def test_a_torchvision_student_comes_back_as_it_was_saved(train, tmp_path, caplo
     run = train(tmp_path / "run", student="torchvision.models:resnet18", image_size=32, epochs=1, method="cosine")
     assert any("classifier of 1,000 classes is left out" in line for line in caplog.messages)
     assert json.loads((run.path / "student.json").read_text())["architecture"] == "torchvision.models:resnet18"
-    backbone, _ = load_backbone(run.path, trust_code=True)
+    backbone, _ = load_student(run.path, trust_code=True)
     assert (backbone.width, np.prod(backbone(torch.zeros(1, 3, 32, 32)).shape)) == (512, backbone.embedding_dim)

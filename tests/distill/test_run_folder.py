@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from distill.exporting.export import export
 from distill.training.run import Run
-from featcache.backbones import load_backbone
 from featcache.encoder import load_encoder
+from featcache.student import load_student
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_weights_that_share_memory_are_saved_and_resumed(quick, tmp_path, studen
     for name, weight in load_file(whole.path / "student.safetensors").items():
         assert torch.equal(weights[name], weight), name
     assert without_speed(run.metrics) == without_speed(whole.metrics)
-    loaded = load_backbone(run.path, trust_code=True)[0].state_dict()
+    loaded = load_student(run.path, trust_code=True)[0].state_dict()
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
     one, other = (load_encoder(f"run:{path}", trust_code=True) for path in (run.path, whole.path))

@@ -13,8 +13,8 @@ from distill.training.config import FitConfig
 from distill.training.lars import Lars
 from distill.training.schedule import Ema, learning_rate, make_optimizer, train_mode, warmup_steps
 from distill.training.step import Training, make_accelerator
-from featcache.backbones import build_backbone
 from featcache.inputs.images import Preprocess
+from featcache.student import open_student
 
 PREPROCESS = Preprocess(resize=4, crop=4, size=4)
 
@@ -105,7 +105,7 @@ def decays(modules, **settings):
 )
 def test_what_timm_names_is_not_decayed(name):
     """The oracle is timm's own grouping, where it is given what its model names."""
-    student = build_backbone(f"timm/{name}", embedding_dim=5)
+    student = open_student(f"timm/{name}", embedding_dim=5)
     body = student.body
     named = body.no_weight_decay() if hasattr(body, "no_weight_decay") else set()
     kept, decayed = param_groups_weight_decay(body, 0.1, no_weight_decay_list=named)

@@ -6,10 +6,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distill.students import make_student
-from featcache.backbones import build_backbone, load_backbone
 from featcache.encoder import load_encoder
 from featcache.inputs.images import Preprocess
+from featcache.student import load_student, make_student, open_student
 
 TEACHER = Preprocess(resize=40, crop=36, size=36, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 VIT = "timm/vit_tiny_patch16_224"
@@ -28,7 +27,7 @@ def pictures(size, count=2):
 
 @pytest.fixture(scope="module")
 def clip_tower():
-    return build_backbone(CLIP, image_size=64, embedding_dim=10).eval()
+    return open_student(CLIP, image_size=64, embedding_dim=10).eval()
 
 
 @pytest.fixture
@@ -120,7 +119,7 @@ def test_the_record_rebuilds_the_student(spec, given, tmp_path):
     save_file(student.state_dict(), tmp_path / "student.safetensors")
     (tmp_path / "student.json").write_text(json.dumps(record))
     images = pictures(preprocess.size)
-    rebuilt, _ = load_backbone(tmp_path)
+    rebuilt, _ = load_student(tmp_path)
     assert torch.equal(rebuilt(images), student.eval()(images))
 
     encoder = load_encoder(f"run:{tmp_path}")
@@ -266,4 +265,4 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "student.safetensors")
     (tmp_path / "student.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"student\.safetensors: does not fit tiny"):
-        load_backbone(tmp_path)
+        load_student(tmp_path)

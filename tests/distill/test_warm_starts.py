@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distill.students import make_student
-from featcache.backbones import build_backbone, load_backbone
 from featcache.encoder import load_encoder
 from featcache.inputs.images import Preprocess
+from featcache.student import load_student, make_student, open_student
 
 TEACHER = Preprocess(resize=40, crop=36, size=36, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 SMALL = "test_efficientnet"
@@ -54,7 +53,7 @@ def test_a_finished_student_starts_another_run_with_its_projection(spec, dim, tm
     (tmp_path / "b/student.json").write_text(json.dumps(record))
     for file in (tmp_path / "a").iterdir():  # and it is rebuilt without the first
         file.unlink()
-    assert same(load_backbone(tmp_path / "b")[0], first)
+    assert same(load_student(tmp_path / "b")[0], first)
     wider, _, _ = make(f"run:{tmp_path / 'b'}", (dim or 128) + 1)
     assert wider.embedding_dim == (dim or 128) + 1
 
@@ -124,7 +123,7 @@ def test_wrapped_checkpoints_start_a_student(prefix, tmp_path):
         {"state_dict": {prefix + key: value for key, value in model.state_dict().items()}, "epoch": 3},
         tmp_path / "w.pt",
     )
-    student = build_backbone(f"timm/{SMALL}:{tmp_path}/w.pt")
+    student = open_student(f"timm/{SMALL}:{tmp_path}/w.pt")
     model.reset_classifier(0)
     assert all(torch.equal(value, student.body.state_dict()[key]) for key, value in model.state_dict().items())
 
@@ -138,7 +137,7 @@ def test_a_run_folder_does_not_get_its_code_run(tmp_path, monkeypatch):
     write_run(tmp_path / "a")
     record = json.loads((tmp_path / "a/student.json").read_text())
     (tmp_path / "a/student.json").write_text(json.dumps({**record, "architecture": "evil:make"}))
-    for attempt in (load_encoder, make, build_backbone):
+    for attempt in (load_encoder, make, open_student):
         with pytest.raises(ValueError, match=r"student\.json: .*evil:make.*--trust-code"):
             attempt("run:a")
     assert not (tmp_path / "ran").exists()
@@ -203,7 +202,7 @@ def test_more_epochs_of_a_finished_run_go_on_from_its_student_and_its_mapping(tr
     with pytest.raises(ValueError, match=r"epochs.*--student run:.*/a to train its student further"):
         train(tmp_path / "a", epochs=9, resume=True)
     on = train(tmp_path / "b", student=f"run:{tmp_path / 'a'}", seed=5, embedding_dim=0, image_size=0, lr=1e-9)
-    before, after = (load_backbone(run.path)[0] for run in (first, on))
+    before, after = (load_student(run.path)[0] for run in (first, on))
     weights = after.state_dict()
     for key, value in before.named_parameters():
         torch.testing.assert_close(value, weights[key], atol=1e-5, rtol=1e-4)

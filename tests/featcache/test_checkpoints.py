@@ -17,6 +17,8 @@ from torch import nn
 from featcache import hub
 from featcache.checkpoint import fill, open_checkpoint, read_weights
 from featcache.encoder import load_encoder
+from featcache.models import _open_clip_weights as clip_weights
+from featcache.models import _timm_weights as timm_weights
 from featcache.models import open_clip as clip_source
 from featcache.models import timm as timm_source
 from featcache.models._options import PLAIN
@@ -65,7 +67,7 @@ def ours(preprocess):
 
 
 class Nothing(nn.Module):
-    """As much of a timm model as `wrap` asks for."""
+    """As much of a timm model as `as_teacher` asks for."""
 
     num_classes = 0
 
@@ -88,11 +90,11 @@ def test_the_input_of_every_timm_tag_is_that_of_timms_own_transform():
         data = resolve_data_config(pretrained_cfg=config)
         if data["crop_mode"] == "border" or data["crop_pct"] > 1 or data["input_size"][1] != data["input_size"][2]:
             with pytest.raises(ValueError, match=r"not supported|only squares"):
-                timm_source.wrap(tag, Nothing(config), PLAIN)
+                timm_source.as_teacher(tag, Nothing(config), PLAIN)
             continue
         config["input_size"] = data["input_size"]
         wanted = steps(create_transform(**data, is_training=False))
-        assert ours(timm_source.wrap(tag, Nothing(config), PLAIN).preprocess) == wanted, tag
+        assert ours(timm_source.as_teacher(tag, Nothing(config), PLAIN).input) == wanted, tag
 
 
 @pytest.mark.parametrize(("name", "tag"), open_clip.list_pretrained())
@@ -106,7 +108,7 @@ def test_the_input_of_a_local_file_is_that_of_its_open_clip_tag(name, tag, tmp_p
 
     monkeypatch.setattr(open_clip, "create_model", create)
     with pytest.raises(ValueError, match="far enough"):
-        clip_source.open_model(f"{name}:{tag}:{tmp_path / 'w.pt'}")
+        clip_weights.open_pretrained(f"{name}:{tag}:{tmp_path / 'w.pt'}")
     config = open_clip.get_pretrained_cfg(name, tag)
     theirs = PreprocessCfg(**open_clip.transform.merge_preprocess_dict(PreprocessCfg(size=224), config))
     merged = open_clip.transform.merge_preprocess_dict(PreprocessCfg(size=224), given["preprocess"])
@@ -117,11 +119,11 @@ def test_the_input_of_a_local_file_is_that_of_its_open_clip_tag(name, tag, tmp_p
 
 
 def test_mobile_clip_without_a_tag_has_its_own_input(tmp_path):
-    assert clip_source._common_input("MobileCLIP-S1", "w.pt")["mean"] == (0.0, 0.0, 0.0)
-    assert clip_source._common_input("MobileCLIP-S1", "w.pt")["interpolation"] == "bilinear"
-    assert clip_source._common_input("ViT-B-16-SigLIP", "w.pt")["mean"] == (0.5, 0.5, 0.5)
+    assert clip_weights.common_input("MobileCLIP-S1", "w.pt")["mean"] == (0.0, 0.0, 0.0)
+    assert clip_weights.common_input("MobileCLIP-S1", "w.pt")["interpolation"] == "bilinear"
+    assert clip_weights.common_input("ViT-B-16-SigLIP", "w.pt")["mean"] == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match=r"give open_clip/ViT-L-14:TAG:w\.pt, TAG one of .*openai"):
-        clip_source._common_input("ViT-L-14", "w.pt")
+        clip_weights.common_input("ViT-L-14", "w.pt")
 
 
 def test_a_tag_that_is_none_and_a_name_whose_tags_differ_are_refused(tmp_path):
@@ -247,7 +249,7 @@ def test_dinov2s_official_layout(tmp_path):
         "mask_token": torch.zeros(1, 384)
     }
     save_file(official, tmp_path / "w.safetensors")
-    other, convert = timm_source._untrained("vit_small_patch14_dinov2", img_size=28, depth=1)
+    other, convert = timm_weights._untrained("vit_small_patch14_dinov2", img_size=28, depth=1)
     assert fill(other, open_checkpoint(str(tmp_path / "w.safetensors"), "x", other, convert), "x") == []
     assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
 

@@ -22,10 +22,10 @@ from torch import nn
 from torchvision import transforms
 
 from featcache import extract
-from featcache.backbones import build_backbone
 from featcache.encoder import load_encoder, read_weights
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, decode
+from featcache.student import open_student
 
 SMALL = "test_efficientnet"  # timm's own architecture for tests: 0.4 M parameters
 
@@ -265,7 +265,7 @@ def test_open_clip_suggests(spec, message):
 
 
 def test_a_run_folder_gives_its_student(tmp_path, rng):
-    backbone = build_backbone("tiny", embedding_dim=12).eval()
+    backbone = open_student("tiny", embedding_dim=12).eval()
     preprocess = Preprocess(resize=32, crop=32, size=32, mode="squash")
     safetensors.torch.save_file(backbone.state_dict(), tmp_path / "student.safetensors")
     record = {"architecture": "tiny", "embedding_dim": 12, "preprocess": preprocess.to_dict()}

@@ -324,13 +324,13 @@ def test_the_command_line_keeps_shows_and_reads_them(make_images, tmp_path, monk
     """--pixels, `featcache info`, and `store:PATH` given to `featcache extract`."""
     from safetensors.torch import save_file
 
-    from featcache.backbones import build_backbone
     from featcache.inputs.images import Preprocess
+    from featcache.student import open_student
 
     make_images(6)
     monkeypatch.chdir(tmp_path)
     Path("student").mkdir()
-    save_file(build_backbone("tiny").state_dict(), "student/student.safetensors")
+    save_file(open_student("tiny").state_dict(), "student/student.safetensors")
     preprocess = Preprocess(resize=18, crop=16, size=16).to_dict()
     record = {"architecture": "tiny", "embedding_dim": 128, "preprocess": preprocess}
     Path("student/student.json").write_text(json.dumps(record))

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 import featcache.models.run
 from featcache import open_store, write_store
-from featcache.backbones import build_backbone
 from featcache.extraction import receipts
 from featcache.inputs.images import Preprocess
+from featcache.student import open_student
 from featcache_cli import programs
 
 COMMAND = "photos --teacher run:student --out t.zarr --precision fp32"
@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             picture = Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))
             picture.save(tmp_path / "photos" / name / f"{i}.bmp")
     (tmp_path / "student").mkdir()
-    save_file(build_backbone("tiny").state_dict(), tmp_path / "student" / "student.safetensors")
+    save_file(open_student("tiny").state_dict(), tmp_path / "student" / "student.safetensors")
     preprocess = Preprocess(resize=36, crop=32, size=32).to_dict()
     record = {"architecture": "tiny", "embedding_dim": 128, "preprocess": preprocess}
     (tmp_path / "student" / "student.json").write_text(json.dumps(record))
@@ -46,8 +46,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def featcache_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Runs one command line; gives its exit code, the JSON it wrote or None, and whether a teacher was loaded."""
     loaded = []
-    load = featcache.models.run.load_encoder
-    monkeypatch.setattr(featcache.models.run, "load_encoder", lambda rest: loaded.append(rest) or load(rest))
+    load = featcache.models.run.open_model
+    monkeypatch.setattr(featcache.models.run, "open_model", lambda rest: loaded.append(rest) or load(rest))
 
     def run(line: str) -> tuple[int, dict | None, bool]:
         loaded.clear()
@@ -138,7 +138,7 @@ def swap_images() -> None:
 
 
 def retrain() -> None:
-    save_file(build_backbone("tiny").state_dict(), "student/student.safetensors")
+    save_file(open_student("tiny").state_dict(), "student/student.safetensors")
 
 
 CHANGES = {
