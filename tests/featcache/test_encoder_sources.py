@@ -22,7 +22,8 @@ from torch import nn
 from torchvision import transforms
 
 from featcache import extract
-from featcache.encoder import load_encoder, read_weights
+from featcache.checkpoint import read_weights
+from featcache.encoder import load_encoder
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, decode
 from featcache.student import open_student
