@@ -62,6 +62,11 @@ class Student(nn.Module):
         return self.model.image_size
 
     @property
+    def remark(self) -> str:
+        """A line to tell before it is trained, "" for none."""
+        return self.model.remark
+
+    @property
     def behind(self) -> list[nn.Linear]:
         """The layers behind the body: projection, classifier."""
         return [layer for layer in (self.projection, self.classifier) if isinstance(layer, nn.Linear)]

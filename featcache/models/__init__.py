@@ -105,8 +105,12 @@ class Model(nn.Module):
     image_size: int
     record: Mapping[str, Any]
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
-    projection: nn.Linear | None = None
+    projection: nn.Linear | None
     remark: str = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = None  # of the instance: a class's would hide a layer that is registered
 
     @property
     def body(self) -> nn.Module:

@@ -196,7 +196,7 @@ def test_an_open_clip_tower_embeds_as_open_clip_does(clip_tower):
     images = pictures(64)
     with torch.no_grad():
         found = clip_tower.features(images, ("embedding", "tokens", "prefix_tokens"))
-        torch.testing.assert_close(found["embedding"], clip_tower.projection(clip_tower.body.visual(images)))
+        torch.testing.assert_close(found["embedding"], clip_tower.projection(clip_tower.body.tower.visual(images)))
     assert found["tokens"].shape == (2, 4, 10)
     torch.testing.assert_close(found["prefix_tokens"][:, 0], found["embedding"])  # pooled by the class token
 
