@@ -32,7 +32,8 @@ def load_plugin(package: str, name: str) -> ModuleType:
     """
     known = plugin_names(package)
     if name not in known:
-        kind = "corpus" if package.endswith("corpora") else package.rpartition(".")[2].removesuffix("s")
+        named = {"corpora": "corpus", "models": "encoder"}
+        kind = named.get(package.rpartition(".")[2], package.rpartition(".")[2].removesuffix("s"))
         raise ValueError(f"unknown {kind} {name!r}; {suggest(name, known, len(known))}")
     for entry in entry_points(group=package):
         if entry.name == name:

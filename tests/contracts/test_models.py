@@ -62,7 +62,7 @@ def test_an_unknown_name_is_refused_with_a_way_on(source, rest):
 
 
 def test_an_unknown_source_is_refused_with_a_suggestion(source):
-    with pytest.raises(ValueError, match=f"unknown model '{source}x'; did you mean .*{source}"):
+    with pytest.raises(ValueError, match=f"unknown encoder '{source}x'; did you mean .*{source}"):
         load_encoder(f"{source}x/name")
 
 

@@ -34,11 +34,17 @@ VIT = {"spec": "timm/vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
 BLOCKED = "import sys\nfor name in ('featcache', 'distill', 'evalsuite', 'featcache_cli'): sys.modules[name] = None\n"
 
 
-def make_run_in(folder, spec="tiny", embedding_dim=10, image_size=None, patch_size=None, name="run"):
+def make_run_in(folder, spec="tiny", embedding_dim=10, image_size=None, patch_size=None, name="run", classes=None):
     """A finished run whose student's weights are random, norms' statistics too."""
     torch.manual_seed(0)
     student, _, record = make_student(
-        spec, TEACHER, embedding_dim=embedding_dim, image_size=image_size, patch_size=patch_size, pretrained=False
+        spec,
+        TEACHER,
+        embedding_dim=embedding_dim,
+        image_size=image_size,
+        patch_size=patch_size,
+        pretrained=False,
+        classes=classes,
     )
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -89,6 +95,10 @@ EXPORTS = {
     "timm with a batch norm before two classifiers": {"spec": "timm/repvit_m0_9", "image_size": 32},
     "timm with a classifier a scale": {"spec": "timm/efficientvim_m1", "image_size": 32},
     "timm convnet in float16": {"spec": "timm/lcnet_035", "image_size": 64, "precision": "fp16"},
+    "timm with classes": {**VIT, "classes": ["cat", "dog", "hen"]},
+    "timm with classes and without projection": {**VIT, "embedding_dim": None, "classes": ["cat", "dog"]},
+    "tiny with classes": {"spec": "tiny", "classes": ["cat", "dog"]},
+    "classes in ONNX": {"spec": "tiny", "classes": ["cat", "dog"], "format": "onnx"},
     "transformer in ONNX": {**VIT, "format": "onnx"},
     "transformer in ONNX and float16": {**VIT, "format": "onnx", "precision": "fp16"},
 }
@@ -108,7 +118,7 @@ def exports(tmp_path_factory):
         student = load_encoder(f"run:{run.path}")
         images = MODULE.pictures(7, student.preprocess)
         np.save(exported[name].path / "images.npy", images.numpy())
-        expected[name] = student.module(images)["embedding"]
+        expected[name] = student.module(images)["logits" if "classes" in given else "embedding"]
     found = without_featcache([each.path for each in exported.values()])
     return {name: (exported[name], embedding, expected[name]) for name, embedding in zip(EXPORTS, found, strict=True)}
 
@@ -133,6 +143,17 @@ def test_timm_loads_its_own_layout_by_name(exports, name):
     with torch.no_grad():
         again = model(torch.from_numpy(np.load(exported.path / "images.npy")))
     torch.testing.assert_close(again, found, atol=1e-5, rtol=1e-5)
+
+
+def test_an_export_with_classes_is_a_teacher_with_logits(exports):
+    exported, found, _ = exports["timm with classes"]
+    teacher = load_encoder(f"timm/local-dir:{exported.path}")
+    assert teacher.fields["logits"] == (3,)
+    torch.testing.assert_close(
+        teacher.module(torch.from_numpy(np.load(exported.path / "images.npy")))["logits"], found, atol=1e-5, rtol=1e-5
+    )
+    assert json.loads((exported.path / "config.json").read_text())["label_names"] == ["cat", "dog", "hen"]
+    assert "`logits = model(" in (exported.path / "README.md").read_text()
 
 
 def test_float16_halves_the_files(exports):
@@ -244,13 +265,11 @@ def test_a_student_of_any_timm_family_is_exported_as_timms_own(module):
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.8, 1.2)
-    model = MODULE._with_own_classifier(student, record)
-    if module == "volo":
-        assert model is None
-        return
     images = MODULE.pictures(3, Preprocess.from_dict(record["preprocess"]))
+    alone = student.model.standalone(student.behind, record, images)
+    assert ("local-dir" in alone.code) == (module != "volo")
     with torch.no_grad():
-        found, expected = model(images), student(images)
+        found, expected = alone.network(images), student(images)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 

@@ -237,6 +237,37 @@ def test_modules_that_are_no_students_are_refused(own_code, spec, message):
         make(spec)
 
 
+def test_a_classifier_only_where_classes_are_given(tmp_path):
+    names = ["cat", "dog", "hen"]
+    torch.manual_seed(0)
+    plain, _, _ = make("tiny", 10)
+    torch.manual_seed(0)
+    student, preprocess, record = make("tiny", 10, classes=names)
+    assert record["classes"] == names
+    assert {*student.state_dict()} - {*plain.state_dict()} == {"classifier.weight", "classifier.bias"}
+    images = pictures(preprocess.size)
+    assert torch.equal(student.eval()(images), plain.eval()(images))  # what is drawn for it comes last
+    found = student.features(images, ["embedding", "logits", "tokens"])
+    assert torch.equal(found["embedding"], student(images))
+    weight, bias = student.classifier.weight, student.classifier.bias
+    torch.testing.assert_close(found["logits"], student(images) @ weight.T + bias)
+    assert student.shapes() == {"embedding": (10,), "tokens": (16, 10), "logits": (3,)}
+    with pytest.raises(ValueError, match="gives no logits: it has none"):
+        plain.features(images, ["logits"])
+
+    save_file(student.state_dict(), tmp_path / "student.safetensors")
+    (tmp_path / "student.json").write_text(json.dumps(record))
+    encoder = load_encoder(f"run:{tmp_path}")
+    torch.testing.assert_close(encoder.module(images)["logits"], found["logits"])
+    assert encoder.fields["logits"] == (3,)
+    assert make(f"run:{tmp_path}")[0].classes == names
+    assert make(f"run:{tmp_path}", 11)[0].classifier.weight.shape == (3, 11)
+    assert make(f"run:{tmp_path}", classes=["cat", "dog"])[0].classifier.weight.shape == (2, 10)
+    (tmp_path / "student.json").write_text(json.dumps({**record, "classes": [1]}))
+    with pytest.raises(ValueError, match=r"student\.json: is damaged \(classes must be names\)"):
+        load_student(tmp_path)
+
+
 # -- refusals ---------------------------------------------------------------------------------------------
 
 
