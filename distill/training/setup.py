@@ -48,7 +48,7 @@ class Inputs:
         """What `config.toml` holds: all that decides the result."""
         stores = self.source.stores
         paths, specs = [str(store.path) for store in stores], [corpus.spec for corpus in self.corpora]
-        digests = [store.manifest.sealed and store.manifest.sealed.digest for store in stores]
+        digests = [store.digest for store in stores]
         one, settings = len(stores) == 1, asdict(self.settings)
         if not settings["any_precision"]:  # as before there was such a setting
             settings.pop("any_precision")

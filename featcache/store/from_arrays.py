@@ -16,10 +16,11 @@ from featcache.disk.durable import appearing
 from featcache.disk.refusals import writing
 from featcache.disk.urls import is_url
 from featcache.inputs.images import PARAMETERS, Preprocess
-from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.layout import DTYPES, EMBEDDING, FAILED, FLOAT16, OK, STATE, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
+from featcache.store.read import FeatureStore, open_store
 from featcache.store.rounding import Rounding, rounded_to
+from featcache.store.write import create_store
 
 _BLOCK = 8192  # rows that are looked at together
 

@@ -17,10 +17,10 @@ from featcache.disk.durable import whole_file
 from featcache.disk.home import cache_home, found_under
 from featcache.disk.refusals import destination
 from featcache.disk.urls import is_url
-from featcache.store import FeatureStore
 from featcache.store.files import files_at
 from featcache.store.layout import COSINE, METADATA
 from featcache.store.manifest import ExtractionRecord, Manifest
+from featcache.store.read import FeatureStore
 
 log = logging.getLogger("featcache")
 
@@ -38,7 +38,7 @@ def register(store: FeatureStore) -> None:
     The index entry is a sorted array, searched from disk: finding a row costs the same however many there are.
     """
     entry = _entry(store)
-    record = {"path": store.identity, "digest": _seal(store)}
+    record = {"path": store.identity, "digest": store.digest}
     with contextlib.suppress(OSError, ValueError):
         if json.loads(entry.read_text()) == record:  # written last
             return
@@ -181,7 +181,7 @@ class KnownRows:
                 place = _replaced(place)
             try:
                 store = FeatureStore(place)
-                if _seal(store) != record["digest"]:
+                if store.digest != record["digest"]:
                     continue  # replaced since by another one
                 if _bits(store.manifest) != bits:
                     continue
@@ -211,10 +211,6 @@ def _bits(manifest: Manifest) -> list[Any]:
     """What decides the bits of a feature, besides the recipe; never equal where a store says nothing of it."""
     made = manifest.extraction
     return [object() if each is None else each for each in (made.precision, made.machine, made.batch_size)]
-
-
-def _seal(store: FeatureStore) -> str | None:
-    return store.manifest.sealed.digest if store.manifest.sealed else None
 
 
 def _index_folder(manifest: Manifest) -> Path:

@@ -46,7 +46,9 @@ class Record:
 
     def __new__(cls: type[AnyRecord], **given: Any) -> AnyRecord:
         made = super().__new__(cls)
-        object.__setattr__(made, "written", tuple(name for name in given if name != "other"))
+        object.__setattr__(
+            made, "written", tuple(each for each in {**given, **given.get("other", {})} if each != "other")
+        )
         return made
 
     @classmethod

@@ -90,6 +90,11 @@ class FeatureStore:
         return self.manifest.sealed is not None
 
     @property
+    def digest(self) -> str | None:
+        """Over all its files; None where it is not sealed."""
+        return self.manifest.sealed.digest if self.manifest.sealed else None
+
+    @property
     def fingerprint(self) -> str:
         """The encoder's fingerprint."""
         return self.manifest.encoder.fingerprint

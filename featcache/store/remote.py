@@ -48,9 +48,9 @@ _held: "dict[str, _Lock]" = {}
 
 
 class Mirror:
-    """The files of one store at `url`, and those of them that are here, under `root`.
+    """The files of one store at `url`, and those of them that are here, under `root`; methods as of `LocalFiles`.
 
-    Paths are relative to the store, with slashes. All methods may be called from several threads at once.
+    All of them may be called from several threads at once.
 
     Raises (every method):
         ConnectionError: the network, the service or the credentials have gone; the same command resumes.
@@ -59,21 +59,11 @@ class Mirror:
     """
 
     def __init__(self, url: str):
-        self.url = url.rstrip("/")
+        self.url = self.path = self.identity = url.rstrip("/")
         last = re.sub(r"[^\w.-]", "_", self.url.rpartition("/")[2])[:80]
         self.root = writable_home("mirrors", f"{last}-{hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()}")
         self._filesystem, self._there = open_filesystem(self.url)
         self._fetching: dict[str, threading.Lock] = {}
-
-    @property
-    def path(self) -> str:
-        """Where the store is, as messages name it."""
-        return self.url
-
-    @property
-    def identity(self) -> str:
-        """The same for every way of naming the same place."""
-        return self.url
 
     # -- reading ------------------------------------------------------------------------------------------
 

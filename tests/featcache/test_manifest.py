@@ -56,6 +56,7 @@ def test_what_is_given_is_what_is_written():
     assert [*new().to_json()][2:] == ["encoder", "corpus", "views", "fields", "chunk_rows", "sealed"]
     assert new(pixels=None).to_json()["pixels"] is None
     assert "dtypes" not in new(dtypes={}).to_json()
+    assert ViewsRecord(count=1, other={"scale": [1]}).to_json() == {"count": 1, "scale": [1]}
     assert new().to_json()["wide_chunk_rows"] == {"embedding": 4}
     assert not new(extraction=ExtractionRecord(cosine=1.0)).extraction.spot_checked
 
