@@ -8,6 +8,7 @@ others hold the numbers they draw. A `Table` is what the command line prints, to
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -306,3 +307,17 @@ def repeated_means(metrics: Mapping[str, Metric]) -> set[str]:
         for (where, what), of in found.items()
         if len(of) == 2 and (mean := f"{where}/mean/{what}") in of and metrics[of[0]].value == metrics[of[1]].value
     }
+
+
+def at_k(results: Sequence[Named], stem: str, name: str, rows: str) -> list[Headline]:
+    """Of the metrics STEM@K the one that most encoders have, then K = 20, then the lowest K."""
+    found = most_held((name for each in results for name in each.result.metrics), stem)
+    return [
+        Headline(metric=f"{stem}@{k}", axis=Axis.of(f"{stem}@{k}", name), note=f"k = {k}", rows=rows) for k in found
+    ]
+
+
+def most_held(names: Iterable[str], stem: str) -> list[int]:
+    """The K of the one of STEM@K that is most often among the names, or else 20, or else the lowest; [] for none."""
+    counts = Counter(int(match[1]) for name in names if (match := re.fullmatch(rf"{re.escape(stem)}@(\d+)", name)))
+    return sorted(counts, key=lambda k: (-counts[k], k != 20, k))[:1]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evalsuite.charts import Axis, Headline, Named, Scatter, Section, rows_said
-from evalsuite.report.accuracy import at_k, most_held
+from evalsuite.charts import Axis, Headline, Named, Scatter, Section, at_k, most_held, rows_said
 
 _BEFORE = ("gram_pearson", "gram_pearson_centred", "cka_debiased", "cka_debiased_unit")
 _AFTER = ("agreement/top1", "agreement/kappa", "cosine_mapped", "procrustes")

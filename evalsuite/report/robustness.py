@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evalsuite.charts import Axis, Chart, Headline, Lines, Named, Section, Series, rows_said
-from evalsuite.report.accuracy import at_k
+from evalsuite.charts import Axis, Chart, Headline, Lines, Named, Section, Series, at_k, rows_said
 from evalsuite.result import Metric, Result
 
 _Lines = dict[str, dict[int, Metric]]

@@ -228,7 +228,7 @@ SPECS = (
 def test_long_names_stay_off_the_numbers(chromium, tmp_path: Path, width: int) -> None:
     results = [knn_result("t", "vit", 0.99)]
     for n in range(6):
-        name = SPECS[n % 2] + str(n)
+        name = (*SPECS, "x" * 90)[n % 3] + str(n)
         results += [knn_result(f"f{n}", name, 0.5 + n / 20), fidelity_result("t", f"f{n}", name, 0.9 - n / 50)]
     opened = Opened(chromium, report(results, tmp_path / "r.html"), width)
     overlapping = opened.page.evaluate("""() => {

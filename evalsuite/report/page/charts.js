@@ -3,7 +3,7 @@
 
 import { encoders, fixed, held, holders, lookOf, percent, said, shown, whole } from "./data.js";
 import { pick, svg } from "./elements.js";
-import { axes, brief, clipped, domain, drawing, ends, line, path, shape, ticks, whisker } from "./plot.js";
+import { axes, brief, clipped, domain, drawing, ends, line, path, shape, ticks, whisker, widthOf } from "./plot.js";
 
 const keysOf = (series) =>
   series.map(({ name, tone, note }) => ({ name, note, look: lookOf(name, tone) })).filter(({ look }) => !look.quiet);
@@ -20,7 +20,7 @@ function dots(chart, hidden) {
         .map((i) => ({ label, row, i, found: held[i].get(metric) })),
     );
     const slot = Math.max(26, 9 * Math.min(which.length, 8) + 8),
-      wide = Math.max(...rows.map(([label]) => label.length)) * 6.8 + 20,
+      wide = Math.max(...rows.map(([label]) => widthOf(label))) + 16,
       left = Math.min(wide, width * 0.36);
     const xs = domain(axis, ends(cells.map(({ found }) => found)));
     const ax = axes(width, 50 + slot * rows.length, chart.title, axis, null, {
@@ -108,7 +108,7 @@ function scatter(chart, hidden, redraw) {
         .map(([end, down]) => {
           const room = end ? px - 11 - ax.left : width - px - 11,
             text = clipped(encoders[i].name, Math.min(room, 300)),
-            [at, long, y] = [end ? px - 11 : px + 11, text.length * 6.6, py + down];
+            [at, long, y] = [end ? px - 11 : px + 11, widthOf(text), py + down];
           return { room, end, text, at, y, ...box(end ? at - long : at, end ? at : at + long, y - 11, y + 3) };
         })
         .find((one) => one.room > 100 && !taken.some((other) => meet(one, other)));

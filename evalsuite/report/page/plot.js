@@ -200,9 +200,14 @@ export const line = (points, { colour, dash, width, opacity = 1 }) =>
 export const whisker = (x1, x2, y1, y2, colour) =>
   svg("line", { class: "whisker", x1, x2, y1, y2, paint: { stroke: colour } });
 export const shape = ({ shape, colour }, x, y, r) => svg("path", { d: shape(x, y, r), paint: { fill: colour } });
+const ruler = el("canvas").getContext("2d");
+ruler.font = `12px ${getComputedStyle(document.documentElement).fontFamily}`;
+export const widthOf = (text) => ruler.measureText(text).width;
 export function clipped(text, pixels) {
-  const most = Math.max(4, Math.floor(pixels / 6.6));
-  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
+  let n = text.length;
+  const cut = () => (n < text.length ? `${text.slice(0, n)}…` : text);
+  while (n > 3 && widthOf(cut()) > pixels) n--;
+  return cut();
 }
 export const brief = (value, span) =>
   Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : fixed(value, digitsOf(span));
