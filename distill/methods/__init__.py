@@ -57,11 +57,14 @@ class Method(nn.Module):
         student_fields: features of the student that `loss` reads.
         pairing: "one": the student sees the very view that the teacher's features are of; "independent": both views are
             drawn apart; "group": all stored views of a sample stand in the batch together, sample after sample.
+        classifier: whether the student gets a linear classifier of the stores' classes, which stays with it: `loss` may
+            read its "logits" (B, C) among `student_fields`.
     """
 
     fields: tuple[str, ...] = ("embedding",)
     student_fields: tuple[str, ...] = ("embedding",)
     pairing: ClassVar[Pairing] = "one"
+    classifier: ClassVar[bool] = False
 
     def prepare(
         self,

@@ -16,24 +16,20 @@ from distill.training.config import FitConfig, refuse_wrong_type
 from distill.training.loop import Loop
 from distill.training.progress import FitPlan, FitProgress
 from distill.training.run import Run
-from distill.training.setup import Inputs, set_up
+from distill.training.setup import CorpusGiven, Inputs, StoreGiven, set_up
 from distill.training.step import checkpoint_bytes, make_accelerator, on_main
-from featcache.corpora import Corpus
 from featcache.machine import keep_freed_memory, resolve_device
 from featcache.stop import stoppable
-from featcache.store import FeatureStore
 
 __all__ = ["FitConfig", "FitPlan", "FitProgress", "fit", "load_method"]
 
 log = logging.getLogger("distill")
 
-Store = FeatureStore | str | os.PathLike[str]
-
 
 @stoppable()
 def fit(
-    store: Store | Sequence[Store],
-    corpus: Corpus | str | Sequence[Corpus | str | None] | None = None,
+    store: StoreGiven | Sequence[StoreGiven],
+    corpus: CorpusGiven | Sequence[CorpusGiven] = None,
     *,
     out: str | os.PathLike[str],
     device: str = "auto",

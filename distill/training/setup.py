@@ -1,6 +1,8 @@
 """What a fit is given, opened and checked before anything is written."""
 
 import copy
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +20,10 @@ from featcache.inputs.images import Preprocess
 from featcache.rows import Rows
 from featcache.store import FeatureStore, open_store
 from featcache.store.layout import EMBEDDING
-from featcache.student import make_student
+from featcache.student import Student, make_student
+
+StoreGiven = FeatureStore | str | os.PathLike[str]
+CorpusGiven = Corpus | str | None
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Inputs:
     corpora: list[Corpus]
     pairs: Pairs
     held: np.ndarray
-    student: Any
+    student: Student
     preprocess: Preprocess
     record: dict[str, Any]
     method: Method
@@ -96,8 +101,8 @@ class Inputs:
 
 def set_up(
     settings: FitConfig,
-    store: Any,
-    corpus: Any,
+    store: StoreGiven | Sequence[StoreGiven],
+    corpus: CorpusGiven | Sequence[CorpusGiven],
     accelerator: Accelerator,
     workers: int | None = None,
     trust_code: bool = False,
@@ -113,9 +118,11 @@ def set_up(
     stores, corpora = open_all(store, corpus)
     torch.manual_seed(settings.seed)
     source, processes = Rows.of(stores, any_precision=settings.any_precision), accelerator.num_processes
+    made = load_method(settings.method)
     student, preprocess, record = make_student(
         settings.student,
         teacher_preprocess(stores[0]),
+        classes=_classes(settings, source) if made.classifier else None,
         embedding_dim=settings.embedding_dim or None,
         image_size=settings.image_size or None,
         patch_size=settings.patch_size or None,
@@ -134,12 +141,28 @@ def set_up(
     refuse_unequal_parts(settings, len(pairs), processes)
     if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:
         refuse_single_images(student)
-    method = load_method(settings.method)(source.embedding_dim, student.embedding_dim, **settings.method_options)
+    method = made(source.embedding_dim, student.embedding_dim, **settings.method_options)
     refuse_missing_fields(method, student, stores)
     return Inputs(settings, source, corpora, pairs, held, student, preprocess, record, method)
 
 
-def open_all(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]:
+def _classes(settings: FitConfig, rows: Rows) -> list[str]:
+    """Names of the rows' classes; their numbers where they have none.
+
+    Raises:
+        ValueError: no row is labelled.
+    """
+    if not (rows.labels >= 0).any():
+        raise ValueError(
+            f"method {settings.method} learns from labels, and {rows.name} has none that its stores agree on; extract images "
+            "in class sub-folders, or choose another method"
+        )
+    return list(rows.class_names or ()) or [str(number) for number in range(int(rows.labels.max()) + 1)]
+
+
+def open_all(
+    store: StoreGiven | Sequence[StoreGiven], corpus: CorpusGiven | Sequence[CorpusGiven]
+) -> tuple[list[FeatureStore], list[Corpus]]:
     """Opened stores and corpora, one corpus for each store.
 
     Args:
@@ -149,8 +172,9 @@ def open_all(store: Any, corpus: Any) -> tuple[list[FeatureStore], list[Corpus]]
     Raises:
         ValueError: not as many corpora as stores, or a store is not sealed.
     """
-    given = list(store) if isinstance(store, list | tuple) else [store]
-    images = list(corpus) if isinstance(corpus, list | tuple) else [corpus] * (1 if corpus is not None else len(given))
+    given: list[StoreGiven] = list(store) if isinstance(store, list | tuple) else [store]  # type: ignore[list-item]
+    one: list[CorpusGiven] = [corpus] * (1 if corpus is not None else len(given))  # type: ignore[list-item]
+    images = list(corpus) if isinstance(corpus, list | tuple) else one
     if not given or len(images) != len(given):
         raise ValueError(
             f"{len(given)} stores, {len(images)} corpora: give each store its corpus, in the same order, or no corpus at all"
@@ -199,7 +223,7 @@ def refuse_unequal_parts(settings: FitConfig, samples: int, processes: int) -> N
         )
 
 
-def refuse_single_images(student: Any) -> None:
+def refuse_single_images(student: Student) -> None:
     """Batch norms need more than one value of each channel.
 
     Raises:
@@ -216,7 +240,7 @@ def refuse_single_images(student: Any) -> None:
         ) from None
 
 
-def refuse_missing_fields(method: Method, student: Any, stores: list[FeatureStore]) -> None:
+def refuse_missing_fields(method: Method, student: Student, stores: list[FeatureStore]) -> None:
     """Features that the method reads, of the teacher and of the student.
 
     Raises:
