@@ -56,6 +56,6 @@ def split_specs(text: str) -> list[str]:
 
 def _names_path(spec: str) -> bool:
     source, place = re.sub(r"(@\w+=[^@,]*)+$", "", spec).split(":", 1) if ":" in spec else ("", "")
-    of_tag = re.fullmatch(r"[\w-]+:(.+)", place) if source.startswith("open_clip/") else None
+    after_tag = re.sub(r"^[\w-]+:", "", place)
     # A comma before the colon: the path is that of a later spec.
-    return "," not in source and any(os.path.exists(each) for each in (place, of_tag[1] if of_tag else "") if each)
+    return "," not in source and any(os.path.exists(each) for each in (place, after_tag) if each)

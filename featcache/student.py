@@ -23,8 +23,6 @@ from featcache.specs import names_code, refuse_code
 log = logging.getLogger("featcache")
 
 EMBEDDING = ("embedding",)
-OF_ARCHITECTURE = ("architecture", "patch_size", "model_args")
-"""What of a `student.json` rebuilds the model alone."""
 T = TypeVar("T")
 
 
@@ -263,13 +261,11 @@ def _recorded_library(record: Any, trust_code: bool) -> tuple[ModuleType, str]:
     if found is None or not hasattr(found[0], "rebuild_model"):
         raise ValueError(f"{architecture!r} is no architecture; train again with another --out")
     try:
-        sizes = record["preprocess"]["size"], record["embedding_dim"], record.get("patch_size", 1)
+        sizes = record["preprocess"]["size"], record["embedding_dim"]
         Preprocess.from_dict(record["preprocess"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"is damaged ({type(error).__name__}: {error}); train again with another --out") from None
-    if not all(type(number) is int and number > 0 for number in sizes) or not isinstance(
-        record.get("model_args", {}), dict
-    ):
+    if not all(type(number) is int and number > 0 for number in sizes):
         raise ValueError("is damaged (sizes must be whole numbers); train again with another --out")
     classes = record.get("classes", ["one"])
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
@@ -286,7 +282,6 @@ def _continued(
     if image_size and image_size != student.image_size:
         raise ValueError(f"{spec}: works at {student.image_size} px, not {image_size}; leave image_size out")
     model = student.model
-    model.record = {key: record[key] for key in OF_ARCHITECTURE if key in record}
     model.normalisation = record["preprocess"]["mean"], record["preprocess"]["std"]
     kept = student.classes if classes is None else list(classes)
     if embedding_dim and embedding_dim != student.embedding_dim:

@@ -225,8 +225,12 @@ def make_model(rest: str, variant: Variant) -> TimmStudent:
 
 
 def rebuild_model(rest: str, record: Mapping[str, Any]) -> TimmStudent:
+    own = {key: record[key] for key in ("architecture", "patch_size", "model_args") if key in record}
+    patch_size, extra = own.get("patch_size", 1), own.get("model_args", {})
+    if type(patch_size) is not int or patch_size < 1 or not isinstance(extra, dict):
+        raise ValueError("is damaged (sizes must be whole numbers); train again with another --out")
     taken = {*inspect.signature(timm.create_model).parameters, "num_classes"}
-    if wrong := [key for key in record.get("model_args", {}) if not key.isidentifier() or key in taken]:
+    if wrong := [key for key in extra if not key.isidentifier() or key in taken]:
         raise ValueError(f"model_args {', '.join(wrong)}: no architecture's; train again with another --out")
     architecture = _known(_architecture(record))
     try:
@@ -235,7 +239,7 @@ def rebuild_model(rest: str, record: Mapping[str, Any]) -> TimmStudent:
         raise ValueError(
             f"{architecture} cannot be made ({first_line(error)}); train again with another --out"
         ) from None
-    return TimmStudent(model, record["preprocess"]["size"], {"architecture": record["architecture"]})
+    return TimmStudent(model, record["preprocess"]["size"], own)
 
 
 def named_files(rest: str) -> list[str] | None:
