@@ -156,7 +156,7 @@ def test_a_run_folder_does_not_get_its_code_run(tmp_path, monkeypatch):
         {"architecture": 3},
         {"embedding_dim": "128); import os"},
         {"embedding_dim": 12.5},
-        {"patch_size": "16"},
+        {"architecture": f"timm/{SMALL}", "patch_size": "16"},
         {"architecture": f"timm/{SMALL}", "model_args": {"checkpoint_path": "x"}},
         {"architecture": f"timm/{SMALL}", "model_args": {"pretrained": True}},
         {"architecture": f"timm/{SMALL}", "model_args": {"a=1); import os #": 1}},
