@@ -19,8 +19,8 @@ from photographs import arguments, unpacked
 import distill
 import evalsuite
 import featcache
-from evalsuite.evaluators.ood import build_all, fit_all, score_all
 from evalsuite.metrics import auroc
+from evalsuite.scores import build_all, fit_all, score_all
 from featcache.head import Head
 from featcache.rows import Rows
 

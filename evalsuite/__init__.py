@@ -1,12 +1,34 @@
-"""Evaluators that read feature stores and never know who made them."""
+"""Evaluators that read feature stores and never know who made them.
 
-from evalsuite.compare import compare
-from evalsuite.evaluators.fidelity import fidelity
-from evalsuite.evaluators.knn import knn
-from evalsuite.evaluators.ood import ood
-from evalsuite.evaluators.probe import probe
-from evalsuite.evaluators.robustness import robustness
+The names below are imported when they are first used, so that the command's help costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from evalsuite.report import report
-from evalsuite.result import Metric, Result
+
+if TYPE_CHECKING:
+    from evalsuite.comparison import compare
+    from evalsuite.evaluators.fidelity import fidelity
+    from evalsuite.evaluators.knn import knn
+    from evalsuite.evaluators.ood import ood
+    from evalsuite.evaluators.probe import probe
+    from evalsuite.evaluators.robustness import robustness
+    from evalsuite.result import Metric, Result
 
 __all__ = ["Metric", "Result", "compare", "fidelity", "knn", "ood", "probe", "report", "robustness"]
+
+_MODULE_OF = {"Metric": "result", "Result": "result", "compare": "comparison"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULE_OF.get(name, f'evaluators.{name}')}")
+    globals()[name] = getattr(module, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

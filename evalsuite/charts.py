@@ -270,10 +270,12 @@ class Cloud(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Chart):
-    """Rows of cells, the first of each its name: text, whole numbers, or metrics with their intervals."""
+    """Rows of cells, the first of each its name: text, whole numbers, or metrics with their intervals. A terminal that has
+    no room for all columns leaves out `spare`."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | int | float | Metric | None]]
+    spare: str = ""
 
 
 @dataclass(frozen=True)

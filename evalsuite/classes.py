@@ -179,17 +179,3 @@ def unreachable_remarks(bank: Rows, query: Rows, truth: Int[np.ndarray, " q"], r
         f"{role} {query.name}: {int(lost.sum()):,} of {len(lost):,} rows are of classes without a row in {bank.name} "
         f"({Classes.of(query).some(np.unique(query.labels[lost]))}): they can never be right, and count as wrong"
     ]
-
-
-def guessing(truth: Int[np.ndarray, " q"], known: Int[np.ndarray, " _"], names: int = 1) -> float:
-    """What answering every row with the same `names` classes reaches at most, in [0, 1]: the share of the rows that have
-    one of the most frequent of the `known` classes. For balanced classes it is a guess at random; where one class has
-    95 % of the rows it is 0.95."""
-    rows = np.unique(truth[np.isin(truth, known)], return_counts=True)[1]
-    return float(np.sort(rows)[::-1][:names].sum() / len(truth))
-
-
-def macro_guessing(truth: Int[np.ndarray, " q"], known: Int[np.ndarray, " _"]) -> float:
-    """The same of the mean over classes of the accuracy within each: one class right and the others wrong, 1/K of K."""
-    labels = np.unique(truth)
-    return float(np.isin(labels, known).any() / len(labels))

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from evalsuite.classes import Classes, guessing, macro_guessing, numbers_of
+from evalsuite.accuracy import guessing, macro_guessing
+from evalsuite.classes import Classes, numbers_of
 from evalsuite.detectors._moments import pieces
 from evalsuite.intervals import macro_share
+from evalsuite.neighbours.index import evenly_spread
 from featcache.rows import Rows
 
 _ABOVE = 0.1  # the share of the way from chance to 1 that a classifier of few classes is expected to go
 _LEAST_ROWS = 10  # predicted as one class, to say that it is another
 _OTHERS = 0.5  # the share of them that are one other class, above which this is said
+_JUDGED = 10_000  # rows of id_train that a head is judged on, where id_test has no labels
 
 
 class Judged:
@@ -34,6 +37,18 @@ class Judged:
         self._known = len(np.unique(labels[labels >= 0]) if rows.class_names is None else rows.class_names)
         self._whose = "the stored logits" if rows.head is None else f"head {rows.head.name}"
         self._predicted: list[Int[np.ndarray, " _"]] = []
+
+    @classmethod
+    def on(cls, train: Rows, test: Rows) -> Judged:
+        """Of `test`, while that is scored; where it has no labels and there is a head, of some labelled rows of `train`."""
+        labelled = np.flatnonzero(train.labels >= 0)
+        if (test.labels >= 0).any() or train.head is None or not len(labelled):
+            return cls(test, train, "id_test")
+        some = train.pick(labelled[evenly_spread(len(labelled), _JUDGED)])
+        judged = cls(some, train, "id_train")
+        for block in some.blocks_of(("embedding",)):
+            judged.see(block)
+        return judged
 
     def see(self, block: Mapping[str, Float[np.ndarray, "_ d"]]) -> None:
         """One block of the rows, in order: their embeddings, and logits where they are at hand."""

@@ -187,12 +187,12 @@ def content_of(rows: Any) -> UInt64[np.ndarray, " n"]:
 
 def _fitting(result: Result) -> bool:
     """Whether the samples are of metrics that the result has, and every array has a row for each sample of its set."""
-    ids = "sample_id/" if result.command == "ood" else "sample_id"
-    rows = {name.removeprefix("sample_id"): of.size for name, of in result.samples.items() if name.startswith(ids)}
+    ids = {name: of.size for name, of in result.samples.items() if name.partition("/")[0] == "sample_id"}
+    rows = {name.removeprefix("sample_id"): size for name, size in ids.items()}
     for name, of in result.samples.items():
         if not any(name.endswith(key) and of.shape[:1] == (n,) for key, n in rows.items()):
             return False
-    if result.command != "ood":
+    if "sample_id" in ids:
         return result.samples.keys() - {"sample_id", "content"} <= result.metrics.keys()
     scores = {name for name in result.samples if name.startswith("score/")}
     detectors = {name.split("/")[1] for name in scores}

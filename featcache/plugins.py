@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -18,27 +19,35 @@ T = TypeVar("T")
 
 def plugin_names(package: str) -> list[str]:
     """Sorted names registered under `package` ("featcache.models"): its own files and entry points."""
-    found = importlib.util.find_spec(package)
-    assert found
-    own = {m.name for m in pkgutil.iter_modules(found.submodule_search_locations) if m.name[0] != "_"}
-    return sorted(own | {entry.name for entry in entry_points(group=package)})
+    return sorted(_own(package) | {entry.name for entry in entry_points(group=package)})
+
+
+def _own(package: str) -> set[str]:
+    """The package's own files, without importing it: what it needs may take long, and help only names plugins."""
+    if package in sys.modules:
+        folders: Iterable[str] = sys.modules[package].__path__
+    else:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        folders = spec.submodule_search_locations or ()
+    return {module.name for module in pkgutil.iter_modules(folders) if module.name[0] != "_"}
 
 
 def load_plugin(package: str, name: str) -> ModuleType:
-    """Import the plugin called `name`.
+    """Import the plugin called `name`; of two, the package's own.
 
     Raises:
         ValueError: no plugin has that name; the message suggests near names, or has all.
     """
-    known = plugin_names(package)
-    if name not in known:
-        named = {"corpora": "corpus", "models": "encoder"}
-        kind = named.get(package.rpartition(".")[2], package.rpartition(".")[2].removesuffix("s"))
-        raise ValueError(f"unknown {kind} {name!r}; {suggest(name, known, len(known))}")
+    if name in _own(package):  # most are, and the entry points of every installed distribution take a while to read
+        return importlib.import_module(f"{package}.{name}")
     for entry in entry_points(group=package):
         if entry.name == name:
             return entry.load()
-    return importlib.import_module(f"{package}.{name}")
+    known = plugin_names(package)
+    named = {"corpora": "corpus", "models": "encoder"}
+    kind = named.get(package.rpartition(".")[2], package.rpartition(".")[2].removesuffix("s"))
+    raise ValueError(f"unknown {kind} {name!r}; {suggest(name, known, len(known))}")
 
 
 def suggest(word: str, known: Iterable[str], most: int = 12) -> str:

@@ -23,6 +23,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from typer.core import TyperGroup
 
 # Without emoji: corrupted:fog:3 is a corpus, and :fog: no picture.
 screen = Console(stderr=True, soft_wrap=True, emoji=False)  # progress and remarks, never wrapped; results go to stdout
@@ -32,9 +33,11 @@ NAMED_VERSIONS = ("torch", "zarr", "numpy", "timm", "open_clip_torch", "faiss-cp
 """Distributions that `--version` tells of besides, where they are installed."""
 
 
-def program(name: str, about: str) -> typer.Typer:
-    """One of the programs, yet without commands."""
-    app = typer.Typer(help=about, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+def program(name: str, about: str, cls: type[TyperGroup] | None = None) -> typer.Typer:
+    """One of the programs, yet without commands, but for those that `cls` finds."""
+    app = typer.Typer(
+        cls=cls, help=about, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
+    )
 
     def tell(asked: bool) -> None:
         if asked:

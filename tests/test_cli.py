@@ -130,10 +130,10 @@ def test_evaluators_read_stores_that_anyone_wrote(here, command):
     assert code == 0
     assert json.loads(out)["metrics"]["knn/far/blob/auroc"]["value"] > 0.9
     assert json.loads(out)["parameters"]["detectors"]["knn"]["k"] == 5
-    code, out, err = command("evalsuite probe --train train.zarr --test test.zarr --c 0.1,1 --save head.safetensors")
+    code, out, _ = command("evalsuite probe --train train.zarr --test test.zarr --c 0.1,1 --save head.safetensors")
     assert (code, (here / "head.safetensors").exists()) == (0, True)
     assert "probe/top1" in out
-    assert "C = " in err
+    assert "C = " in out
     code, out, _ = command("evalsuite knn --bank train.zarr --query test.zarr --preset cospress --shots 4 --json -")
     assert json.loads(out)["parameters"]["k"] == [10]
     assert json.loads(out)["inputs"]["bank"]["rows"] == 12

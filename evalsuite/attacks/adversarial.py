@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from evalsuite.classes import Classes, guessing, numbers_of
+from evalsuite.accuracy import guessing
+from evalsuite.classes import Classes, numbers_of
+from evalsuite.judged import near_chance
 from featcache.head import Head
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Pgd:
     White-box projected gradient ascent on the cross-entropy with respect to the pixels at the encoder's input size,
     from a uniformly random start in the ε-ball: `steps` steps of 2.5 ε / `steps` along the gradient's sign, each put
     back into the ball and into the pixel range. It is an attack, no proof: a stronger one may find less accuracy
-    (`evalsuite/_autoattack.py`).
+    (`evalsuite/attacks/autoattack.py`).
 
     `epsilons` are in 1/255 of the pixel range, at least 0.5; 0, the clean accuracy, is always measured too. `head` is a
     file of `evalsuite.probe`; labels are matched to its classes by name where it has names, else by number.
@@ -72,6 +74,16 @@ class Pgd:
     def chance(self, rows: Int[np.ndarray, " n"]) -> float:
         """What the best answer that is the same for all of these rows would reach, were they not attacked."""
         return guessing(self._target[rows], np.arange(len(self.head.labels)))
+
+    def remarks(self, measured: Mapping[str, Bool[np.ndarray, " n"]], rows: Int[np.ndarray, " n"]) -> list[str]:
+        """One line where the clean accuracy of what was `measured` on these rows is next to chance."""
+        accuracy, chance = float(measured[f"{self.name}/0/top1"].mean()), self.chance(rows)
+        if not near_chance(accuracy, chance, len(rows)):
+            return []
+        return [
+            f"head {self.head.name}: right on {accuracy:.4f} of the clean images, next to chance ({chance:.4f}): its "
+            "classes, their order or its encoder seem to be others, and the attack says nothing"
+        ]
 
     def measure(
         self,

@@ -1,6 +1,6 @@
 """OOD detectors: one file each, registered under the file's name.
 
-A file defines exactly one public class. Other people's packages add detectors through the entry-point group
+A file defines exactly one public class, a `Detector`. Other people's packages add detectors through the entry-point group
 `evalsuite.detectors`, each entry naming such a module.
 
 A detector is chosen by a *spec*: its name, then optionally `:` and the constructor's arguments, `knn` or
@@ -13,11 +13,11 @@ from __future__ import annotations
 import inspect
 import math
 import tomllib
-from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, dataclass_transform
 
 import numpy as np
-from jaxtyping import Float
 
 from featcache.rows import Rows
 
@@ -26,31 +26,33 @@ _OPTIONAL = {"int | None": int, "str | None": str}  # of arguments that may be l
 _BOOLEANS = {"True": "true", "False": "false"}
 
 
-@runtime_checkable
-class Detector(Protocol):
-    """What every detector does. The constructor stores its arguments under their own names and does nothing
-    else; what `fit` learns is kept in attributes that end in `_`.
-
-    A class attribute `needs` names the store's fields that `score` takes, in its order; without one it takes
-    `("embedding",)`. A method `check()`, where there is one, raises `ValueError` for arguments that suit no bank, with
-    their unit (in percent, a share, of cosines): `build` calls it, so that nothing is computed for them.
+@dataclass_transform()
+class Detector:
+    """What every detector does. A subclass is made a dataclass, whose fields are its arguments (`k: int = 50`); what `fit`
+    learns is kept in attributes that end in `_`. Making one computes nothing.
     """
 
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False)(cls)
+
+    needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    """The store's fields that `score` takes, in its order."""
+
+    score: Callable[..., np.ndarray]
+    """Of the fields' rows (n, d) one finite score for each row, (n,): **higher = more OOD**, whatever other rows are scored
+    beside it."""
+
+    def check(self) -> None:
+        """Raises `ValueError` for arguments that suit no bank, with their unit (in percent, a share, of cosines); called
+        before anything is computed."""
+
     def fit(self, bank: Rows) -> Detector:
-        """Learn from the ID training rows; returns self.
+        """Learn from the ID training rows; returns self. By default there is nothing to learn.
 
-        Raises `ValueError` when the parameters do not suit this bank.
+        Raises `ValueError` when the arguments do not suit this bank.
         """
-        ...
-
-    def score(self, *fields: Float[np.ndarray, "n _"]) -> Float[np.ndarray, " n"]:
-        """One finite score for each row, **higher = more OOD**, whatever other rows are scored beside it."""
-        ...
-
-
-def needs(detector: Detector | type[Detector]) -> tuple[str, ...]:
-    """The fields of a store that the detector's `score` takes, in its order."""
-    return getattr(detector, "needs", ("embedding",))
+        self.check()
+        return self
 
 
 def names() -> list[str]:
@@ -65,9 +67,9 @@ def load(name: str) -> type[Detector]:
 
     Raises `ValueError` when there is none; the message suggests near names.
     """
-    from featcache.plugins import load_plugin
+    from featcache.plugins import load_plugin, only_class
 
-    return _only_class(load_plugin(__name__, name))
+    return only_class(load_plugin(__name__, name), Detector)
 
 
 def build(spec: str, **defaults: Any) -> Detector:
@@ -96,8 +98,7 @@ def build(spec: str, **defaults: Any) -> Detector:
         if kind in _KINDS and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
             raise ValueError(f"detector {name}: {argument} must be {_KINDS[kind]}, got {value!r}")
     built = detector(**given)
-    if hasattr(built, "check"):
-        built.check()
+    built.check()
     return built
 
 
@@ -128,13 +129,3 @@ def _parse(spec: str) -> tuple[str, dict[str, Any]]:
 
 def _arguments(detector: type) -> list[str]:
     return list(inspect.signature(detector).parameters)
-
-
-def _only_class(module: ModuleType) -> Any:
-    classes = [
-        value
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_")
-    ]
-    assert len(classes) == 1, f"{module.__name__} must define one public class, it defines {len(classes)}"
-    return classes[0]

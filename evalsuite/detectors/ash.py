@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import share
 from evalsuite.detectors._shaping import largest, ratio, require_activations
@@ -12,7 +13,7 @@ from featcache.geometry import logsumexp
 from featcache.rows import Rows
 
 
-class ASH:
+class ASH(Detector):
     """Score = −log Σ exp(logits of the shaped row), any real number.
 
     The `pruned` share of a row's smallest activations becomes zero. Then `variant` `s` multiplies the rest by
@@ -23,9 +24,8 @@ class ASH:
     Djurisic et al. 2023, "Extremely Simple Activation Shaping for Out-of-Distribution Detection", arXiv 2209.09858.
     """
 
-    def __init__(self, pruned: float = 0.65, variant: str = "s") -> None:
-        self.pruned = pruned
-        self.variant = variant
+    pruned: float = 0.65
+    variant: str = "s"
 
     def check(self) -> None:
         """Raises `ValueError` unless the variant is known and the pruned share in [0, 1)."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import moments, pieces
 from featcache.geometry import unit
 from featcache.rows import Rows
 
 
-class CosineMean:
+class CosineMean(Detector):
     """Score = 1 − max over classes c of cos(x, μ_c), in [0, 2], μ_c the mean of the class's rows of norm 1.
 
     The nearest-prototype rule of few-shot classification, read as a score; no peer has it. A row of norm zero

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import moments, pieces
 from evalsuite.detectors._ranges import share
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
 
 
-class DICE:
+class DICE(Detector):
     """Score = −log Σ exp(x · Mᵀ + b), any real number; M keeps of the head's weights W those whose contribution
     W · mean bank row is above the `dropped` quantile of all contributions, and has zeros elsewhere.
 
@@ -21,8 +22,7 @@ class DICE:
     Sun and Li 2022, "DICE: Leveraging Sparsification for Out-of-Distribution Detection", arXiv 2111.09805.
     """
 
-    def __init__(self, dropped: float = 0.9) -> None:
-        self.dropped = dropped
+    dropped: float = 0.9
 
     def check(self) -> None:
         """Raises `ValueError` unless the dropped share is in [0, 1)."""

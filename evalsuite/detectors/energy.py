@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import temperature
 from featcache.geometry import logsumexp
-from featcache.rows import Rows
 
 
-class Energy:
+class Energy(Detector):
     """Score = −T log Σ exp(logits / T), any real number; T is `temperature`. Fits nothing, needs no labels.
 
     Liu et al. 2020, "Energy-based Out-of-distribution Detection", arXiv 2010.03759.
@@ -19,20 +19,11 @@ class Energy:
 
     needs = ("logits",)
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = temperature
+    temperature: float = 1.0
 
     def check(self) -> None:
         """Raises `ValueError` unless the temperature is positive."""
         temperature("energy:temperature", self.temperature)
-
-    def fit(self, bank: Rows) -> Energy:
-        """Reads nothing.
-
-        Raises `ValueError` when the temperature is not positive.
-        """
-        self.check()
-        return self
 
     def score(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
         """The free energy."""

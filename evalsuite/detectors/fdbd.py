@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import moments, pieces
 from featcache.rows import Rows
 
 
-class FDBD:
+class FDBD(Detector):
     """Score = −(mean over the other classes c of |l_ŷ − l_c| / ‖w_ŷ − w_c‖) / ‖x − μ‖, at most 0; ŷ is the class the
     head predicts, l its logits, μ the bank's mean.
 

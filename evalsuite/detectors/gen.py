@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import whole
-from featcache.rows import Rows
 
 
-class GEN:
+class GEN(Detector):
     """Score = Σ p^γ (1 − p)^γ over the `top` largest softmax probabilities p, at least 0; γ is `gamma`.
 
     The paper's and OpenOOD's γ = 0.1 and top = 100 (all classes when there are fewer). pytorch-ood takes the
@@ -23,23 +23,14 @@ class GEN:
 
     needs = ("logits",)
 
-    def __init__(self, gamma: float = 0.1, top: int = 100) -> None:
-        self.gamma = gamma
-        self.top = top
+    gamma: float = 0.1
+    top: int = 100
 
     def check(self) -> None:
         """Raises `ValueError` unless gamma is in (0, 1] and top a whole number from 1."""
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gen:gamma={self.gamma!r} must be above 0 and at most 1")
         whole("gen:top", self.top, 1)
-
-    def fit(self, bank: Rows) -> GEN:
-        """Reads nothing.
-
-        Raises `ValueError` when gamma is not positive or top is no whole number above 0.
-        """
-        self.check()
-        return self
 
     def score(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
         """The generalised entropy."""

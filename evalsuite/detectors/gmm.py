@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import Gaussians, Moments, moments, pieces
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
@@ -14,7 +15,7 @@ from featcache.rows import Rows
 _LIMIT = 2 * 2**30  # bytes of class covariances
 
 
-class GMM:
+class GMM(Detector):
     """Score = −log Σ_c (n_c/n) N(x; μ_c, Σ_c), any real number, in nats.
 
     Fitted by counting, without EM: class shares, means and covariances divided by n_c, `reg` added to their
@@ -26,9 +27,8 @@ class GMM:
     and classes × d.
     """
 
-    def __init__(self, covariance: str = "full", reg: float = 1e-6) -> None:
-        self.covariance = covariance
-        self.reg = reg
+    covariance: str = "full"
+    reg: float = 1e-6
 
     def check(self) -> None:
         """Raises `ValueError` unless the covariance is known and nothing negative is added to it."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
 
 
-class GradNorm:
+class GradNorm(Detector):
     """Score = −‖∂/∂W KL(uniform ‖ softmax)‖₁ = −Σ_c |p_c − 1/C| · ‖x‖₁, at most 0; p is the softmax of the logits of
     C classes, W the head's weights.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import add_by_group, pieces
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
 
 
-class KLM:
+class KLM(Detector):
     """Score = min over classes k of KL(p ‖ d_k), p the softmax of a row's logits, at least 0 up to rounding.
 
     Fitted: d_k, the mean softmax of the bank rows *predicted* as k; classes never predicted are left out, as in

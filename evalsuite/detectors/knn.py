@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._nearest import nearest
 from evalsuite.detectors._ranges import whole
 from featcache.rows import Rows
 
 
-class KNN:
+class KNN(Detector):
     """Score = 1 − cosine similarity to the k-th nearest bank row, in [0, 2]; `mean` takes the mean of the k
     nearest instead, which depends less on k.
 
@@ -21,9 +22,8 @@ class KNN:
     Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors", arXiv 2204.06507.
     """
 
-    def __init__(self, k: int = 50, mean: bool = False) -> None:
-        self.k = k
-        self.mean = mean
+    k: int = 50
+    mean: bool = False
 
     def check(self) -> None:
         """Raises `ValueError` unless k is a whole number from 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._nearest import nearest
 from evalsuite.detectors._ranges import whole
 from evalsuite.neighbours.exact import search
@@ -13,7 +14,7 @@ from featcache.rows import Rows
 _SAME = 1e-3  # rows of norm 1 that are no further apart: float32 cosines cannot tell them from the same
 
 
-class LOF:
+class LOF(Detector):
     """Score = the mean local density of a row's k nearest bank rows over its own, above 0; about 1 for ID rows.
 
     Rows are scaled to norm 1 and compared by Euclidean distance: the score of scikit-learn's
@@ -30,8 +31,7 @@ class LOF:
     Breunig et al. 2000, "LOF: Identifying Density-Based Local Outliers" (duplicates: section 4, footnote).
     """
 
-    def __init__(self, k: int = 20) -> None:
-        self.k = k
+    k: int = 20
 
     def check(self) -> None:
         """Raises `ValueError` unless k is a whole number from 1."""

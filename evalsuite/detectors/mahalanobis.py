@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
 from featcache.rows import Rows
 
 
-class Mahalanobis:
+class Mahalanobis(Detector):
     """Score = min over classes c of (x − μ_c)ᵀ Σ⁻¹ (x − μ_c), at least 0.
 
     Fitted: one mean a class and the covariance of all rows about their class's mean, divided by n (OpenOOD's;

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
 from featcache.geometry import unit
 from featcache.rows import Rows
 
 
-class MahalanobisPP:
+class MahalanobisPP(Detector):
     """`mahalanobis` after every row, of the bank too, is scaled to norm 1: score = min_c (z − μ_c)ᵀ Σ⁻¹ (z − μ_c)
     with z = x/‖x‖, at least 0. Also called `mahalanobis++`.
 

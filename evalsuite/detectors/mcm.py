@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import temperature
 from evalsuite.detectors._text import text_embeddings
@@ -12,7 +13,7 @@ from featcache.geometry import unit
 from featcache.rows import Rows
 
 
-class MCM:
+class MCM(Detector):
     """Score = 1 − max over class names of softmax(cos(image, text) / temperature), in [0, 1).
 
     `text` is a file or store of one embedding a class name, by the text tower of the model that embedded the images
@@ -24,9 +25,8 @@ class MCM:
     arXiv 2211.13445.
     """
 
-    def __init__(self, text: str | None = None, temperature: float = 1.0) -> None:
-        self.text = text
-        self.temperature = temperature
+    text: str | None = None
+    temperature: float = 1.0
 
     def check(self) -> None:
         """Raises `ValueError` unless the temperature is above 0 and at most 10."""

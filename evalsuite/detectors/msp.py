@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import temperature
-from featcache.rows import Rows
 
 
-class MSP:
+class MSP(Detector):
     """Score = 1 − max over classes of softmax(logits / temperature), in [0, 1).
 
     Summed from the *other* classes' probabilities in float64: confident rows stay apart where 1 − p rounds to
@@ -22,20 +22,11 @@ class MSP:
 
     needs = ("logits",)
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = temperature
+    temperature: float = 1.0
 
     def check(self) -> None:
         """Raises `ValueError` unless the temperature is positive."""
         temperature("msp:temperature", self.temperature)
-
-    def fit(self, bank: Rows) -> MSP:
-        """Reads nothing.
-
-        Raises `ValueError` when the temperature is not positive.
-        """
-        self.check()
-        return self
 
     def score(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
         """The probability of not being the likeliest class."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import moments, pieces
 from featcache.rows import Rows
 
 
-class NCI:
+class NCI(Detector):
     """Score = −⟨w_ŷ, x − μ⟩ / ‖x − μ‖ − `alpha` ‖x‖₁, any real number; ŷ is the class the head predicts, w its
     weights, μ the bank's mean.
 
@@ -18,8 +19,7 @@ class NCI:
     Liu and Qin 2025, "Detecting Out-of-Distribution Through the Lens of Neural Collapse", arXiv 2311.01479.
     """
 
-    def __init__(self, alpha: float = 1e-4) -> None:
-        self.alpha = alpha
+    alpha: float = 1e-4
 
     def check(self) -> None:
         """Raises `ValueError` unless alpha is at least 0."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import temperature, whole
 from evalsuite.detectors._text import text_embeddings
@@ -12,7 +13,7 @@ from featcache.geometry import logsumexp, unit
 from featcache.rows import Rows
 
 
-class NegLabel:
+class NegLabel(Detector):
     """Score = mean over groups of Σ_neg exp(cos/T) / (Σ_class exp(cos/T) + Σ_neg exp(cos/T)), in (0, 1); T is
     `temperature`, and each group has its own negatives and all the class names.
 
@@ -25,19 +26,11 @@ class NegLabel:
     Jiang et al. 2024, "Negative Label Guided OOD Detection with Pretrained Vision-Language Models", arXiv 2403.20078.
     """
 
-    def __init__(
-        self,
-        text: str | None = None,
-        negatives: str | None = None,
-        groups: int = 100,
-        temperature: float = 0.01,
-        seed: int = 0,
-    ) -> None:
-        self.text = text
-        self.negatives = negatives
-        self.groups = groups
-        self.temperature = temperature
-        self.seed = seed
+    text: str | None = None
+    negatives: str | None = None
+    groups: int = 100
+    temperature: float = 0.01
+    seed: int = 0
 
     def check(self) -> None:
         """Raises `ValueError` unless the temperature is above 0 and at most 10, and groups and seed are whole numbers."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import whole
 from featcache.geometry import logsumexp, unit
 from featcache.rows import Rows
 
 
-class NNGuide:
+class NNGuide(Detector):
     """Score = −E(x) · mean of the k largest ⟨x/‖x‖, E(b) b/‖b‖⟩ over bank rows b, any real number.
 
     E = log Σ exp of a row's logits, so stores must have them. pytorch-ood's k and bank (all rows); the paper
@@ -24,8 +25,7 @@ class NNGuide:
 
     needs = ("embedding", "logits")
 
-    def __init__(self, k: int = 10) -> None:
-        self.k = k
+    k: int = 10
 
     def check(self) -> None:
         """Raises `ValueError` unless k is a whole number from 1."""

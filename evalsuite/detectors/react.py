@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
@@ -12,7 +13,7 @@ from featcache.rows import Rows
 _SAMPLE_FLOATS = 2**24
 
 
-class ReAct:
+class ReAct(Detector):
     """Score = −log Σ exp(logits of min(x, t)), any real number; t is the bank's `percentile` over all of its values.
 
     The paper's, OpenOOD's and pytorch-ood's percentile is 90 (OpenOOD takes it of ID validation rows). A bank of
@@ -22,8 +23,7 @@ class ReAct:
     Sun et al. 2021, "ReAct: Out-of-distribution Detection With Rectified Activations", arXiv 2111.12797.
     """
 
-    def __init__(self, percentile: float = 90.0) -> None:
-        self.percentile = percentile
+    percentile: float = 90.0
 
     def check(self) -> None:
         """Raises `ValueError` unless the percentile is in percent, above 1 and at most 100."""

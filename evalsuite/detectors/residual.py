@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import moments, pieces, principal
 from evalsuite.detectors._ranges import whole
 from featcache.rows import Rows
 
 
-class Residual:
+class Residual(Detector):
     """Score = ‖(I − VVᵀ)(x − μ)‖, at least 0: what is left of a row once its part in the bank's first
     `components` principal directions V is taken off. Needs no labels.
 
@@ -21,8 +22,7 @@ class Residual:
     Wang et al. 2022, "ViM: Out-Of-Distribution with Virtual-logit Matching", arXiv 2203.10807, section 3.
     """
 
-    def __init__(self, components: int | None = None) -> None:
-        self.components = components
+    components: int | None = None
 
     def check(self) -> None:
         """Raises `ValueError` unless components is None or a whole number from 1."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
 from featcache.rows import Rows
 
 
-class RMD:
+class RMD(Detector):
     """Score = min over classes c of M_c(x) − M_0(x), any real number.
 
     M_c is the squared Mahalanobis distance to class c as in `mahalanobis`, M_0 that to the mean of all labelled

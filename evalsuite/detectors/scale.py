@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
 from evalsuite.detectors._ranges import share
 from evalsuite.detectors._shaping import largest, ratio, require_activations
@@ -12,7 +13,7 @@ from featcache.geometry import logsumexp
 from featcache.rows import Rows
 
 
-class SCALE:
+class SCALE(Detector):
     """Score = −log Σ exp(logits of x · exp(r)), any real number; r is the sum of a row's activations over that of
     its largest, the `pruned` share of smallest ones left out.
 
@@ -23,8 +24,7 @@ class SCALE:
     arXiv 2310.00227.
     """
 
-    def __init__(self, pruned: float = 0.85) -> None:
-        self.pruned = pruned
+    pruned: float = 0.85
 
     def check(self) -> None:
         """Raises `ValueError` unless the pruned share is in [0, 1)."""

@@ -6,11 +6,12 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.classes import Classes, numbers_of
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import add_by_group, pieces
 from featcache.rows import Rows
 
 
-class SHE:
+class SHE(Detector):
     """Score = −⟨x, pattern of the class the head predicts for x⟩, any real number.
 
     Fitted: a class's pattern, the mean of its bank rows that the head gets right. A class of which it gets none

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
 from featcache.geometry import unit
 from featcache.rows import Rows
 
 
-class SSD:
+class SSD(Detector):
     """Score = (z − μ)ᵀ Σ⁻¹ (z − μ) with z = x/‖x‖, at least 0; μ, Σ the mean and covariance of all bank rows so
     scaled. Needs no labels.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import moments, pieces, principal
 from evalsuite.detectors._ranges import whole
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
 
 
-class ViM:
+class ViM(Detector):
     """Score = α ‖P(x − u)‖ − log Σ exp(logits), any real number: a row's part outside the bank's principal subspace,
     as a virtual logit, less its energy.
 
@@ -23,8 +24,7 @@ class ViM:
     Wang et al. 2022, "ViM: Out-Of-Distribution with Virtual-logit Matching", arXiv 2203.10807.
     """
 
-    def __init__(self, components: int | None = None) -> None:
-        self.components = components
+    components: int | None = None
 
     def check(self) -> None:
         """Raises `ValueError` unless components is None or a whole number from 1."""

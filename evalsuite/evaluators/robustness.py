@@ -4,77 +4,46 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from evalsuite import detectors as registry
-from evalsuite.attacks.adversarial import Pgd
-from evalsuite.attacks.autoattack import AutoAttack
-from evalsuite.classes import Classes, require_common
-from evalsuite.collapse import collapse_remarks
-from evalsuite.evaluators.knn import knn
-from evalsuite.evaluators.ood import (
-    build_all,
-    fit_all,
-    lost_alone,
-    named_sets,
-    overlaps,
-    remarks_on,
-    require_apart,
-    score_all,
-    unlabelled_remarks,
-    warn_of_failed,
-    without_identical,
+from evalsuite.evaluators import (
+    Estimate,
+    Headline,
+    Named,
+    OfStores,
+    Result,
+    Samples,
+    Section,
+    Store,
+    Table,
+    function,
+    named_stores,
+    option,
+    python_only,
+    store,
 )
-from evalsuite.intervals import Estimate, mean_of, ranking, share
-from evalsuite.judged import Judged, near_chance
-from evalsuite.overlap import overlap
-from evalsuite.result import Metric, Result, versions
-from featcache.head import Head
-from featcache.rows import Rows, Store, left_out_remarks
 
 if TYPE_CHECKING:
     from featcache import Corpus, Encoder, FeatureStore
-else:  # `import featcache.encoder` brings torch: too slow for an annotation
+else:  # NumPy, torch: too slow for an annotation
     Corpus = Encoder = FeatureStore = Any
 
-CLEAN = "clean"
+
+def _span(text: str) -> list[int]:
+    """`1-5`, or a comma list."""
+    if ends := re.fullmatch(r"(\d+)-(\d+)", text):
+        return list(range(int(ends[1]), int(ends[2]) + 1))
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError("give whole numbers, separated by commas") from None
 
 
-def robustness(
-    encoder: Encoder | str,
-    corpus: Corpus | str,
-    bank: Store,
-    out: str | os.PathLike[str],
-    *,
-    corruptions: Literal["all"] | Sequence[str] = "all",
-    severities: Sequence[int] = (1, 2, 3, 4, 5),
-    size: int = 256,
-    k: int = 20,
-    temperature: float = 0.07,
-    near: Mapping[str, Store] | None = None,
-    far: Mapping[str, Store] | None = None,
-    detectors: Sequence[str] = ("knn",),
-    head: str | os.PathLike[str] | None = None,
-    pgd: Sequence[float | int] = (),
-    pgd_steps: int = 20,
-    autoattack: Sequence[float | int] = (),
-    reference: Result | str | os.PathLike[str] | None = None,
-    drop_identical: bool = False,
-    any_precision: bool = False,
-    resamples: int = 1000,
-    seed: int = 0,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    overwrite: bool = False,
-    trust_code: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Result:
+@dataclass(frozen=True)
+class Robustness(OfStores):
     """How well `encoder` still labels, and tells from OOD, the images of `corpus` once they are corrupted.
 
     The corpus is extracted clean and under each corruption and severity (see `featcache/corpora/corrupted.py`), into
@@ -98,8 +67,8 @@ def robustness(
       that corruption adds to the clean one; a corruption that adds none to the reference leaves them out, with a warning.
     - `pgd/EPS/top1`, for each of `pgd` and for 0, where `pgd` is given: accuracy of `head` (saved by `evalsuite.probe`)
       on the clean images under an L∞ attack of at most EPS / 255 a pixel and `pgd_steps` steps, in [0, 1]; see
-      `evalsuite/_adversarial.py`. It is measured anew in every run, `batch_size` images at a time.
-    - `autoattack/EPS/top1`, the same under AutoAttack (see `evalsuite/_autoattack.py`), where `autoattack` is given.
+      `evalsuite/attacks/adversarial.py`. It is measured anew in every run, `batch_size` images at a time.
+    - `autoattack/EPS/top1`, the same under AutoAttack (see `evalsuite/attacks/autoattack.py`), where `autoattack` is given.
 
     Images that the bank has too vote for themselves, corrupted or not, and OOD images that the bank or the corpus has are
     ID: they are counted, as `inputs["clean"]["identical"]` and in each set's record, and remarked on; `drop_identical`
@@ -118,362 +87,283 @@ def robustness(
 
     Hendrycks & Dietterich 2019, arXiv 1903.12261; Madry et al. 2018, arXiv 1706.06083.
     """
-    import featcache
-    from featcache.corpora.corrupted import COMMON, Corrupted
 
-    names = COMMON if corruptions == "all" else tuple(dict.fromkeys(corruptions))
-    severities = tuple(sorted(dict.fromkeys(severities)))
-    if not (names and severities):
-        raise ValueError("give at least one corruption and one severity")
-    corpus = featcache.open_corpus(corpus) if isinstance(corpus, str) else corpus
-    corrupted = {f"{name}/{level}": Corrupted(corpus, name, level, size) for name in names for level in severities}
-    if corpus.class_names is None:
-        raise ValueError(f"{corpus.spec} has no labels; give a corpus with class sub-folders or a label column")
-    encoder = featcache.load_encoder(encoder, trust_code=trust_code) if isinstance(encoder, str) else encoder
-    sets = _OodSets(near or {}, far or {}, detectors, bank, head, any_precision)
-    voters = sets.bank.labelled()
-    if sets.bank.record()["fingerprint"] != encoder.fingerprint:
-        made = sets.bank.record()
-        raise ValueError(
-            f"{made['path']} was made by encoder {made['encoder']} ({made['fingerprint']}), not {encoder.name} "
-            f"({encoder.fingerprint}); extract the bank with this encoder"
-        )
-    labels = np.unique([corpus.label(i) for i in range(len(corpus))])
-    require_common(Classes(corpus.spec, labels[labels >= 0], corpus.class_names), Classes.of(voters))
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a positive, finite number, got {temperature}")
-    if not 1 <= k <= len(voters):
-        raise ValueError(f"k={k}: give 1 to {len(voters)}, the labelled rows of {voters.name}")
-    if precision == "auto":  # the bank's, and its batches: other rows would not be comparable
-        precision = sets.bank.extraction.precision or "auto"
-        batch_size = batch_size or sets.bank.extraction.batch_size
-    attacks = [Pgd(pgd, pgd_steps, head, corpus)] if pgd else []
-    attacks += [AutoAttack(autoattack, head, corpus)] if autoattack else []
-    top1 = f"top1@{k}"
-    if reference is not None:
-        reference = reference if isinstance(reference, Result) else Result.read(reference)
-        task = {"size": size, "temperature": temperature, "drop_identical": drop_identical}
-        _require_same_task(reference, top1, list(corrupted), task)
-
-    failed = warn_of_failed(sets.failures)
-    images, folder = {CLEAN: corpus, **corrupted}, os.fspath(out).rstrip("/")
-    total = (len(images) + sum(len(attack.epsilons) for attack in attacks)) * len(corpus)
-
-    def extracted(where: str, path: str, precision: str) -> FeatureStore:
-        before = list(images).index(where) * len(corpus)
-        return featcache.extract(
-            images[where],
-            encoder,
-            path,
-            fields=sets.fields,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
-            precision=precision,
-            overwrite=overwrite,
-            progress=lambda at: progress(before + at.done, total, where) if progress else None,
-        )
-
-    paths = {where: f"{folder}/{where.replace('/', '-')}@{size}.zarr" for where in corrupted}
-    if not (overwrite or _sealed(f"{folder}/{CLEAN}.zarr")):
-        for where, path in paths.items():  # corrupted images without clean ones may be of other images than now
-            if _sealed(path):
-                extracted(where, path, precision)
-    clean = extracted(CLEAN, f"{folder}/{CLEAN}.zarr", precision)
-    digest = clean.manifest.corpus.digest
-    if reference is not None and reference.inputs["corpus"]["digest"] != digest:
-        raise ValueError(
-            f"the reference is of other images or labels than {corpus.spec}; measure it on the same corpus"
-        )
-    cleaned = Rows.of(clean)
-    sets.bank.require_same_encoder(cleaned, any_precision)
-    labelled = cleaned.labelled()
-    same = overlap(labelled, [voters])
-    if drop_identical and same.rows.all():
-        raise ValueError(f"every image of {corpus.spec} is in {voters.name} too; give another corpus or bank")
-    left_out = labelled.index[same.rows] if drop_identical else labelled.index[:0]
-    sets.keep_apart(clean, drop_identical)
-    votes: dict[str, Result] = {}
-    aurocs: dict[str, dict[str, Estimate]] = {}
-    accuracy: dict[str, Any] | None = None
-    of_head: list[str] = []
-    inputs: dict[str, Any] = {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
-    for where in images:
-        store = clean
-        if where != CLEAN:
-            finished = None if overwrite else _finished(paths[where], clean)
-            store = finished or extracted(where, paths[where], str(clean.manifest.extraction.precision))
-        rows = Rows.of(store, sets.bank.head)
-        rows = rows.pick(np.flatnonzero(~np.isin(rows.index, left_out)))
-        votes[where] = knn(sets.bank, rows, [k], temperature, any_precision=any_precision, seed=seed)
-        judged = Judged(rows, sets.bank, CLEAN) if where == CLEAN else None
-        aurocs[where] = sets.measure(rows, judged)
-        accuracy, of_head = judged.record() if judged is not None else (accuracy, of_head)
-        inputs[where] = votes[where].inputs["query"]
-    inputs[CLEAN] |= {"identical": same.count}
-    failed |= warn_of_failed({spec: error for spec, error in sets.failures.items() if spec not in failed})
-    measured = {
-        where: _Measured(votes[where], top1, {n: of for n, of in found.items() if n.partition("/")[0] not in failed})
-        for where, found in aurocs.items()
-    }
-
-    metrics = {f"{where}/{what}": metric for where, of in measured.items() for what, metric in of.metrics.items()}
-    for name in names:
-        metrics |= _means(f"{name}/mean", [measured[f"{name}/{level}"] for level in severities])
-    metrics |= _means("mean", [measured[where] for where in corrupted])
-    attacked: dict[str, np.ndarray] = {}
-    attacked_rows = np.setdiff1d(labelled.index, left_out)
-    done_before = len(images) * len(corpus)
-    for attack in attacks:
-
-        def told(done: int, name: str = attack.name, before: int = done_before) -> None:
-            if progress:
-                progress(before + done, total, name)
-
-        attacked |= attack.measure(
-            encoder,
-            attacked_rows,
-            seed=seed,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
-            progress=told,
-        )
-        done_before += len(attack.epsilons) * len(corpus)
-    chance = dict.fromkeys(attacked, attacks[0].chance(attacked_rows) if attacks else 0.0)
-    for attack in attacks[:1]:  # any other starts from the same
-        clean_accuracy, by_chance = float(attacked[f"{attack.name}/0/top1"].mean()), attack.chance(attacked_rows)
-        if near_chance(clean_accuracy, by_chance, len(attacked_rows)):
-            of_head.append(
-                f"head {attack.head.name}: right on {clean_accuracy:.4f} of the clean images, next to chance "
-                f"({by_chance:.4f}): its classes, their order or its encoder seem to be others, and the attack says nothing"
-            )
-    metrics |= {name: share(correct).metric() for name, correct in attacked.items()}
-    if reference is not None:
-        metrics |= _corruption_errors(metrics, reference.metrics, top1, names, severities)
-
-    chance |= {f"{where}/{top1}": of.chance for where, of in measured.items()}
-    for name in names:
-        chance[f"{name}/mean/{top1}"] = float(np.mean([measured[f"{name}/{level}"].chance for level in severities]))
-    chance[f"mean/{top1}"] = float(np.mean([measured[where].chance for where in corrupted]))
-    samples = {}
-    if _same_images(list(measured.values())):
-        samples = {"sample_id": measured[CLEAN].ids, "content": measured[CLEAN].content}
-        samples |= {f"{where}/{top1}": of.correct for where, of in measured.items()}
-        samples |= attacked
-    return Result(
-        "robustness",
-        inputs | {"near": sets.record("near"), "far": sets.record("far")},
-        {
-            "encoder": encoder.name,
-            "corruptions": list(names),
-            "severities": list(severities),
-            "size": size,
-            "k": k,
-            "temperature": temperature,
-            "detectors": {spec: registry.parameters(detector) for spec, detector in sets.built.items()},
-            "failed_detectors": failed,
-            "head": None if head is None else os.fspath(head),
-            "head_accuracy": accuracy,
-            "pgd": None,
-            "autoattack": None,
-            **{attack.name: attack.record() for attack in attacks},
-            "reference": None if reference is None else reference.parameters["encoder"],
-            "drop_identical": drop_identical,
-            "any_precision": any_precision,
-            "identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()},
-            "seed": seed,
-            "chance": chance,
-        },
-        metrics,
-        versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),
-        samples,
-        remarks=[
-            *same.remarks("images", "of the bank", "they vote for themselves, corrupted or not", drop_identical),
-            *remarks_on(sets.same, drop_identical),
-            *collapse_remarks("bank", sets.bank),
-            *left_out_remarks("bank", sets.bank, len(sets.bank) - len(voters)),
-            *unlabelled_remarks(sets.bank, "bank")[: bool(sets.built)],
-            *sets.remarks(),
-            *_remarks_of_votes(votes),
-            *of_head,
-        ],
+    order = 50
+    summary = "Accuracy, and AUROC, on corrupted images. Run it again to resume: finished stores are not made again."
+    examples = (
+        "evalsuite robustness --encoder run:runs/a --corpus photos-test/ --bank student.zarr --out runs/a/corrupted",
     )
+    unit = "images"
+    outcomes = ("k", "failed_detectors", "head_accuracy", "encoder", "reference", "autoattack")
 
+    encoder: Encoder | str = option(help="A teacher, as for `featcache extract`, or run:PATH.", metavar="SPEC")
+    corpus: Corpus | str = option(help="Labelled images, as for `featcache extract`.", metavar="CORPUS")
+    bank: Store = store("The encoder's clean labelled rows, which vote.")
+    out: str | os.PathLike[str] = option(help="Where a store for each corruption and severity goes.", metavar="FOLDER")
+    _: KW_ONLY
+    corruptions: Literal["all"] | Sequence[str] = option(
+        "all",
+        "'all' are ImageNet-C's 15; its 4 extra ones by name.",
+        metavar="all|NAME,…",
+        read=lambda text: text if text == "all" else text.split(","),
+    )
+    severities: Sequence[int] = option(
+        (1, 2, 3, 4, 5),
+        "A range or a comma list; 5 is the heaviest.",
+        names=("--severity",),
+        metavar="1-5",
+        shown="1-5",
+        read=_span,
+    )
+    size: int = option(256, "Larger images are reduced to this shorter side, then corrupted.", least=32, metavar="PX")
+    k: int = option(20, "Neighbours that vote.", least=1)
+    temperature: float = python_only(0.07)
+    near: Mapping[str, Store] | None = named_stores("A near-OOD set, clean; repeat for more.")
+    far: Mapping[str, Store] | None = named_stores("A far-OOD set, clean; repeat for more.")
+    detectors: Sequence[str] = option(
+        ("knn",), "Repeat for more; NAME:k=1 sets an argument.", names=("--detector",), metavar="NAME", shown="knn"
+    )
+    head: str | os.PathLike[str] | None = option(
+        None, "A classifier, for detectors and attacks: `evalsuite probe`'s.", metavar="FILE", file="read"
+    )
+    pgd: Sequence[float | int] = option(
+        (), "Attack encoder and --head: at most so many 1/255ths a pixel, such as 4,8.", metavar="EPS,…"
+    )
+    pgd_steps: int | None = option(None, "Of each attack.", least=1, shown="20")
+    autoattack: Sequence[float | int] = option(
+        (), "The same with AutoAttack: stronger, and far slower.", metavar="EPS,…"
+    )
+    reference: Result | str | os.PathLike[str] | None = option(
+        None, "Another encoder's result, that errors are relative to: mce.", metavar="RESULT.json", file="read"
+    )
+    seed: int = option(0, "Of where --pgd starts.", least=0)
+    batch_size: int | None = python_only(None)
+    workers: int | None = None
+    device: str = "auto"
+    precision: str = python_only("auto")
+    overwrite: bool = option(False, "Make all stores in --out anew.")
+    trust_code: bool = False
+    progress: Callable[[int, int, str], None] | None = None
 
-class _Measured:
-    """What was measured of the images of one store: metrics, and the AUROCs with each image's influence on them."""
+    def __post_init__(self) -> None:
+        if self.pgd_steps is not None and not self.pgd:
+            raise ValueError(f"--pgd-steps {self.pgd_steps}: nothing is attacked; give --pgd EPS too")
+        if self.detectors and tuple(self.detectors) != ("knn",) and not (self.near or self.far):
+            raise ValueError(
+                f"--detector {self.detectors[0]}: there is no OOD set to tell apart; give --near or --far NAME=STORE too"
+            )
+        if not (self.corruptions and self.severities):
+            raise ValueError("give at least one corruption and one severity")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a positive, finite number, got {self.temperature}")
 
-    def __init__(self, votes: Result, top1: str, aurocs: dict[str, Estimate]) -> None:
-        self.top1 = top1
-        self.ids, self.content = votes.samples["sample_id"], votes.samples["content"]
-        self.correct = votes.samples[top1]
-        self.chance: float = votes.parameters["chance"][top1]
-        self.aurocs = aurocs
-        self.metrics = {top1: votes.metrics[top1]} | {name: found.metric() for name, found in aurocs.items()}
+    def run(self) -> Result:
+        import numpy as np
 
+        import featcache
+        from evalsuite import detectors as registry
+        from evalsuite.attacks import Attacks
+        from evalsuite.collapse import collapse_remarks
+        from evalsuite.evaluators._corruptions import (
+            CLEAN,
+            CorruptedStores,
+            ScoredSets,
+            check_bank,
+            corruption_errors,
+            measure_all,
+            remarks_of_votes,
+            require_same_task,
+            samples_of,
+            with_means,
+        )
+        from evalsuite.intervals import share
+        from evalsuite.overlap import overlap
+        from evalsuite.result import Result, versions
+        from evalsuite.scores import warn_of_failed
+        from evalsuite.sets import remarks_on, unlabelled_remarks
+        from featcache.corpora.corrupted import COMMON, Corrupted
+        from featcache.rows import Rows, left_out_remarks
 
-class _OodSets:
-    """The near and far sets, scored once by detectors that are fitted once, to `bank`; without sets, no detector.
-
-    `failures` holds the detectors that failed, as in `evalsuite.ood`; `same`, once `keep_apart` has been called, which rows of
-    each set are ID.
-    """
-
-    def __init__(
-        self,
-        near: Mapping[str, Store],
-        far: Mapping[str, Store],
-        specs: Sequence[str],
-        bank: Store,
-        head: str | os.PathLike[str] | None,
-        any_precision: bool,
-    ) -> None:
-        self.head = None if head is None else Head.read(head)
-        self.bank = Rows.of(bank, self.head)
-        self._sets = {name: Rows.of(store, self.head) for name, store in named_sets(near=near, far=far).items()}
-        require_apart({"bank": self.bank} | self._sets)
-        for rows in self._sets.values():
-            self.bank.require_same_encoder(rows, any_precision)
-        self.failures: dict[str, Exception] = {}
-        self.built = build_all(specs) if self._sets else {}
-        self._fitted = fit_all(self.built, self.bank, list(self._sets.values()), self.failures)
-        self._scores = {name: score_all(self._fitted, rows, self.failures) for name, rows in self._sets.items()}
-        needed = {field for detector in self._fitted.values() for field in registry.needs(detector)}
-        self.fields = sorted({"embedding"} | needed - ({"logits"} if head is not None else set()))
-
-    def record(self, group: str) -> dict[str, Any]:
-        """What a result file says about the sets of one group, by name."""
-        return {
-            name.removeprefix(f"{group}/"): rows.record() | {"identical": self.same[name].count}
-            for name, rows in self._sets.items()
-            if name.startswith(f"{group}/")
+        names = COMMON if self.corruptions == "all" else tuple(dict.fromkeys(self.corruptions))
+        severities = tuple(sorted(dict.fromkeys(self.severities)))
+        corpus = featcache.open_corpus(self.corpus) if isinstance(self.corpus, str) else self.corpus
+        corrupted = {
+            f"{name}/{level}": Corrupted(corpus, name, level, self.size) for name in names for level in severities
         }
+        if corpus.class_names is None:
+            raise ValueError(f"{corpus.spec} has no labels; give a corpus with class sub-folders or a label column")
+        encoder = self.encoder
+        if isinstance(encoder, str):
+            encoder = featcache.load_encoder(encoder, trust_code=self.trust_code)
+        sets = ScoredSets(self.near or {}, self.far or {}, self.detectors, self.bank, self.head, self.any_precision)
+        voters = sets.bank.labelled()
+        check_bank(encoder, corpus, sets.bank, self.k)
+        precision, batch_size = self.precision, self.batch_size
+        if precision == "auto":  # the bank's, and its batches: other rows would not be comparable
+            precision = sets.bank.extraction.precision or "auto"
+            batch_size = batch_size or sets.bank.extraction.batch_size
+        pgd_steps = 20 if self.pgd_steps is None else self.pgd_steps
+        attacks = Attacks(self.pgd, pgd_steps, self.autoattack, self.head, corpus)
+        top1 = f"top1@{self.k}"
+        reference = None
+        if self.reference is not None:
+            reference = self.reference if isinstance(self.reference, Result) else Result.read(self.reference)
+            task = {"size": self.size, "temperature": self.temperature, "drop_identical": self.drop_identical}
+            require_same_task(reference, top1, list(corrupted), task)
+        failed = warn_of_failed(sets.failures)
+        total = (1 + len(corrupted)) * len(corpus) + len(attacks)
 
-    def keep_apart(self, clean: FeatureStore, drop: bool) -> None:
-        """Take rows that are images of the bank or of `clean` out of the sets, or, where these are not to be dropped,
-        only look for them. Raises `ValueError` as `evalsuite.ood` does."""
-        of_id = {"id_test": Rows.of(clean, self.head)} if self._sets else {}
-        self.same = {key: of for key, of in overlaps(self.bank, of_id | self._sets).items() if key != "id_test"}
-        for name, of in self.same.items():
-            kept = without_identical(name, self._sets[name], of, drop)
-            if drop:
-                self._sets[name] = kept
-                self._scores[name] = {spec: scores[~of.rows] for spec, scores in self._scores[name].items()}
+        def told(done: int, what: str) -> None:
+            if self.progress:
+                self.progress(done, total, what)
 
-    def remarks(self) -> list[str]:
-        """About rows of the sets that are left out."""
-        return [line for name, rows in self._sets.items() for line in left_out_remarks(name, rows)]
+        def extract(images: Corpus, path: str, precision: str, progress: Callable[[Any], None]) -> FeatureStore:
+            return featcache.extract(
+                images, encoder, path, fields=sets.fields, batch_size=batch_size, workers=self.workers,
+                device=self.device, precision=precision, overwrite=self.overwrite, progress=progress,
+            )  # fmt: skip
 
-    def measure(self, rows: Rows, judged: Judged | None = None) -> dict[str, Estimate]:
-        """`DETECTOR/near|far/NAME/auroc` with these rows as ID; `judged` sees them too."""
-        found: dict[str, Estimate] = {}
-        look = judged.see if judged is not None else lambda block: None
-        scores = score_all(self._fitted, rows, self.failures, look) if self._fitted else {}
-        for spec, of_id in scores.items():
-            with lost_alone(spec, self.failures):
-                for name, of_sets in self._scores.items():
-                    found[f"{spec}/{name}/auroc"] = ranking(of_id, of_sets[spec], ood_source=name)["auroc"]
+        folder = os.fspath(self.out).rstrip("/")
+        stores = CorruptedStores(corpus, corrupted, folder, self.size, extract, precision, self.overwrite, told)
+        digest = stores.clean.manifest.corpus.digest
+        if reference is not None and reference.inputs["corpus"]["digest"] != digest:
+            raise ValueError(
+                f"the reference is of other images or labels than {corpus.spec}; measure it on the same corpus"
+            )
+        clean = Rows.of(stores.clean)
+        sets.bank.require_same_encoder(clean, self.any_precision)
+        labelled = clean.labelled()
+        same = overlap(labelled, [voters])
+        if self.drop_identical and same.rows.all():
+            raise ValueError(f"every image of {corpus.spec} is in {voters.name} too; give another corpus or bank")
+        left_out = labelled.index[same.rows] if self.drop_identical else labelled.index[:0]
+        sets.keep_apart(clean, self.drop_identical)
+
+        options = {"temperature": self.temperature, "any_precision": self.any_precision, "seed": self.seed}
+        votes, measured, judged = measure_all(stores, sets, left_out, k=self.k, **options)
+        failed |= warn_of_failed({spec: error for spec, error in sets.failures.items() if spec not in failed})
+        for each in measured.values():
+            each.forget(failed)
+        accuracy, of_head = judged.record()
+        metrics, chance = with_means(measured, names, severities)
+
+        done = len(stores) * len(corpus)
+        attacked, by_chance, of_attacks = attacks.measure(
+            encoder, np.setdiff1d(labelled.index, left_out), lambda at, what: told(done + at, what),
+            seed=self.seed, batch_size=batch_size, workers=self.workers, device=self.device,
+        )  # fmt: skip
+        metrics |= {name: share(correct).metric() for name, correct in attacked.items()}
+        if reference is not None:
+            metrics |= corruption_errors(metrics, reference.metrics, top1, names, severities)
+        samples = samples_of(measured, attacked)
+        inputs = {where: of.inputs["query"] for where, of in votes.items()}
+        inputs[CLEAN] |= {"identical": same.count}
+        return Result(
+            "robustness",
+            {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
+            | inputs
+            | {"near": sets.record("near"), "far": sets.record("far")},
+            {
+                "encoder": encoder.name,
+                "corruptions": list(names),
+                "severities": list(severities),
+                "size": self.size,
+                "k": self.k,
+                "temperature": self.temperature,
+                "detectors": {spec: registry.parameters(detector) for spec, detector in sets.built.items()},
+                "failed_detectors": failed,
+                "head": None if self.head is None else os.fspath(self.head),
+                "head_accuracy": accuracy,
+                "pgd": None,
+                "autoattack": None,
+                **attacks.records,
+                "reference": None if reference is None else reference.parameters["encoder"],
+                "drop_identical": self.drop_identical,
+                "any_precision": self.any_precision,
+                "identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()},
+                "seed": self.seed,
+                "chance": by_chance | chance,
+            },
+            metrics,
+            versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),
+            samples,
+            remarks=[
+                *same.remarks(
+                    "images", "of the bank", "they vote for themselves, corrupted or not", self.drop_identical
+                ),
+                *remarks_on(sets.same, self.drop_identical),
+                *collapse_remarks("bank", sets.bank),
+                *left_out_remarks("bank", sets.bank, len(sets.bank) - len(voters)),
+                *unlabelled_remarks(sets.bank, "bank")[: bool(sets.built)],
+                *sets.remarks(),
+                *remarks_of_votes(votes),
+                *of_head,
+                *of_attacks,
+            ],
+        )
+
+    @classmethod
+    def compared(cls, a: Samples, b: Samples) -> dict[str, tuple[Estimate, Estimate]]:
+        """Accuracies, and their means over severities, and over corruptions too, where both have the same ones."""
+        import numpy as np
+
+        from evalsuite.intervals import share
+
+        found = super().compared(a, b)
+        parts, other = _parts(a), _parts(b)
+        for name, of in parts.items():
+            if set(of) == set(other.get(name, ())):
+                ours, theirs = (share(np.mean([each[part] for part in of], axis=0)) for each in (a, b))
+                found[name] = ours, theirs
         return found
 
+    @classmethod
+    def settings(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().settings(parameters)
+        if pgd := found.pop("pgd", None):
+            found["pgd steps"] = pgd["steps"]
+        return found
 
-def _remarks_of_votes(votes: Mapping[str, Result]) -> list[str]:
-    """What is left out of the clean images and, in one line, of all corrupted ones; and what can never be right."""
-    said = [line.replace("query ", f"{CLEAN} ", 1) for line in votes[CLEAN].remarks if line.startswith("query ")]
-    failed = {where: of.inputs["query"]["failed"] for where, of in votes.items() if where != CLEAN}
-    if any(failed.values()):
-        stores, rows = sum(map(bool, failed.values())), sum(failed.values())
-        worst = max(failed, key=lambda where: failed[where])
-        said.append(
-            f"corrupted: {rows:,} rows failed in {stores:,} of {len(failed):,} stores, {failed[worst]:,} in {worst}: left out"
-        )
-    return said
+    @classmethod
+    def table(cls, result: Result) -> Table:
+        """A row a metric and corruption, a column a severity; intervals are in the JSON."""
+        from evalsuite.charts import Table
+        from evalsuite.table import rows_line
 
+        levels = [*map(str, result.parameters["severities"]), "mean"]
+        rows: dict[str, dict[str, str]] = {}
+        for name, metric in result.metrics.items():
+            corruption, _, rest = name.partition("/")
+            level, _, what = rest.partition("/")
+            if corruption in ("pgd", "autoattack") or level not in levels:
+                corruption, level, what = name, "mean", ""  # of the clean images, attacked, or a mean over all
+            rows.setdefault(f"{corruption}/{what}".rstrip("/"), {})[level] = f"{metric.value:.4f}"
+        cells = [[row, *(values.get(level, "") for level in levels)] for row, values in rows.items()]
+        stores = {name: result.inputs.get(name) for name in ("bank", "clean", "near", "far")}
+        return Table(title="robustness", columns=["", *levels], rows=cells, note="\n".join(rows_line(stores)))
 
-def _sealed(path: str) -> bool:
-    from featcache.store import FeatureStore
-    from featcache.store.files import files_at
+    @classmethod
+    def headlines(cls, results: Sequence[Named]) -> list[Headline]:
+        from evalsuite.evaluators._robustness_charts import headlines
 
-    return files_at(path).exists() and FeatureStore(path).sealed
+        return headlines(results)
 
+    @classmethod
+    def charts(cls, results: Sequence[Named]) -> list[Section]:
+        from evalsuite.evaluators._robustness_charts import charts
 
-def _finished(path: str, clean: FeatureStore) -> FeatureStore | None:
-    """The store at `path` if an earlier run finished it.
-
-    `clean` has just been found to be of the images as they are now, and was there before any corrupted store: so the
-    images need not be corrupted again to know that nothing has changed.
-    """
-    from featcache.store import FeatureStore
-
-    if not _sealed(path):
-        return None
-    store = FeatureStore(path)
-    mine, theirs = store.manifest, clean.manifest
-    same = (mine.encoder.fingerprint, mine.corpus.digest) == (theirs.encoder.fingerprint, theirs.corpus.digest)
-    whole = same and len(store) == len(clean) and {*mine.fields} == {*theirs.fields}
-    return store if whole and not store.verify() else None
-
-
-def _same_images(measured: Sequence[_Measured]) -> bool:
-    return all(np.array_equal(of.ids, measured[0].ids) for of in measured)
+        return charts(results)
 
 
-def _means(where: str, measured: Sequence[_Measured]) -> dict[str, Metric]:
-    """Unweighted means; their intervals are over the images, each with all that was measured of it."""
-    top1 = measured[0].top1
-    if not _same_images(measured):
-        values = {top1: [float(of.correct.mean()) for of in measured]}
-        values |= {name: [of.aurocs[name].value for of in measured] for name in measured[0].aurocs}
-        why = "the corrupted stores hold different images: some failed"
-        return {f"{where}/{name}": Metric(float(np.mean(of)), no_ci95=why) for name, of in values.items()}
-    means = {top1: share(np.mean([of.correct for of in measured], axis=0))}
-    means |= {name: mean_of([of.aurocs[name] for of in measured]) for name in measured[0].aurocs}
-    return {f"{where}/{name}": mean.metric() for name, mean in means.items()}
+def _parts(samples: Samples) -> dict[str, list[str]]:
+    """By mean accuracy the names of those that it is the mean of: every severity, and every corruption too."""
+    parts: dict[str, list[str]] = {}
+    corrupted = [found for name in samples if (found := re.fullmatch(r"([^/]+)/\d+/(top1@\d+)", name))]
+    for found in corrupted:
+        parts.setdefault(f"{found[1]}/mean/{found[2]}", []).append(found[0])
+    for found in corrupted:
+        parts.setdefault(f"mean/{found[2]}", []).append(found[0])
+    return parts
 
 
-def _require_same_task(reference: Result, top1: str, wanted: Sequence[str], parameters: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless `reference` has the clean accuracy and every corruption at the same severities."""
-    if reference.command != "robustness":
-        raise ValueError(f"the reference is a result of {reference.command}; give one of `evalsuite robustness`")
-    corpus = reference.inputs.get("corpus")
-    if not (isinstance(corpus, dict) and "digest" in corpus and "encoder" in reference.parameters):
-        raise ValueError("the reference does not say which images or encoder it is of; measure it again")
-    missing = [where for where in (CLEAN, *wanted) if f"{where}/{top1}" not in reference.metrics]
-    if missing:
-        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise ValueError(f"the reference has no {top1} for {some}; measure it with the same k, corruptions, severities")
-    for name, value in parameters.items():
-        if (theirs := reference.parameters.get(name, False)) != value:
-            raise ValueError(f"the reference has {name} {theirs}, not {value}; give the same {name}")
-
-
-def _corruption_errors(
-    metrics: Mapping[str, Metric],
-    reference: Mapping[str, Metric],
-    top1: str,
-    names: Sequence[str],
-    severities: Sequence[int],
-) -> dict[str, Metric]:
-    """Each corruption's error and added error over the reference's, and their means."""
-
-    def errors(of: Mapping[str, Metric], name: str) -> tuple[float, float]:
-        total = sum(1 - of[f"{name}/{level}/{top1}"].value for level in severities)
-        return total, total - len(severities) * (1 - of[f"{CLEAN}/{top1}"].value)
-
-    found: dict[str, Metric] = {}
-    why = "a ratio of two encoders' errors on the same images"
-    for which, (what, mean) in enumerate((("ce", "mce"), ("relative_ce", "relative_mce"))):
-        ours, theirs = ([errors(of, name)[which] for name in names] for of in (metrics, reference))
-        none = [name for name, error in zip(names, theirs, strict=True) if error <= 0]
-        if none:
-            adds = "adds no error to the clean one" if which else "makes no error at all"
-            warnings.warn(
-                f"{mean} is left out: under {', '.join(none)} the reference {adds}", RuntimeWarning, stacklevel=3
-            )
-            continue
-        ratios = np.divide(ours, theirs)
-        found |= {
-            f"{name}/{what}": Metric(float(ratio), no_ci95=why) for name, ratio in zip(names, ratios, strict=True)
-        }
-        found[mean] = Metric(float(ratios.mean()), no_ci95=why)
-    return found
+robustness = function(Robustness)

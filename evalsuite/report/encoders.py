@@ -11,7 +11,7 @@ from typing import Any
 from evalsuite.result import Metric, Result
 
 _EVALUATED = ("student", "encoder", "query", "test", "id_test", "id_train", "train", "bank", "store")
-"""Which input is the encoder that a result is about, the first that is there."""
+"""Which input is the encoder that a result is about: the first that is there, else the first of any name."""
 
 
 @dataclass
@@ -68,7 +68,8 @@ class Row:
 
 def encoder_of(inputs: Mapping[str, Any]) -> tuple[str, str] | None:
     """Fingerprint and name of the encoder that a result with these inputs is about."""
-    return next((found for key in _EVALUATED if (found := _encoder(inputs, key))), None)
+    others = (key for key, record in inputs.items() if isinstance(record, Mapping) and "fingerprint" in record)
+    return next((found for key in (*_EVALUATED, *others) if (found := _encoder(inputs, key))), None)
 
 
 def _encoder(inputs: Mapping[str, Any], key: str) -> tuple[str, str] | None:

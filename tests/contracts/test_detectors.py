@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evalsuite.detectors import arguments_of, build, load, names, needs, parameters
+from evalsuite.detectors import arguments_of, build, load, names, parameters
 from featcache.head import Head
 from featcache.rows import Rows
 
@@ -40,7 +40,7 @@ def bank_of(embedding, labels):
 
 def score(detector, embedding):
     fields = {"embedding": embedding, "logits": HEAD.logits(embedding).astype(np.float32)}
-    return detector.score(*(fields[field] for field in needs(detector)))
+    return detector.score(*(fields[field] for field in detector.needs))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def data():
 
 
 def test_it_needs_fields_that_stores_can_have(name):
-    assert set(needs(load(name))) <= {"embedding", "logits"}
+    assert set(load(name).needs) <= {"embedding", "logits"}
 
 
 def test_construction_only_stores_parameters(name):

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-import evalsuite.compare
+import evalsuite
 import featcache_cli.screen
 from evalsuite import Metric, Result, compare, knn, ood, probe, report
 from evalsuite.intervals import difference, mean_of, ranking, share
@@ -292,7 +292,7 @@ def test_what_cannot_be_compared_says_why(ids, two):
             "A is a result of `fidelity`; compare takes those of knn, ood, probe, robustness",
         ),
         (good, other, "no metric in common .*the same settings"),
-        (scored(one_set), scored(one_set, "rmd"), "no metric in common .*the same detectors"),
+        (scored(one_set), scored(one_set, "rmd"), "no metric in common .*the same settings, such as k or detectors"),
         (good, accuracies(["x", "y"], **{"top1@1": right[:2]}), "share 0 samples, too few .*same corpus"),
         (good, accuracies(ids[:1], **{"top1@1": right[:1]}), "share 1 samples"),
         (good, accuracies(["x", "x"], **{"top1@1": right[:2]}), "B has two samples with one id"),

@@ -100,9 +100,7 @@ def test_defaults_are_in_range(name):
 def test_a_wrong_argument_ends_the_command_before_the_others_are_computed(make_store, rng, monkeypatch):
     """The whole list is read first."""
     stores = [make_store(name, rng.normal(size=(20, 4))) for name in ("train", "test", "far")]
-    monkeypatch.setattr(
-        sys.modules["evalsuite.evaluators.ood"], "fit_all", lambda *_: pytest.fail("something was fitted")
-    )
+    monkeypatch.setattr(sys.modules["evalsuite.scores"], "fit_all", lambda *_: pytest.fail("something was fitted"))
     with pytest.raises(ValueError, match="give 90"):
         ood(id_train=stores[0], id_test=stores[1], far={"far": stores[2]}, detectors=["knn", "react:percentile=0.9"])
     with pytest.raises(ValueError, match="knn:k=0"):

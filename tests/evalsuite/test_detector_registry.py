@@ -14,9 +14,9 @@ from featcache.rows import Rows
 def test_a_file_is_a_detector(tmp_path, monkeypatch):
     (tmp_path / "flat.py").write_text(
         "import numpy as np\n"
-        "class Flat:\n"
-        "    def __init__(self, level=0.0): self.level = level\n"
-        "    def fit(self, bank): return self\n"
+        "from evalsuite.detectors import Detector\n"
+        "class Flat(Detector):\n"
+        "    level: float = 0.0\n"
         "    def score(self, features): return np.full(len(features), self.level)\n"
     )
     monkeypatch.setattr(detectors, "__path__", [*detectors.__path__, str(tmp_path)])

@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import LocalOutlierFactor
 
 import featcache.rows
-from evalsuite.detectors import _moments, _nearest, build, needs
+from evalsuite.detectors import _moments, _nearest, build
 from evalsuite.metrics import auroc
 from featcache.rows import Rows
 
@@ -47,7 +47,7 @@ class Data:
 
         def of(x):
             fields = {"embedding": x, "logits": self.logits[id(x)]}
-            return detector.score(*(fields[field] for field in needs(detector)))
+            return detector.score(*(fields[field] for field in detector.needs))
 
         return of(self.test), of(self.ood)
 

@@ -1,4 +1,3 @@
-import importlib
 import json
 
 import numpy as np
@@ -10,7 +9,8 @@ from scipy.spatial import procrustes
 from sklearn.metrics import cohen_kappa_score
 
 import evalsuite
-from evalsuite.evaluators.fidelity import compare, fidelity
+from evalsuite import fidelity
+from evalsuite.gram import over_all_pairs
 
 
 def dense(x, y):
@@ -87,31 +87,31 @@ def in_blocks(x, y, size):
 )
 def test_equals_the_dense_formulas(n, d, e, block, seed):
     x, y = related(n, d, e, seed)
-    assert compare(in_blocks(x, y, block))[0] == pytest.approx(dense(x, y), rel=1e-8, abs=1e-8)
+    assert over_all_pairs(in_blocks(x, y, block))[0] == pytest.approx(dense(x, y), rel=1e-8, abs=1e-8)
 
 
 def test_a_large_offset_does_not_eat_the_digits():
     x, y = related(200, 10, 7, 0)
-    value = compare(in_blocks(x + 200, y, 64))[0]["cka_debiased"]
+    value = over_all_pairs(in_blocks(x + 200, y, 64))[0]["cka_debiased"]
     assert value == pytest.approx(dense(x, y)["cka_debiased"], abs=1e-10)
 
 
 def test_zero_rows_are_no_obstacle():
     x, y = related(30, 5, 4, 1)
     x[3] = y[3] = y[9] = 0
-    assert compare(in_blocks(x, y, 8))[0] == pytest.approx(dense(x, y), rel=1e-8)
+    assert over_all_pairs(in_blocks(x, y, 8))[0] == pytest.approx(dense(x, y), rel=1e-8)
 
 
 def test_rotation_and_scale_change_nothing(rng):
     x, _ = related(50, 8, 2, 2)
     rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0]
     same = {"gram_pearson": 1, "gram_pearson_centred": 1, "cka_debiased": 1, "cka_debiased_unit": 1, "procrustes": 0}
-    assert compare(in_blocks(x, 3 * x @ rotation, 50))[0] == pytest.approx(same, abs=1e-10)
+    assert over_all_pairs(in_blocks(x, 3 * x @ rotation, 50))[0] == pytest.approx(same, abs=1e-10)
 
 
 def test_lengths_count_against_the_raw_cka_alone(rng):
     x, _ = related(60, 8, 2, 2)
-    values = compare(in_blocks(x, x * rng.uniform(0.1, 10, (60, 1)), 60))[0]
+    values = over_all_pairs(in_blocks(x, x * rng.uniform(0.1, 10, (60, 1)), 60))[0]
     assert values["cka_debiased"] < 0.9
     assert values["cka_debiased_unit"] == pytest.approx(1, abs=1e-10)
     assert values["procrustes"] == pytest.approx(0, abs=1e-10)
@@ -120,7 +120,7 @@ def test_lengths_count_against_the_raw_cka_alone(rng):
 def test_unrelated_spaces_score_near_zero(rng):
     """Biased CKA of these is 0.6; the debiased one stays within a few standard errors of 0, and what Procrustes
     leaves by chance is far from 1."""
-    values, chance = compare(in_blocks(rng.normal(size=(256, 384)), rng.normal(size=(256, 384)), 256))
+    values, chance = over_all_pairs(in_blocks(rng.normal(size=(256, 384)), rng.normal(size=(256, 384)), 256))
     assert all(abs(value - chance[name]) < 0.03 for name, value in values.items())
     assert values["procrustes"] < 0.6
 
@@ -130,9 +130,9 @@ def test_what_procrustes_leaves_by_chance_is_what_shuffled_pairs_leave(rng):
     x = np.repeat(3 * rng.normal(size=(5, 6)), 40, axis=0) + rng.normal(size=(200, 6))
     y = x[:, :4] @ rng.normal(size=(4, 4))
     shuffled = [dense(x, y[rng.permutation(200)])["procrustes"] for _ in range(20)]
-    chance = [compare(in_blocks(x, y, 64), seed=seed)[1]["procrustes"] for seed in range(20)]
+    chance = [over_all_pairs(in_blocks(x, y, 64), seed=seed)[1]["procrustes"] for seed in range(20)]
     assert np.mean(chance) == pytest.approx(np.mean(shuffled), abs=0.02)
-    assert compare(in_blocks(x, y, 1), seed=3)[1]["procrustes"] == pytest.approx(chance[3], abs=1e-12)
+    assert over_all_pairs(in_blocks(x, y, 1), seed=3)[1]["procrustes"] == pytest.approx(chance[3], abs=1e-12)
 
 
 def test_centring_removes_a_shared_direction(rng):
@@ -140,7 +140,7 @@ def test_centring_removes_a_shared_direction(rng):
     direction = 6 * np.eye(1, 16)
     stretch = rng.normal(1, 0.8, size=(200, 1))
     x, y = (rng.normal(size=(200, 16)) + stretch * direction for _ in range(2))
-    values = compare(in_blocks(x, y, 200))[0]
+    values = over_all_pairs(in_blocks(x, y, 200))[0]
     assert values["gram_pearson"] > 0.5
     assert values["gram_pearson_centred"] < values["gram_pearson"]
 
@@ -149,7 +149,7 @@ def test_stores_are_joined_by_sample_id(make_store, monkeypatch):
     x, y = related(12, 6, 3, 3)
     ids = [f"image-{i}" for i in range(12)]
     order = np.array([7, 2, 11, 0, 5, 9, 3, 1, 10, 6])
-    monkeypatch.setattr(importlib.import_module("evalsuite.evaluators.fidelity"), "_BLOCK_ROWS", 4)
+    monkeypatch.setattr("evalsuite.gram._BLOCK_ROWS", 4)
     teacher = make_store("teacher", x, sample_ids=ids, failed={2: "truncated"}, fingerprint="t")
     student = make_store(
         "student", y[order], sample_ids=[ids[i] for i in order], failed={0: "truncated"}, fingerprint="s"
@@ -292,11 +292,10 @@ def test_banks_vote(pair, make_store):
 
 def test_a_sample_of_rows_estimates_the_whole(pair, make_store, monkeypatch):
     x, y, labels = pair
-    module = importlib.import_module("evalsuite.evaluators.fidelity")
     teacher, student = make_store("teacher", x, labels=labels), make_store("student", y, fingerprint="s")
     whole = fidelity(teacher, student, k=5)
-    monkeypatch.setattr(module, "_QUERY_FLOATS", 6 * 7)
-    monkeypatch.setattr(module, "_BLOCK_ROWS", 9)
+    monkeypatch.setattr("evalsuite.agreement._QUERY_FLOATS", 6 * 7)
+    monkeypatch.setattr("evalsuite.gram._BLOCK_ROWS", 9)
     in_blocks = fidelity(teacher, student, k=5)
     assert {n: m.value for n, m in in_blocks.metrics.items()} == pytest.approx(
         {n: m.value for n, m in whole.metrics.items()}, abs=1e-12
@@ -360,7 +359,7 @@ def test_wrong_input_names_the_stores_and_the_remedy(make_store):
     with pytest.raises(ValueError, match=r"cannot compare .*teacher\.zarr with .*flat\.zarr: all pairs"):
         fidelity(teacher, make_store("flat", np.ones((6, 3))), k=2)
     with pytest.raises(ValueError, match="3 rows were paired"):
-        compare(in_blocks(x[:3], y[:3], 3))
+        over_all_pairs(in_blocks(x[:3], y[:3], 3))
     nan = x.copy()
     nan[4, 1] = np.nan
     with pytest.raises(ValueError, match=r"nan\.zarr row 4: embedding is not finite"):

@@ -107,7 +107,7 @@ def test_knn_with_the_whole_index_equals_exact_knn(stores):
 
 @pytest.mark.parametrize("same", [True, False])
 def test_knn_tells_the_recall_of_evenly_spread_queries(stores, monkeypatch, same):
-    monkeypatch.setattr(importlib.import_module("evalsuite.evaluators.knn"), "_RECALL_QUERIES", 50)
+    monkeypatch.setattr(importlib.import_module("evalsuite.votes"), "_RECALL_QUERIES", 50)
     bank, query = (stores[0], stores[0]) if same else stores
     result = knn(bank, query, k=[10], index="IVF32,Flat")
     some = np.array([i * len(query) // 50 for i in range(50)])

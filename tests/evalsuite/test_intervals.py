@@ -12,7 +12,6 @@ from evalsuite import Metric, Result
 from evalsuite.intervals import (
     LEAST_FOR_THRESHOLD,
     LEAST_ROWS,
-    _ranks_of_95,
     cosine_mean,
     difference,
     kappa,
@@ -21,6 +20,7 @@ from evalsuite.intervals import (
     ranking,
     share,
 )
+from evalsuite.intervals.ranks import _ranks_of_95
 from evalsuite.metrics import ood_metrics
 
 

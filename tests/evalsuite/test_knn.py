@@ -67,7 +67,7 @@ def test_equals_the_slow_vote(task, make_store, monkeypatch, temperature):
 def test_query_and_votes_in_blocks_change_nothing(task, make_store, monkeypatch):
     bank, query = make_store("bank", task[0], labels=task[1]), make_store("query", task[2], labels=task[3])
     whole = knn(bank, query, k=(5, 20))
-    module = importlib.import_module("evalsuite.evaluators.knn")  # the attribute `evalsuite.knn` is the function
+    module = importlib.import_module("evalsuite.votes")
     monkeypatch.setattr(module, "_QUERY_FLOATS", 6 * 7)
     monkeypatch.setattr("featcache.geometry._VOTE_FLOATS", 8 * 3)
     assert knn(bank.path, query.path, k=(5, 20)) == whole
@@ -131,9 +131,9 @@ def test_few_shots(task, make_store):
     bank, labels, query, truth = task
     stores = make_store("bank", bank, labels=labels), make_store("query", query, labels=truth)
     assert knn(*stores, k=[5], shots=15).metrics == knn(*stores, k=[5]).metrics
-    module = importlib.import_module("evalsuite.evaluators.knn")
+    module = importlib.import_module("evalsuite.votes")
     rows = featcache.rows.Rows.of(stores[0]).labelled()
-    two, four = (module._few_shots(rows, shots, seed=1).index for shots in (2, 4))
+    two, four = (module.few_shots(rows, shots, seed=1).index for shots in (2, 4))
     assert np.bincount(labels[four]).tolist() == [4, 4, 4, 0, 4, 4, 0, 4, 4, 0, 4]
     assert set(two) < set(four)
     result = knn(*stores, k=[3], shots=4, seed=1)

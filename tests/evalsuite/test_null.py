@@ -15,8 +15,8 @@ import featcache.extraction.job
 import featcache.store.layout
 from evalsuite import fidelity, knn, ood, probe
 from evalsuite.detectors import arguments_of, names
-from evalsuite.evaluators.ood import build_all, fit_all, score_all
 from evalsuite.metrics import auroc
+from evalsuite.scores import build_all, fit_all, score_all
 from featcache import Encoder, FeatureStore, Preprocess, extract
 from featcache.head import Head
 from featcache.rows import Rows

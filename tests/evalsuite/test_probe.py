@@ -1,6 +1,5 @@
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from evalsuite import probe
-from evalsuite.evaluators.probe import _held_out
+from evalsuite.logistic import held_out
 
 NUMBERS = np.array([0, 2, 3, 4, 6, 7])
 
@@ -96,10 +95,10 @@ def test_a_fit_that_stopped_short_is_said(task, make_store, monkeypatch):
     x, labels, query, truth = task
     stores = make_store("train", x, labels=labels), make_store("test", query, labels=truth)
     needed = probe(*stores, c=1.0).parameters["steps"]
-    monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_MOST_STEPS", needed - 1)
+    monkeypatch.setattr("evalsuite.logistic._MOST_STEPS", needed - 1)
     with pytest.warns(RuntimeWarning, match=f"the fit with C = 1 stopped at its limit of {needed - 1} steps, short of"):
         assert probe(*stores, c=1.0).parameters["unfinished"] == [1.0]
-    monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_MOST_STEPS", 1)
+    monkeypatch.setattr("evalsuite.logistic._MOST_STEPS", 1)
     with pytest.warns(RuntimeWarning, match=r"the fit with C = 0\.5, 2 stopped at its limit of 1 steps"):
         assert probe(*stores, c=[0.5, 2.0]).parameters["unfinished"] == [0.5, 2.0]
 
@@ -132,7 +131,7 @@ def test_c_is_chosen_on_a_part_of_train(task, make_store):
     train, test = make_store("train", x, labels=labels), make_store("test", query, labels=truth)
     calls = []
     result = probe(train, test, c=(1.0, 0.001, 100.0), seed=3, progress=lambda *at: calls.append(at))
-    held = _held_out(np.unique(labels, return_inverse=True)[1], 3)
+    held = held_out(np.unique(labels, return_inverse=True)[1], 3)
     found = []
     for c in (0.001, 1.0, 100.0):
         # scaled as all of train is
@@ -157,8 +156,8 @@ def test_rows_in_blocks_change_nothing(task, make_store, monkeypatch):
     stores = make_store("train", x, labels=labels), make_store("test", query, labels=truth)
     whole = probe(*stores, c=[0.1, 1.0])
     monkeypatch.setattr("featcache.rows._BLOCK_FLOATS", 5 * 7)
-    monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_BLOCK_FLOATS", 11 * 13)
-    monkeypatch.setattr(sys.modules["evalsuite.evaluators.probe"], "_WIDE_FLOATS", 0)
+    monkeypatch.setattr("evalsuite.logistic._BLOCK_FLOATS", 11 * 13)
+    monkeypatch.setattr("evalsuite.logistic._WIDE_FLOATS", 0)
     parts = probe(*stores, c=[0.1, 1.0])
     assert parts.metrics == whole.metrics
     assert parts.parameters["held_out_cross_entropy"] == pytest.approx(
@@ -168,7 +167,7 @@ def test_rows_in_blocks_change_nothing(task, make_store, monkeypatch):
 
 def test_a_class_keeps_a_row_to_learn_from():
     target = np.repeat([0, 1, 2, 3], [1, 2, 10, 40])
-    held = _held_out(target, 0)
+    held = held_out(target, 0)
     assert np.bincount(target[held], minlength=4).tolist() == [0, 1, 1, 4]
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from report_cases import (
 
 from evalsuite import Metric, Result, report
 from evalsuite.charts import Axis, Cloud, Dots, Headline, Histogram, Lines, Scatter, Section, Series, Table
-from evalsuite.report import Shows
+from evalsuite.evaluators import Evaluator
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +409,9 @@ def test_an_evaluator_of_another_package_is_drawn(chromium, tmp_path: Path, monk
         ]
         return [Section("segmentation", "Segmentation", "Segmentation", "Of pixels.", of)]
 
-    monkeypatch.setitem(sys.modules["evalsuite.report"].SHOWN, "segmentation", Shows(headlines, charts))
+    segmentation = type("Segmentation", (Evaluator,), {"headlines": headlines, "charts": charts})
+    monkeypatch.setattr("evalsuite.evaluators.names", lambda: ["segmentation"])
+    monkeypatch.setattr("evalsuite.evaluators.load", lambda name: segmentation)
     metrics = {"miou": Metric(0.7, (0.6, 0.8)), "iou/road": Metric(0.9), "iou/sky": Metric(0.5, (0.4, 0.6))}
     result = Result("segmentation", {"test": {"encoder": "vit", "fingerprint": "f"}}, {}, metrics)
     opened = Opened(chromium, report([result], tmp_path / "r.html"))

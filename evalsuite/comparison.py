@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from evalsuite.evaluators.ood import measured
-from evalsuite.intervals import Estimate, difference, share
-from evalsuite.metrics import lower_is_better
+from evalsuite import evaluators
+from evalsuite.charts import Table
+from evalsuite.intervals import Estimate, difference
 from evalsuite.result import Result, samples_file, versions
-
-COMMANDS = ("knn", "ood", "probe", "robustness")
-"""The commands whose results hold what was measured of each sample."""
-
-_NO_SETTING = (
-    *(
-        "seed",
-        "resamples",
-        "chance",
-        "tied",
-        "failed_detectors",
-        "encoder",
-        "reference",
-        "head_accuracy",
-        "identical_by",
-    ),
-    *("preset", "k"),  # a preset's settings stand beside it, and metrics have the k that votes in their names
-    *("c", "steps", "held_out_rows", "held_out_top1", "held_out_cross_entropy"),  # what came of probe's `candidates`
-)
-"""Parameters that may differ between two results of one measurement."""
 
 LEAST_SAMPLES = 10
 """Paired samples of a set below which there is no verdict."""
-
-_Measured = dict[str, tuple[Estimate, Estimate]]
-"""By metric: A's and B's."""
 
 
 def compare(
@@ -51,7 +26,7 @@ def compare(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
-    """Whether B differs from A, of two results (or their files) of one of `COMMANDS` on the same samples.
+    """Whether B differs from A, of two results (or their files) of one evaluator on the same samples.
 
     Samples are paired by `sample_id`, set by set; those that only one result has are left out and counted. Every
     metric that both have is measured again on the paired samples. `metrics` holds B − A with its 95 % interval
@@ -73,18 +48,15 @@ def compare(
     """
     names = _name(a, "A"), _name(b, "B")
     both = [each if isinstance(each, Result) else Result.read(each) for each in (a, b)]
-    _check(names, both)
-    command = both[0].command
-    differing = _differing(both)
-    if command == "ood":
-        found, counts = _compare_ood(names, both)
-    else:
-        found, counts = _compare_accuracy(names, both)
+    evaluator, command = _evaluator(names, both), both[0].command
+    samples, counts = _on_shared_samples(names, both)
+    found = evaluator.compared(*samples)
     if not found:
         raise ValueError(
             f"{names[0]} and {names[1]} have no metric in common that samples give again; "
-            f"run {command} with the same {'detectors' if command == 'ood' else 'settings'}"
+            f"run {command} with the same settings, such as k or detectors"
         )
+    differing = _differing(evaluator, both)
     if differing:
         warnings.warn(f"{names[0]} and {names[1]} differ in: {'; '.join(differing)}", RuntimeWarning, stacklevel=2)
     differences = {metric: difference(ours, theirs) for metric, (ours, theirs) in found.items()}
@@ -98,7 +70,7 @@ def compare(
             "command": command,
             "a": {metric: ours.value for metric, (ours, _) in found.items()},
             "b": {metric: theirs.value for metric, (_, theirs) in found.items()},
-            "verdicts": {name: _verdict(name, of) for name, of in differences.items()},
+            "verdicts": {name: _verdict(evaluator, name, of) for name, of in differences.items()},
             "samples": counts,
             "differing": differing,
             "not_compared": sorted((both[0].metrics.keys() & both[1].metrics.keys()) - found.keys()),
@@ -113,10 +85,13 @@ def _name(given: Result | str | os.PathLike[str], side: str) -> str:
     return side if isinstance(given, Result) else os.fspath(given)
 
 
-def _check(names: tuple[str, str], both: list[Result]) -> None:
+def _evaluator(names: tuple[str, str], both: list[Result]) -> type[evaluators.Evaluator]:
+    """That of both results. Raises `ValueError` where they are of two, or hold nothing of each sample."""
+    known = evaluators.names()
     for name, result in zip(names, both, strict=True):
-        if result.command not in COMMANDS:
-            raise ValueError(f"{name} is a result of `{result.command}`; compare takes those of {', '.join(COMMANDS)}")
+        if result.command not in known or not evaluators.load(result.command).per_sample:
+            takes = ", ".join(each for each in known if evaluators.load(each).per_sample)
+            raise ValueError(f"{name} is a result of `{result.command}`; compare takes those of {takes}")
     if both[0].command != both[1].command:
         raise ValueError(
             f"{names[0]} is a result of `{both[0].command}`, {names[1]} of `{both[1].command}`; "
@@ -129,30 +104,17 @@ def _check(names: tuple[str, str], both: list[Result]) -> None:
                 f"{name} comes without {beside}, what was measured of each sample; "
                 f"run the same `evalsuite {result.command}` command again with --json {name}"
             )
+    return evaluators.load(both[0].command)
 
 
-def _differing(both: list[Result]) -> list[str]:
+def _differing(evaluator: type[evaluators.Evaluator], both: list[Result]) -> list[str]:
     """The settings that are not the same, each as `NAME A's against B's`; those of a detector where both have it."""
-    settings = [_settings(each) for each in both]
+    settings = [evaluator.settings(each.parameters) for each in both]
     return [
         f"{name} {_said(settings[0][name])} against {_said(settings[1][name])}"
         for name in settings[0]
         if name in settings[1] and _same(settings[0][name]) != _same(settings[1][name])
     ]
-
-
-def _settings(result: Result) -> dict[str, Any]:
-    found = {name: value for name, value in result.parameters.items() if name not in _NO_SETTING}
-    if result.command == "probe":
-        found.pop("head", None)  # where it was saved
-    elif found.get("head") is not None:
-        found["head"] = "given"  # each encoder has its own
-    if pgd := found.pop("pgd", None):
-        found["pgd steps"] = pgd["steps"]
-    found.pop("autoattack", None)
-    for spec, arguments in found.pop("detectors", {}).items():
-        found |= {f"{spec} {name}": "a file" if "/" in str(value) else value for name, value in arguments.items()}
-    return found
 
 
 def _same(value: Any) -> Any:
@@ -165,58 +127,26 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def _compare_accuracy(names: tuple[str, str], both: list[Result]) -> tuple[_Measured, dict[str, dict[str, int]]]:
-    left, right, count = _paired(names, both, "sample_id")
-    parts, other = (_parts(each) for each in both)
-    found: _Measured = {}
-    for name, of in parts.items():
-        if set(of) == set(other.get(name, ())):
-            ours, theirs = (
-                share(sum(each.samples[part][rows].astype(np.int64) for part in of) / len(of))
-                for each, rows in zip(both, (left, right), strict=True)
-            )
-            found[name] = ours, theirs
-    return found, {"all": count}
-
-
-def _parts(result: Result) -> dict[str, list[str]]:
-    """By accuracy the names of those that it is the mean of: itself alone, or every severity (and corruption)."""
-    parts = {name: [name] for name in result.samples if name not in ("sample_id", "content")}
-    corrupted = [found for name in parts if (found := re.fullmatch(r"([^/]+)/\d+/(top1@\d+)", name))]
-    for found in corrupted:
-        parts.setdefault(f"{found[1]}/mean/{found[2]}", []).append(found[0])
-    for found in corrupted:
-        parts.setdefault(f"mean/{found[2]}", []).append(found[0])
-    return parts
-
-
-def _compare_ood(names: tuple[str, str], both: list[Result]) -> tuple[_Measured, dict[str, dict[str, int]]]:
-    sets = [[key.removeprefix("sample_id/") for key in each.samples if key.startswith("sample_id/")] for each in both]
+def _on_shared_samples(
+    names: tuple[str, str], both: list[Result]
+) -> tuple[list[dict[str, np.ndarray]], dict[str, dict[str, int]]]:
+    """Both results' samples, of those that both have, in one order; and by set how many these are."""
+    keys = [[key for key in each.samples if key.partition("/")[0] == "sample_id"] for each in both]
+    sets = [[key.removeprefix("sample_id/") for key in of] for of in keys]
     if set(sets[0]) != set(sets[1]):
         only = [", ".join(sorted(set(one) - set(other))) or "none" for one, other in (sets, sets[::-1])]
         raise ValueError(
             f"{names[0]} and {names[1]} have different sets (only the first: {only[0]}; only the second: {only[1]}); "
-            "run ood with the same sets"
+            f"run {both[0].command} with the same sets"
         )
-    rows: list[dict[str, np.ndarray]] = [{}, {}]
+    shared: list[dict[str, np.ndarray]] = [{}, {}]
     counts: dict[str, dict[str, int]] = {}
-    for key in sets[0]:
-        rows[0][key], rows[1][key], counts[key] = _paired(names, both, f"sample_id/{key}")
-    found: _Measured = {}
-    for spec in _detectors(both[0].samples):
-        if spec not in _detectors(both[1].samples):
-            continue
-        ours, theirs = (
-            measured({key: each.samples[f"score/{spec}/{key}"][at[key]] for key in sets[0]})
-            for each, at in zip(both, rows, strict=True)
-        )
-        found |= {f"{spec}/{name}": (ours[name], theirs[name]) for name in ours}
-    return found, counts
-
-
-def _detectors(samples: Mapping[str, Any]) -> list[str]:
-    scored = (name.split("/", 2) for name in samples if name.startswith("score/"))
-    return [spec for _, spec, key in scored if key == "id_test"]
+    for key, of_set in zip(keys[0], sets[0], strict=True):
+        *rows, counts["all" if of_set == "sample_id" else of_set] = _paired(names, both, key)
+        ending = key.removeprefix("sample_id")
+        for found, each, at in zip(shared, both, rows, strict=True):
+            found |= {name: of[at] for name, of in each.samples.items() if name.endswith(ending)}
+    return shared, counts
 
 
 def _paired(
@@ -251,7 +181,7 @@ def _paired(
     return left[order], right[order], count
 
 
-def _verdict(name: str, difference: Estimate) -> str:
+def _verdict(evaluator: type[evaluators.Evaluator], name: str, difference: Estimate) -> str:
     if difference.none is not None:
         return f"no verdict: {difference.none}"
     few = min(len(part.influence) for part in difference.parts.values())
@@ -261,4 +191,33 @@ def _verdict(name: str, difference: Estimate) -> str:
     low, high = difference.ci95
     if low <= 0 <= high:
         return "no difference shown"
-    return "B better" if (low > 0) != lower_is_better(name) else "A better"
+    return "B better" if (low > 0) != evaluator.lower_is_better(name) else "A better"
+
+
+def table(result: Result) -> Table:
+    """A row a metric; below, what differs in the settings, what was not compared, and how many samples were paired."""
+    given = result.parameters
+    rows = []
+    for name, metric in result.metrics.items():
+        verdict = given["verdicts"][name]
+        interval = f"{metric.ci95[0]:+.4f} to {metric.ci95[1]:+.4f}" if metric.ci95 else "none"
+        short = verdict if verdict.endswith("better") else "none" if verdict.startswith("no verdict") else "–"
+        rows.append(
+            [name, f"{given['a'][name]:.4f}", f"{given['b'][name]:.4f}", f"{metric.value:+.4f}", interval, short]
+        )
+    said = ["–: no difference shown"]
+    said += dict.fromkeys(verdict for verdict in given["verdicts"].values() if verdict.startswith("no verdict"))
+    if given["differing"]:
+        said.append(f"A and B differ in: {'; '.join(given['differing'])}")
+    if left := given["not_compared"]:
+        more = f", and {len(left) - 6} more: --json has them" if len(left) > 6 else ""
+        said.append(f"not compared: {', '.join(left[:6])}{more}")
+    for name, count in given["samples"].items():
+        left_out = count["only_a"] + count["only_b"]
+        said.append(
+            f"{name}: {count['paired']:,} samples"
+            + (f", left out {count['only_a']:,} only in A and {count['only_b']:,} only in B" if left_out else "")
+        )
+    columns = [given["command"], "A", "B", "B − A", "95 % interval", "verdict"]
+    title = f"A: {result.inputs['a']['path']}   B: {result.inputs['b']['path']}"
+    return Table(title=title, columns=columns, rows=rows, note="\n".join(said))

@@ -1,0 +1,119 @@
+"""The flags of a command, from the fields of the evaluator that it runs."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from enum import StrEnum
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from evalsuite.evaluators import Evaluator, Flag, flags
+from featcache_cli.screen import DeviceOption, TrustCode, Workers, writable
+
+_COMMON = {"device": DeviceOption, "workers": Workers, "trust_code": TrustCode}
+"""Fields that are the same flag in every program."""
+
+
+def parameters(evaluator: type[Evaluator]) -> list[inspect.Parameter]:
+    """A parameter for Typer for each of the evaluator's flags, in order."""
+    hints, of = get_type_hints(evaluator), {each.name: each for each in fields(evaluator)}  # type: ignore[arg-type]
+    found = []
+    for name, flag in flags(evaluator).items():
+        default, kind = of[name].default, _kind(flag, hints[name])
+        if default is MISSING:
+            default = inspect.Parameter.empty
+        elif not isinstance(default, str | int | float):
+            default, kind = None, kind | None
+        annotation = _COMMON.get(name, Annotated[kind, _option(name, flag)])
+        found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return found
+
+
+def values(evaluator: type[Evaluator], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the evaluator is made of, from what Typer read; what was left out stays out. Raises `ValueError` for text that
+    cannot be read."""
+    hints, found = get_type_hints(evaluator), {}
+    for name, flag in flags(evaluator).items():
+        value, read = given[name], _reader(flag, hints[name])
+        if value is None or value == []:
+            continue
+        if read is not None:
+            try:
+                value = read(value)
+            except ValueError as error:
+                raise ValueError(f"{spelling(name, flag)} {value or repr(value)}: {error}") from None
+        found[name] = value.value if isinstance(value, StrEnum) else value
+    return found
+
+
+def spelling(name: str, flag: Flag) -> str:
+    return flag.names[0] if flag.names else f"--{name.replace('_', '-')}"
+
+
+def _option(name: str, flag: Flag) -> Any:
+    shown: dict[str, Any] = {} if flag.shown is None else {"show_default": flag.shown}
+    return typer.Option(
+        *(flag.names or (spelling(name, flag),)),
+        help=flag.help,
+        metavar=flag.metavar,
+        min=flag.least,
+        hidden=flag.hidden,
+        callback=writable if flag.file == "written" else None,
+        **shown,
+    )
+
+
+def _kind(flag: Flag, hint: Any) -> Any:
+    """What Typer reads: text, where `_reader` makes the value of it."""
+    if flag.choices:
+        return StrEnum("Choice", {each: each for each in flag.choices})
+    single, repeated = _types(hint)
+    if flag.kind == "stores" or (str in repeated and flag.read is None):
+        return list[str]
+    if flag.read is not None or repeated:
+        return str
+    return next((kind for kind in (bool, int, float) if kind in single), str)
+
+
+def _reader(flag: Flag, hint: Any) -> Callable[[Any], Any] | None:
+    """What makes the value of what is given: numbers of a comma list, a mapping of `NAME=STORE`."""
+    if flag.read is not None or flag.kind != "option":
+        return _named if flag.kind == "stores" else flag.read
+    repeated = _types(hint)[1]
+    return _numbers if float in repeated else _whole_numbers if int in repeated else None
+
+
+def _types(hint: Any) -> tuple[list[Any], list[Any]]:
+    """The alternatives of a type, and those of the elements of sequences among them."""
+
+    def alternatives(hint: Any) -> list[Any]:
+        return list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
+
+    of = [each for each in alternatives(hint) if get_origin(each) is Sequence]
+    return alternatives(hint), [kind for each in of for kind in alternatives(get_args(each)[0])]
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError("give whole numbers, separated by commas") from None
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError("give numbers, separated by commas") from None
+
+
+def _named(given: list[str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for item in given:
+        name, equals, path = item.partition("=")
+        if not (name and equals and path) or name in named:
+            raise ValueError("give NAME=STORE, each NAME once")
+        named[name] = path
+    return named
