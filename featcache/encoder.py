@@ -18,7 +18,7 @@ from featcache.inputs.images import Preprocess
 from featcache.models import Model
 from featcache.plugins import load_plugin, plugin_names
 from featcache.precision import FP32, Precision
-from featcache.specs import names_code
+from featcache.specs import code_in, names_code
 
 
 @dataclass(kw_only=True)
@@ -172,7 +172,7 @@ def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
     Raises:
         ValueError: no such library, model or weights; the message suggests near names or the remedy.
     """
-    match = re.match(r"(\w+)[/:](.+)", f"python:{spec.removeprefix('python:')}" if names_code(spec) else spec)
+    match = re.match(r"(\w+)[/:](.+)", f"python:{code_in(spec)}" if names_code(spec) else spec)
     if not match:
         sources = ", ".join(plugin_names("featcache.models"))
         raise ValueError(

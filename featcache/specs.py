@@ -15,6 +15,11 @@ def names_code(spec: str) -> bool:
     )
 
 
+def code_in(spec: str) -> str:
+    """`MODULE:CALLABLE` of a spec that `names_code`, without the name of the plugin that runs it."""
+    return re.sub(r"^python[:/]", "", spec)
+
+
 def refuse_code(place: object, spec: object, trust_code: bool) -> None:
     """Raises ValueError where `place`, a file, names code that the user does not trust."""
     if isinstance(spec, str) and names_code(spec) and not trust_code:

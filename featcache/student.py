@@ -18,7 +18,7 @@ from featcache.checkpoint import read_weights
 from featcache.inputs.images import Preprocess
 from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
-from featcache.specs import names_code, refuse_code
+from featcache.specs import code_in, names_code, refuse_code
 
 log = logging.getLogger("featcache")
 
@@ -242,7 +242,7 @@ def load_student(folder: str | os.PathLike[str], *, trust_code: bool = False) ->
 def _library(spec: str) -> tuple[ModuleType, str] | None:
     """The plugin that makes this student, and the rest of the spec; None where there is none."""
     if names_code(spec):
-        return load_plugin("featcache.models", "python"), spec.removeprefix("python:")
+        return load_plugin("featcache.models", "python"), code_in(spec)
     match = re.fullmatch(r"(\w+)(?:[/:](.+))?", spec, re.DOTALL)
     if not match or match[1] not in plugin_names("featcache.models"):
         return None

@@ -29,7 +29,9 @@ def test_comma_lists_are_cut_where_a_spec_begins_and_never_inside_a_path_that_is
     assert split_specs(text) == specs
 
 
-@pytest.mark.parametrize("spec", ["os:abort", "a.b:c", "python:os:abort", "torchvision.models:resnet18"])
+@pytest.mark.parametrize(
+    "spec", ["os:abort", "a.b:c", "python:os:abort", "python/os:abort", "torchvision.models:resnet18"]
+)
 def test_code_is_refused_where_a_file_names_it(spec):
     assert names_code(spec)
     with pytest.raises(ValueError, match=r"x\.toml: names code, .*--trust-code"):
