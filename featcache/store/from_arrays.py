@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
@@ -22,11 +22,13 @@ from featcache.store.read import FeatureStore, open_store
 from featcache.store.rounding import Rounding, rounded_to
 from featcache.store.write import create_store
 
+AnyPath: TypeAlias = str | os.PathLike[str]
+"""A path or a URL."""
 _BLOCK = 8192  # rows that are looked at together
 
 
 def write_store(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     embedding: Shaped[np.ndarray, "n d"] | Shaped[np.ndarray, "n v d"],
     *,
     logits: Shaped[np.ndarray, "n c"] | Shaped[np.ndarray, "n v c"] | None = None,
@@ -116,7 +118,7 @@ def write_store(
 
 
 @contextlib.contextmanager
-def _whole(path: str | os.PathLike[str]) -> Iterator[str | Path]:
+def _whole(path: AnyPath) -> Iterator[str | Path]:
     """Where to make the store: on this machine beside `path`, to appear there in one step; at a URL in its place."""
     if is_url(str(path)):
         yield str(path)
@@ -138,9 +140,7 @@ def _removed_on_failure(store: FeatureStore) -> Iterator[None]:
 # -- what arrays must be ----------------------------------------------------------------------------------
 
 
-def checked_labels(
-    path: str | os.PathLike[str], labels: Any, rows: int, class_names: Sequence[str] | None
-) -> Int64[np.ndarray, " n"]:
+def checked_labels(path: AnyPath, labels: Any, rows: int, class_names: Sequence[str] | None) -> Int64[np.ndarray, " n"]:
     """Whole numbers, -1 for none; those of a class name each, where there are names.
 
     Raises:
@@ -165,7 +165,7 @@ def checked_labels(
     return given.astype(np.int64)
 
 
-def checked_ids(path: str | os.PathLike[str], ids: Any, rows: int) -> np.ndarray:
+def checked_ids(path: AnyPath, ids: Any, rows: int) -> np.ndarray:
     """(rows,) unique strings.
 
     Raises:
@@ -184,7 +184,7 @@ def checked_ids(path: str | os.PathLike[str], ids: Any, rows: int) -> np.ndarray
     return np.array([str(text) for text in given], dtype=object)
 
 
-def checked_class_names(path: str | os.PathLike[str], names: Any) -> list[str] | None:
+def checked_class_names(path: AnyPath, names: Any) -> list[str] | None:
     """Strings, or None.
 
     Raises:
@@ -200,14 +200,14 @@ def checked_class_names(path: str | os.PathLike[str], names: Any) -> list[str] |
     return [str(name) for name in given]
 
 
-def _listed(path: str | os.PathLike[str], what: str, given: Any) -> list[Any]:
+def _listed(path: AnyPath, what: str, given: Any) -> list[Any]:
     """What is given in order: not a text, whose letters it would be, nor a set or a dictionary."""
     if isinstance(given, str | bytes | Set | Mapping) or not isinstance(given, Iterable):
         raise ValueError(f"{path}: {what} are {given!r:.80}; give a list of text")
     return list(given)
 
 
-def _array(path: str | os.PathLike[str], name: str, given: Any) -> np.ndarray:
+def _array(path: AnyPath, name: str, given: Any) -> np.ndarray:
     """`given` as numpy has it; values that are masked are none, so they are refused."""
     try:
         array = np.asanyarray(given)
@@ -218,7 +218,7 @@ def _array(path: str | os.PathLike[str], name: str, given: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def _refuse_no_text(path: str | os.PathLike[str], what: str, text: str) -> None:
+def _refuse_no_text(path: AnyPath, what: str, text: str) -> None:
     """Surrogates, which no file can hold."""
     try:
         text.encode()
@@ -226,7 +226,7 @@ def _refuse_no_text(path: str | os.PathLike[str], what: str, text: str) -> None:
         raise ValueError(f"{path}: {what} {text!r} is no valid text; write it as UTF-8") from None
 
 
-def _refuse_twice(path: str | os.PathLike[str], what: str, texts: list[str]) -> None:
+def _refuse_twice(path: AnyPath, what: str, texts: list[str]) -> None:
     """Names that are not unique, or that no file can hold."""
     seen: set[str] = set()
     for text in texts:
@@ -238,9 +238,7 @@ def _refuse_twice(path: str | os.PathLike[str], what: str, texts: list[str]) -> 
         _refuse_no_text(path, what, text)
 
 
-def _features(
-    path: str | os.PathLike[str], name: str, given: Any, of: tuple[int, int] | None = None
-) -> Float[np.ndarray, "n v d"]:
+def _features(path: AnyPath, name: str, given: Any, of: tuple[int, int] | None = None) -> Float[np.ndarray, "n v d"]:
     values = _array(path, name, given)
     if not values.size:
         raise ValueError(
@@ -266,7 +264,7 @@ def _blocks(values: Float[np.ndarray, "n v d"], ok: np.ndarray) -> Iterator[tupl
         yield values[here].reshape(-1, values.shape[-1]), np.repeat(here, values.shape[1])
 
 
-def _reasons(path: str | os.PathLike[str], failed: Mapping[int, str] | None, rows: int) -> np.ndarray:
+def _reasons(path: AnyPath, failed: Mapping[int, str] | None, rows: int) -> np.ndarray:
     """(rows,) why each failed, "" where it did not."""
     reason = np.full(rows, "", dtype=object)
     if not isinstance(failed, Mapping | None):
@@ -281,7 +279,7 @@ def _reasons(path: str | os.PathLike[str], failed: Mapping[int, str] | None, row
     return reason
 
 
-def _preprocess(path: str | os.PathLike[str], given: Mapping[str, Any] | None) -> dict[str, Any]:
+def _preprocess(path: AnyPath, given: Mapping[str, Any] | None) -> dict[str, Any]:
     if not given:
         return {}
     try:
@@ -293,7 +291,7 @@ def _preprocess(path: str | os.PathLike[str], given: Mapping[str, Any] | None) -
 
 
 def fitting_dtype(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     name: str,
     blocks: Iterable[tuple[Float[np.ndarray, "n d"], np.ndarray]],
     rows: int,
@@ -329,9 +327,7 @@ def fitting_dtype(
     return "float32"
 
 
-def refuse_not_finite(
-    path: str | os.PathLike[str], name: str, values: Float[np.ndarray, "n d"], numbers: np.ndarray
-) -> None:
+def refuse_not_finite(path: AnyPath, name: str, values: Float[np.ndarray, "n d"], numbers: np.ndarray) -> None:
     """`numbers` are those of the rows, for the message."""
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
@@ -340,9 +336,7 @@ def refuse_not_finite(
         )
 
 
-def refuse_beyond(
-    path: str | os.PathLike[str], name: str, values: Float[np.ndarray, "n d"], dtype: str, numbers: np.ndarray
-) -> None:
+def refuse_beyond(path: AnyPath, name: str, values: Float[np.ndarray, "n d"], dtype: str, numbers: np.ndarray) -> None:
     """Values that `dtype` cannot hold, or rows of which it holds nothing."""
     rounded = rounded_to(values, dtype)
     large = ~np.isfinite(rounded).all(axis=1)

@@ -207,11 +207,8 @@ class Manifest(Record):
             raise ValueError(f"fields that differ in upper and lower case alone: {', '.join(self.fields)}")
         if EMBEDDING not in self.fields or len(self.fields[EMBEDDING]) != 1:
             raise ValueError("no field `embedding` that is a vector")
-        rows, unit, sides = (
-            self.corpus.rows,
-            self.chunk_rows,
-            [side for shape in self.fields.values() for side in shape],
-        )
+        rows, unit = self.corpus.rows, self.chunk_rows
+        sides = [side for shape in self.fields.values() for side in shape]
         if min(rows, unit, self.views.count, *sides, *self.wide_chunk_rows.values()) < 1:
             raise ValueError("a size that is no whole number above 0")
         if unknown := {*self.dtypes.values()} - {*DTYPES} or {*self.dtypes} - {*self.fields}:
