@@ -23,7 +23,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 # Without emoji: corrupted:fog:3 is a corpus, and :fog: no picture.
 screen = Console(stderr=True, soft_wrap=True, emoji=False)  # progress and remarks, never wrapped; results go to stdout
@@ -55,6 +55,27 @@ def program(name: str, about: str, cls: type[TyperGroup] | None = None) -> typer
         pass
 
     return app
+
+
+class ListsPlugins(TyperCommand):
+    """A command in whose help `{featcache.corpora}` becomes the names registered there, and so of every kind of plugin."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for param in self.params:
+            if text := getattr(param, "help", None):
+                param.help = re.sub(r"\{(\w+\.\w+)\}", _names, text)  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def _names(group: re.Match[str]) -> str:
+    from featcache.plugins import plugin_names
+
+    names = plugin_names(group[1])
+    return ", ".join(name.replace("_", "-") for name in names) if group[1] == INTERCHANGE else ", ".join(names)
+
+
+INTERCHANGE = "featcache.interchange"
+"""Whose names have a "-" for each "_"."""
 
 
 def installed_version(distribution: str) -> str | None:

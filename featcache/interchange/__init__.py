@@ -14,17 +14,17 @@ All of them carry the store's manifest with a checksum of every array, so that c
 imported from npy, parquet or safetensors has the same bytes as the store exported. clip-retrieval's layout holds one
 embedding a row and nothing of failed rows, and promises unit vectors; what it cannot hold is left out and named.
 
+Formats are plugins: other packages add theirs through the entry-point group `featcache.interchange`.
+
 Features stream; ids, labels and reasons are held in memory, as a `FeatureStore` does.
 """
 
 import hashlib
-import importlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Literal, get_args
+from typing import ClassVar
 
 from featcache.disk.durable import appearing
 from featcache.disk.refusals import writing
@@ -32,14 +32,61 @@ from featcache.disk.urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
 from featcache.interchange._foreign import fitting_layout, foreign_unit
 from featcache.interchange._own import own_unit, refuse_unit
+from featcache.interchange._source import Source
+from featcache.plugins import load_plugin, only_class, plugin_names
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.from_arrays import checked_ids
 from featcache.store.layout import DTYPES
 
-Format = Literal["npy", "parquet", "safetensors", "clip-retrieval"]
-FORMATS: tuple[str, ...] = get_args(Format)
-
 AGAIN = "run the same command again"
+
+
+class Format:
+    """Files of one layout. A file here defines one, and is registered under its own name, a "-" for each "_"; nothing
+    heavy is imported at its top.
+
+    Attributes:
+        folder: whether it writes a folder rather than a file.
+        reads: what of other programs it reads, in words.
+    """
+
+    folder: ClassVar[bool] = False
+    reads: ClassVar[str]
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """Whether what is at `path`, a folder or a file with `head` as its first bytes (9 at most), is of it."""
+        raise NotImplementedError
+
+    def require(self, path: Path) -> None:
+        """Raises ValueError, of `path`, where it cannot be read or written here: a package is missing."""
+
+    def write(self, store: FeatureStore, units: Iterator[Arrays], out: Path, *, as_is: bool) -> None:
+        """Make `out`, which is not there yet.
+
+        Args:
+            units: the arrays of each unit of the store in turn, by name, strings as objects.
+            as_is: keep the lengths of embeddings; of formats that would make them 1.
+
+        Raises:
+            ValueError: it cannot hold this store.
+        """
+        raise NotImplementedError
+
+    def rows(self, store: FeatureStore) -> int:
+        """How many samples of the store it holds."""
+        return len(store)
+
+    def left_out(self, store: FeatureStore, *, as_is: bool) -> list[str]:
+        """What it does not hold of the store, in words."""
+        return ["the kept images"] if store.manifest.pixels else []
+
+    def read(self, path: Path) -> Source:
+        """What is there: an export, with its manifest, or what another program wrote.
+
+        Raises:
+            ValueError: it is damaged, or lacks what a store needs.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -57,6 +104,16 @@ class Exported:
     left_out: list[str]
 
 
+def names() -> list[str]:
+    """The registered formats, sorted."""
+    return sorted(name.replace("_", "-") for name in plugin_names(__name__))
+
+
+def load_format(name: str) -> Format:
+    """The format of that name. Raises ValueError, with near names, when there is none."""
+    return only_class(load_plugin(__name__, name.replace("-", "_")), Format)()
+
+
 def export_store(
     store: FeatureStore | str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -70,7 +127,7 @@ def export_store(
     Args:
         store: sealed, or its path or URL.
         out: a local path.
-        format: one of `FORMATS`; the module says what each holds.
+        format: one of `names()`; the module says what each holds.
         as_is: keep the embeddings as they are in a clip-retrieval folder too, where the default is unit length,
             for programs that search by inner product. The other formats always keep them.
         progress: called with rows done and rows in all, as each chunk is read.
@@ -78,19 +135,15 @@ def export_store(
     Raises:
         ValueError: `out` exists, the store is not sealed, or the format cannot hold it.
     """
-    if format not in FORMATS:
-        raise ValueError(f"--format {format}: unknown; known: {', '.join(FORMATS)}")
-    store = store if isinstance(store, FeatureStore) else open_store(store)
+    if format not in names():
+        raise ValueError(f"--format {format}: unknown; known: {', '.join(names())}")
+    of, store = load_format(format), store if isinstance(store, FeatureStore) else open_store(store)
     if not store.sealed:
         store = open_store(store.path)  # raises, and says how to finish it
-    units = _units(store, progress)
-    with writing(out, AGAIN, "OUT"), appearing(_local(out), folder=format in ("npy", "clip-retrieval")) as building:
-        module = _module(format, Path(out))
-        if format == "clip-retrieval":
-            left_out = module.write(store, units, building, as_is)
-            return Exported(Path(out), len(store.ok), left_out)
-        module.write(store, units, building)
-    return Exported(Path(out), len(store), ["the kept images"] if store.manifest.pixels else [])
+    of.require(Path(out))
+    with writing(out, AGAIN, "OUT"), appearing(_local(out), folder=of.folder) as building:
+        of.write(store, _units(store, progress), building, as_is=as_is)
+    return Exported(Path(out), of.rows(store), of.left_out(store, as_is=as_is))
 
 
 def import_store(
@@ -123,7 +176,9 @@ def import_store(
         raise ValueError(f"--dtype {dtype}: unknown; known: auto, {', '.join(DTYPES)}")
     path = _local(src)
     with writing(out, AGAIN, "STORE"), appearing(_local(out), folder=True) as building:
-        source = _module(_format_of(path), path).read(path)
+        format = format_of(path)
+        format.require(path)
+        source = format.read(path)
         export, manifest = source.manifest.other.get("export"), source.manifest.without("export")
         said = manifest.corpus.rows
         if export and encoder_name is not None:
@@ -191,37 +246,26 @@ def _units(store: FeatureStore, progress: Callable[[int, int], None] | None) -> 
         yield {name: array.astype(object) if name in STRINGS else array for name, array in unit.items()}
 
 
-def _format_of(path: Path) -> str:
-    """The format of what is at `path`, known by its contents."""
-    known = "an export, a .npy of (N, D), a .parquet or .safetensors with `embedding`, or a clip-retrieval folder"
-    if path.is_dir():
-        if (path / "img_emb").is_dir():
-            return "clip-retrieval"
-        if (path / "embedding.npy").is_file():
-            return "npy"
-        if (path / "zarr.json").is_file():
-            raise ValueError(f"{path}: already a Zarr group; open a store as it is")
-        raise ValueError(f"{path}: holds neither embedding.npy nor img_emb/; give {known}")
-    if not path.is_file():
+def format_of(path: Path) -> Format:
+    """The format of what is at `path`, known by its contents.
+
+    Raises:
+        ValueError: no format recognises it.
+    """
+    formats = [load_format(name) for name in names()]
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(9)
+    for each in formats:
+        if path.exists() and each.recognises(path, head):
+            return each
+    *others, last = ["an export", *(each.reads for each in formats)]
+    known = f"{', '.join(others)} or {last}"
+    if not path.exists():
         raise ValueError(f"{path}: no such file or folder; give {known}")
-    with path.open("rb") as file:
-        head = file.read(9)
-    if head.startswith(b"\x93NUMPY"):
-        return "npy"
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head[8:] == b"{":
-        return "safetensors"
+    if (path / "zarr.json").is_file():
+        raise ValueError(f"{path}: already a Zarr group; open a store as it is")
     if head.startswith((b"\x80", b"PK")):
         raise ValueError(f"{path}: a pickle or an archive, which is never opened; save its array with numpy.save")
-    raise ValueError(f"{path}: not a file that can be imported; give {known}")
-
-
-def _module(format: str, path: Path) -> ModuleType:
-    """The format's file, imported when it is asked for: pyarrow is slow to import, and an extra."""
-    try:
-        return importlib.import_module(f"{__name__}.{format.replace('-', '_')}")
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("pyarrow"):
-            raise
-        raise ValueError(f"{path}: parquet needs pyarrow: pip install 'featcache[parquet]'") from None
+    raise ValueError(f"{path}: not a {'folder' if path.is_dir() else 'file'} that can be imported; give {known}")

@@ -1,6 +1,7 @@
 """Units as pyarrow tables, and tables as units."""
 
 import contextlib
+import importlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,14 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from featcache.interchange._arrays import STRINGS, Arrays, layout
 from featcache.store.layout import COSINE, STATE
 from featcache.store.manifest import Manifest
 
+
+class Lazy:
+    """A module that is imported when it is first used: pyarrow takes long, and is an extra."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+pa: Any = Lazy("pyarrow")
+pq: Any = Lazy("pyarrow.parquet")
+
 DESCRIBING = ("sample_id", "image_path", "label", "class_name")
 """Columns that `describe` knows."""
+
+
+def require_pyarrow(path: Path) -> None:
+    """Raises ValueError where there is no pyarrow."""
+    try:
+        importlib.import_module("pyarrow")
+    except ModuleNotFoundError:
+        raise ValueError(f"{path}: parquet needs pyarrow: pip install 'featcache[parquet]'") from None
 
 
 def to_table(unit: Arrays, fields: Sequence[str], class_names: Sequence[str] | None) -> Any:

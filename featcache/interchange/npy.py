@@ -8,25 +8,47 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from featcache.interchange import Format
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout, stored
 from featcache.interchange._own import manifest_text, read_manifest
 from featcache.interchange._source import Source, of_arrays
 from featcache.store import FeatureStore
 
 
-def write(store: FeatureStore, units: Iterator[Arrays], out: Path) -> None:
-    sums = Checksums()
-    out.mkdir()
-    with contextlib.ExitStack() as opened:
-        files = {name: opened.enter_context((out / f"{name}.npy").open("wb")) for name in stored(store)}
-        files |= {name: opened.enter_context((out / f"{name}.txt").open("wb")) for name in STRINGS}
-        for name, (shape, dtype) in stored(store).items():
-            write_header(files[name], dtype, shape)
-        for unit in units:
-            sums.update(unit)
-            for name, array in unit.items():
-                files[name].write(_lines(array) if name in STRINGS else array.tobytes())
-    (out / "manifest.json").write_text(manifest_text(store.manifest, "npy", sums.to_dict()), encoding="utf-8")
+class Npy(Format):
+    folder = True
+    reads = "a .npy of (N, D), a folder with embedding.npy"
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        return head.startswith(b"\x93NUMPY") or (path / "embedding.npy").is_file()
+
+    def write(self, store: FeatureStore, units: Iterator[Arrays], out: Path, *, as_is: bool) -> None:
+        out.mkdir()
+        sums = Checksums()
+        with contextlib.ExitStack() as opened:
+            files = {name: opened.enter_context((out / f"{name}.npy").open("wb")) for name in stored(store)}
+            files |= {name: opened.enter_context((out / f"{name}.txt").open("wb")) for name in STRINGS}
+            for name, (shape, dtype) in stored(store).items():
+                write_header(files[name], dtype, shape)
+            for unit in units:
+                sums.update(unit)
+                for name, array in unit.items():
+                    files[name].write(_lines(array) if name in STRINGS else array.tobytes())
+        (out / "manifest.json").write_text(manifest_text(store.manifest, "npy", sums.to_dict()), encoding="utf-8")
+
+    def read(self, path: Path) -> Source:
+        """One file of (N, D), or a folder of files of the same rows."""
+        if path.is_file():
+            return of_arrays(path, {"embedding": load(path)}, None)
+        manifest = read_manifest(path)
+        arrays: dict[str, Any] = {}
+        for name in layout(manifest) if manifest else ("embedding", "label"):
+            if (path / f"{name}.npy").is_file():
+                arrays[name] = load(path / f"{name}.npy")
+        for name in STRINGS:
+            if (path / f"{name}.txt").is_file():
+                arrays[name] = _read_lines(path / f"{name}.txt", escaped=manifest is not None)
+        return of_arrays(path, arrays, manifest)
 
 
 def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
@@ -37,21 +59,6 @@ def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> Non
 def _lines(texts: Iterable[str]) -> bytes:
     escaped = (text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r") for text in texts)
     return "".join(f"{text}\n" for text in escaped).encode()
-
-
-def read(path: Path) -> Source:
-    """One file of (N, D), or a folder of files of the same rows."""
-    if path.is_file():
-        return of_arrays(path, {"embedding": load(path)}, None)
-    manifest = read_manifest(path)
-    arrays: dict[str, Any] = {}
-    for name in layout(manifest) if manifest else ("embedding", "label"):
-        if (path / f"{name}.npy").is_file():
-            arrays[name] = load(path / f"{name}.npy")
-    for name in STRINGS:
-        if (path / f"{name}.txt").is_file():
-            arrays[name] = _read_lines(path / f"{name}.txt", escaped=manifest is not None)
-    return of_arrays(path, arrays, manifest)
 
 
 def load(path: Path) -> np.ndarray:

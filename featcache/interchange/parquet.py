@@ -5,43 +5,61 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from featcache.interchange import Format
 from featcache.interchange._arrays import Arrays, Checksums
-from featcache.interchange._arrow import DESCRIBING, describe, from_table, list_values, to_table, whole
+from featcache.interchange._arrow import (
+    DESCRIBING,
+    describe,
+    from_table,
+    list_values,
+    pa,
+    pq,
+    require_pyarrow,
+    to_table,
+    whole,
+)
 from featcache.interchange._foreign import check_embeddings, foreign_manifest, identify
 from featcache.interchange._own import manifest_text, parse_manifest
 from featcache.interchange._source import Source
 from featcache.store import FeatureStore
 
 
-def write(store: FeatureStore, units: Iterator[Arrays], out: Path) -> None:
-    sums, writer = Checksums(), None
-    with contextlib.ExitStack() as opened:
-        for unit in units:
-            sums.update(unit)
-            table = to_table(unit, list(store.manifest.fields), store.class_names)
-            if writer is None:
-                numbers = {name for name in table.column_names if pa.types.is_fixed_size_list(table.field(name).type)}
-                writer = opened.enter_context(
-                    pq.ParquetWriter(
-                        out,
-                        table.schema,
-                        use_dictionary=["class_name", "reason"],
-                        compression={name: "none" if name in numbers else "zstd" for name in table.column_names},
+class Parquet(Format):
+    reads = "a .parquet with `embedding`"
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        return head.startswith(b"PAR1")
+
+    def require(self, path: Path) -> None:
+        require_pyarrow(path)
+
+    def write(self, store: FeatureStore, units: Iterator[Arrays], out: Path, *, as_is: bool) -> None:
+        sums, writer = Checksums(), None
+        with contextlib.ExitStack() as opened:
+            for unit in units:
+                sums.update(unit)
+                table = to_table(unit, list(store.manifest.fields), store.class_names)
+                if writer is None:
+                    numbers = {
+                        name for name in table.column_names if pa.types.is_fixed_size_list(table.field(name).type)
+                    }
+                    writer = opened.enter_context(
+                        pq.ParquetWriter(
+                            out,
+                            table.schema,
+                            use_dictionary=["class_name", "reason"],
+                            compression={name: "none" if name in numbers else "zstd" for name in table.column_names},
+                        )
                     )
-                )
-            writer.write_table(table, row_group_size=len(table))
-        assert writer is not None
-        writer.add_key_value_metadata({"featcache": manifest_text(store.manifest, "parquet", sums.to_dict())})
+                writer.write_table(table, row_group_size=len(table))
+            assert writer is not None
+            writer.add_key_value_metadata({"featcache": manifest_text(store.manifest, "parquet", sums.to_dict())})
 
-
-def read(path: Path) -> Source:
-    with whole(path):
-        file = pq.ParquetFile(path, memory_map=True)
-    rows, text = file.metadata.num_rows, (file.metadata.metadata or {}).get(b"featcache")
-    return _read_foreign(path, file, rows) if text is None else _read_own(path, file, rows, text.decode())
+    def read(self, path: Path) -> Source:
+        with whole(path):
+            file = pq.ParquetFile(path, memory_map=True)
+        rows, text = file.metadata.num_rows, (file.metadata.metadata or {}).get(b"featcache")
+        return _read_foreign(path, file, rows) if text is None else _read_own(path, file, rows, text.decode())
 
 
 def _read_own(path: Path, file: Any, rows: int, text: str) -> Source:

@@ -1,4 +1,4 @@
-"""What every registered corpus must be."""
+"""Every registered corpus is one, and ours are what they say."""
 
 import tarfile
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from PIL import Image
 from tiny import tiny_encoder
 
 from featcache import KeptPixels, extract
-from featcache.corpora import Corpus, open_corpus
+from featcache.corpora import open_corpus
 from featcache.inputs.images import decode
 from featcache.plugins import plugin_names
+from featcache.testing import CorpusContract
 
 
 def folder(root: Path) -> str:
@@ -103,47 +104,11 @@ def test_every_registered_corpus_is_under_this_contract():
     assert set(SPECS) >= set(NAMES), "add the new corpus to SPECS"
 
 
-@pytest.fixture(params=NAMES)
-def spec(request, tmp_path, monkeypatch):
-    monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / ".featcache"))
-    return SPECS[request.param](tmp_path)
-
-
-@pytest.fixture
-def corpus(spec):
-    return open_corpus(spec)
-
-
-def test_it_is_a_corpus(corpus):
-    assert isinstance(corpus, Corpus)
-    assert len(corpus) == len(corpus.ids) > 0
-
-
-def test_its_spec_opens_the_same_corpus(corpus):
-    again = open_corpus(corpus.spec)
-    assert list(again.ids) == list(corpus.ids)
-    assert again.class_names == corpus.class_names
-    assert [again.label(i) for i in range(len(again))] == [corpus.label(i) for i in range(len(corpus))]
-    assert again.read(0) == corpus.read(0)
-
-
-def test_ids_are_unique_strings(corpus):
-    assert all(isinstance(sample_id, str) and sample_id for sample_id in corpus.ids)
-    assert len(set(corpus.ids)) == len(corpus)
-
-
-def test_reading_is_deterministic_and_gives_encoded_images(corpus):
-    rows = sorted({0, len(corpus) // 2, len(corpus) - 1})
-    first = {i: corpus.read(i) for i in rows}
-    assert {i: corpus.read(i) for i in reversed(rows)} == first
-    assert all(isinstance(data, bytes) and decode(data).mode == "RGB" for data in first.values())
-
-
-def test_labels_index_class_names(corpus):
-    labels = [corpus.label(i) for i in range(len(corpus))]
-    classes = len(corpus.class_names or [])
-    assert all(type(label) is int and -1 <= label < classes for label in labels)
-    assert set(labels) - {-1} == set(range(classes))
+class TestCorpora(CorpusContract):
+    @pytest.fixture(params=NAMES)
+    def corpus(self, request, tmp_path, monkeypatch):
+        monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / ".featcache"))
+        return open_corpus(SPECS[request.param](tmp_path))
 
 
 def test_folder_labels_are_its_first_level_sub_folders(tmp_path):

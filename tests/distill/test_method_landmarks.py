@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from method_cases import ROWS, STUDENT, TEACHER, batch_of, student_batch, teacher_batch, write_token_store
 
 from distill import load_method
 from distill.methods import fitted_tensors
 from distill.methods.landmarks import Landmarks
+from distill.testing.methods import ROWS, STUDENT, TEACHER, batch_of, student_batch, teacher_batch, write_token_store
 from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_cases import CASES, ROWS, STUDENT, batch_of, build, label, teacher_batch, total, write_token_store
+from method_cases import CASES, label
 from torch import Tensor, distributed, multiprocessing, nn
 
 from distill.methods import Batch
 from distill.objectives import gathered
+from distill.testing.methods import ROWS, STUDENT, batch_of, build, teacher_batch, total, write_token_store
 from featcache.rows import Rows
 from featcache.store import open_store
 
@@ -29,7 +30,7 @@ class Training(nn.Module):
 
 def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dict[str, Tensor]]:
     """Of each of a few steps, without moving; a queue goes on."""
-    method, _ = build(case, source)
+    method, _ = build(*case, source)
     training = model = Training(method)
     if processes > 1:
         model = nn.parallel.DistributedDataParallel(training)

@@ -3,13 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from method_cases import ROWS, STUDENT, TEACHER, batch_of, student_batch, teacher_batch, total, write_token_store
 from torch import nn
 
 from distill import load_method
 from distill.mappings import load_mapping
 from distill.methods._tokens import resize_tokens
 from distill.objectives import TEMPERATURES
+from distill.testing.methods import (
+    ROWS,
+    STUDENT,
+    TEACHER,
+    batch_of,
+    student_batch,
+    teacher_batch,
+    total,
+    write_token_store,
+)
 from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 

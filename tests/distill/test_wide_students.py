@@ -2,14 +2,14 @@
 
 import json
 
-import method_cases
 import numpy as np
 import pytest
 import torch
 from fit_cases import TEACHER
-from method_cases import CASES, label, student_batch, teacher_batch, write_token_store
+from method_cases import CASES, label
 
 from distill import load_method
+from distill.testing.methods import student_batch, teacher_batch, write_token_store
 from featcache.plugins import plugin_names
 from featcache.rows import Rows
 
@@ -30,14 +30,13 @@ def test_every_mapping_trains_a_wide_student(train, tmp_path, mapping):
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
-def test_every_method_takes_a_wide_student(case, tmp_path, monkeypatch):
+def test_every_method_takes_a_wide_student(case, tmp_path):
     name, options = case
     source = Rows.of([write_token_store(tmp_path / "s.zarr")])
-    monkeypatch.setattr(method_cases, "STUDENT", WIDE)
     torch.manual_seed(0)
     method = load_method(name)(source.embedding_dim, WIDE, **options)
     method.prepare(source, seed=0)
-    teacher, student = teacher_batch(source, method.fields), student_batch(method.student_fields)
+    teacher, student = teacher_batch(source, method.fields), student_batch(method.student_fields, width=WIDE)
     terms = method.loss(student, teacher)
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())

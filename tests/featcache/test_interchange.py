@@ -18,7 +18,7 @@ from safetensors.torch import save_file as save_torch_file
 import featcache.interchange._foreign
 import featcache.interchange.safetensors
 from featcache.inputs.images import PARAMETERS
-from featcache.interchange import export_store, import_store
+from featcache.interchange import clip_retrieval, export_store, import_store
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.from_arrays import write_store
 from featcache.store.layout import FAILED, OK
@@ -26,7 +26,6 @@ from featcache.store.manifest import CorpusRecord, EncoderRecord, ExtractionReco
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-clip_retrieval = pytest.importorskip("featcache.interchange.clip_retrieval")
 
 ROWS, WIDTH, CLASSES, PER_CHUNK = 11, 5, 3, 4  # the last chunk is short
 WHOLE = ("npy", "parquet", "safetensors")
@@ -407,7 +406,7 @@ REFUSED = {
     "pickle": (lambda p: raw(p, pickle.dumps(floats())), "a pickle or an archive, which is never opened"),
     "text": (lambda p: raw(p, b"1,2,3,4,5,6\n"), "not a file that can be imported; give an export, a .npy"),
     "nothing": (lambda p: p / "none", "no such file or folder; give an export"),
-    "folder": (lambda p: p, "holds neither embedding.npy nor img_emb/"),
+    "folder": (lambda p: p, "not a folder that can be imported; give an export, a clip-retrieval folder"),
     "no column": (lambda p: parquet(p, emb=[[1.0]]), "no column `embedding`, only emb; rename"),
     "scalars": (lambda p: parquet(p, embedding=[1.0]), "embedding is double, not lists of floats"),
     "lists of integers": (lambda p: parquet(p, embedding=[[1]]), "embeddings are .*int64"),
@@ -521,8 +520,6 @@ def test_without_pyarrow_the_remedy_is_named(tmp_path, monkeypatch, format):
     store = make_store(tmp_path / "s.zarr")
     export_store(store, tmp_path / "out", format)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for name in ("_arrow", "parquet", "clip_retrieval"):
-        monkeypatch.delitem(sys.modules, f"featcache.interchange.{name}", raising=False)
     for call in (
         lambda: export_store(store, tmp_path / "more", format),
         lambda: import_store(tmp_path / "out", tmp_path / "b.zarr"),

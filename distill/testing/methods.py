@@ -1,0 +1,225 @@
+"""What every distillation method must be, and a store and batches to try one on."""
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.methods import Batch, Features, Fitted, Method, fitted_tensors, load_method
+from featcache.inputs.images import PARAMETERS
+from featcache.rows import Rows
+from featcache.store import FeatureStore, create_store
+from featcache.store.layout import OK
+from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
+
+TEACHER, STUDENT, ROWS, VIEWS = 12, 6, 20, 2
+Case = tuple[str, Mapping[str, Any]]
+"""A method's name, and its options."""
+FIELDS = {"embedding": (TEACHER,), "tokens": (16, TEACHER), "prefix_tokens": (2, TEACHER)}
+
+
+def write_token_store(path: Path, fields: Mapping[str, tuple[int, ...]] = FIELDS, seed: int = 0) -> FeatureStore:
+    """Random features of any shape, two views."""
+    rng = np.random.default_rng(seed)
+    manifest = Manifest(
+        encoder=EncoderRecord(name="arrays", fingerprint="arrays", preprocess={}),
+        corpus=CorpusRecord(spec=None, rows=ROWS, class_names=None),
+        views=ViewsRecord(count=VIEWS),
+        fields={name: list(shape) for name, shape in fields.items()},
+        chunk_rows=ROWS,
+    )
+    store = create_store(path, manifest)
+    features = {name: rng.normal(size=(ROWS, VIEWS, *shape)).astype(np.float16) for name, shape in fields.items()}
+    rows = {
+        "label": np.full(ROWS, -1),
+        "sample_id": np.array([str(i) for i in range(ROWS)], dtype=object),
+        "content": np.zeros((ROWS, 16), np.uint8),
+        "view": np.zeros((ROWS, VIEWS, len(PARAMETERS)), np.float32),
+        "reason": np.array([""] * ROWS, dtype=object),
+        "state": np.full(ROWS, OK, np.uint8),
+    }
+    store.write_chunk(0, {**features, **rows})
+    store.seal()
+    return store
+
+
+def batch_of(features: Features, row: Tensor | None = None) -> Batch:
+    """Samples with these features of the teacher, of no row unless it is given, without labels."""
+    none = torch.full((len(next(iter(features.values()))),), -1)
+    inputs = torch.zeros(len(none), 3, 1, 1)
+    return Batch(features, inputs, none if row is None else row, torch.zeros_like(none), none)
+
+
+def teacher_batch(source: Rows, fields: tuple[str, ...], view: int = 0) -> Batch:
+    """All rows of `source`, in order."""
+    rows = range(len(source))
+    return batch_of({name: torch.from_numpy(source.gather(rows, name, view)).float() for name in fields})
+
+
+def student_batch(fields: tuple[str, ...], seed: int = 1, width: int = STUDENT) -> Features:
+    """What a student with a 3 × 3 grid might give, as leaves."""
+    drawn = torch.Generator().manual_seed(seed)
+    shapes = {"embedding": (ROWS, width), "tokens": (ROWS, 9, width)}
+    return {name: torch.randn(shapes[name], generator=drawn).requires_grad_() for name in fields}
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def build(
+    name: str, options: Mapping[str, Any], source: Rows, fitted: Fitted | None = None
+) -> tuple[Method, dict[str, float]]:
+    """A prepared method, its heads drawn from seed 0, and what it reports."""
+    torch.manual_seed(0)
+    method = load_method(name)(TEACHER, STUDENT, **options)
+    return method, method.prepare(source, seed=0, progress=None, fitted=fitted)
+
+
+def loss_of(method: Method, student: Features, teacher: Batch) -> Tensor:
+    """Of a copy, so that what a method remembers of a batch (a queue) is the same each time."""
+    return total(copy.deepcopy(method).loss(student, teacher))
+
+
+class MethodContract:
+    """Of the method `name` with `options`; with few steps, where it fits something before training."""
+
+    name: str
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    @pytest.fixture
+    def case(self) -> Case:
+        return self.name, self.options
+
+    @pytest.fixture(scope="class")
+    def source(self, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+        return Rows.of([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
+
+    @pytest.fixture
+    def method(self, case: Case, source: Rows) -> Method:
+        return build(*case, source)[0]
+
+    @pytest.fixture
+    def teacher(self, method: Method, source: Rows) -> Batch:
+        return teacher_batch(source, method.fields)
+
+    @pytest.fixture
+    def student(self, method: Method) -> Features:
+        return student_batch(method.student_fields)
+
+    def test_it_is_a_method_that_describes_itself(self, method: Method) -> None:
+        assert isinstance(method, Method)
+        first, *_ = (type(method).__doc__ or "").splitlines()
+        assert first.endswith(".")
+        assert 40 < len(first) <= 120
+
+    def test_options_have_defaults(self, case: Case) -> None:
+        parameters = inspect.signature(load_method(case[0])).parameters
+        options = [each for key, each in parameters.items() if key not in ("teacher_dim", "student_dim")]
+        assert all(each.kind is each.KEYWORD_ONLY and each.default is not each.empty for each in options)
+
+    def test_a_hyphen_in_a_name_is_an_underscore(self, case: Case) -> None:
+        assert load_method(case[0].replace("_", "-")) is load_method(case[0])
+
+    def test_prepare_reports_finite_numbers(self, case: Case, source: Rows) -> None:
+        report = build(*case, source)[1]
+        assert all(type(key) is str and type(value) is float for key, value in report.items())
+        assert all(map(math.isfinite, report.values()))
+
+    def test_prepare_is_a_function_of_source_and_seed(self, case: Case, source: Rows) -> None:
+        (first, report), (second, again) = build(*case, source), build(*case, source)
+        torch.rand(7)
+        assert report == again == first.prepare(source, seed=0)
+        for key, value in second.state_dict().items():
+            assert torch.equal(value, first.state_dict()[key]), key
+
+    def test_prepare_takes_what_an_earlier_one_left(self, case: Case, source: Rows) -> None:
+        first, report = build(*case, source)
+        second, again = build(*case, source, fitted=(fitted_tensors(first), report))
+        assert again == report
+        assert second.fields == first.fields
+        assert second.state_dict().keys() == first.state_dict().keys()
+        for key, value in second.state_dict().items():
+            assert torch.equal(value, first.state_dict()[key]), key
+
+    def test_fields_are_the_embedding_and_what_else_loss_reads(
+        self, method: Method, teacher: Batch, student: Features
+    ) -> None:
+        assert set(method.fields) <= set(FIELDS)
+        assert method.fields[0] == method.student_fields[0] == "embedding"
+        for given, fields in ((teacher.features, method.fields), (student, method.student_fields)):
+            for field in fields[1:]:
+                without = {name: value for name, value in given.items() if name != field}
+                of_student, of_teacher = (
+                    (without, teacher) if given is student else (student, replace(teacher, features=without))
+                )
+                with pytest.raises(KeyError, match=field):
+                    loss_of(method, of_student, of_teacher)
+
+    def test_state_goes_through_a_checkpoint(
+        self, case: Case, method: Method, source: Rows, teacher: Batch, student: Features
+    ) -> None:
+        method.loss(student, teacher)
+        restored, _ = build(*case, source)
+        for weight in restored.parameters():
+            nn.init.normal_(weight)
+        restored.load_state_dict({key: value.clone() for key, value in method.state_dict().items()})
+        assert torch.equal(loss_of(restored, student, teacher), loss_of(method, student, teacher))
+
+    def test_the_target_is_in_the_students_space(self, method: Method, teacher: Batch) -> None:
+        target = method.target(teacher)
+        if target is not None:
+            assert target.shape == (ROWS, STUDENT)
+            assert target.isfinite().all()
+            assert not target.requires_grad
+
+    def test_terms_are_finite_scalars_with_names(self, method: Method, teacher: Batch, student: Features) -> None:
+        terms = method.loss(student, teacher)
+        assert terms
+        for name, term in terms.items():
+            assert isinstance(name, str)
+            assert term.shape == (), name
+            assert term.isfinite(), name
+
+    def test_loss_reaches_all_of_the_student(self, method: Method, teacher: Batch, student: Features) -> None:
+        total(method.loss(student, teacher)).backward()
+        for name, output in student.items():
+            assert output.grad is not None, name
+            assert output.grad.isfinite().all(), name
+            assert (output.grad.abs().sum(dim=-1) > 0).all(), name
+
+    def test_nothing_flows_into_the_teacher(self, method: Method, teacher: Batch, student: Features) -> None:
+        """Features come from a store: were they leaves, all that may train is in the method."""
+        assert not any(value.requires_grad for value in teacher.features.values())
+        total(method.loss(student, teacher)).backward()
+        assert not any(buffer.requires_grad for buffer in method.buffers())
+
+    def test_exactly_what_trains_has_a_gradient(self, method: Method, teacher: Batch, student: Features) -> None:
+        total(method.loss(student, teacher)).backward()
+        for key, weight in method.named_parameters():
+            assert (weight.grad is not None and bool(weight.grad.abs().sum() > 0)) == weight.requires_grad, key
+
+    def test_a_step_downhill_lowers_the_loss(self, method: Method, teacher: Batch, student: Features) -> None:
+        before = copy.deepcopy(method)
+        loss = total(method.loss(student, teacher))
+        loss.backward()
+        weights = [*student.values(), *(w for w in method.parameters() if w.requires_grad)]
+        torch.optim.SGD(weights, lr=1e-3).step()
+        before.load_state_dict(
+            {**before.state_dict(), **{key: weight.detach() for key, weight in method.named_parameters()}}
+        )
+        assert total(before.loss(student, teacher)) < loss
+
+    def test_widths_are_those_of_teacher_and_student(self, case: Case) -> None:
+        """2048, as a hidden width of its own, aside."""
+        name, options = case
+        method = load_method(name)(TEACHER + 1, STUDENT + 1, **options)
+        assert {size for weight in method.parameters() for size in weight.shape} <= {TEACHER + 1, STUDENT + 1, 2048}
