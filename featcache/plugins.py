@@ -7,6 +7,7 @@ Other people's packages join through an entry-point group named like the plugin 
 import difflib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -25,11 +26,12 @@ def plugin_names(package: str) -> list[str]:
 def _own(package: str) -> set[str]:
     """The package's own files, without importing it: what it needs may take long, and help only names plugins."""
     if package in sys.modules:
-        folders: Iterable[str] = sys.modules[package].__path__
+        folders = list(sys.modules[package].__path__)
     else:
-        spec = importlib.util.find_spec(package)
+        top, *inside = package.split(".")
+        spec = importlib.util.find_spec(top)
         assert spec is not None
-        folders = spec.submodule_search_locations or ()
+        folders = [os.path.join(folder, *inside) for folder in spec.submodule_search_locations or ()]
     return {module.name for module in pkgutil.iter_modules(folders) if module.name[0] != "_"}
 
 

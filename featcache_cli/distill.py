@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 import typer.main
-from typer.core import TyperCommand
 
 from featcache_cli.mapping import mapping
 from featcache_cli.screen import (
     Device,
     DeviceOption,
     Json,
+    ListsPlugins,
     TrustCode,
     Workers,
     bar,
@@ -39,7 +39,7 @@ app = program("distill", "Stage two: train small students against the kept featu
 _OPTIONS = "featcache.method_options"
 
 
-class _WithMethod(TyperCommand):
+class _WithMethod(ListsPlugins):
     """Where `--method NAME` is given, the options of that method are flags too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -113,10 +113,13 @@ def fit(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER or MODULE:CALLABLE.",
+            help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER or MODULE:CALLABLE. "
+            "Libraries: {featcache.models}.",
         ),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="See `distill methods`.", show_default=METHOD)] = None,
+    method: Annotated[
+        str | None, typer.Option(help="One of {distill.methods}; see `distill methods`.", show_default=METHOD)
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.", show_default="100")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples a step.", show_default="256")] = None,
     lr: Annotated[
@@ -247,9 +250,9 @@ def methods(to_json: Json = None) -> None:
     write_json({"command": "methods", "methods": described}, to_json)
 
 
-@app.command()
+@app.command(cls=ListsPlugins)
 def settings(
-    method: Annotated[str, typer.Option(help="Whose options to list; see `distill methods`.")] = METHOD,
+    method: Annotated[str, typer.Option(help="Whose options to list: {distill.methods}.")] = METHOD,
     to_json: Json = None,
 ) -> None:
     """What `distill fit --set KEY=VALUE` takes, with defaults: its settings and the options of a method.
@@ -344,7 +347,7 @@ def export_run(
 
 
 app.command()(sweep)
-app.command()(mapping)
+app.command(cls=ListsPlugins)(mapping)
 
 
 _OF_PROCESS = ("checkpoint_minutes", "trackers")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.plugins import plugin_names
 from featcache_cli.check_table import check_table
 from featcache_cli.screen import (
     Device,
     DeviceOption,
     Json,
+    ListsPlugins,
     StorePath,
     TrustCode,
     Workers,
@@ -60,11 +60,7 @@ class ImportDtype(StrEnum):
     auto, float16, float32 = "auto", "float16", "float32"
 
 
-class ExportFormat(StrEnum):
-    npy, parquet, safetensors, clip_retrieval = "npy", "parquet", "safetensors", "clip-retrieval"
-
-
-@app.command()
+@app.command(cls=ListsPlugins)
 def extract(
     corpus: Annotated[
         str,
@@ -72,7 +68,8 @@ def extract(
             metavar="CORPUS",
             help="A folder of images (class sub-folders give labels) or its URL, wds:SHARDS.tar, hf:NAME:SPLIT, "
             "torchvision:NAME:SPLIT, a .csv, .tsv or .parquet of paths, digits:train|test, mixed:COUNT:CORPUS or "
-            "corrupted:NAME:SEVERITY:CORPUS. @image=NAME and @label=NAME after it choose among several.",
+            "corrupted:NAME:SEVERITY:CORPUS. @image=NAME and @label=NAME after it choose among several. "
+            "Kinds: {featcache.corpora}.",
         ),
     ],
     teacher: Annotated[
@@ -81,7 +78,7 @@ def extract(
             metavar="SPEC",
             help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH, or MODULE:CALLABLE; "
             "timm/NAME.TAG:FILE and open_clip/NAME:TAG:FILE with weights on disk. "
-            "Repeat, or with commas, for several in one pass over the images.",
+            "Repeat, or with commas, for several in one pass over the images. Libraries: {featcache.models}.",
         ),
     ],
     out: Annotated[
@@ -139,9 +136,7 @@ def extract(
         int | None, typer.Option(min=0, help="Stop when more images cannot be read.", show_default="never")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store made from something else.")] = False,
-    engine: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Where it is computed: {', '.join(plugin_names('featcache.engines'))}.")
-    ] = "local",
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Where it is computed: {featcache.engines}.")] = "local",
     trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
@@ -409,11 +404,13 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=ListsPlugins)
 def export(
     store: StorePath,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The file or folder to write; must not exist.")],
-    format: Annotated[ExportFormat, typer.Option(help="One file, or for npy and clip-retrieval a folder.")],
+    format: Annotated[
+        str, typer.Option(metavar="NAME", help="{featcache.interchange}; npy and clip-retrieval are folders.")
+    ],
     as_is: Annotated[
         bool, typer.Option("--as-is", help="clip-retrieval: keep the embeddings' lengths instead of making them 1.")
     ] = False,
@@ -426,18 +423,21 @@ def export(
     from featcache.interchange import export_store
 
     with bar("export", "rows") as update:
-        exported = export_store(store, out, format.value, as_is=as_is, progress=update)
+        exported = export_store(store, out, format, as_is=as_is, progress=update)
     left_out = f"; [yellow]left out: {', '.join(exported.left_out)}[/]" if exported.left_out else ""
-    screen.print(f"[green]exported[/] {shown(out)}: {exported.rows:,} rows as {format.value}{left_out}")
-    summary = {"store": str(store), "out": str(out), "format": format.value, "rows": exported.rows}
+    screen.print(f"[green]exported[/] {shown(out)}: {exported.rows:,} rows as {format}{left_out}")
+    summary = {"store": str(store), "out": str(out), "format": format, "rows": exported.rows}
     write_json({"command": "export", **summary, "left_out": exported.left_out}, to_json)
 
 
-@app.command("import")
+@app.command("import", cls=ListsPlugins)
 def import_(
     src: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="An export, a .npy, .parquet or .safetensors, or a clip-retrieval folder."),
+        typer.Argument(
+            metavar="SRC",
+            help="An export, a .npy, .parquet or .safetensors, or a clip-retrieval folder. Formats: {featcache.interchange}.",
+        ),
     ],
     store: Annotated[str, typer.Argument(metavar="STORE", help="The store to make; must not exist.")],
     encoder: Annotated[

@@ -23,7 +23,12 @@ def mapping(
     store: Annotated[str, typer.Option(metavar="STORE", help="The teacher's features: to fit to, and the neighbours.")],
     name: Annotated[
         list[str] | None,
-        typer.Option("--mapping", metavar="NAME", help="Repeat for several.", show_default="all that suit the store"),
+        typer.Option(
+            "--mapping",
+            metavar="NAME",
+            help="{distill.mappings}; repeat for several.",
+            show_default="all that suit the store",
+        ),
     ] = None,
     dim: Annotated[int, typer.Option(min=1, help="Of the student's space.")] = 128,
     id_test: Annotated[
