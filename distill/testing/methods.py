@@ -99,9 +99,9 @@ class MethodContract:
     def case(self) -> Case:
         return self.name, self.options
 
-    @pytest.fixture(scope="class")
-    def source(self, tmp_path_factory: pytest.TempPathFactory) -> Rows:
-        return Rows.of([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Rows:
+        return Rows.of([write_token_store(tmp_path / "s.zarr")])
 
     @pytest.fixture
     def method(self, case: Case, source: Rows) -> Method:

@@ -7,15 +7,20 @@ In the tests of a package of yours:
     class TestMine(CorpusContract):
         spec = "mine:3"
 
-Where the spec needs files, override the fixture `corpus`. Methods and mappings have theirs in `distill.testing`, detectors
-and evaluators in `evalsuite.testing`.
+Where one needs files, override its fixtures. Methods and mappings have their contracts in `distill.testing`, detectors and
+evaluators in `evalsuite.testing`.
 """
 
 import pytest
 
-pytest.register_assert_rewrite(f"{__name__}.corpora", f"{__name__}.interchange")
+pytest.register_assert_rewrite(
+    *(f"{__name__}.{kind}" for kind in ("corpora", "engines", "inputs", "interchange", "models"))
+)
 
 from featcache.testing.corpora import CorpusContract  # noqa: E402
+from featcache.testing.engines import EngineContract  # noqa: E402
+from featcache.testing.inputs import InputContract  # noqa: E402
 from featcache.testing.interchange import FormatContract  # noqa: E402
+from featcache.testing.models import ModelContract  # noqa: E402
 
-__all__ = ["CorpusContract", "FormatContract"]
+__all__ = ["CorpusContract", "EngineContract", "FormatContract", "InputContract", "ModelContract"]

@@ -1,0 +1,13 @@
+"""Every registered engine is one, with its default options."""
+
+import pytest
+
+from featcache.engines import open_engine
+from featcache.plugins import plugin_names
+from featcache.testing import EngineContract
+
+
+class TestEngines(EngineContract):
+    @pytest.fixture(params=plugin_names("featcache.engines"))
+    def engine(self, request):
+        return open_engine(request.param)
