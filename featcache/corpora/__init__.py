@@ -1,4 +1,8 @@
-"""Corpora: sized, ordered, random-access collections of encoded images."""
+"""Corpora: sized, ordered, random-access collections of encoded images, one file a kind.
+
+A plugin has `open_corpus(rest_of_spec) -> Corpus`. It may have, for receipts, `named_files(rest_of_spec) -> list[str] | None`:
+the files that a corpus consists of, in its order; None when they are not local, or not known to be all.
+"""
 
 import os
 import re

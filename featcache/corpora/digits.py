@@ -39,3 +39,7 @@ class Digits:
 
 
 open_corpus = Digits
+
+
+def named_files(rest: str) -> list[str]:
+    return []  # they come with scikit-learn, whose version is in the receipt

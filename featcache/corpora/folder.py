@@ -216,3 +216,7 @@ def _is_visible(name: str) -> bool:
 
 
 open_corpus = Folder
+
+
+def named_files(rest: str) -> list[str] | None:
+    return None if is_url(rest) else [os.path.join(rest, path) for path in Folder(rest)._paths]

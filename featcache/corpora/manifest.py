@@ -180,3 +180,10 @@ def _holds_images(path: str) -> bool:
 
 def _is_bytes(kind: Any, pa: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def named_files(rest: str) -> list[str] | None:
+    corpus = None if is_url(rest) else open_corpus(rest)
+    if not isinstance(corpus, Manifest) or any(map(is_url, corpus._places)):  # else a Hugging Face data set
+        return None
+    return [corpus.file, *corpus._places]

@@ -167,3 +167,7 @@ def _few(paths: list[str]) -> str:
 
 
 open_corpus = WebDataset
+
+
+def named_files(rest: str) -> list[str] | None:
+    return None if is_url(rest) else [place.path for place in WebDataset(rest)._places]

@@ -226,21 +226,13 @@ def _corpus_files(spec: str) -> list[str] | None:
         ValueError: the corpus cannot be opened.
     """
     source, rest = source_of(spec)
-    if source not in ("digits", "folder", "manifest", "wds") or is_url(rest):
+    if source not in plugin_names("featcache.corpora"):
         return None
-    if source == "digits":  # they come with scikit-learn, whose version is in the receipt
-        return []
     plugin = load_plugin("featcache.corpora", source)
-    if plugin.__name__ != f"featcache.corpora.{source}":  # somebody else's, under the same name
+    if plugin.__name__ != f"featcache.corpora.{source}":  # somebody else's, whose code is not watched
         return None
-    if source == "wds":
-        return [place.path for place in plugin.open_corpus(rest)._places]
-    corpus = plugin.open_corpus(rest)
-    if source == "folder":
-        return [os.path.join(rest, path) for path in corpus._paths]
-    if not hasattr(corpus, "file"):  # a table that holds its images is a Hugging Face data set
-        return None
-    return None if any(map(is_url, [corpus.file, *corpus._places])) else [corpus.file, *corpus._places]
+    files: list[str] | None = plugin.named_files(rest) if hasattr(plugin, "named_files") else None
+    return files
 
 
 def _teacher_library(spec: str) -> tuple[ModuleType, str] | None:

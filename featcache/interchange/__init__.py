@@ -31,12 +31,29 @@ from featcache.disk.refusals import writing
 from featcache.disk.urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
 from featcache.interchange._foreign import fitting_layout, foreign_unit
-from featcache.interchange._own import own_unit, refuse_unit
-from featcache.interchange._source import Source
+from featcache.interchange._own import manifest_text, own_unit, parse_manifest, refuse_unit
+from featcache.interchange._source import Source, of_arrays
 from featcache.plugins import load_plugin, only_class, plugin_names
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.from_arrays import checked_ids
 from featcache.store.layout import DTYPES
+
+__all__ = [
+    "Arrays",
+    "Checksums",
+    "Exported",
+    "Format",
+    "Source",
+    "export_store",
+    "format_of",
+    "import_store",
+    "layout",
+    "load_format",
+    "manifest_text",
+    "names",
+    "of_arrays",
+    "parse_manifest",
+]
 
 AGAIN = "run the same command again"
 
