@@ -206,7 +206,7 @@ class Centre:
         self.power = power
 
     def fit(self, bank):
-        self.mean_ = bank.features.mean(0)
+        self.mean_ = np.concatenate(list(bank.blocks())).mean(0)
         return self
 
     def score(self, embedding):
@@ -344,7 +344,9 @@ class TestNegatives(InputContract):
     def example(self):
         from featcache.inputs import input_of
 
-        return input_of({"input": "negatives", "resize": 10, "crop": 8, "size": 6, "mean": [0.5] * 3, "std": [0.25] * 3})
+        return input_of(
+            {"input": "negatives", "resize": 10, "crop": 8, "size": 6, "mean": [0.5] * 3, "std": [0.25] * 3}
+        )
 
 
 class TestBackwards(EngineContract):

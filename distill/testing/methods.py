@@ -20,18 +20,18 @@ from featcache.store import FeatureStore, create_store
 from featcache.store.layout import OK
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
 
-TEACHER, STUDENT, ROWS, VIEWS = 12, 6, 20, 2
+TEACHER, STUDENT, ROWS, VIEWS, CLASSES = 12, 6, 20, 2, 3
 Case = tuple[str, Mapping[str, Any]]
 """A method's name, and its options."""
-FIELDS = {"embedding": (TEACHER,), "tokens": (16, TEACHER), "prefix_tokens": (2, TEACHER)}
+FIELDS = {"embedding": (TEACHER,), "tokens": (16, TEACHER), "prefix_tokens": (2, TEACHER), "logits": (CLASSES,)}
 
 
 def write_token_store(path: Path, fields: Mapping[str, tuple[int, ...]] = FIELDS, seed: int = 0) -> FeatureStore:
-    """Random features of any shape, two views."""
+    """Random features of any shape, two views, three classes."""
     rng = np.random.default_rng(seed)
     manifest = Manifest(
         encoder=EncoderRecord(name="arrays", fingerprint="arrays", preprocess={}),
-        corpus=CorpusRecord(spec=None, rows=ROWS, class_names=None),
+        corpus=CorpusRecord(spec=None, rows=ROWS, class_names=["ant", "bee", "cat"]),
         views=ViewsRecord(count=VIEWS),
         fields={name: list(shape) for name, shape in fields.items()},
         chunk_rows=ROWS,
@@ -39,7 +39,7 @@ def write_token_store(path: Path, fields: Mapping[str, tuple[int, ...]] = FIELDS
     store = create_store(path, manifest)
     features = {name: rng.normal(size=(ROWS, VIEWS, *shape)).astype(np.float16) for name, shape in fields.items()}
     rows = {
-        "label": np.full(ROWS, -1),
+        "label": np.arange(ROWS) % CLASSES,
         "sample_id": np.array([str(i) for i in range(ROWS)], dtype=object),
         "content": np.zeros((ROWS, 16), np.uint8),
         "view": np.zeros((ROWS, VIEWS, len(PARAMETERS)), np.float32),
@@ -51,24 +51,35 @@ def write_token_store(path: Path, fields: Mapping[str, tuple[int, ...]] = FIELDS
     return store
 
 
-def batch_of(features: Features, row: Tensor | None = None) -> Batch:
-    """Samples with these features of the teacher, of no row unless it is given, without labels."""
+def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None = None) -> Batch:
+    """Samples with these features of the teacher; of no row, without labels, unless they are given."""
     none = torch.full((len(next(iter(features.values()))),), -1)
     inputs = torch.zeros(len(none), 3, 1, 1)
-    return Batch(features, inputs, none if row is None else row, torch.zeros_like(none), none)
+    return Batch(
+        features, inputs, none if row is None else row, torch.zeros_like(none), none if label is None else label
+    )
 
 
 def teacher_batch(source: Rows, fields: tuple[str, ...], view: int = 0) -> Batch:
     """All rows of `source`, in order."""
     rows = range(len(source))
-    return batch_of({name: torch.from_numpy(source.gather(rows, name, view)).float() for name in fields})
+    features = {name: torch.from_numpy(source.gather(rows, name, view)).float() for name in fields}
+    return batch_of(features, label=torch.from_numpy(source.labels))
 
 
 def student_batch(fields: tuple[str, ...], seed: int = 1, width: int = STUDENT) -> Features:
-    """What a student with a 3 × 3 grid might give, as leaves."""
+    """What a student with a 3 × 3 grid might give, as leaves, and the logits of its embedding."""
     drawn = torch.Generator().manual_seed(seed)
     shapes = {"embedding": (ROWS, width), "tokens": (ROWS, 9, width)}
-    return {name: torch.randn(shapes[name], generator=drawn).requires_grad_() for name in fields}
+    leaves = {name: torch.randn(shapes[name], generator=drawn).requires_grad_() for name in fields if name in shapes}
+    return classified(leaves) if "logits" in fields else leaves
+
+
+def classified(student: Features) -> Features:
+    """With the logits that a classifier gives of the embedding."""
+    embedding = student["embedding"]
+    weight = torch.randn(embedding.shape[1], CLASSES, generator=torch.Generator().manual_seed(2))
+    return {**student, "logits": embedding @ weight}
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
@@ -192,6 +203,8 @@ class MethodContract:
     def test_loss_reaches_all_of_the_student(self, method: Method, teacher: Batch, student: Features) -> None:
         total(method.loss(student, teacher)).backward()
         for name, output in student.items():
+            if not output.is_leaf:
+                continue
             assert output.grad is not None, name
             assert output.grad.isfinite().all(), name
             assert (output.grad.abs().sum(dim=-1) > 0).all(), name
@@ -211,8 +224,9 @@ class MethodContract:
         before = copy.deepcopy(method)
         loss = total(method.loss(student, teacher))
         loss.backward()
-        weights = [*student.values(), *(w for w in method.parameters() if w.requires_grad)]
-        torch.optim.SGD(weights, lr=1e-3).step()
+        leaves = [output for output in student.values() if output.is_leaf]
+        torch.optim.SGD([*leaves, *(w for w in method.parameters() if w.requires_grad)], lr=1e-3).step()
+        student = classified(student) if "logits" in student else student
         before.load_state_dict(
             {**before.state_dict(), **{key: weight.detach() for key, weight in method.named_parameters()}}
         )
