@@ -47,7 +47,7 @@ def load_plugin(package: str, name: str) -> ModuleType:
         if entry.name == name:
             return entry.load()
     known = plugin_names(package)
-    named = {"corpora": "corpus", "models": "encoder"}
+    named = {"corpora": "corpus", "models": "encoder", "interchange": "format"}
     kind = named.get(package.rpartition(".")[2], package.rpartition(".")[2].removesuffix("s"))
     raise ValueError(f"unknown {kind} {name!r}; {suggest(name, known, len(known))}")
 

@@ -165,7 +165,7 @@ class Reversal(FeatureMapping):
         if self.dim > source.embedding_dim:
             self._lift(source, self.seed)
         else:
-            self.weight_ = np.ascontiguousarray(np.eye(source.embedding_dim, dtype=np.float32)[::-1][: self.dim])
+            self.weight_ = np.eye(source.embedding_dim, dtype=np.float32)[::-1][: self.dim].copy()
         return self
 
     def module(self):
@@ -200,10 +200,10 @@ class Nearness(Method):
         '''
 """Distance from the middle."""
 import numpy as np
+from evalsuite.detectors import Detector
 
-class Centre:
-    def __init__(self, power: float = 1.0):
-        self.power = power
+class Centre(Detector):
+    power: float = 1.0
 
     def fit(self, bank):
         self.mean_ = np.concatenate(list(bank.blocks())).mean(0)
