@@ -404,7 +404,7 @@ REFUSED = {
     "objects": (lambda p: array(p, np.array([[{}]], object)), "pickled objects, which are never opened; save it again"),
     "cut": (lambda p: raw(p, array(p, floats()).read_bytes()[:-9]), "not a whole .npy"),
     "pickle": (lambda p: raw(p, pickle.dumps(floats())), "a pickle or an archive, which is never opened"),
-    "text": (lambda p: raw(p, b"1,2,3,4,5,6\n"), "not a file that can be imported; give an export, a .npy"),
+    "text": (lambda p: raw(p, b"1,2,3,4,5,6\n"), "not a file that can be imported; give an export, .*a .npy"),
     "nothing": (lambda p: p / "none", "no such file or folder; give an export"),
     "folder": (lambda p: p, "not a folder that can be imported; give an export, a clip-retrieval folder"),
     "no column": (lambda p: parquet(p, emb=[[1.0]]), "no column `embedding`, only emb; rename"),
