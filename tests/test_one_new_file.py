@@ -11,7 +11,7 @@ import pytest
 
 import featcache_cli.screen
 from distill.testing import MappingContract, MethodContract
-from evalsuite.testing import DetectorContract
+from evalsuite.testing import DetectorContract, EvaluatorContract
 from featcache.store import open_store
 from featcache.testing import CorpusContract, EngineContract, FormatContract, InputContract, ModelContract
 from featcache_cli import programs
@@ -213,6 +213,31 @@ class Centre(Detector):
         return np.linalg.norm(embedding - self.mean_, axis=1).astype(np.float64) ** self.power
 ''',
     ),
+    "evalsuite.evaluators": (
+        "spread",
+        '''
+"""How far rows are apart."""
+from dataclasses import dataclass
+from evalsuite.evaluators import Evaluator, Store, option, store
+
+@dataclass(frozen=True, kw_only=True)
+class Spread(Evaluator):
+    """The standard deviation of all values."""
+
+    summary = "How far rows are apart."
+    rows: Store = store("The rows.")
+    scale: float = option(1.0, "What it is multiplied with.")
+
+    def run(self):
+        import numpy as np
+        from evalsuite.result import Metric, Result
+        from featcache.rows import Rows
+
+        rows = Rows.of(self.rows)
+        metrics = {"spread": Metric(self.scale * float(np.concatenate(list(rows.blocks())).std()))}
+        return Result("spread", {"rows": rows.record()}, {"scale": self.scale}, metrics)
+''',
+    ),
 }
 """By entry-point group, a plugin's name and its file."""
 
@@ -266,6 +291,7 @@ def test_help_lists_the_names_of_every_kind(run, monkeypatch):
         "distill mapping": ("distill.mappings",),
         "distill settings": ("distill.methods",),
         "evalsuite ood": ("evalsuite.detectors",),
+        "evalsuite": ("evalsuite.evaluators",),
     }
     for command, groups in listed.items():
         said = run(f"{command} --help")
@@ -293,6 +319,11 @@ def test_a_methods_options_are_flags(run, monkeypatch):
     assert "of the distance" in said.lower()
     assert "nearness" in run("distill methods")
     assert "power = 2.0" in run("distill settings --method nearness")
+
+
+def test_an_evaluators_fields_are_flags(run):
+    said = run("evalsuite spread --help")
+    assert all(flag in said for flag in ("--rows", "--scale", "What it is multiplied with.", "--json"))
 
 
 def test_commands_use_them(run, tmp_path, monkeypatch):
@@ -325,6 +356,8 @@ def test_commands_use_them(run, tmp_path, monkeypatch):
         "--any-precision --json ood.json"
     )
     assert any(name.startswith("centre:power=2/") for name in json.loads(Path("ood.json").read_text())["metrics"])
+    assert "spread" in run("evalsuite spread --rows s.zarr --scale 3 --json spread.json")
+    assert json.loads(Path("spread.json").read_text())["parameters"] == {"scale": 3}
     run("evalsuite ood --id-train t.zarr --id-test back.zarr --far m=mixed.zarr --detector centre:power=x", expected=2)
     run("featcache extract stripes:x --teacher acme/5", expected=2)
 
@@ -367,3 +400,7 @@ class TestNearness(MethodContract):
 
 class TestCentre(DetectorContract):
     name = "centre"
+
+
+class TestSpread(EvaluatorContract):
+    name = "spread"

@@ -1,4 +1,4 @@
-"""What every detector must be, as tests to inherit. Needs pytest.
+"""What every detector and evaluator must be, as tests to inherit. Needs pytest.
 
 from evalsuite.testing import DetectorContract
 
@@ -8,8 +8,9 @@ class TestMine(DetectorContract):
 
 import pytest
 
-pytest.register_assert_rewrite(f"{__name__}.detectors")
+pytest.register_assert_rewrite(f"{__name__}.detectors", f"{__name__}.evaluators")
 
 from evalsuite.testing.detectors import DetectorContract  # noqa: E402
+from evalsuite.testing.evaluators import EvaluatorContract  # noqa: E402
 
-__all__ = ["DetectorContract"]
+__all__ = ["DetectorContract", "EvaluatorContract"]

@@ -1,6 +1,5 @@
-"""What every registered evaluator must do."""
+"""Every registered evaluator is one."""
 
-import dataclasses
 import inspect
 import subprocess
 import sys
@@ -8,35 +7,45 @@ import sys
 import pytest
 
 import evalsuite
-from evalsuite.evaluators import Evaluator, flags, inputs, load, names
+from evalsuite.evaluators import flags, load, names
+from evalsuite.testing import EvaluatorContract
 from featcache_cli.flags import parameters
 
 
-@pytest.fixture(params=names())
-def name(request):
-    return request.param
+class TestKNN(EvaluatorContract):
+    name, options = "knn", {"k": (1, 5)}
 
 
-def test_it_is_a_frozen_dataclass_that_needs_a_store_and_says_what_it_does(name):
-    evaluator = load(name)
-    assert issubclass(evaluator, Evaluator)
-    assert dataclasses.is_dataclass(evaluator)
-    assert evaluator.__dataclass_params__.frozen
-    assert evaluator.__doc__
-    assert inputs(evaluator)
-    assert evaluator.summary.endswith(".")
-    assert all(line.startswith(f"evalsuite {name} ") for line in evaluator.examples)
+class TestProbe(EvaluatorContract):
+    name, options = "probe", {"c": 1.0, "device": "cpu"}
 
 
-def test_every_flag_is_explained_and_no_two_are_spelled_alike(name):
-    evaluator = load(name)
-    options = [each.annotation.__metadata__[0] for each in parameters(evaluator)]
-    assert list(flags(evaluator)) == [each.name for each in parameters(evaluator)]
+class TestFidelity(EvaluatorContract):
+    name, options = "fidelity", {"k": 3}
+
+
+class TestOOD(EvaluatorContract):
+    name, stores, options = "ood", ("id_train", "id_test", "far"), {"k": 5}
+
+
+class TestRobustness(EvaluatorContract):
+    name, runs = "robustness", False
+
+
+def test_every_registered_evaluator_is_under_its_contract():
+    assert {each.name for each in EvaluatorContract.__subclasses__()} >= {*names()}
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_two_flags_are_spelled_alike(name):
+    options = [each.annotation.__metadata__[0] for each in parameters(load(name))]
+    assert list(flags(load(name))) == [each.name for each in parameters(load(name))]
     assert all(option.help for option in options)
     spelled = [flag for option in options for flag in option.param_decls]
     assert len(spelled) == len(set(spelled))
 
 
+@pytest.mark.parametrize("name", names())
 def test_the_function_takes_what_the_class_takes(name):
     given = inspect.signature(getattr(evalsuite, name)).parameters
     assert given == inspect.signature(load(name)).parameters

@@ -11,4 +11,4 @@ class TestImages(InputContract):
 
 
 def test_every_registered_input_is_under_its_contract():
-    assert {*plugin_names("featcache.inputs")} == {each.name for each in InputContract.__subclasses__()}
+    assert {*plugin_names("featcache.inputs")} <= {each.name for each in InputContract.__subclasses__()}
