@@ -15,13 +15,14 @@ from jaxtyping import UInt8
 
 from featcache.corpora import Corpus
 from featcache.encoder import Encoder
+from featcache.extraction.fastest import fastest_faithful, pass_seconds
 from featcache.extraction.pins import settle
 from featcache.extraction.samples import Sample, Wanted, read_sample
 from featcache.extraction.settings import ExtractSettings
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess
 from featcache.machine import machine_kind
-from featcache.precision import CANDIDATES, fastest_faithful, pass_seconds
+from featcache.precision import CANDIDATES
 from featcache.store import FeatureStore
 from featcache.store.comparable import NAMES, is_half
 from featcache.store.layout import EMBEDDING, FLOAT16

@@ -11,18 +11,19 @@ from PIL import Image
 from tiny import tiny_encoder
 from torch import nn
 
+import featcache.extraction.fastest
 import featcache.extraction.job
 import featcache.extraction.rehearsal
 import featcache.extraction.work
-import featcache.precision
 import featcache.store.layout
 from featcache import extract, open_corpus, open_store
 from featcache.disk.home import cache_home
+from featcache.extraction.fastest import fastest_faithful
 from featcache.extraction.pins import settle
 from featcache.extraction.samples import Wanted, read_sample
 from featcache.extraction.spot_check import BATCH
 from featcache.inputs import Views
-from featcache.precision import CANDIDATES, fastest_faithful
+from featcache.precision import CANDIDATES
 from featcache.store.comparable import FAITHFUL, NAMES, difference, exact_name, unfaithful
 from featcache.store.manifest import ExtractionRecord
 
@@ -70,7 +71,7 @@ def fastest(monkeypatch):
 
     def set_to(name):
         seconds = lambda encoder, pixels, batch: 1.0 if encoder.precision.name == name else 2.0  # noqa: E731
-        for module in (featcache.precision, featcache.extraction.rehearsal):
+        for module in (featcache.extraction.fastest, featcache.extraction.rehearsal):
             monkeypatch.setattr(module, "pass_seconds", seconds)
 
     return set_to
