@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featcache.corpora import Corpus, open_corpus
+    from featcache.derivations._store import derive
     from featcache.encoder import Encoder, load_encoder
     from featcache.extraction.extract import extract, extract_all
     from featcache.inputs import Views
@@ -25,6 +26,7 @@ __all__ = [
     "Preprocess",
     "Views",
     "check",
+    "derive",
     "export_store",
     "extract",
     "extract_all",
@@ -43,6 +45,7 @@ _MODULE_OF = {
     "Preprocess": "inputs.images",
     "Views": "inputs",
     "check": "store.check",
+    "derive": "derivations._store",
     "export_store": "interchange",
     "extract": "extraction.extract",
     "extract_all": "extraction.extract",

@@ -44,6 +44,12 @@ def logsumexp(x: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
     return top + np.log(np.exp(x - top[:, None]).sum(axis=1))
 
 
+def softmax(x: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+    """Probabilities of each row, in the precision that it is in."""
+    weight = np.exp(x - x.max(axis=1, keepdims=True))
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
 def vote_weights(similarity: Float[np.ndarray, "q k"], temperature: float) -> Float[np.ndarray, "q k"]:
     """The weights softmax(similarity / temperature) of neighbours, nearest first, up to a factor a row."""
     return np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)

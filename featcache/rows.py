@@ -223,7 +223,7 @@ class Rows:
             ValueError: a value is not finite.
         """
         if field == "logits" and self.head is not None:
-            return self._finite(self.head.logits(self.take(positions, view=view)), positions, field)
+            return self._finite(self.head.logits(self.take(positions, "embedding", view)), positions, field)
         gathered = self.gather(positions, field, view)
         if gathered.nbytes > _RELEASED_BYTES:
             for store in self.stores:
@@ -256,7 +256,7 @@ class Rows:
         rows = np.flatnonzero(self.view_counts > view)
         size = size or max(1, _BLOCK_FLOATS // self.embedding_dim)
         for start in range(0, len(rows), size):
-            yield self.take(rows[start : start + size], view=view)
+            yield self.take(rows[start : start + size], "embedding", view)
 
     def blocks_of(
         self, fields: Iterable[str], lose: Callable[[str, Exception], None] | None = None
@@ -289,10 +289,14 @@ class Rows:
                     fields.remove(field)
             yield block
 
+    def shape_of(self, field: str) -> Sequence[int]:
+        """Of a row's feature, one view."""
+        return self.stores[0].manifest.fields[field]
+
     def _width(self, field: str) -> int:
         if field == "logits" and self.head is not None:
             return self.embedding_dim + len(self.head.bias)  # the embeddings are read for them
-        return self.stores[0].manifest.fields[field][-1]
+        return self.shape_of(field)[-1]
 
     # -- what is asked of them ----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache_cli import derive
 from featcache_cli.check_table import check_table
 from featcache_cli.screen import (
     Device,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from featcache.extraction.plan import ExtractionPlan
 
 app = program("featcache", "Stage one: run a frozen teacher once over your images and keep what it saw.")
+app.add_typer(derive.app, name="derive")
 
 
 class Augment(StrEnum):
@@ -319,6 +321,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
         table.add_row("rows", counted(len(opened), len(opened.failed), "listed below"))
         for name, value in (
             ("encoder", f"{opened.encoder_name} (fingerprint {opened.fingerprint[:12]})"),
+            ("derived", _derivation_in_words(manifest.derivation)),
             ("corpus", manifest.corpus.spec or "not recorded"),
             ("classes", str(len(opened.class_names)) if opened.class_names else "not named"),
             ("passed over", in_words(manifest.corpus.passed_over)),
@@ -338,6 +341,14 @@ def info(store: StorePath, to_json: Json = None) -> None:
         for sample_id, reason in opened.reasons.items():
             results.print(f"[red]failed[/] {shown(f'{sample_id}: {reason}')}", highlight=False, soft_wrap=True)
     write_json(summary, to_json)
+
+
+def _derivation_in_words(record: Any) -> str:
+    """How a store was computed from others; "" where an encoder made it."""
+    if record is None:
+        return ""
+    inputs = ", ".join(f"{each['encoder']} (digest {each['digest'][:12]})" for each in record.inputs)
+    return f"{record} · of {inputs}"
 
 
 @app.command()

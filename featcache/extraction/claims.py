@@ -69,6 +69,8 @@ def _existing(path: str | Path, manifest: Manifest, overwrite: bool) -> StoreWri
 
 def _difference(store: FeatureStore, manifest: Manifest) -> str:
     """How the store was made, if not as `manifest` says; else ""."""
+    if (was := store.manifest.derivation) and (now := manifest.derivation) and was != now:
+        return f"as {was}, not {now}" if str(was) != str(now) else "from other stores, or they have changed since"
     theirs, ours = store.manifest.to_json(), manifest.to_json()
     for section, key in (
         ("encoder", "fingerprint"),

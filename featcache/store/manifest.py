@@ -112,6 +112,20 @@ class EncoderRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DerivationRecord(Record):
+    """How features were computed from other stores: the derivation's `name` and `options`, and of each of `inputs` the
+    encoder, its fingerprint and the digest that its store was sealed with."""
+
+    name: str
+    options: Mapping[str, Any]
+    inputs: Sequence[Any]
+
+    def __str__(self) -> str:
+        """Name and options, in words."""
+        return " ".join([self.name, *(f"{name}={value}" for name, value in self.options.items())])
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusRecord(Record):
     """What the rows are of: `rows` samples of `spec` (None: not known), `digest` of their ids and labels, and `passed_over`,
     the files that are no samples, by kind."""
@@ -177,6 +191,7 @@ class Manifest(Record):
 
     Attributes:
         fields: shape of one view's feature, by field.
+        derivation: of what was computed from other stores; None: an encoder's.
         dtypes: of the fields that are not float16; not written where all are.
         pixels: how the images are kept; None: they are not.
         chunk_rows: rows of a unit. wide_chunk_rows: rows of a chunk of each wide array; by default as many, or fewer, so
@@ -189,6 +204,7 @@ class Manifest(Record):
     """
 
     encoder: EncoderRecord
+    derivation: DerivationRecord | None = None
     corpus: CorpusRecord
     views: ViewsRecord
     fields: Mapping[str, Sequence[int]]

@@ -31,8 +31,8 @@ def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
     if not store.sealed:
         done, total = store.chunks - len(store.pending_chunks()), store.chunks
         raise ValueError(
-            f"{path}: extraction has not finished ({done} of {total} chunks done); "
-            "run the same `featcache extract` command again to resume it"
+            f"{path}: {'derivation' if store.manifest.derivation else 'extraction'} has not finished ({done} of {total} chunks "
+            f"done); run the same `featcache {'derive' if store.manifest.derivation else 'extract'}` command again to resume it"
         )
     return store
 

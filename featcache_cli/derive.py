@@ -1,0 +1,122 @@
+"""`featcache derive`: a command for each derivation, its options as flags."""
+
+import inspect
+from enum import StrEnum
+from typing import Annotated, Any, get_origin
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command_from_info
+from typer.models import CommandInfo
+
+from featcache_cli.screen import Json, bar, rows_and_failed, screen, shown, store_summary, write_json
+
+
+class Dtype(StrEnum):
+    float16, float32 = "float16", "float32"
+
+
+class _Derivations(TyperGroup):
+    """Every registered derivation is a command; its file is imported when its help or its name is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from featcache.plugins import plugin_names
+
+        return plugin_names("featcache.derivations")
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        from featcache.derivations import load_derivation
+
+        cls = load_derivation(name)
+        info = CommandInfo(name=name, callback=_callback(name, cls), help=inspect.getdoc(cls), no_args_is_help=True)
+        return get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode="rich")
+
+
+app = typer.Typer(
+    cls=_Derivations,
+    help="""Compute features from stores alone, of the same samples, into a store like any other.
+
+    [dim]featcache derive mean a.zarr b.zarr c.zarr --of logits --out ensemble.zarr[/dim]
+    [dim]featcache derive join clip.zarr dino.zarr --unit true --out both.zarr[/dim]
+    """,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+def _callback(name: str, cls: Any) -> Any:
+    """What the command does."""
+    from featcache.derivations import from_text, options_of
+
+    kinds = options_of(cls)
+
+    def run(
+        stores: list[str],
+        out: str | None,
+        settings: list[str] | None,
+        dtype: Dtype | None,
+        overwrite: bool,
+        to_json: str | None,
+        **flags: str | None,
+    ) -> None:
+        import featcache
+
+        given: dict[str, str] = {}
+        for setting in settings or ():
+            key, equals, value = setting.partition("=")
+            if not equals:
+                raise ValueError(f"--set {setting}: give KEY=VALUE")
+            given[key] = value
+        given |= {key: value for key, value in flags.items() if value is not None}
+        options = {key: from_text(value, kinds.get(key, str)) for key, value in given.items()}
+        with bar(f"derive {name}", "rows") as update:
+            made: list[int] = []
+
+            def show(done: int, total: int) -> None:
+                made.append(done)
+                update(done, total)
+
+            store = featcache.derive(
+                name, stores, out, dtype=dtype.value if dtype else None, overwrite=overwrite, progress=show, **options
+            )
+        done, rest = ("sealed", "") if made else ("reused", ", nothing to compute")
+        screen.print(
+            f"[green]{done}[/] {shown(store.path)}: {rows_and_failed(store)}{rest} · {shown(store.encoder_name)}"
+        )
+        summary = {"store": str(store.path), "reused": not made, **store_summary(store)}
+        record = store.manifest.derivation
+        write_json({"command": "derive", "derivation": record and record.to_json(), **summary}, to_json)
+
+    def parameter(key: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
+        return inspect.Parameter(
+            key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+        )
+
+    every = inspect.Parameter.empty
+    parameters = [
+        parameter("stores", list[str], every, typer.Argument(metavar="STORE…", help="Sealed stores, or their URLs.")),
+        parameter(
+            "out", str | None, None,
+            typer.Option(metavar="STORE", help="Where to.", show_default="under $FEATCACHE_HOME, named by content"),
+        ),
+        parameter("settings", list[str] | None, None, typer.Option("--set", metavar="KEY=VALUE", help="An option of it.")),
+        parameter(
+            "dtype", Dtype | None, None,
+            typer.Option(help="What features are kept in.", show_default="float32 where a STORE has it, else float16"),
+        ),
+        parameter("overwrite", bool, False, typer.Option("--overwrite", help="Replace a store made from something else.")),
+        inspect.Parameter("to_json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Json),
+    ]  # fmt: skip
+    for each in cls.__dataclass_fields__.values():
+        if each.name in kinds:
+            listed = get_origin(kinds[each.name]) is tuple
+            default = ",".join(map(str, each.default)) if listed else str(each.default)
+            option = typer.Option(
+                f"--{each.name.replace('_', '-')}", metavar="VALUE,…" if listed else "VALUE",
+                help=each.metadata.get("help", ""), rich_help_panel=f"Options of {name}",
+                show_default=default.lower() if each.default in (True, False) else default or False,
+            )  # fmt: skip
+            parameters.append(parameter(each.name, str | None, None, option))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
