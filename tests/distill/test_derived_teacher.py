@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import make_teacher
 
 import featcache
 from distill.training.fit import fit
@@ -10,7 +9,7 @@ from featcache.extraction.extract import extract
 
 
 @pytest.fixture
-def teachers(images, tmp_path):
+def teachers(images, make_teacher, tmp_path):
     """Two stores of the same crops, seen by teachers of 12 and of 5 dimensions."""
     return [
         extract(
@@ -41,7 +40,7 @@ def test_a_student_learns_from_a_derived_store(teachers, images, tmp_path, name,
     assert store.embedding_dim == dim
 
 
-def test_teachers_that_see_other_parts_of_an_image_leave_no_preprocessing(teachers, images, tmp_path):
+def test_teachers_that_see_other_parts_of_an_image_leave_no_preprocessing(teachers, images, make_teacher, tmp_path):
     other = make_teacher(12)
     object.__setattr__(other.preprocess, "crop", 14)
     seen = extract(str(images), other, tmp_path / "o.zarr", views=2, augment="rrc", device="cpu", precision="fp32")
