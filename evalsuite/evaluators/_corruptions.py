@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -202,6 +203,28 @@ def with_means(
         metrics |= means(where, of)
         chance[f"{where}/{top1}"] = float(np.mean([each.chance for each in of]))
     return metrics, chance
+
+
+def shared_means(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, tuple[Estimate, Estimate]]:
+    """Mean accuracies, of A's samples and of B's, over the severities, and the corruptions too, where both have the same."""
+    parts, other = _parts(a), _parts(b)
+    means = {}
+    for name, of in parts.items():
+        if set(of) == set(other.get(name, ())):
+            ours, theirs = (share(np.mean([each[part] for part in of], axis=0)) for each in (a, b))
+            means[name] = ours, theirs
+    return means
+
+
+def _parts(samples: Iterable[str]) -> dict[str, list[str]]:
+    """By mean accuracy the names of those that it is the mean of: every severity, and every corruption too."""
+    parts: dict[str, list[str]] = {}
+    corrupted = [found for name in samples if (found := re.fullmatch(r"([^/]+)/\d+/(top1@\d+)", name))]
+    for found in corrupted:
+        parts.setdefault(f"{found[1]}/mean/{found[2]}", []).append(found[0])
+    for found in corrupted:
+        parts.setdefault(f"mean/{found[2]}", []).append(found[0])
+    return parts
 
 
 def samples_of(measured: Mapping[str, Measured], attacked: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

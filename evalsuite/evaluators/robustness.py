@@ -305,17 +305,9 @@ class Robustness(OfStores):
     @classmethod
     def compared(cls, a: Samples, b: Samples) -> dict[str, tuple[Estimate, Estimate]]:
         """Accuracies, and their means over severities, and over corruptions too, where both have the same ones."""
-        import numpy as np
+        from evalsuite.evaluators._corruptions import shared_means
 
-        from evalsuite.intervals import share
-
-        found = super().compared(a, b)
-        parts, other = _parts(a), _parts(b)
-        for name, of in parts.items():
-            if set(of) == set(other.get(name, ())):
-                ours, theirs = (share(np.mean([each[part] for part in of], axis=0)) for each in (a, b))
-                found[name] = ours, theirs
-        return found
+        return super().compared(a, b) | shared_means(a, b)
 
     @classmethod
     def settings(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,17 +345,6 @@ class Robustness(OfStores):
         from evalsuite.evaluators._robustness_charts import charts
 
         return charts(results)
-
-
-def _parts(samples: Samples) -> dict[str, list[str]]:
-    """By mean accuracy the names of those that it is the mean of: every severity, and every corruption too."""
-    parts: dict[str, list[str]] = {}
-    corrupted = [found for name in samples if (found := re.fullmatch(r"([^/]+)/\d+/(top1@\d+)", name))]
-    for found in corrupted:
-        parts.setdefault(f"{found[1]}/mean/{found[2]}", []).append(found[0])
-    for found in corrupted:
-        parts.setdefault(f"mean/{found[2]}", []).append(found[0])
-    return parts
 
 
 robustness = function(Robustness)
