@@ -14,13 +14,14 @@ evaluators in `evalsuite.testing`.
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{kind}" for kind in ("corpora", "engines", "inputs", "interchange", "models"))
+    *(f"{__name__}.{kind}" for kind in ("corpora", "derivations", "engines", "inputs", "interchange", "models"))
 )
 
 from featcache.testing.corpora import CorpusContract  # noqa: E402
+from featcache.testing.derivations import DerivationContract  # noqa: E402
 from featcache.testing.engines import EngineContract  # noqa: E402
 from featcache.testing.inputs import InputContract  # noqa: E402
 from featcache.testing.interchange import FormatContract  # noqa: E402
 from featcache.testing.models import ModelContract  # noqa: E402
 
-__all__ = ["CorpusContract", "EngineContract", "FormatContract", "InputContract", "ModelContract"]
+__all__ = ["CorpusContract", "DerivationContract", "EngineContract", "FormatContract", "InputContract", "ModelContract"]

@@ -1,8 +1,6 @@
 """Stores computed from stores: against loops in float64, killed, refused, and from the command line."""
 
 import json
-import sys
-from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from typer.testing import CliRunner
 
 import featcache
 from featcache.derivations.mean import Mean
-from featcache.store import FeatureStore, create_store, open_store
+from featcache.store import FeatureStore, create_store
 from featcache.store.from_arrays import write_store
 from featcache_cli import programs
 
@@ -260,28 +258,3 @@ def test_from_the_command_line_to_an_evaluation(make, tmp_path):
     assert "mean of=logits" in run("featcache", "info", out).stdout
     run("evalsuite", "knn", "--bank", out, "--query", out, "--k", "3", "--json", tmp_path / "knn.json")
     assert json.loads((tmp_path / "knn.json").read_text())["inputs"]["bank"]["encoder"] == "derive:mean(one, two)"
-
-
-def test_another_packages_derivation_is_a_command(make, tmp_path, monkeypatch):
-    (tmp_path / "scaled.py").write_text(
-        "from dataclasses import dataclass, field\n"
-        "from featcache.derivations import Derivation\n"
-        "@dataclass(kw_only=True)\n"
-        "class Scaled(Derivation):\n"
-        "    'The embedding of one store, in another scale.'\n"
-        "    factor: float = field(default=2.0, metadata={'help': 'What it is multiplied by.'})\n"
-        "    @property\n"
-        "    def fields(self):\n"
-        "        return {'embedding': self.inputs[0].shape_of('embedding')}\n"
-        "    def rows(self, index, view):\n"
-        "        return {'embedding': self.inputs[0].gather(index, 'embedding', view) * self.factor}\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    entry = EntryPoint("scaled", "scaled", "featcache.derivations")
-    monkeypatch.setattr("featcache.plugins.entry_points", lambda group: [entry] if group == entry.group else [])
-    store, x, _ = make("one")
-    assert "scaled" in run("featcache", "derive", "--help").stdout
-    assert "--factor" in run("featcache", "derive", "scaled", "--help").stdout
-    run("featcache", "derive", "scaled", store.path, "--factor", "3", "--out", tmp_path / "s.zarr")
-    np.testing.assert_allclose(open_store(tmp_path / "s.zarr").gather([0])[0], 3 * x[0, 0], rtol=1e-6)
-    monkeypatch.delitem(sys.modules, "scaled")
