@@ -320,6 +320,7 @@ def test_help_lists_the_names_of_every_kind(run, monkeypatch):
         "distill mapping": ("distill.mappings",),
         "distill settings": ("distill.methods",),
         "evalsuite ood": ("evalsuite.detectors",),
+        "evalsuite robustness": ("featcache.corpora", "featcache.models", "evalsuite.detectors"),
         "evalsuite": ("evalsuite.evaluators",),
     }
     for command, groups in listed.items():

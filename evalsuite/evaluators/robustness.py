@@ -96,8 +96,12 @@ class Robustness(OfStores):
     unit = "images"
     outcomes = ("k", "failed_detectors", "head_accuracy", "encoder", "reference", "autoattack")
 
-    encoder: Encoder | str = option(help="A teacher, as for `featcache extract`, or run:PATH.", metavar="SPEC")
-    corpus: Corpus | str = option(help="Labelled images, as for `featcache extract`.", metavar="CORPUS")
+    encoder: Encoder | str = option(
+        help="A teacher, as for `featcache extract`, or run:PATH. Libraries: {featcache.models}.", metavar="SPEC"
+    )
+    corpus: Corpus | str = option(
+        help="Labelled images, as for `featcache extract`. Kinds: {featcache.corpora}.", metavar="CORPUS"
+    )
     bank: Store = store("The encoder's clean labelled rows, which vote.")
     out: str | os.PathLike[str] = option(help="Where a store for each corruption and severity goes.", metavar="FOLDER")
     _: KW_ONLY
@@ -121,7 +125,11 @@ class Robustness(OfStores):
     near: Mapping[str, Store] | None = named_stores("A near-OOD set, clean; repeat for more.")
     far: Mapping[str, Store] | None = named_stores("A far-OOD set, clean; repeat for more.")
     detectors: Sequence[str] = option(
-        ("knn",), "Repeat for more; NAME:k=1 sets an argument.", names=("--detector",), metavar="NAME", shown="knn"
+        ("knn",),
+        "Repeat for more; NAME:k=1 sets an argument. Names: {evalsuite.detectors}.",
+        names=("--detector",),
+        metavar="NAME",
+        shown="knn",
     )
     head: str | os.PathLike[str] | None = option(
         None, "A classifier, for detectors and attacks: `evalsuite probe`'s.", metavar="FILE", file="read"
