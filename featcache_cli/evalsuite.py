@@ -17,7 +17,7 @@ from typer.models import CommandInfo
 from evalsuite import evaluators
 from featcache_cli.flags import parameters, values
 from featcache_cli.result_tables import show
-from featcache_cli.screen import Json, bar, program, screen, shown, writable, write_json
+from featcache_cli.screen import Json, ListsPlugins, bar, program, screen, shown, writable, write_json
 
 
 class _Evaluators(TyperGroup):
@@ -45,6 +45,7 @@ def _command(name: str) -> Any:
     evaluator = evaluators.load(name)
     info = CommandInfo(
         name=name,
+        cls=ListsPlugins,
         callback=_callback(name, evaluator),
         help=f"{evaluator.summary}\n\n" + "\n".join(f"[dim]{line}[/dim]" for line in evaluator.examples),
         epilog=evaluator.below_help(),

@@ -488,7 +488,7 @@ def test_what_is_no_sealed_store_is_not_exported(tmp_path):
     for store in (tmp_path / "s.zarr", FeatureStore(tmp_path / "s.zarr")):
         with pytest.raises(ValueError, match="extraction has not finished"):
             export_store(store, tmp_path / "out", "npy")
-    with pytest.raises(ValueError, match="--format csv: unknown; known: npy, parquet, safetensors, clip-retrieval"):
+    with pytest.raises(ValueError, match="--format csv: unknown; known: clip-retrieval, npy, parquet, safetensors"):
         export_store(tmp_path / "t.zarr", tmp_path / "out", "csv")
     with pytest.raises(ValueError, match="already a Zarr group"):
         import_store(tmp_path / "t.zarr", tmp_path / "out")
