@@ -178,27 +178,6 @@ class Npz(Format):
         return of_arrays(path, arrays, manifest)
 ''',
     ),
-    "featcache.derivations": (
-        "powers",
-        '''
-"""`powers`: of the first store."""
-from dataclasses import dataclass, field
-from featcache.derivations import Derivation
-
-@dataclass(kw_only=True)
-class Powers(Derivation):
-    """The embeddings of the first store to a power."""
-
-    power: int = field(default=2, metadata={"help": "Of every value."})
-
-    @property
-    def fields(self):
-        return {"embedding": [self.inputs[0].embedding_dim]}
-
-    def rows(self, index, view):
-        return {"embedding": self.inputs[0].gather(index, "embedding", view).astype("float32") ** self.power}
-''',
-    ),
     "distill.mappings": (
         "reversal",
         '''
@@ -337,7 +316,6 @@ def test_help_lists_the_names_of_every_kind(run, monkeypatch):
         "featcache extract": ("featcache.corpora", "featcache.models", "featcache.engines"),
         "featcache derive": ("featcache.derivations",),
         "featcache export": ("featcache.interchange",),
-        "featcache derive": ("featcache.derivations",),
         "featcache import": ("featcache.interchange",),
         "distill fit": ("distill.methods", "featcache.models"),
         "distill mapping": ("distill.mappings",),
@@ -398,10 +376,6 @@ def test_commands_use_them(run, tmp_path, monkeypatch):
     run("featcache import t.npz back.zarr")
     assert open_store("back.zarr").manifest.sealed == store.manifest.sealed
 
-    assert all(said in run("featcache derive powers --help") for said in ("--power", "Of every value."))
-    run("featcache derive powers t.zarr --power 3 --out cubes.zarr")
-    np.testing.assert_allclose(open_store("cubes.zarr").gather([3]), store.gather([3]) ** 3, rtol=1e-2, atol=1e-2)
-
     run(
         "distill fit --store t.zarr --corpus stripes:24 --student acme/4 --out runs/a --epochs 1 --device cpu "
         "--method nearness --power 1.5 --set batch_size=8"
@@ -457,10 +431,6 @@ class TestBackwards(EngineContract):
 
 class TestNpz(FormatContract):
     name = "npz"
-
-
-class TestPowers(DerivationContract):
-    name, options = "powers", {"power": 3}
 
 
 class TestReversal(MappingContract):
