@@ -112,27 +112,6 @@ def open_input(record):
     return Negatives.from_dict({key: value for key, value in record.items() if key != "input"})
 ''',
     ),
-    "featcache.derivations": (
-        "scaled",
-        '''
-"""Another scale."""
-from dataclasses import dataclass, field
-from featcache.derivations import Derivation
-
-@dataclass(kw_only=True)
-class Scaled(Derivation):
-    """The embedding of one store, in another scale."""
-
-    factor: float = field(default=2.0, metadata={"help": "What it is multiplied by."})
-
-    @property
-    def fields(self):
-        return {"embedding": self.inputs[0].shape_of("embedding")}
-
-    def rows(self, index, view):
-        return {"embedding": self.inputs[0].gather(index, "embedding", view).astype("float32") * self.factor}
-''',
-    ),
     "featcache.engines": (
         "backwards",
         '''
@@ -314,7 +293,6 @@ def test_help_lists_the_names_of_every_kind(run, monkeypatch):
     monkeypatch.setenv("TERMINAL_WIDTH", "200")
     listed = {
         "featcache extract": ("featcache.corpora", "featcache.models", "featcache.engines"),
-        "featcache derive": ("featcache.derivations",),
         "featcache export": ("featcache.interchange",),
         "featcache import": ("featcache.interchange",),
         "distill fit": ("distill.methods", "featcache.models"),
@@ -357,20 +335,12 @@ def test_an_evaluators_fields_are_flags(run):
     assert all(flag in said for flag in ("--rows", "--scale", "What it is multiplied with.", "--json"))
 
 
-def test_a_derivations_fields_are_flags(run):
-    said = run("featcache derive scaled --help")
-    assert all(flag in said for flag in ("--factor", "What it is multiplied by.", "--json"))
-
-
 def test_commands_use_them(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("featcache extract stripes:24 --teacher acme/5 --engine backwards --device cpu --out t.zarr")
     store = open_store("t.zarr")
     assert (len(store), store.encoder_name, store.class_names) == (24, "acme/5", ["along", "across"])
     run("featcache extract mixed:8:stripes:24 --teacher acme/5 --device cpu --out mixed.zarr")
-
-    run("featcache derive scaled t.zarr --factor 4 --out scaled.zarr")
-    assert (open_store("scaled.zarr").gather(range(24)) == 4 * store.gather(range(24))).all()
 
     run("featcache export t.zarr t.npz --format npz")
     run("featcache import t.npz back.zarr")
@@ -419,10 +389,6 @@ class TestNegatives(InputContract):
         return input_of(
             {"input": "negatives", "resize": 10, "crop": 8, "size": 6, "mean": [0.5] * 3, "std": [0.25] * 3}
         )
-
-
-class TestScaled(DerivationContract):
-    name, options, stores = "scaled", {"factor": 3.0}, 1
 
 
 class TestBackwards(EngineContract):
