@@ -72,7 +72,7 @@ class Encoder:
 
     @property
     def embedding_dim(self) -> int:
-        return self.fields["embedding"][0]
+        return int(self.fields["embedding"][0])
 
     @property
     def parameters(self) -> int:
@@ -149,7 +149,7 @@ class Encoder:
         A model takes other kernels for another number of images, and gives other bits: so it always gets as many.
         """
         parts = []
-        for part in pixels.split(batch):
+        for part in torch.split(pixels, batch):
             filling = part[:1].expand(batch - len(part), *part.shape[1:])
             found = self.encode(torch.cat([part, filling]) if len(filling) else part, fields)
             parts.append({name: features[: len(part)] for name, features in found.items()})
@@ -181,6 +181,8 @@ def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
     open_model = load_plugin("featcache.models", match[1]).open_model
     trusting = trust_code and "trust_code" in inspect.signature(open_model).parameters
     found = open_model(match[2], trust_code=True) if trusting else open_model(match[2])
+    if not isinstance(found, Encoder | Model):
+        raise ValueError(f"teacher {match[2]}: returned a {type(found).__name__}, not a featcache.Encoder")
     encoder = found if isinstance(found, Encoder) else Encoder.of(found)
     encoder.reload = partial(load_encoder, spec, trust_code=trust_code)
     return encoder

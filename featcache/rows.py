@@ -161,7 +161,8 @@ class Rows:
         """What the stores keep for each of their rows under this name, of these rows."""
         kept = [np.asarray(getattr(store, name)) for store in self.stores]
         start = np.cumsum([0, *map(len, kept)])[:-1]
-        return np.concatenate(kept)[start[self._store_number] + self.index]
+        found: np.ndarray = np.concatenate(kept)[start[self._store_number] + self.index]
+        return found
 
     @property
     def sample_ids(self) -> np.ndarray:
@@ -381,7 +382,8 @@ class _Arrays:
 
     def gather(self, rows: np.ndarray, field: str, view: np.ndarray) -> np.ndarray:
         assert not view.any()
-        return self.arrays[field][rows]
+        found: np.ndarray = self.arrays[field][rows]
+        return found
 
     def release(self, field: str) -> None:
         """Nothing is mapped."""
@@ -392,7 +394,8 @@ def _opened(store: Any) -> FeatureStore:
         from featcache.store import open_store
 
         return open_store(store)
-    return store
+    found: FeatureStore = store
+    return found
 
 
 def _warn_of_unfaithful(store: FeatureStore) -> None:

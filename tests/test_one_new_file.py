@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import featcache_cli.screen
@@ -16,7 +15,6 @@ from evalsuite.testing import DetectorContract, EvaluatorContract
 from featcache.store import open_store
 from featcache.testing import (
     CorpusContract,
-    DerivationContract,
     EngineContract,
     FormatContract,
     InputContract,

@@ -52,7 +52,8 @@ def open_corpus(spec: str) -> Corpus:
             f"{spec}: unknown kind of corpus {source!r} (for a folder with a colon in its name write ./{spec}); "
             f"{suggest(source, known)}"
         )
-    return load_plugin("featcache.corpora", source).open_corpus(rest)
+    corpus: Corpus = load_plugin("featcache.corpora", source).open_corpus(rest)
+    return corpus
 
 
 def source_of(spec: str) -> tuple[str, str]:

@@ -71,4 +71,5 @@ def open_engine(spec: str) -> Engine:
         ValueError: no such engine; the message has all.
     """
     name, _, rest = spec.partition(":")
-    return load_plugin("featcache.engines", name).open_engine(rest)
+    engine: Engine = load_plugin("featcache.engines", name).open_engine(rest)
+    return engine

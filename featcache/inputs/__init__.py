@@ -140,5 +140,5 @@ def input_of(record: Mapping[str, Any]) -> Input[Any, Any]:
     Raises:
         ValueError: no such kind of input, or it is damaged.
     """
-    plugin = load_plugin("featcache.inputs", record.get("input", "images"))
-    return plugin.open_input(record)
+    found: Input[Any, Any] = load_plugin("featcache.inputs", record.get("input", "images")).open_input(record)
+    return found

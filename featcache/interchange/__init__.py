@@ -29,10 +29,10 @@ from typing import ClassVar
 from featcache.disk.durable import appearing
 from featcache.disk.refusals import writing
 from featcache.disk.urls import is_url
-from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout
+from featcache.interchange._arrays import STRINGS, Arrays, Checksums, Source, layout
 from featcache.interchange._foreign import fitting_layout, foreign_unit
 from featcache.interchange._own import manifest_text, own_unit, parse_manifest, refuse_unit
-from featcache.interchange._source import Source, of_arrays
+from featcache.interchange._source import of_arrays
 from featcache.plugins import load_plugin, only_class, plugin_names
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.from_arrays import checked_ids

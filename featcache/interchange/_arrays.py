@@ -1,6 +1,7 @@
-"""The arrays of a store, or of a few of its rows, by name."""
+"""The arrays of a store, or of a few of its rows, by name; and where an import reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import google_crc32c
 import numpy as np
@@ -11,6 +12,21 @@ from featcache.store.manifest import Manifest
 
 STRINGS = ("sample_id", "reason")
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Source:
+    """Row-aligned arrays in a file or folder.
+
+    Attributes:
+        rows: embeddings there are.
+        manifest: of the store to be; with `export` among what is `other` in it when `export_store` wrote it.
+        blocks: blocks(n) yields the arrays there are, n rows at a time.
+    """
+
+    rows: int
+    manifest: Manifest
+    blocks: Callable[[int], Iterator[Arrays]]
 
 
 def layout(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from featcache.corpora._labels import from_values
 from featcache.inputs.images import PARAMETERS
-from featcache.interchange._arrays import Arrays
+from featcache.interchange._arrays import Arrays, Source
 from featcache.store.from_arrays import checked_ids, checked_labels, fitting_dtype, refuse_beyond, refuse_not_finite
 from featcache.store.layout import FLOAT16, OK, STATE, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, ExtractionRecord, Manifest, ViewsRecord
 from featcache.store.rounding import rounded_to
-
-if TYPE_CHECKING:
-    from featcache.interchange._source import Source
 
 
 def check_embeddings(path: Path, shape: Sequence[int], dtype: str) -> None:
@@ -59,7 +56,7 @@ def foreign_manifest(path: Path, rows: int, width: int, dtype: str, class_names:
     )
 
 
-def fitting_layout(source: "Source", path: Path, dtype: str) -> dict[str, Any]:
+def fitting_layout(source: Source, path: Path, dtype: str) -> dict[str, Any]:
     """What the manifest says of the embeddings' dtype, found by reading them once."""
     rows, held, (width,) = source.rows, str(source.manifest.extraction.dtype), source.manifest.fields["embedding"]
     size = source.manifest.chunk_rows

@@ -1,30 +1,14 @@
-"""Where an import reads from."""
+"""Arrays in memory or mapped, as what an import reads."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache.interchange._arrays import Arrays
+from featcache.interchange._arrays import Arrays, Source
 from featcache.interchange._foreign import check_embeddings, foreign_manifest, identify
 from featcache.store.manifest import Manifest
-
-
-@dataclass
-class Source:
-    """Row-aligned arrays in a file or folder.
-
-    Attributes:
-        rows: embeddings there are.
-        manifest: of the store to be; with `export` among what is `other` in it when `export_store` wrote it.
-        blocks: blocks(n) yields the arrays there are, n rows at a time.
-    """
-
-    rows: int
-    manifest: Manifest
-    blocks: Callable[[int], Iterator[Arrays]]
 
 
 def of_arrays(path: Path, arrays: dict[str, Any], manifest: Manifest | None) -> Source:

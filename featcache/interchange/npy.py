@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featcache.interchange import Format
-from featcache.interchange._arrays import STRINGS, Arrays, Checksums, layout, stored
+from featcache.interchange._arrays import STRINGS, Arrays, Checksums, Source, layout, stored
 from featcache.interchange._own import manifest_text, read_manifest
-from featcache.interchange._source import Source, of_arrays
+from featcache.interchange._source import of_arrays
 from featcache.store import FeatureStore
 
 

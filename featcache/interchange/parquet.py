@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.interchange import Format
-from featcache.interchange._arrays import Arrays, Checksums
+from featcache.interchange._arrays import Arrays, Checksums, Source
 from featcache.interchange._arrow import (
     DESCRIBING,
     describe,
@@ -20,7 +20,6 @@ from featcache.interchange._arrow import (
 )
 from featcache.interchange._foreign import check_embeddings, foreign_manifest, identify
 from featcache.interchange._own import manifest_text, parse_manifest
-from featcache.interchange._source import Source
 from featcache.store import FeatureStore
 
 

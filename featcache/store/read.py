@@ -313,7 +313,7 @@ class FeatureStore:
         """
         return [what for _, what in find_damage(self.files, self.manifest)]
 
-    def array(self, name: str) -> zarr.Array:
+    def array(self, name: str) -> zarr.Array[Any]:
         """An array as zarr has it.
 
         Raises:
