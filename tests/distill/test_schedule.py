@@ -9,6 +9,8 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from distill.methods import Method
+from distill.pairs import Drawn
 from distill.training.config import FitConfig
 from distill.training.lars import Lars
 from distill.training.schedule import Ema, learning_rate, make_optimizer, train_mode, warmup_steps
@@ -31,9 +33,7 @@ class Student(nn.Module):
         return {"embedding": self.norm(self.dropout(self.linear(images.flatten(1))))}
 
 
-class Mse(nn.Module):
-    fields = student_fields = ("embedding",)
-
+class Mse(Method):
     def loss(self, student, teacher):
         difference = student["embedding"] - teacher["embedding"]
         return {"mse": difference.square().mean(), "l1": 0.5 * difference.abs().mean()}
@@ -41,7 +41,9 @@ class Mse(nn.Module):
 
 def batch(size=8, seed=0):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (size, 4, 4, 3), np.uint8), {"embedding": rng.normal(size=(size, 6)).astype(np.float16)}
+    pixels = rng.integers(0, 256, (size, 4, 4, 3), np.uint8)
+    features = {"embedding": rng.normal(size=(size, 6)).astype(np.float16)}
+    return Drawn(pixels, features, np.arange(size), np.zeros(size, np.int64), np.full(size, -1))
 
 
 def training(checkpoint=None, **settings):
@@ -185,15 +187,15 @@ def test_lars_defaults_are_the_papers():
 
 
 def test_a_step_is_adamw_on_the_mean_loss():
-    run, pixels_and_features = training(weight_decay=0.1, lr=0.01), batch()
+    run, drawn = training(weight_decay=0.1, lr=0.01), batch()
     model = copy.deepcopy(run.student)
     decayed, other = [model.linear.weight], [model.linear.bias, *model.norm.parameters()]
     reference = torch.optim.AdamW([{"params": decayed}, {"params": other, "weight_decay": 0.0}], weight_decay=0.1)
-    pixels, features = pixels_and_features
-    scaled = (pixels / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
+    features = drawn.features
+    scaled = (drawn.pixels / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
     images = torch.from_numpy(scaled.transpose(0, 3, 1, 2)).float()
     for number, lr in enumerate((0.01, 0.004)):
-        terms = run.step(pixels_and_features, number, lr)
+        terms = run.step(drawn, number, lr)
         difference = model(images, None)["embedding"] - torch.from_numpy(features["embedding"]).float()
         expected = {"mse": difference.square().mean(), "l1": 0.5 * difference.abs().mean()}
         assert {name: float(term) for name, term in terms.items()} == pytest.approx(
