@@ -14,7 +14,7 @@ from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
 from featcache.extraction.samples import content_hash, prefetch
 from featcache.inputs import Views
-from featcache.inputs.images import Preprocess
+from featcache.inputs.images import Preprocess, image_input
 from featcache.machine import cores
 from featcache.rows import Rows
 from featcache.store import FeatureStore
@@ -321,4 +321,4 @@ def teacher_preprocess(store: FeatureStore) -> Preprocess:
         raise ValueError(
             f"{store.path}: does not record how its images were cropped, so they cannot be replayed; extract it with featcache"
         )
-    return Preprocess.from_dict(record)
+    return image_input(record)

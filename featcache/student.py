@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.checkpoint import read_weights
-from featcache.inputs.images import Preprocess
+from featcache.inputs.images import Preprocess, image_input
 from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
 from featcache.specs import code_in, names_code, refuse_code
@@ -131,7 +131,7 @@ class Student(nn.Module):
         if self.model.normalisation is None:
             return own
         mean, std = self.model.normalisation
-        return Preprocess.from_dict(own.to_dict() | {"mean": mean, "std": std})
+        return image_input(own.to_dict() | {"mean": mean, "std": std})
 
     def record(self, preprocess: Preprocess) -> dict[str, Any]:
         """What `student.json` holds of it: all that `load_student` rebuilds it from, and its input."""
@@ -262,7 +262,7 @@ def _recorded_library(record: Any, trust_code: bool) -> tuple[ModuleType, str]:
         raise ValueError(f"{architecture!r} is no architecture; train again with another --out")
     try:
         sizes = record["preprocess"]["size"], record["embedding_dim"]
-        Preprocess.from_dict(record["preprocess"])
+        image_input(record["preprocess"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"is damaged ({type(error).__name__}: {error}); train again with another --out") from None
     if not all(type(number) is int and number > 0 for number in sizes):

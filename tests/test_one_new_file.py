@@ -63,8 +63,8 @@ def open_corpus(rest):
 """`acme/WIDTH`: one linear layer."""
 import torch
 from torch import nn
-from featcache.inputs.images import Preprocess
 from featcache.models import Model
+from others_negatives import Negatives
 
 class Acme(Model):
     output = "the only layer"
@@ -75,7 +75,7 @@ class Acme(Model):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = nn.Sequential(nn.Flatten(), nn.Linear(192, int(width)))
-        self.input, self.fields = Preprocess(resize=8, crop=8, size=8), {"embedding": (int(width),)}
+        self.input, self.fields = Negatives(resize=8, crop=8, size=8), {"embedding": (int(width),)}
         self.image_size, self.record = 8, {"architecture": self.spec}
 
     def making(self, record):
@@ -338,6 +338,7 @@ def test_commands_use_them(run, tmp_path, monkeypatch):
     run("featcache extract stripes:24 --teacher acme/5 --engine backwards --device cpu --out t.zarr")
     store = open_store("t.zarr")
     assert (len(store), store.encoder_name, store.class_names) == (24, "acme/5", ["along", "across"])
+    assert store.manifest.encoder.preprocess["input"] == "negatives"
     run("featcache extract mixed:8:stripes:24 --teacher acme/5 --device cpu --out mixed.zarr")
 
     run("featcache export t.zarr t.npz --format npz")
@@ -355,7 +356,7 @@ def test_commands_use_them(run, tmp_path, monkeypatch):
     )
     assert "reversal" in Path("runs/b/config.toml").read_text()
     assert "reversal" in run("distill mapping --store t.zarr --mapping reversal --dim 4")
-    run("distill export runs/a student")
+    assert "input 'negatives': only plain images can be used here" in run("distill export runs/a student", expected=2)
 
     run("featcache extract stripes:24 --teacher run:runs/a --device cpu --out s.zarr")
     run(

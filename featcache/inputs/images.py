@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from featcache.inputs import AUGMENTS, Input, Views
+from featcache.inputs import AUGMENTS, Input, Views, input_of
 from featcache.inputs._decoding import MAX_PIXELS, decode, is_heif, known_formats
 from featcache.inputs._resampling import enlarged
 
@@ -114,6 +114,13 @@ class Preprocess(Input[Image.Image, View]):
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Preprocess":
+        """What `to_dict` recorded.
+
+        Raises:
+            ValueError: it is of another input.
+        """
+        if record.get("input", "images") != "images":
+            raise ValueError(f"input {record['input']!r}: only plain images can be used here")
         return cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
 
     @staticmethod
@@ -185,6 +192,18 @@ class Preprocess(Input[Image.Image, View]):
         (width, height), (left, top) = self._resized(size)
         x, y = size[0] / width, size[1] / height
         return left * x, top * y, (left + self.crop) * x, (top + self.crop) * y
+
+
+def image_input(record: Mapping[str, Any]) -> Preprocess:
+    """The input of images that a manifest or `student.json` records, another package's too.
+
+    Raises:
+        ValueError: no such input, or it takes no images.
+    """
+    found = input_of(record)
+    if not isinstance(found, Preprocess):
+        raise ValueError(f"input {record['input']!r}: takes no images")
+    return found
 
 
 open_input = Preprocess.from_dict

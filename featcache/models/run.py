@@ -5,7 +5,7 @@ import os
 
 from torch import Tensor
 
-from featcache.inputs.images import Preprocess
+from featcache.inputs.images import image_input
 from featcache.models import Features, Model
 from featcache.student import load_student
 
@@ -18,7 +18,7 @@ class Trained(Model):
     def __init__(self, folder: str, trust_code: bool):
         super().__init__()
         student, record = load_student(folder, trust_code=trust_code)
-        self.spec, self.input = f"run:{folder}", Preprocess.from_dict(record["preprocess"])
+        self.spec, self.input = f"run:{folder}", image_input(record["preprocess"])
         self.backbone, self.fields = student, student.shapes()  # "backbone" is in every fingerprint
         self.files = tuple(map(os.path.abspath, named_files(folder)))
 
