@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from evalsuite.metrics import lower_is_better
 from evalsuite.result import Metric, Result
 
 Tone = Literal["", "id", "csid", "near", "far", "quiet", "strong"]
@@ -77,12 +78,11 @@ class Axis:
         """The axis of a metric of ours, known by the last part of its name."""
         last = metric.rpartition("/")[2].lower()
         share = bool(re.match(r"(macro_)?top\d+(@\d+)?$|fpr95_", last))
-        lower = re.match(r"fpr95_|procrustes|(relative_)?m?ce$|error", last)
         within = share or re.match(r"auroc|aupr_|ap_|gram_|cka|mutual_knn|kappa|cosine", last)
         return cls(
             name=name or WORDS.get(metric) or WORDS.get(last) or metric,
             share=share,
-            better="lower" if lower else "higher",
+            better="lower" if lower_is_better(metric) else "higher",
             least=0.0 if share or re.match(r"auroc|aupr_|ap_|mutual_knn", last) else None,
             most=1.0 if within else None,
             line=0.5 if last == "auroc" else None,
@@ -295,6 +295,12 @@ def rows_said(counts: Sequence[int], noun: str) -> str:
         return ""
     low, high = min(counts), max(counts)
     return f"{low:,} {noun}" if low == high else f"{low:,} to {high:,} {noun}"
+
+
+def rows_of(results: Sequence[Named], role: str, noun: str) -> str:
+    """`rows_said`, of the stores that have this role in the results."""
+    records = [each.result.inputs.get(role) for each in results]
+    return rows_said([of["rows"] for of in records if isinstance(of, dict) and "rows" in of], noun)
 
 
 def repeated_means(metrics: Mapping[str, Metric]) -> set[str]:

@@ -7,6 +7,8 @@ the threshold together.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -89,7 +91,7 @@ def ood_metrics(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray
 
 def lower_is_better(metric: str) -> bool:
     """Whether the lower value of this metric is the better one; `metric` may be a whole name, `knn/far/tin/fpr95_id`."""
-    return metric.rpartition("/")[2].startswith("fpr95")
+    return bool(re.match(r"fpr95_|procrustes|(relative_)?m?ce$|error", metric.rpartition("/")[2].lower()))
 
 
 def tied(scores: Float[np.ndarray, " n"], group: Int[np.ndarray, " n"] | None = None) -> float:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from featcache_cli import distill, evalsuite, featcache
+from featcache_cli.programs import app
 from featcache_cli.screen import Json, make_table, results, screen, write_json
 
 
@@ -108,7 +108,6 @@ def _images_per_second(encoder: Any) -> float:
 def _run_shown(command: str) -> None:
     """Print a command, then run exactly that."""
     screen.print(f"[bold cyan]$[/] {command}", highlight=False)
-    apps = {"featcache": featcache.app, "distill": distill.app, "evalsuite": evalsuite.app}
     program, *arguments = shlex.split(command)
-    if code := apps[program](arguments, standalone_mode=False):  # it failed, or was interrupted
+    if code := app(program)(arguments, standalone_mode=False):  # it failed, or was interrupted
         raise typer.Exit(code)

@@ -9,6 +9,7 @@ import typer
 
 from featcache_cli import derive
 from featcache_cli.check_table import check_table
+from featcache_cli.demo import demo
 from featcache_cli.screen import (
     Device,
     DeviceOption,
@@ -540,3 +541,6 @@ def rm(store: StorePath, to_json: Json = None) -> None:
             Path(f"{Path(store)}.lock").unlink(missing_ok=True)
     screen.print(f"removed {shown(store)}")
     write_json({"command": "rm", "store": store}, to_json)
+
+
+app.command()(demo)

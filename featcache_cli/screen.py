@@ -219,8 +219,17 @@ def write_json(summary: dict[str, Any], to: str | None) -> None:
     if to == "-":
         print(text)
     elif to:
-        Path(to).parent.mkdir(parents=True, exist_ok=True)
-        Path(to).write_text(text + "\n")
+        write_whole(to, text + "\n")
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """A file that appears whole, in a folder that is made; where a link stands, what it leads to."""
+    from featcache.disk.durable import whole_file
+    from featcache.disk.refusals import destination
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(destination(path)) as file:
+        file.write(text.encode())
 
 
 def _one_line(message: object) -> str:

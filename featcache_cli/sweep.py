@@ -21,6 +21,7 @@ from featcache_cli.screen import (
     screen,
     shown,
     write_json,
+    write_whole,
 )
 
 
@@ -106,9 +107,8 @@ def sweep(
             failed[named.name] = reason(error)
             screen.print(f"[red]failed[/] {shown(f'{named.name}: {failed[named.name]}')}", highlight=False)
     table = tabulate(rows, failed)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(markdown(table))
-    (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    write_whole(folder / "table.md", markdown(table))
+    write_whole(folder / "table.json", json.dumps(table, indent=2) + "\n")
     if to_json != "-":
         header, *body = cells(table)
         printed = make_table(str(folder), *header)

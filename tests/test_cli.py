@@ -313,19 +313,25 @@ def test_help_imports_nothing_heavy(program):
 
 def commands_of(program: str):
     """(name, command) of each, as typer builds them."""
-    return sorted(typer.main.get_command(programs.APPS[program]).commands.items())
+    return sorted(typer.main.get_command(programs.app(program)).commands.items())
 
 
-@pytest.mark.parametrize("program", programs.APPS)
+@pytest.mark.parametrize("program", programs.NAMES)
 def test_every_command_has_json_and_examples_that_parse(program):
     for name, described in commands_of(program):
-        assert any("--json" in option.opts for option in described.params), name
+        group = getattr(described, "list_commands", None)  # of commands: `featcache derive`
+        every = [described.get_command(None, each) for each in group(None)] if group else [described]
+        assert all(any("--json" in option.opts for option in each.params) for each in every), name
         examples = re.findall(rf"\[dim\]({program} .*?)\[/dim\]", described.help)
         complete = [shlex.split(line) for line in examples if "…" not in line]
         assert complete, name
         for words in complete:
             assert words[:2] == [program, name]
-            given = described.make_context(name, words[2:]).params
+            context = described.make_context(name, words[2:])
+            if group:
+                called, of_group, rest = described.resolve_command(context, words[2:])
+                context = of_group.make_context(called, rest)
+            given = context.params
             if name == "extract":
                 assert given["teacher"].count(",") == (given["out"] or given["teacher"]).count(",")
                 Views(count=given["views"], augment=given["augment"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ class Evaluator:
     per_sample: ClassVar[bool] = True
     """Whether results hold what was measured of each sample (`Result.samples`), so that two can be compared."""
 
+    drawing: ClassVar[str] = ""
+    """A module with functions `headlines` and `charts`, which takes long to import."""
+
     outcomes: ClassVar[tuple[str, ...]] = ()
     """Parameters of results that came of the measurement, or show in its metrics' names: two may differ in them."""
 
@@ -96,13 +100,13 @@ class Evaluator:
 
     @classmethod
     def headlines(cls, results: Sequence[Named]) -> list[Headline]:
-        """The columns of the report's summary, of all results of this evaluator, by encoder. By default none."""
-        return []
+        """The columns of the report's summary, of all results of this evaluator, by encoder. By default those of `drawing`."""
+        return import_module(cls.drawing).headlines(results) if cls.drawing else []
 
     @classmethod
     def charts(cls, results: Sequence[Named]) -> list[Section]:
-        """The report's sections about these results. By default none: the page has every metric in a table, too."""
-        return []
+        """The report's sections about these results. By default those of `drawing`; the page has every metric in a table, too."""
+        return import_module(cls.drawing).charts(results) if cls.drawing else []
 
     @classmethod
     def compared(cls, a: Samples, b: Samples) -> dict[str, tuple[Estimate, Estimate]]:
@@ -132,7 +136,9 @@ class Evaluator:
     @staticmethod
     def lower_is_better(metric: str) -> bool:
         """Whether the lower value of this metric, named as in the result, is the better one."""
-        return False
+        from evalsuite.metrics import lower_is_better
+
+        return lower_is_better(metric)
 
 
 @dataclass(frozen=True)

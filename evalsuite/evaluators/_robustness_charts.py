@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evalsuite.charts import Axis, Chart, Headline, Lines, Named, Section, Series, at_k, rows_said
+from evalsuite.charts import Axis, Chart, Headline, Lines, Named, Section, Series, at_k, rows_of
 from evalsuite.result import Metric, Result
 
 _Lines = dict[str, dict[int, Metric]]
@@ -17,7 +17,7 @@ _Lines = dict[str, dict[int, Metric]]
 
 def headlines(results: Sequence[Named]) -> list[Headline]:
     """The mean over corruptions of the accuracy, and what it is the mean of."""
-    rows = _images(results)
+    rows = rows_of(results, "clean", "images")
     return [
         *(
             Headline(
@@ -48,7 +48,7 @@ def charts(results: Sequence[Named]) -> list[Section]:
         "strong one is their mean; axes show the range of the values."
     )
     order = sorted(found, key=lambda what: not what.startswith("top1"))
-    drawn = [chart for what in order for chart in _charts(what, found[what], _images(results))]
+    drawn = [chart for what in order for chart in _charts(what, found[what], rows_of(results, "clean", "images"))]
     return [Section("robustness", "Robustness", "Robustness", about, drawn)]
 
 
@@ -91,8 +91,3 @@ def _charts(what: str, found: dict[str, _Lines], rows: str) -> list[Chart]:
             for encoder, lines in found.items()
         ),
     ]
-
-
-def _images(results: Sequence[Named]) -> str:
-    records = [each.result.inputs.get("clean") for each in results]
-    return rows_said([of["rows"] for of in records if isinstance(of, dict) and "rows" in of], "images")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from evalsuite.evaluators import Headline, Named, OfStores, Result, Section, Store, function, option, python_only, store
+from evalsuite.evaluators import OfStores, Result, Store, function, option, python_only, store
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class Fidelity(OfStores):
     )
     doing = "comparing"
     per_sample = False
+    drawing = "evalsuite.evaluators._fidelity_charts"
 
     teacher: Store = store("The teacher's rows.")
     student: Store = store("The student's rows of the same samples.")
@@ -196,18 +196,6 @@ class Fidelity(OfStores):
                 *left_out_of_banks_remarks(self.teacher_bank, self.student_bank, banks),
             ],
         )
-
-    @classmethod
-    def headlines(cls, results: Sequence[Named]) -> list[Headline]:
-        from evalsuite.evaluators._fidelity_charts import headlines
-
-        return headlines(results)
-
-    @classmethod
-    def charts(cls, results: Sequence[Named]) -> list[Section]:
-        from evalsuite.evaluators._fidelity_charts import charts
-
-        return charts(results)
 
 
 fidelity = function(Fidelity)

@@ -171,9 +171,9 @@ class Knn(OfStores):
 
     @classmethod
     def headlines(cls, results: Sequence[Named]) -> list[Headline]:
-        from evalsuite.evaluators._accuracy_charts import knn_headlines
+        from evalsuite.charts import at_k, rows_of
 
-        return knn_headlines(results)
+        return at_k(results, "top1", "kNN top‑1", rows_of(results, "query", "queries"))
 
 
 knn = function(Knn)

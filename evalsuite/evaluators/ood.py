@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 from evalsuite.evaluators import (
     Estimate,
-    Headline,
-    Named,
     OfStores,
     Result,
     Samples,
-    Section,
     Store,
     Table,
     function,
@@ -73,6 +70,7 @@ class Ood(OfStores):
         "evalsuite ood --preset openood-cifar10 --stores stores/ --detector knn",
     )
     doing = "scoring"
+    drawing = "evalsuite.evaluators._ood_charts"
     outcomes = ("tied", "failed_detectors", "head_accuracy", "preset")
 
     id_train: Store | None = store("ID rows that detectors are fitted on.", default=None)
@@ -242,10 +240,6 @@ class Ood(OfStores):
 
         return f"Detectors: {', '.join(plugin_names('evalsuite.detectors'))}."
 
-    @staticmethod
-    def lower_is_better(metric: str) -> bool:
-        return metric.rpartition("/")[2].startswith("fpr95")
-
     @classmethod
     def compared(cls, a: Samples, b: Samples) -> dict[str, tuple[Estimate, Estimate]]:
         """Every metric of the detectors that both have, means included."""
@@ -288,18 +282,6 @@ class Ood(OfStores):
         cells = [[where, *values.values()] for where, values in rows.items()]
         note = "\n".join(rows_line(result.inputs))
         return Table(title=settings, columns=columns, rows=cells, note=note, spare="95 %\ninterval")
-
-    @classmethod
-    def headlines(cls, results: Sequence[Named]) -> list[Headline]:
-        from evalsuite.evaluators._ood_charts import headlines
-
-        return headlines(results)
-
-    @classmethod
-    def charts(cls, results: Sequence[Named]) -> list[Section]:
-        from evalsuite.evaluators._ood_charts import charts
-
-        return charts(results)
 
 
 def _specs(samples: Samples) -> list[str]:

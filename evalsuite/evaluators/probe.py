@@ -181,9 +181,10 @@ class Probe(OfStores):
 
     @classmethod
     def headlines(cls, results: Sequence[Named]) -> list[Headline]:
-        from evalsuite.evaluators._accuracy_charts import probe_headlines
+        from evalsuite.charts import Axis, Headline, rows_of
 
-        return probe_headlines(results)
+        rows = rows_of(results, "test", "rows")
+        return [Headline(metric="probe/top1", axis=Axis.of("probe/top1", "Probe top‑1"), note="linear", rows=rows)]
 
 
 probe = function(Probe)

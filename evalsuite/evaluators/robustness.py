@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evalsuite.evaluators import (
     Estimate,
-    Headline,
-    Named,
     OfStores,
     Result,
     Samples,
-    Section,
     Store,
     Table,
     function,
@@ -94,6 +91,7 @@ class Robustness(OfStores):
         "evalsuite robustness --encoder run:runs/a --corpus photos-test/ --bank student.zarr --out runs/a/corrupted",
     )
     unit = "images"
+    drawing = "evalsuite.evaluators._robustness_charts"
     outcomes = ("k", "failed_detectors", "head_accuracy", "encoder", "reference", "autoattack")
 
     encoder: Encoder | str = option(
@@ -341,18 +339,6 @@ class Robustness(OfStores):
         cells = [[row, *(values.get(level, "") for level in levels)] for row, values in rows.items()]
         stores = {name: result.inputs.get(name) for name in ("bank", "clean", "near", "far")}
         return Table(title="robustness", columns=["", *levels], rows=cells, note="\n".join(rows_line(stores)))
-
-    @classmethod
-    def headlines(cls, results: Sequence[Named]) -> list[Headline]:
-        from evalsuite.evaluators._robustness_charts import headlines
-
-        return headlines(results)
-
-    @classmethod
-    def charts(cls, results: Sequence[Named]) -> list[Section]:
-        from evalsuite.evaluators._robustness_charts import charts
-
-        return charts(results)
 
 
 robustness = function(Robustness)

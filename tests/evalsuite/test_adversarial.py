@@ -335,10 +335,10 @@ def test_the_command_measures_it_beside_the_corruptions(tmp_path, monkeypatch, f
     head = write_head(tmp_path / "head.safetensors", 2, 6)
     line = "robustness --encoder python:tiny:student --corpus test --bank bank.zarr --out kept --corruptions contrast"
     line += " --severity 1 --k 3 --device cpu --json r.json --pgd 4,1 --pgd-steps 5 --autoattack 2"
-    refused = CliRunner().invoke(programs.APPS["evalsuite"], line.split())
+    refused = CliRunner().invoke(programs.app("evalsuite"), line.split())
     assert "needs a classifier" in str(refused.exception)
     assert not Path("kept").exists()
-    ran = CliRunner().invoke(programs.APPS["evalsuite"], [*line.split(), "--head", str(head)], catch_exceptions=False)
+    ran = CliRunner().invoke(programs.app("evalsuite"), [*line.split(), "--head", str(head)], catch_exceptions=False)
     assert ran.exit_code == 0
     record = json.loads(Path("r.json").read_text())
     corpus = open_corpus("test")

@@ -213,7 +213,7 @@ def test_stores_in_two_precisions_are_not_compared_unless_asked(mixed, command):
 def test_the_refusal_is_one_line_that_names_both_and_the_remedy(mixed, tmp_path):
     for asked, code in (([], 2), (["--any-precision"], 0)):
         line = ["knn", "--bank", str(mixed["exact"].path), "--query", str(mixed["half"].path), "--k", "3", *asked]
-        ran = CliRunner().invoke(programs.APPS["evalsuite"], line)
+        ran = CliRunner().invoke(programs.app("evalsuite"), line)
         if code:
             assert isinstance(ran.exception, ValueError)  # which commands print as a line, and end with 2
             said = str(ran.exception)

@@ -423,11 +423,11 @@ def test_command_line(tmp_path: Path) -> None:
     odd = knn_result("f0", "vit", 0.5).write(tmp_path / "a=b.json")
     other = knn_result("f1", "run:x", 0.5).write(tmp_path / "c.json")
     line = ["report", str(odd), f"mine={other}", "--out", str(tmp_path / "r.html"), "--title", "T", "--json", "-"]
-    ran = CliRunner().invoke(programs.APPS["evalsuite"], line, catch_exceptions=False)
+    ran = CliRunner().invoke(programs.app("evalsuite"), line, catch_exceptions=False)
     assert ran.exit_code == 0
     summary = json.loads(ran.stdout[ran.stdout.index("{") : ran.stdout.rindex("}") + 1])
     assert summary["bytes"] == (tmp_path / "r.html").stat().st_size
     data = Page(tmp_path / "r.html").data
     assert (data["title"], [each["name"] for each in data["encoders"]]) == ("T", ["vit", "mine"])
     for wrong in ([], ["=c.json"], ["mine="]):
-        assert CliRunner().invoke(programs.APPS["evalsuite"], ["report", *wrong]).exit_code == 2
+        assert CliRunner().invoke(programs.app("evalsuite"), ["report", *wrong]).exit_code == 2

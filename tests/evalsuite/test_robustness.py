@@ -303,7 +303,7 @@ def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, m
         "robustness --encoder python:tiny:student --corpus test --bank {bank.path} --corruptions contrast,fog --severity 1-2 "
         "--k 3 --near n={near.path} --detector knn:k=2 --out kept --device cpu --json r.json"
     ).format(**stores)
-    ran = CliRunner().invoke(programs.APPS["evalsuite"], line.split(), catch_exceptions=False)
+    ran = CliRunner().invoke(programs.app("evalsuite"), line.split(), catch_exceptions=False)
     assert ran.exit_code == 0
     metrics = json.loads(Path("r.json").read_text())["metrics"]
     assert {f"{w}/top1@3" for w in ("clean", "contrast/1", "contrast/2", "contrast/mean", "fog/2", "mean")} <= set(
@@ -313,10 +313,10 @@ def test_the_command_prints_a_row_for_each_corruption(given, stores, tmp_path, m
     assert [cell.strip() for cell in row.strip("│ ").split("│")][1:] == [
         f"{metrics[f'fog/{level}/top1@3']['value']:.4f}" for level in (1, 2, "mean")
     ]
-    refused = CliRunner().invoke(programs.APPS["evalsuite"], [*line.split(), "--severity", "1-9"])
+    refused = CliRunner().invoke(programs.app("evalsuite"), [*line.split(), "--severity", "1-9"])
     assert isinstance(refused.exception, ValueError)
     refused = CliRunner().invoke(
-        programs.APPS["evalsuite"], line.replace(f"--near n={stores['near'].path} ", "").split()
+        programs.app("evalsuite"), line.replace(f"--near n={stores['near'].path} ", "").split()
     )
     assert "--detector knn:k=2: there is no OOD set to tell apart; give --near or --far" in str(refused.exception)
 

@@ -239,7 +239,7 @@ def test_a_damaged_input_is_not_derived_from(pair, tmp_path):
 
 
 def run(program, *line):
-    ran = CliRunner().invoke(programs.APPS[program], list(map(str, line)))
+    ran = CliRunner().invoke(programs.app(program), list(map(str, line)))
     assert ran.exit_code == 0, (ran.output, ran.exception)
     return ran
 
