@@ -1,6 +1,5 @@
 """Pairs: the pixels of a (sample, view), joined with what the teacher saw in them."""
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from featcache.corpora.store import KeptImages
 from featcache.extraction.samples import content_hash, prefetch
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, image_input
-from featcache.machine import cores
+from featcache.machine import cores, free_bytes
 from featcache.rows import Rows
 from featcache.store import FeatureStore
 from featcache.store.layout import EMBEDDING
@@ -87,7 +86,7 @@ class Pairs:
         self._workers = workers or cores()
         self._memory = None
         shape = (len(self.source), int(self.view_counts.max(initial=1)), preprocess.size, preprocess.size, 3)
-        if self._augment != "crops" and np.prod(shape) < MEMORY_SHARE * _free_bytes() / processes:
+        if self._augment != "crops" and np.prod(shape) < MEMORY_SHARE * free_bytes() / processes:
             self._memory = np.empty(shape, np.uint8)
         self._held = np.zeros(shape[:2], bool)
 
@@ -300,14 +299,6 @@ def _join(store: FeatureStore, corpus: Corpus, rows: list[int]) -> Int64[np.ndar
             f"(first: {store.sample_ids[missing[0]]}); give the corpus that the store was extracted from"
         )
     return sample
-
-
-def _free_bytes() -> int:
-    """Memory that is free; 4 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except ValueError:
-        return 4 * 2**30
 
 
 def teacher_preprocess(store: FeatureStore) -> Preprocess:

@@ -42,6 +42,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_bytes() -> int:
+    """Memory that is free; 4 GiB where the system does not say (macOS, Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to serve large blocks from its heap and never trim it, not to hand them back to the kernel after every
     layer. Elsewhere: nothing.

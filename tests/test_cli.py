@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -302,13 +303,41 @@ def test_mappings_are_compared_in_one_table(here, command):
     assert "give --id-test as well" in command("distill mapping --store train.zarr --ood far.zarr")[2]
 
 
-@pytest.mark.parametrize("program", ["featcache", "distill", "evalsuite"])
-def test_help_imports_nothing_heavy(program):
-    probe = f"import sys; sys.argv = ['{program}', '--help']\nfrom featcache_cli import programs\ntry: programs.run_{program}()\nexcept SystemExit: pass\n"
-    probe += "print('heavy:', sorted({'torch', 'zarr', 'numpy', 'faiss', 'timm'} & set(sys.modules)))"
+@pytest.mark.parametrize("program", programs.APPS)
+def test_help_and_versions_import_nothing_heavy(program):
+    probe = f"""
+import sys
+from featcache_cli import programs
+for given in ("--help", "--version"):
+    sys.argv = ["{program}", given]
+    try: programs.run_{program}()
+    except SystemExit: pass
+print("heavy:", sorted({{"torch", "zarr", "numpy", "faiss", "timm"}} & set(sys.modules)))
+"""
     shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert "Usage" in shown
+    name_and_version, others = shown.splitlines()[-3:-1]
+    assert re.fullmatch(rf"{program} (\d+\.\d+\.\d+\S*|\(not installed: a checkout\))", name_and_version)
+    assert f"torch {version('torch')}" in others
+    assert f"zarr {version('zarr')}" in others
     assert "heavy: []" in shown
+
+
+def test_import_featcache_is_light():
+    code = "import sys, featcache; dir(featcache); print({'torch', 'zarr', 'numpy'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_a_shell_completes_commands_and_options(monkeypatch, command):
+    for words, at, expected in (
+        ("featcache ex", 1, {"extract", "export"}),
+        ("featcache extract --overw", 2, {"--overwrite"}),
+    ):
+        monkeypatch.setenv("_FEATCACHE_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(at))
+        code, out, _ = command("featcache")
+        assert (code, set(out.split())) == (0, expected)
 
 
 def commands_of(program: str):

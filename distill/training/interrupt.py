@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP between two steps of training, not within one."""
 
+import _thread
 import signal
 import threading
 from types import TracebackType
@@ -72,4 +73,7 @@ class PutOffInterrupt:
 
     def _expire(self, main: int) -> None:
         self._expired = True
-        signal.pthread_kill(main, self._number)
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, self._number)  # wakes the main thread, if it waits in the system
+        else:
+            _thread.interrupt_main(self._number)

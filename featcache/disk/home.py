@@ -21,8 +21,9 @@ def cache_home() -> Path:
     try:
         return Path.home() / ".cache" / "featcache"
     except RuntimeError:  # a user that the system does not know, as in some containers
-        home = Path(tempfile.gettempdir()) / f"featcache-{os.getuid()}"
-        if home.exists() and home.stat().st_uid != os.getuid():
+        user = os.getuid() if hasattr(os, "getuid") else 0  # Windows has none; there all files are user 0's
+        home = Path(tempfile.gettempdir()) / f"featcache-{user}"
+        if home.exists() and home.stat().st_uid != user:
             raise ValueError(f"{home}: another user's; set FEATCACHE_HOME to a folder of your own") from None
         return home
 
