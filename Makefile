@@ -11,6 +11,14 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# The lowest versions that pyproject.toml allows, and the newest there are; TESTS=tests/evalsuite runs a part.
+test-lowest test-newest: test-%:
+	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-$*/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+		$(if $(filter lowest,$*),--constraint constraints-lowest.txt) --editable ".[cpu,demo,dev]"
+	$(VENV)-$*/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

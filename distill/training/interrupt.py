@@ -76,4 +76,4 @@ class PutOffInterrupt:
         if hasattr(signal, "pthread_kill"):
             signal.pthread_kill(main, self._number)  # wakes the main thread, if it waits in the system
         else:
-            _thread.interrupt_main(self._number)
+            _thread.interrupt_main(signal.Signals(self._number))

@@ -42,7 +42,7 @@ def test_extract_works_without_the_calls_of_linux(elsewhere, monkeypatch, tmp_pa
     monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
     with stoppable():
         store = featcache.extract(make_images(4), encoder, tmp_path / "t.zarr", device="cpu", precision="fp32")
-    store.release()
+    store.release("embedding")
     assert len(store.gather([0, 1])) == 2
 
 
