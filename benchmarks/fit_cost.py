@@ -104,8 +104,7 @@ class Measured:
         self._student.to(options.device).to(memory_format=torch.channels_last).train()
         self._method = distill.load_method("cosine")(store.embedding_dim, self._student.embedding_dim)
         self._method.to(options.device)
-        weights = [*self._student.parameters(), *self._method.parameters()]
-        self._optimizer = make_optimizer(weights, distill.FitConfig(**self._config))
+        self._optimizer = make_optimizer((self._student, self._method), distill.FitConfig(**self._config))
         rows = range(4 * options.batch_size)
         drawn = next(Pairs(store, corpus, preprocess).plain(rows, batch_size=len(rows)))
         self._images = preprocess.to_model(torch.from_numpy(drawn.pixels)).to(options.device).split(options.batch_size)
