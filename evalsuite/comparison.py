@@ -14,6 +14,7 @@ from evalsuite import evaluators
 from evalsuite.charts import Table
 from evalsuite.intervals import Estimate, difference
 from evalsuite.result import Result, samples_file, versions
+from evalsuite.table import as_note
 
 LEAST_SAMPLES = 10
 """Paired samples of a set below which there is no verdict."""
@@ -220,4 +221,4 @@ def table(result: Result) -> Table:
         )
     columns = [given["command"], "A", "B", "B − A", "95 % interval", "verdict"]
     title = f"A: {result.inputs['a']['path']}   B: {result.inputs['b']['path']}"
-    return Table(title=title, columns=columns, rows=rows, note="\n".join(said))
+    return Table(title=title, columns=columns, rows=rows, note=as_note(said))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evalsuite.charts import Table
@@ -28,8 +28,13 @@ def metric_table(result: Result, caption: Sequence[str] = ()) -> Table:
         if classes:
             lowest.append(f"lowest {what}: " + ", ".join(f"{name} {value:.4f}" for value, name in sorted(classes)[:3]))
     columns = ["metric", "value", "chance", "95 % interval"]
-    note = "\n".join([*caption, *rows_line(result.inputs), *lowest])
+    note = as_note([*caption, *rows_line(result.inputs), *lowest])
     return Table(title=result.command, columns=columns, rows=rows, note=note)
+
+
+def as_note(lines: Iterable[str]) -> str:
+    """Lines below a table; names in them that have line breaks have none there."""
+    return "\n".join(line.replace("\n", r"\n") for line in lines)
 
 
 def interval(metric: Metric) -> str:

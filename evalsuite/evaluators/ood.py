@@ -265,7 +265,7 @@ class Ood(OfStores):
     def table(cls, result: Result) -> Table:
         """A row a detector and set, a column a metric, and the AUROC's interval where there is room."""
         from evalsuite.charts import Table
-        from evalsuite.table import interval, rows_line
+        from evalsuite.table import as_note, interval, rows_line
 
         rows: dict[str, dict[str, str]] = {}
         for name, metric in result.metrics.items():
@@ -280,7 +280,7 @@ class Ood(OfStores):
         )
         columns = ["ood", *(column.replace("_", "\n") for column in next(iter(rows.values())))]
         cells = [[where, *values.values()] for where, values in rows.items()]
-        note = "\n".join(rows_line(result.inputs))
+        note = as_note(rows_line(result.inputs))
         return Table(title=settings, columns=columns, rows=cells, note=note, spare="95 %\ninterval")
 
 

@@ -326,7 +326,7 @@ class Robustness(OfStores):
     def table(cls, result: Result) -> Table:
         """A row a metric and corruption, a column a severity; intervals are in the JSON."""
         from evalsuite.charts import Table
-        from evalsuite.table import rows_line
+        from evalsuite.table import as_note, rows_line
 
         levels = [*map(str, result.parameters["severities"]), "mean"]
         rows: dict[str, dict[str, str]] = {}
@@ -338,7 +338,7 @@ class Robustness(OfStores):
             rows.setdefault(f"{corruption}/{what}".rstrip("/"), {})[level] = f"{metric.value:.4f}"
         cells = [[row, *(values.get(level, "") for level in levels)] for row, values in rows.items()]
         stores = {name: result.inputs.get(name) for name in ("bank", "clean", "near", "far")}
-        return Table(title="robustness", columns=["", *levels], rows=cells, note="\n".join(rows_line(stores)))
+        return Table(title="robustness", columns=["", *levels], rows=cells, note=as_note(rows_line(stores)))
 
 
 robustness = function(Robustness)
