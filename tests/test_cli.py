@@ -303,7 +303,7 @@ def test_mappings_are_compared_in_one_table(here, command):
     assert "give --id-test as well" in command("distill mapping --store train.zarr --ood far.zarr")[2]
 
 
-@pytest.mark.parametrize("program", programs.APPS)
+@pytest.mark.parametrize("program", programs.NAMES)
 def test_help_and_versions_import_nothing_heavy(program):
     probe = f"""
 import sys
