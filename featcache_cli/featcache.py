@@ -316,7 +316,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
             "sealed"
             if opened.sealed
             else f"[yellow]unfinished: {len(opened.pending_chunks())} of {opened.chunks} chunks pending[/]; run the same "
-            "`featcache extract` command again"
+            f"`featcache {opened.made_by}` command again"
         )
         table.add_row("state", state)
         table.add_row("rows", counted(len(opened), len(opened.failed), "listed below"))
@@ -370,14 +370,15 @@ def verify(store: StorePath, to_json: Json = None) -> None:
     if problems:
         void(store)
     if not opened.sealed:
-        problems.append("extraction has not finished; run the same `featcache extract` command again")
+        what = "derivation" if opened.manifest.derivation else "extraction"
+        problems.append(f"{what} has not finished; run the same `featcache {opened.made_by}` command again")
     write_json({"command": "verify", "store": str(store), "problems": problems}, to_json)
     for problem in problems:
         screen.print(f"[red]{shown(store)}[/]: {shown(problem)}", highlight=False)
     if problems:
         if opened.sealed:
             screen.print(
-                "the same `featcache extract` command repairs it; what was imported or written otherwise, remove and make again"
+                f"the same `featcache {opened.made_by}` command repairs it; what was imported or written otherwise, remove and make again"
             )
         raise typer.Exit(1)
     screen.print(f"[green]whole[/] {shown(store)}: {rows_and_failed(opened)}")

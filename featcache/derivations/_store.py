@@ -5,11 +5,9 @@ import hashlib
 import json
 import logging
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -18,12 +16,21 @@ from jaxtyping import Int64
 from featcache.derivations import Derivation, made
 from featcache.disk.refusals import writing
 from featcache.extraction.claims import claim, refuse_small_disks
+from featcache.extraction.samples import digest_of_rows
+from featcache.extraction.sealing import finished
 from featcache.rows import Rows
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.files import files_at
-from featcache.store.index import default_store_path, register
+from featcache.store.index import default_store_path
 from featcache.store.layout import DTYPES, EMBEDDING, FAILED, FLOAT16, OK, STATE, chunk_rows
-from featcache.store.manifest import CorpusRecord, DerivationRecord, EncoderRecord, ExtractionRecord, Manifest
+from featcache.store.manifest import (
+    CorpusRecord,
+    DerivationRecord,
+    EncoderRecord,
+    ExtractionRecord,
+    Manifest,
+    versions_of,
+)
 from featcache.store.rounding import rounded_to
 
 log = logging.getLogger("featcache")
@@ -72,27 +79,19 @@ def derive(
     path = default_store_path(manifest) if out is None else files_at(out).path
     if files_at(path).identity in {store.identity for store in opened}:
         raise ValueError(f"{path}: is one of the stores to derive from; choose another --out")
-    with contextlib.ExitStack() as held, writing(path):
+    with contextlib.ExitStack() as held:
         store = claim(path, manifest, overwrite, held)
         if store is None:
             refuse_small_disks([(files_at(path), manifest)])
-            store = create_store(path, manifest, overwrite=overwrite)
-        if not store.sealed:
-            tails: dict[str, bytes] = {}
-            for unit in store.pending_chunks():
+        tails: dict[str, bytes] = {}
+        with writing(path):
+            store = store or create_store(path, manifest, overwrite=overwrite)
+            for unit in () if store.sealed else store.pending_chunks():
                 rows = store.rows_of(unit)
                 tails |= store.write_chunk(unit, _unit(derivation, samples, manifest, np.arange(rows.start, rows.stop)))
                 if progress:
                     progress(rows.stop, len(store))
-            if not len(store.ok):
-                reason = next(iter(store.reasons.values()))
-                raise ValueError(f"{path}: not one row has features (the first: {reason}); nothing was sealed")
-            store.seal(tails=tails)
-    try:
-        register(store)
-    except OSError as error:  # it is finished all the same
-        log.warning("%s: `featcache ls` does not list it, because $FEATCACHE_HOME refuses: %s", path, error)
-    return store
+        return finished(store, tails)
 
 
 def _sealed(store: FeatureStore | str | os.PathLike[str]) -> FeatureStore:
@@ -170,14 +169,6 @@ class _Samples:
     def __len__(self) -> int:
         return len(self.ok)
 
-    @property
-    def digest(self) -> str:
-        """Of ids and labels, as an extraction's."""
-        of_rows = hashlib.blake2b(digest_size=16)
-        for sample_id, label in zip(self.sample_ids, self.labels.tolist(), strict=True):
-            of_rows.update(f"{sample_id}\0{label}\0".encode())
-        return of_rows.hexdigest()
-
 
 def _views(store: FeatureStore) -> dict[str, Any]:
     """What decides what is seen of an image, besides the input."""
@@ -230,14 +221,17 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
             ],
         ),
         corpus=CorpusRecord(
-            spec=first.corpus.spec, rows=len(samples), digest=samples.digest, class_names=first.corpus.class_names
+            spec=first.corpus.spec,
+            rows=len(samples),
+            digest=digest_of_rows(samples.sample_ids, samples.labels.tolist()),
+            class_names=first.corpus.class_names,
         ),
         views=first.views,
         fields=fields,
         dtypes=dict.fromkeys(fields, dtype) if dtype != FLOAT16 else {},
         extraction=_extraction(manifests),
         chunk_rows=chunk_rows(np.dtype(dtype).itemsize * first.views.count * width, len(samples)),
-        versions={"python": platform.python_version(), **{each: version(each) for each in ("zarr", "numpy")}},
+        versions=versions_of("zarr", "numpy"),
     )
 
 

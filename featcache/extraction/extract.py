@@ -1,30 +1,24 @@
 """Stage one: run a frozen encoder once over a corpus and keep what it saw."""
 
 import contextlib
-import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from featcache.corpora import Corpus, open_corpus
-from featcache.disk.refusals import writing
 from featcache.encoder import Encoder, load_encoder
 from featcache.engines import Engine, Report, open_engine
 from featcache.extraction.plan import ExtractionPlan, planned
+from featcache.extraction.sealing import finished
 from featcache.extraction.settings import ExtractSettings
 from featcache.inputs import CROP_AREA, Views
 from featcache.inputs.images import KeptPixels
 from featcache.machine import keep_freed_memory
 from featcache.stop import stoppable
-from featcache.store import FeatureStore, StoreWriter
-from featcache.store.index import discard_replaced, register
-from featcache.store.layout import COSINE, EMBEDDING, FLOAT16
-
-log = logging.getLogger("featcache")
+from featcache.store import FeatureStore
+from featcache.store.layout import EMBEDDING, FLOAT16
 
 
 @dataclass
@@ -167,7 +161,7 @@ def extract_all(
                         tails[path] |= written
                     if progress and report.batches:
                         progress(at)
-        stores = [_finished(store, tails.get(str(store.path), {})) for store in plan.stores]
+        stores: list[FeatureStore] = [finished(store, tails.get(str(store.path), {})) for store in plan.stores]
         if plan.unfinished and progress:
             progress(at)
         return stores
@@ -181,39 +175,3 @@ def _refuse_failures(plan: ExtractionPlan, report: Report, at: ExtractionProgres
             f"{plan.work.corpus}: {most + 1} images could not be read, more than --max-failures {most} "
             f"(last: {report.failures[max(0, most - before)]}); what is done is kept"
         )
-
-
-def _finished(store: FeatureStore, tails: Mapping[str, bytes]) -> FeatureStore:
-    """The store, sealed and in the index, once every unit is done."""
-    store = store if store.sealed else _sealed(store, tails)
-    try:
-        register(store)
-    except OSError as error:  # it is finished all the same
-        log.warning("%s: other stores will not find its rows, because $FEATCACHE_HOME refuses: %s", store.path, error)
-    discard_replaced(store.path)
-    return store
-
-
-def _sealed(store: FeatureStore, tails: Mapping[str, bytes]) -> StoreWriter:
-    """The store as it is now, whoever wrote it; its manifest says how far its features are from fp32 at worst.
-
-    Raises:
-        ValueError: not one row has features.
-    """
-    store = StoreWriter(store.path)
-    if not len(store.ok):
-        reason = next(iter(store.reasons.values()))
-        raise ValueError(
-            f"{store.manifest.corpus.spec}: not one row has features (the first: {reason}); nothing was sealed"
-        )
-    with writing(store.path):
-        if COSINE in store.layout:
-            units = (store.rows_of(unit) for unit in range(store.chunks))
-            cosines = np.concatenate([store.read(COSINE, rows.start, rows.stop) for rows in units])
-            known = cosines[~np.isnan(cosines)]
-            worst = round(float(known.min()), 6) if len(known) else None
-            extraction = store.manifest.extraction.changed(cosine=worst, checked=len(known))
-            store.seal(store.manifest.changed(extraction=extraction), tails=tails)
-        else:
-            store.seal(tails=tails)
-    return store

@@ -3,11 +3,9 @@
 import contextlib
 import math
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from featcache.encoder import Encoder
 from featcache.extraction.claims import changed_images, claim, refuse_small_disks, store_bytes
 from featcache.extraction.job import Job
 from featcache.extraction.rehearsal import FewImages, how_computed, rehearse
-from featcache.extraction.samples import digest_of_rows
+from featcache.extraction.samples import digest_of_corpus
 from featcache.extraction.settings import ExtractSettings
 from featcache.extraction.work import ExtractionWork, Pass
 from featcache.inputs.images import PARAMETERS
@@ -26,7 +24,7 @@ from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
 from featcache.store.index import default_store_path, set_aside
 from featcache.store.layout import EMBEDDING, FLOAT16, chunk_rows
-from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord, refuse_field_name
+from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord, refuse_field_name, versions_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +98,7 @@ def planned(
                 jobs.append(job)
                 precisions.append(f"{made.precision} ({why})")
             stores.append(store)
-        opened = Pass(corpus, jobs, settings.recipe, settings.pixels, settings.readers)
+        opened = Pass(corpus, jobs, settings)
         left = {span: sum(map(opened.wants, span)) for span in _spans(len(corpus), jobs)}
         # A GPU encodes while the cores read; without one they do one after the other.
         a_sample = reading + encoding if settings.processor == "cpu" else max(reading, encoding)
@@ -119,9 +117,7 @@ def planned(
                 corpus=corpus.spec,
                 teachers=[job.encoder.reload for job in jobs],
                 stores=[store.path for store in unfinished],
-                recipe=settings.recipe,
-                pixels=settings.pixels,
-                readers=settings.readers,
+                settings=settings,
                 saves=saves,
                 opened=opened,
             ),
@@ -197,7 +193,7 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
         corpus=CorpusRecord(
             spec=corpus.spec,
             rows=len(corpus),
-            digest=digest_of_rows(corpus),
+            digest=digest_of_corpus(corpus),
             class_names=names or None,
             passed_over=dict(passed_over(corpus)),
         ),
@@ -206,8 +202,5 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
         dtypes=dict.fromkeys(fields, dtype) if dtype != FLOAT16 else {},
         pixels=settings.pixels,
         chunk_rows=chunk_rows(np.dtype(dtype).itemsize * recipe.count * encoder.embedding_dim, len(corpus)),
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "timm", "zarr", "pillow", "numpy")},
-        },
+        versions=versions_of("torch", "timm", "zarr", "pillow", "numpy"),
     )

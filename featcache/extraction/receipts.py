@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from featcache.corpora import source_of
 from featcache.disk.durable import whole_file
@@ -40,6 +40,35 @@ log = logging.getLogger("featcache")
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".npz")
 
 
+class Mark(NamedTuple):
+    """How files stood: when they were looked at, in ns since 1970, and a digest over name, size and times of each, and over
+    the content of those that were young then."""
+
+    taken: int
+    digest: str
+
+    @classmethod
+    def of(cls, files: Iterable[str], taken: int | None = None) -> "Mark":
+        taken = time.time_ns() if taken is None else taken
+        digest = hashlib.blake2b(digest_size=16)
+        for path in files:
+            digest.update(f"\0{path}\0".encode("utf-8", "surrogateescape"))
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:
+                digest.update(b"missing")
+                continue
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode())
+            if max(stat.st_mtime_ns, stat.st_ctime_ns) >= taken - YOUNG_NS:
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "blake2b").digest())
+        return cls(taken, digest.hexdigest())
+
+    def holds(self, files: Iterable[str] | None) -> bool:
+        """Whether they stand as they did."""
+        return files is not None and Mark.of(files, self.taken) == self
+
+
 @dataclass(frozen=True)
 class Watch:
     """How the files that a command reads stood before it read them.
@@ -48,14 +77,14 @@ class Watch:
         request: what was asked for.
         began: when, in ns since 1970.
         corpus, code: marks of the corpus's files, and of this package's own.
-        teacher: marks of the teachers' files, as far as their specs name them; hub models are named by their libraries.
+        teachers: by spec, mark and names of the teacher's files, where it says them; hub models are named by their libraries.
     """
 
     request: dict[str, Any]
     began: int
-    corpus: dict[str, Any]
-    code: dict[str, Any]
-    teacher: dict[str, dict[str, Any]]
+    corpus: Mark
+    code: Mark
+    teachers: dict[str, tuple[Mark, list[str]]]
 
 
 def recall(request: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -72,12 +101,12 @@ def recall(request: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         receipt = json.loads(_place(request).read_text(encoding="utf-8"))
         whole = (
             receipt["software"] == _software()
-            and _unchanged(receipt["code"], _code_files())
-            and all(_unchanged(mark, mark["files"]) for mark in receipt["teacher"])
-            and all(_unchanged(mark, _store_files(mark["store"])) for mark in receipt["stores"])
-            and _unchanged(receipt["corpus"], _corpus_files(request["corpus"]))
+            and Mark(*receipt["code"]).holds(_code_files())
+            and all(Mark(*mark).holds(files) for mark, files in receipt["teachers"])
+            and all(Mark(*each["mark"]).holds(_store_files(each["store"])) for each in receipt["stores"])
+            and Mark(*receipt["corpus"]).holds(_corpus_files(request["corpus"]))
         )
-        return [mark["summary"] for mark in receipt["stores"]] if whole else None
+        return [each["summary"] for each in receipt["stores"]] if whole else None
     except (OSError, ValueError, KeyError, TypeError):  # no receipt, or a damaged one
         return None
 
@@ -90,8 +119,8 @@ def watch(request: Mapping[str, Any]) -> Watch | None:
         if files is None or any(_teacher_library(spec) is None for spec in request["teachers"]):
             return None
         named = {spec: _named_files(spec) for spec in request["teachers"]}
-        teacher = {spec: {**_mark(paths), "files": paths} for spec, paths in named.items() if paths}
-        return Watch(dict(request), began, _mark(files), _mark(_code_files()), teacher)
+        teachers = {spec: (Mark.of(paths), paths) for spec, paths in named.items() if paths}
+        return Watch(dict(request), began, Mark.of(files), Mark.of(_code_files()), teachers)
     except (OSError, ValueError):  # the extraction itself will say what is wrong
         return None
 
@@ -108,13 +137,13 @@ def remember(watched: Watch | None, summaries: Sequence[Mapping[str, Any]]) -> N
     with contextlib.suppress(OSError):  # the stores are finished, with a receipt or without
         place = _place(watched.request)
         place.unlink(missing_ok=True)
-        teacher = dict(watched.teacher)
+        teachers = dict(watched.teachers)
         for spec in watched.request["teachers"]:
-            if spec not in teacher:
+            if spec not in teachers:
                 files = _hub_files(spec, watched.began)
                 if files is None:
                     return
-                teacher[spec] = {**_mark(files), "files": files}
+                teachers[spec] = Mark.of(files), files
         stores = []
         for summary in summaries:
             path = os.path.abspath(summary["store"])
@@ -124,13 +153,13 @@ def remember(watched: Watch | None, summaries: Sequence[Mapping[str, Any]]) -> N
             # A store that was only checked must not have changed since the check may have begun.
             if summary["reused"] and any(_changed(file) >= watched.began - YOUNG_NS for file in files):
                 return
-            stores.append({**_mark(files), "store": path, "summary": {**summary, "reused": True}})
+            stores.append({"store": path, "mark": Mark.of(files), "summary": {**summary, "reused": True}})
         receipt = {
             "request": watched.request,
             "software": _software(),
             "code": watched.code,
             "corpus": watched.corpus,
-            "teacher": list(teacher.values()),
+            "teachers": list(teachers.values()),
             "stores": stores,
         }
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +171,7 @@ def void(store: str | os.PathLike[str]) -> None:
     """Forget every receipt for the store at this path: it is damaged, or gone."""
     for receipt in found_under(cache_home() / "receipts", "*.json"):
         try:
-            paths = [mark["store"] for mark in json.loads(receipt.read_text(encoding="utf-8"))["stores"]]
+            paths = [each["store"] for each in json.loads(receipt.read_text(encoding="utf-8"))["stores"]]
         except (OSError, ValueError, KeyError, TypeError):
             paths = []
         if not paths or os.path.realpath(store) in map(os.path.realpath, paths):
@@ -161,31 +190,6 @@ def _place(request: Mapping[str, Any]) -> Path:
     means = [dict(request), os.getcwd(), sys.prefix, {name: os.environ.get(name) for name in _ENVIRONMENT}]
     digest = hashlib.blake2b(json.dumps(means, sort_keys=True).encode(), digest_size=16).hexdigest()
     return cache_home() / "receipts" / f"{digest}.json"
-
-
-# -- marks ------------------------------------------------------------------------------------------------
-
-
-def _mark(files: Iterable[str], taken: int | None = None) -> dict[str, Any]:
-    """How `files` stand: a digest over name, size and times of each, and over the content of those young when `taken`."""
-    taken = time.time_ns() if taken is None else taken
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        digest.update(f"\0{path}\0".encode("utf-8", "surrogateescape"))
-        try:
-            stat = os.stat(path)
-        except FileNotFoundError:
-            digest.update(b"missing")
-            continue
-        digest.update(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode())
-        if max(stat.st_mtime_ns, stat.st_ctime_ns) >= taken - YOUNG_NS:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return {"taken": taken, "digest": digest.hexdigest()}
-
-
-def _unchanged(mark: Mapping[str, Any], files: Iterable[str] | None) -> bool:
-    return files is not None and _mark(files, mark["taken"])["digest"] == mark["digest"]
 
 
 def _changed(path: str) -> int:

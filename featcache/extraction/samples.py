@@ -103,12 +103,16 @@ def content_hash(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
-def digest_of_rows(corpus: Corpus) -> str:
+def digest_of_rows(ids: Iterable[str], labels: Iterable[int]) -> str:
     """128-bit BLAKE2b, in hex, of every id and label: what a store's rows are."""
     rows = hashlib.blake2b(digest_size=16)
-    for i, sample_id in enumerate(corpus.ids):
-        rows.update(f"{sample_id}\0{corpus.label(i)}\0".encode())
+    for sample_id, label in zip(ids, labels, strict=True):
+        rows.update(f"{sample_id}\0{label}\0".encode())
     return rows.hexdigest()
+
+
+def digest_of_corpus(corpus: Corpus) -> str:
+    return digest_of_rows(corpus.ids, map(corpus.label, range(len(corpus))))
 
 
 def content_now(corpus: Corpus, row: int) -> bytes:

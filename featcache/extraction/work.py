@@ -17,9 +17,8 @@ from featcache.encoder import Encoder
 from featcache.engines import Report
 from featcache.extraction.job import Job
 from featcache.extraction.rehearsal import refuse_other_machine
-from featcache.extraction.samples import Sample, bursts, digest_of_rows, prefetch, read_sample
-from featcache.inputs import Views
-from featcache.inputs.images import KeptPixels
+from featcache.extraction.samples import Sample, bursts, digest_of_corpus, prefetch, read_sample
+from featcache.extraction.settings import ExtractSettings
 from featcache.machine import keep_freed_memory, machine_kind
 from featcache.precision import CANDIDATES
 from featcache.store import StoreWriter
@@ -36,7 +35,7 @@ class ExtractionWork:
         corpus: its spec.
         teachers: what loads each encoder again; None for one that a program made by hand.
         stores: where each of the unfinished ones is.
-        readers: threads that read, decode and resize.
+        settings: how they are made.
         saves: whether units in progress are saved and gone on with: by the only worker.
         threads: of PyTorch, within an operation.
         largest: $FEATCACHE_MAX_PIXELS, which decides what can be read.
@@ -46,9 +45,7 @@ class ExtractionWork:
     corpus: str
     teachers: Sequence[Callable[[], Encoder] | None]
     stores: Sequence[str | Path]
-    recipe: Views
-    pixels: KeptPixels | None
-    readers: int
+    settings: ExtractSettings
     saves: bool
     threads: int = field(default_factory=torch.get_num_threads)
     largest: str = field(default_factory=lambda: os.environ.get("FEATCACHE_MAX_PIXELS", ""))
@@ -76,7 +73,7 @@ class ExtractionWork:
             assert made.precision
             if encoder.fingerprint != store.fingerprint:
                 raise ValueError(f"{encoder.name}: not the encoder that {path} was begun with; bring its weights here")
-            if digest_of_rows(corpus) != store.manifest.corpus.digest:
+            if digest_of_corpus(corpus) != store.manifest.corpus.digest:
                 raise ValueError(
                     f"{corpus.spec}: not the samples and labels that {path} was begun with; bring them here"
                 )
@@ -84,14 +81,14 @@ class ExtractionWork:
             if made.device == "cpu":
                 keep_freed_memory()
             jobs.append(Job(encoder.to(made.device, CANDIDATES[made.precision]), store, corpus, saves=self.saves))
-        return Pass(corpus, jobs, self.recipe, self.pixels, self.readers)
+        return Pass(corpus, jobs, self.settings)
 
 
 class Pass:
     """Corpus and jobs, open: every image is read and decoded once, for all the jobs that want it."""
 
-    def __init__(self, corpus: Corpus, jobs: list[Job], recipe: Views, pixels: KeptPixels | None, readers: int):
-        self.corpus, self.jobs, self._recipe, self._pixels, self._readers = corpus, jobs, recipe, pixels, readers
+    def __init__(self, corpus: Corpus, jobs: list[Job], settings: ExtractSettings):
+        self.corpus, self.jobs, self._settings, self._readers = corpus, jobs, settings, settings.readers
 
     def wants(self, row: int) -> bool:
         return any(job.wants(row) for job in self.jobs)
@@ -101,7 +98,7 @@ class Pass:
         rows = (row for span in spans for row in span if self.wants(row))
         recent = _Recent(self.jobs)
         # Samples of four forward passes, of the teacher that takes the most at a time.
-        ahead = max(2 * self._readers, 4 * max(job.batch for job in self.jobs) // self._recipe.count)
+        ahead = max(2 * self._readers, 4 * max(job.batch for job in self.jobs) // self._settings.recipe.count)
         on_cpu = all(job.encoder.device.type == "cpu" for job in self.jobs)
         with ThreadPoolExecutor(self._readers) as pool:
             samples = (bursts if on_cpu else prefetch)(self._read, rows, pool, ahead)
@@ -123,7 +120,7 @@ class Pass:
 
     def _read(self, row: int) -> tuple[int, Sample]:
         wanted = [job.wanted if job.wants(row) else None for job in self.jobs]
-        return row, read_sample(self.corpus, row, self._recipe, wanted, self._pixels)
+        return row, read_sample(self.corpus, row, self._settings.recipe, wanted, self._settings.pixels)
 
     def _take(self, row: int, sample: Sample) -> bool:
         """Hand the sample to the jobs that want it; True when one of them completed a batch."""

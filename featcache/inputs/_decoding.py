@@ -121,18 +121,12 @@ def _opened(encoded: bytes) -> ImageFile.ImageFile:
     raise UnidentifiedImageError(f"not an image that Pillow knows ({len(encoded)} bytes){heif}")
 
 
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
 def is_heif(start: bytes) -> bool:
     """Whether a file that starts so is HEIF, as telephones write it."""
-    return start[4:8] == b"ftyp" and start[8:12] in (
-        b"heic",
-        b"heix",
-        b"heim",
-        b"heis",
-        b"hevc",
-        b"hevx",
-        b"mif1",
-        b"msf1",
-    )
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF
 
 
 def _looks_like_tga(encoded: bytes) -> bool:

@@ -21,7 +21,7 @@ Features stream; ids, labels and reasons are held in memory, as a `FeatureStore`
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -30,11 +30,10 @@ from featcache.disk.durable import appearing
 from featcache.disk.refusals import writing
 from featcache.disk.urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, Source, layout
-from featcache.interchange._foreign import fitting_layout, foreign_unit
+from featcache.interchange._foreign import fitting_layout, foreign_unit, of_arrays
 from featcache.interchange._own import manifest_text, own_unit, parse_manifest, refuse_unit
-from featcache.interchange._source import of_arrays
 from featcache.plugins import load_plugin, only_class, plugin_names
-from featcache.store import FeatureStore, create_store, open_store
+from featcache.store import FeatureStore, StoreWriter, create_store, open_store
 from featcache.store.from_arrays import checked_ids
 from featcache.store.layout import DTYPES
 
@@ -197,51 +196,68 @@ def import_store(
         format.require(path)
         source = format.read(path)
         export, manifest = source.manifest.other.get("export"), source.manifest.without("export")
-        said = manifest.corpus.rows
         if export and encoder_name is not None:
             name = manifest.encoder.name
             raise ValueError(f"{src}: it says itself which encoder made it ({name}); leave --encoder out")
         if export and dtype != "auto":
             raise ValueError(f"{src}: comes back in the dtype it was exported in; leave --dtype out")
-        if source.rows != said:
-            raise ValueError(f"{src}: {source.rows} rows, {said} when it was exported; export again")
+        if source.rows != manifest.corpus.rows:
+            raise ValueError(f"{src}: {source.rows} rows, {manifest.corpus.rows} when it was exported; export again")
         if not export:
             manifest = manifest.changed(**fitting_layout(source, path, dtype))
-        ids: list[str] = []
-        wrong: ValueError | None = None
-        store, sums, embeddings = create_store(building, manifest), Checksums(), hashlib.blake2b(digest_size=16)
-        for chunk, block in enumerate(source.blocks(manifest.chunk_rows)):
-            rows = store.rows_of(chunk)
-            unit = own_unit(block, rows, manifest, path) if export else foreign_unit(block, rows, path, manifest)
-            ids += unit["sample_id"].tolist()
-            try:
-                refuse_unit(unit, rows, manifest, path)
-            except ValueError as error:  # more is known of it when all has been read
-                wrong = wrong or error
-            sums.update(unit)
-            embeddings.update(unit["embedding"].tobytes())
-            store.write_chunk(chunk, unit)
-            if progress:
-                progress(rows.stop, len(store))
-        crc32c = export["crc32c"] if export else {}
-        changed = sorted(name for name, crc in crc32c.items() if sums.to_dict().get(name) != crc)
-        if changed:
-            raise ValueError(
-                f"{src}: {', '.join(changed)} changed since the export; export again, or take the manifest away "
-                "and import it under an --encoder name of its own"
-            )
-        if wrong:
-            raise wrong
-        checked_ids(path, ids, len(store))
+        store = create_store(building, manifest)
+        embeddings = _filled(store, source, path, export["crc32c"] if export else None, progress)
+        manifest = store.manifest
         if not export:
-            named = hashlib.blake2b(f"{encoder_name}\0{store.embedding_dim}".encode(), digest_size=16)
-            identity = embeddings if encoder_name is None else named
-            fingerprint = f"imported:{identity.hexdigest()}"
-            encoder = store.manifest.encoder.changed(name=encoder_name or "imported", fingerprint=fingerprint)
-            store.seal(store.manifest.changed(encoder=encoder))
-        else:
-            store.seal()
+            named = hashlib.blake2b(f"{encoder_name}\0{store.embedding_dim}".encode(), digest_size=16).hexdigest()
+            fingerprint = f"imported:{embeddings if encoder_name is None else named}"
+            encoder = manifest.encoder.changed(name=encoder_name or "imported", fingerprint=fingerprint)
+            manifest = manifest.changed(encoder=encoder)
+        store.seal(manifest)
     return open_store(out)
+
+
+def _filled(
+    store: StoreWriter,
+    source: Source,
+    path: Path,
+    crc32c: Mapping[str, str] | None,
+    progress: Callable[[int, int], None] | None,
+) -> str:
+    """Write every unit of `source`; returns a digest of the embeddings.
+
+    Args:
+        crc32c: of every array, where the source is an export.
+
+    Raises:
+        ValueError: as `import_store`.
+    """
+    manifest, ids = store.manifest, list[str]()
+    wrong: ValueError | None = None
+    sums, embeddings = Checksums(), hashlib.blake2b(digest_size=16)
+    for chunk, block in enumerate(source.blocks(manifest.chunk_rows)):
+        rows = store.rows_of(chunk)
+        of = foreign_unit if crc32c is None else own_unit
+        unit = of(block, rows, manifest, path)
+        ids += unit["sample_id"].tolist()
+        try:
+            refuse_unit(unit, rows, manifest, path)
+        except ValueError as error:  # more is known of it when all has been read
+            wrong = wrong or error
+        sums.update(unit)
+        embeddings.update(unit["embedding"].tobytes())
+        store.write_chunk(chunk, unit)
+        if progress:
+            progress(rows.stop, len(store))
+    if changed := sorted(name for name, crc in (crc32c or {}).items() if sums.to_dict().get(name) != crc):
+        raise ValueError(
+            f"{path}: {', '.join(changed)} changed since the export; export again, or take the manifest away "
+            "and import it under an --encoder name of its own"
+        )
+    if wrong:
+        raise wrong
+    checked_ids(path, ids, len(store))
+    return embeddings.hexdigest()
 
 
 def _local(path: str | os.PathLike[str]) -> Path:

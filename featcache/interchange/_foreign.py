@@ -1,6 +1,6 @@
 """What another program made: what it must be, and what a store is told of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,37 @@ import numpy as np
 from jaxtyping import Int64
 
 from featcache.corpora._labels import from_values
-from featcache.inputs.images import PARAMETERS
 from featcache.interchange._arrays import Arrays, Source
-from featcache.store.from_arrays import checked_ids, checked_labels, fitting_dtype, refuse_beyond, refuse_not_finite
-from featcache.store.layout import FLOAT16, OK, STATE, chunk_rows
+from featcache.store.from_arrays import (
+    bare_unit,
+    checked_ids,
+    checked_labels,
+    fitting_dtype,
+    refuse_beyond,
+    refuse_not_finite,
+)
+from featcache.store.layout import FLOAT16, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, ExtractionRecord, Manifest, ViewsRecord
 from featcache.store.rounding import rounded_to
+
+
+def of_arrays(path: Path, arrays: dict[str, Any], manifest: Manifest | None) -> Source:
+    """A source of arrays that have a shape and a dtype and can be sliced; without a manifest, another program's."""
+    shape, dtype = tuple(arrays["embedding"].shape), str(arrays["embedding"].dtype)
+    if manifest is None:
+        check_embeddings(path, shape, dtype)
+        class_names = identify(arrays, path)
+        manifest = foreign_manifest(path, shape[0], shape[1], dtype, class_names)
+    rows = shape[0]
+    for name, array in arrays.items():
+        if tuple(array.shape[:1]) != (rows,):
+            raise ValueError(f"{path}: {name} has shape {tuple(array.shape)} for {rows} embeddings; give one a row")
+
+    def blocks(size: int) -> Iterator[Arrays]:
+        for start in range(0, rows, size):
+            yield {name: np.asarray(array[start : min(start + size, rows)]) for name, array in arrays.items()}
+
+    return Source(rows, manifest, blocks)
 
 
 def check_embeddings(path: Path, shape: Sequence[int], dtype: str) -> None:
@@ -70,18 +95,11 @@ def fitting_layout(source: Source, path: Path, dtype: str) -> dict[str, Any]:
     return {"dtypes": {"embedding": kept}, "chunk_rows": chunk_rows(np.dtype(kept).itemsize * width, rows)}
 
 
-def foreign_unit(block: Arrays, rows: range, path: Path, manifest: Manifest) -> Arrays:
+def foreign_unit(block: Arrays, rows: range, manifest: Manifest, path: Path) -> Arrays:
     """A unit of embeddings that another program made, with nothing known but labels and ids."""
-    count, given = len(rows), block["embedding"]
-    dtype = manifest.dtype("embedding")
+    count, given, dtype = len(rows), block["embedding"], manifest.dtype("embedding")
     refuse_not_finite(path, "embedding", given, np.array(rows))  # however the file has changed since it was looked at
     refuse_beyond(path, "embedding", given, dtype, np.array(rows))
-    return {
-        "embedding": rounded_to(given, dtype)[:, None],
-        "label": block.get("label", np.full(count, -1, np.int64)),
-        "sample_id": block.get("sample_id", np.array([str(row) for row in rows], dtype=object)),
-        "content": np.zeros((count, 16), np.uint8),
-        "view": np.zeros((count, 1, len(PARAMETERS)), np.float32),
-        "reason": np.full(count, "", dtype=object),
-        STATE: np.full(count, OK, np.uint8),
-    }
+    label = block.get("label", np.full(count, -1, np.int64))
+    ids = block.get("sample_id", np.array([str(row) for row in rows], dtype=object))
+    return bare_unit({"embedding": rounded_to(given, dtype)[:, None]}, label, ids, np.full(count, "", dtype=object))

@@ -13,9 +13,8 @@ from featcache.geometry import unit
 from featcache.interchange import Format
 from featcache.interchange._arrays import Arrays, Checksums, Source
 from featcache.interchange._arrow import DESCRIBING, describe, from_table, pa, pq, require_pyarrow, to_table, whole
-from featcache.interchange._foreign import check_embeddings
+from featcache.interchange._foreign import check_embeddings, of_arrays
 from featcache.interchange._own import manifest_text, read_manifest
-from featcache.interchange._source import of_arrays
 from featcache.interchange.npy import load, write_header
 from featcache.store import FeatureStore
 from featcache.store.layout import FLOAT16, OK, STATE

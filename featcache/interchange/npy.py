@@ -10,8 +10,8 @@ import numpy as np
 
 from featcache.interchange import Format
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, Source, layout, stored
+from featcache.interchange._foreign import of_arrays
 from featcache.interchange._own import manifest_text, read_manifest
-from featcache.interchange._source import of_arrays
 from featcache.store import FeatureStore
 
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from featcache.interchange import Format
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, Source, layout, stored
+from featcache.interchange._foreign import of_arrays
 from featcache.interchange._own import manifest_text, parse_manifest
-from featcache.interchange._source import of_arrays
 from featcache.store import FeatureStore
 
 SAFETENSORS_HEADER = 100_000_000

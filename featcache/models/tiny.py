@@ -18,19 +18,10 @@ class Tiny(nn.Sequential):
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
-        for inputs, outputs, stride in (
-            (3, 32, 1),
-            (32, 64, 2),
-            (64, 96, 2),
-            (96, 128, 1),
-            (128, 160, 2),
-            (160, 128, 1),
-        ):
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(inplace=True),
-            ]
+        sizes = ((3, 32, 1), (32, 64, 2), (64, 96, 2), (96, 128, 1), (128, 160, 2), (160, 128, 1))
+        for inputs, outputs, stride in sizes:
+            convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, self.num_features))
 
 

@@ -99,22 +99,26 @@ def write_store(
         with _removed_on_failure(store):
             for chunk in range(store.chunks):
                 here = slice(store.rows_of(chunk).start, store.rows_of(chunk).stop)
-                count = here.stop - here.start
                 kept = {name: rounded_to(values[here], dtypes[name]) for name, values in features.items()}
-                store.write_chunk(
-                    chunk,
-                    {
-                        **kept,
-                        "label": label[here],
-                        "sample_id": ids[here],
-                        "content": np.zeros((count, 16), np.uint8),
-                        "view": np.zeros((count, views, len(PARAMETERS)), np.float32),
-                        "reason": reason[here],
-                        STATE: np.where(ok[here], OK, FAILED).astype(np.uint8),
-                    },
-                )
+                store.write_chunk(chunk, bare_unit(kept, label[here], ids[here], reason[here]))
             store.seal()
     return open_store(path)
+
+
+def bare_unit(
+    features: Mapping[str, np.ndarray], label: np.ndarray, sample_id: np.ndarray, reason: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Every array of a unit of which no image and no view is known; rows with a `reason` failed."""
+    rows, views, _ = features[EMBEDDING].shape
+    return {
+        **features,
+        "label": label,
+        "sample_id": sample_id,
+        "content": np.zeros((rows, 16), np.uint8),
+        "view": np.zeros((rows, views, len(PARAMETERS)), np.float32),
+        "reason": reason,
+        STATE: np.where(reason == "", OK, FAILED).astype(np.uint8),
+    }
 
 
 @contextlib.contextmanager

