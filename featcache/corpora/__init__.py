@@ -35,6 +35,18 @@ class Corpus(Protocol):
         """Index into `class_names`, or -1."""
 
 
+class Listed(Corpus):
+    """A corpus whose ids and `labels` are known when it is opened."""
+
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def label(self, i: int) -> int:
+        return self.labels[i]
+
+
 def open_corpus(spec: str) -> Corpus:
     """Open a corpus by its spec.
 

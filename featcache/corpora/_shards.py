@@ -442,14 +442,13 @@ def _unpack(packed: Path, name: str, kind: str, tar: Path) -> Path:
     try:
         with _unpacking(packed, kind, name) as content, whole_file(tar) as file:
             shutil.copyfileobj(content, file, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{name}: damaged or cut short ({error}); copy or write this shard again") from None
-    except OSError as error:
-        if error.errno is None:  # of bz2
-            raise ValueError(f"{name}: damaged or cut short ({error}); copy or write this shard again") from None
-        raise ValueError(f"{name}: {error.strerror}; {remedy}") from None
     except Exception as error:
-        if type(error).__module__ != "zstandard.backend_c" and type(error).__name__ != "ZstdError":
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(f"{name}: {error.strerror}; {remedy}") from None
+        of_zstd = type(error).__module__ == "zstandard.backend_c" or type(error).__name__ == "ZstdError"
+        if not (
+            of_zstd or isinstance(error, EOFError | OSError | zlib.error | lzma.LZMAError)
+        ):  # of gzip and bz2: OSError
             raise
         raise ValueError(f"{name}: damaged or cut short ({error}); copy or write this shard again") from None
     return tar

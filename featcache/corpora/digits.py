@@ -5,11 +5,13 @@ import io
 import numpy as np
 from PIL import Image
 
+from featcache.corpora import Listed
+
 SPLITS = {"train": slice(0, 1347), "test": slice(1347, None)}
 """The scans stand in order of writing: the last quarter holds other people's hands than the first three."""
 
 
-class Digits:
+class Digits(Listed):
     """`digits:train` (1,347 scans) or `digits:test` (450), as 8-bit grey PNG files; labels 0…9."""
 
     def __init__(self, split: str):
@@ -23,19 +25,13 @@ class Digits:
         self.spec = f"digits:{split}"
         self.class_names = [str(name) for name in scans.target_names]
         self._pixels = (scans.images[SPLITS[split]] * (255 / 16)).round().astype(np.uint8)
-        self._labels = scans.target[SPLITS[split]]
+        self.labels = scans.target[SPLITS[split]].tolist()
         self.ids = [f"{split}/{i:04d}" for i in range(len(self._pixels))]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def read(self, i: int) -> bytes:
         buffer = io.BytesIO()
         Image.fromarray(self._pixels[i]).save(buffer, "png")
         return buffer.getvalue()
-
-    def label(self, i: int) -> int:
-        return int(self._labels[i])
 
 
 open_corpus = Digits

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.corpora import in_words
+from featcache.corpora import Listed, in_words
 from featcache.corpora._images import START, called, has_suffix, is_image, may_be_image, suffixes
 from featcache.corpora._labels import from_folders
 from featcache.disk.plain import entries, read_plain, unlisted
@@ -23,7 +23,7 @@ _SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN", "__MACOSX"
 log = logging.getLogger("featcache")
 
 
-class Folder:
+class Folder(Listed):
     """Images under `root`, any depth, sorted by relative path, which is also the sample id.
 
     Bytes of a file name that are not UTF-8 are backslash-escaped in the id: `bad\\xff.jpg`. Links are followed, but no
@@ -50,19 +50,13 @@ class Folder:
         self.ids = [_utf8(path) for path in self._paths]
         if not self.ids:
             raise ValueError(f"{root}: {_no_images(self._root, self.passed_over)}")
-        self._labels, self.class_names = from_folders(self.ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
+        self.labels, self.class_names = from_folders(self.ids)
 
     def read(self, i: int) -> bytes:
         if self._remote:
             filesystem, root = self._remote
             return read_file(filesystem, f"{root.rstrip('/')}/{self._paths[i]}" if root else self._paths[i])
         return read_plain(os.path.join(self._root, self._paths[i]))
-
-    def label(self, i: int) -> int:
-        return self._labels[i]
 
 
 def _images_under(root: str) -> tuple[list[str], Counter[str]]:
@@ -79,14 +73,14 @@ def _images_under(root: str) -> tuple[list[str], Counter[str]]:
             path = os.path.join(folder, entry.name)
             if not _is_visible(entry.name):
                 passed[_HIDDEN] += 1
-            elif _is_folder(entry):
+            elif (kind := _kind(entry)) == "folder":
                 real = os.path.realpath(entry.path)
                 if real in above:
                     _warn_of_loop(entry.path, real)
                     passed["links back to a folder above"] += 1
                 else:
                     ahead.append((path, (*above, real)))
-            elif _is_pipe_or_device(entry):
+            elif kind == "device":
                 passed["pipes, sockets and devices"] += 1
             elif is_image(entry.name, functools.partial(_start, entry)):
                 found.append(Path(path).as_posix())
@@ -99,21 +93,15 @@ def _images_under(root: str) -> tuple[list[str], Counter[str]]:
     return found, +passed
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _kind(entry: os.DirEntry[str]) -> str:
+    """A "folder", "device" (a pipe or socket, too) or "file" (a link to nothing or to itself, too)."""
     try:
-        return entry.is_dir()
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() or not os.path.exists(entry.path) else "device"
     except OSError as error:
         if error.errno == errno.ELOOP:  # a link to itself
-            return False
-        raise unlisted(entry.path, error) from error
-
-
-def _is_pipe_or_device(entry: os.DirEntry[str]) -> bool:
-    try:
-        return not entry.is_file() and os.path.exists(entry.path)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return False
+            return "file"
         raise unlisted(entry.path, error) from error
 
 

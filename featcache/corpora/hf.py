@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache import hub
+from featcache.corpora import Listed
 from featcache.corpora._labels import from_values
 from featcache.corpora._options import split_options
 from featcache.disk.plain import read_plain, require_listable
@@ -16,7 +17,7 @@ LABELS = ("label", "labels", "fine_label")
 """What a label column is called, the surest first."""
 
 
-class HuggingFace:
+class HuggingFace(Listed):
     """`hf:NAME:SPLIT` or `hf:NAME:CONFIG:SPLIT` from the hub; `hf:PATH` or `hf:PATH:SPLIT` from a local folder.
 
     A local folder holds parquet or arrow files, or what `save_to_disk` wrote; `hf:FILE.parquet` is one file. The image is
@@ -41,12 +42,9 @@ class HuggingFace:
         self.ids = [f"{split}/{row:08d}" for row in range(len(table))]
         if not self.ids:
             raise ValueError(f"{self.spec}: this split is empty; choose another")
-        self._labels, self.class_names = _labels(
+        self.labels, self.class_names = _labels(
             self.spec, table, _label_column(self.spec, table.features, options.get("label"))
         )
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def read(self, i: int) -> bytes:
         image = self._images[i][self._column]
@@ -55,9 +53,6 @@ class HuggingFace:
         if image["bytes"] is not None:
             return image["bytes"]
         return read_url(image["path"]) if is_url(image["path"]) else read_plain(image["path"])
-
-    def label(self, i: int) -> int:
-        return self._labels[i]
 
 
 def _open(rest: str) -> tuple[Any, str]:

@@ -6,7 +6,7 @@ import os
 import posixpath
 from typing import Any, cast
 
-from featcache.corpora import Corpus
+from featcache.corpora import Corpus, Listed
 from featcache.corpora._labels import from_values
 from featcache.corpora._options import split_options
 from featcache.disk.plain import read_plain
@@ -16,7 +16,7 @@ from featcache.plugins import load_plugin, suggest
 Rows = list[tuple[int, Any, Any]]  # line or row number in the file, path, label
 
 
-class Manifest:
+class Manifest(Listed):
     """The images that a `.csv`, `.tsv` or `.parquet` file lists, in its order; other columns are passed over.
 
     Spec: the file's path or URL; `m.csv@path=file@label=species` chooses other columns, `@label=` none.
@@ -42,17 +42,11 @@ class Manifest:
                     f"{path}, {unit} {number}: {name} is listed already in {unit} {seen[place]}; list every image once"
                 )
             seen[place] = number
-        self._labels, self.class_names = from_values([label for _, _, label in rows], path)
-
-    def __len__(self) -> int:
-        return len(self.ids)
+        self.labels, self.class_names = from_values([label for _, _, label in rows], path)
 
     def read(self, i: int) -> bytes:
         place = self._places[i]
         return read_url(place) if is_url(place) else read_plain(place)
-
-    def label(self, i: int) -> int:
-        return self._labels[i]
 
 
 def _place(name: str, manifest: str) -> str:

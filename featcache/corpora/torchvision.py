@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from featcache.corpora import Listed
 from featcache.corpora._labels import from_numbers
 from featcache.disk.plain import read_plain, require_listable
 from featcache.plugins import suggest
@@ -21,7 +22,7 @@ CIFAR_KEYS = frozenset({"batch_label", "labels", "fine_labels", "coarse_labels",
 )
 
 
-class TorchVision:
+class TorchVision(Listed):
     """`torchvision:NAME[:SPLIT[:ROOT]]`, for example `torchvision:CIFAR10:test` or `torchvision:Food101:train:/data`.
 
     ROOT is what torchvision calls root; by default $TORCHVISION_ROOT, else `data` in the working directory,
@@ -36,20 +37,17 @@ class TorchVision:
         self.class_names: list[str] | None
         self._root = root or os.environ.get("TORCHVISION_ROOT") or "data"
         if name in ("CIFAR10", "CIFAR100"):
-            self._source, self._labels, self.class_names = _cifar(self.spec, name, split, self._root)
+            self._source, self.labels, self.class_names = _cifar(self.spec, name, split, self._root)
             self._paths = None
         else:
             self._source = _open(self.spec, name, split, self._root)
             self._paths = _paths(self._source)
-            self._labels, self.class_names = _labels(self.spec, self._source)
+            self.labels, self.class_names = _labels(self.spec, self._source)
         if self._paths:
             require_listable(os.path.commonpath([os.path.dirname(path) for path in self._paths]))
             self.ids = [_below(path, self._root) for path in self._paths]
         else:
-            self.ids = [f"{split or 'all'}/{row:08d}" for row in range(len(self._labels))]
-
-    def __len__(self) -> int:
-        return len(self.ids)
+            self.ids = [f"{split or 'all'}/{row:08d}" for row in range(len(self.labels))]
 
     def read(self, i: int) -> bytes:
         if self._paths:
@@ -59,9 +57,6 @@ class TorchVision:
         # Not compressed, so that another release of zlib gives the same bytes, and so the same content hash.
         (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "png", compress_level=0)
         return buffer.getvalue()
-
-    def label(self, i: int) -> int:
-        return self._labels[i]
 
 
 def _open(spec: str, name: str, split: str, root: str) -> Any:

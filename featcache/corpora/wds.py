@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.corpora import in_words
+from featcache.corpora import Listed, in_words
 from featcache.corpora._images import suffixes
 from featcache.corpora._labels import from_folders, from_values
 from featcache.corpora._options import split_options
@@ -22,7 +22,7 @@ from featcache.disk.urls import asking_service, is_url, local_path, open_filesys
 _AT_ONCE = 8  # shards asked for at once: a service answers slowly, but many
 
 
-class WebDataset:
+class WebDataset(Listed):
     """The images in one or more tar files: `wds:photos-{000..099}.tar`, `wds:s3://bucket/*.tar`, `wds:a.tar.gz`.
 
     A sample's key is its member's name up to the first dot of the base name; its image is the member with an
@@ -65,19 +65,13 @@ class WebDataset:
         self.ids = [f"{name}/{key}" for name, shard in zip(names, self._shards, strict=True) for key in shard.keys]
         said = [label for shard in self._shards for label in shard.labels]
         labelled = any(label is not None for label in said) or "label" in options
-        self._labels, self.class_names = from_values(said, self.spec) if labelled else from_folders(keys)
+        self.labels, self.class_names = from_values(said, self.spec) if labelled else from_folders(keys)
         self._starts = np.cumsum([0] + [len(shard.keys) for shard in self._shards])
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def read(self, i: int) -> bytes:
         i = range(len(self.ids))[i]
         number = int(np.searchsorted(self._starts, i, side="right")) - 1
         return self._shards[number].read(i - int(self._starts[number]))
-
-    def label(self, i: int) -> int:
-        return self._labels[i]
 
 
 def _places(pattern: str) -> tuple[list[Place], list[str]]:

@@ -105,14 +105,9 @@ class StoreWriter(FeatureStore):
 
     # -- a unit in progress -------------------------------------------------------------------------------
 
-    @property
-    def unfinished(self) -> Path:
-        """Where a unit in progress is saved, on this machine."""
-        return self.files.root / UNFINISHED
-
     def save_unfinished(self, write: Callable[[IO[bytes]], None]) -> None:
         """Keep, in one step, what `write` writes of a unit in progress."""
-        with whole_file(self.unfinished, alone=True) as file:
+        with whole_file(self.files.root / UNFINISHED, alone=True) as file:
             write(file)
         self.files.push(UNFINISHED)
 
