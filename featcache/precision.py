@@ -18,11 +18,6 @@ class Precision:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
-    def half(self) -> bool:
-        """Whether anything is computed in less than fp32."""
-        return self.autocast or self.weights != torch.float32
-
-    @property
     def name(self) -> str:
         """For example "fp32", "bf16-autocast+channels_last": what `--precision` takes and the manifest stores."""
         dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.weights]

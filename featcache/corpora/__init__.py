@@ -81,7 +81,7 @@ def passed_over(corpus: Corpus) -> Mapping[str, int]:
     return getattr(corpus, "passed_over", {})
 
 
-def in_words(kinds: Mapping[str, int], most: int = 8) -> str:
-    """`.txt files (1,200), hidden files and folders (3)`: the counts of `passed_over`, at most so many kinds."""
+def in_words(kinds: Mapping[str, int]) -> str:
+    """`.txt files (1,200), hidden files and folders (3)`: the counts of `passed_over`, of eight kinds at most."""
     some = [f"{kind} ({count:,})" for kind, count in kinds.items()]
-    return ", ".join([*some[:most], *([f"{len(some) - most} other kinds"] if len(some) > most else [])])
+    return ", ".join([*some[:8], *([f"{len(some) - 8} other kinds"] if len(some) > 8 else [])])

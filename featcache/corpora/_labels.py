@@ -65,7 +65,7 @@ def from_values(values: Iterable[Any], source: str) -> tuple[list[int], list[str
             return from_numbers([None if figure is None else int(figure) for figure in found], source)
         classes = sorted({figure for figure in found if figure is not None})
         index = {figure: i for i, figure in enumerate(classes)}
-        return [-1 if f is None else index[f] for f in found], [_written(figure) for figure in classes]
+        return [-1 if f is None else index[f] for f in found], [repr(int(f) if f == int(f) else f) for f in classes]
     if all(str(cell).lower() in ("true", "false") for cell in known):
         return [-1 if cell is None else int(str(cell).lower() == "true") for cell in cells], ["False", "True"]
     return from_names([None if cell is None else str(cell) for cell in cells])
@@ -99,7 +99,3 @@ def _figure(cell: Any) -> int | float | None:
     if isinstance(cell, str):
         return int(cell) if cell.lstrip("+-").isdigit() else float(cell)
     return cell
-
-
-def _written(figure: int | float) -> str:
-    return str(int(figure)) if figure == int(figure) else repr(figure)

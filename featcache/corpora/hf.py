@@ -1,7 +1,8 @@
 """Hugging Face data sets: on the hub, saved to disk, or a folder of parquet or arrow files."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _open_folder(path: str) -> dict[str, Any]:
     import datasets
 
     require_listable(path)
-    try:
+    with _reading(f"hf:{path}", "correct the folder, or write it again"):
         if (Path(path) / "dataset_dict.json").exists() or (Path(path) / "state.json").exists():
             found = datasets.load_from_disk(path)
         else:
@@ -99,9 +100,6 @@ def _open_folder(path: str) -> dict[str, Any]:
                 what = "both parquet and arrow files" if kinds else "no parquet or arrow files"
                 raise ValueError(f"{what} in this folder; give one kind, or a folder of save_to_disk")
             found = datasets.load_dataset(kinds.pop()[1:], data_dir=path)
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"hf:{path}: {reason}; correct the folder, or write it again") from None
     return found if isinstance(found, dict) else {str(found.split or "all"): found}
 
 
@@ -109,11 +107,19 @@ def _open_file(path: str) -> Any:
     """The table of one parquet file, local or at a URL."""
     import datasets
 
-    try:
+    with _reading(path, "correct the path, or write the file again"):
         return datasets.load_dataset("parquet", data_files=path, split="train")
+
+
+@contextlib.contextmanager
+def _reading(where: str, remedy: str) -> Iterator[None]:
+    """Whatever `datasets` raises is one line."""
+    import datasets
+
+    try:
+        yield
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{path}: {reason}; correct the path, or write the file again") from None
+        raise ValueError(f"{where}: {' '.join(str(error.__cause__ or error).split())}; {remedy}") from None
 
 
 def _refuse_unknown_split(place: str, split: str, splits: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from featcache.corpora import Corpus, passed_over
+from featcache.corpora import Corpus, Listed, passed_over
 from featcache.corpora import open_corpus as open_any_corpus
 from featcache.inputs.images import KeptPixels, decode
 
@@ -22,7 +22,7 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 Other = Callable[[], Pixels]
 
 
-class Mixed:
+class Mixed(Listed):
     """`count` unlabelled pictures made of `corpus`, lossless PNG files: more to learn a teacher's space from.
 
     A student that has seen only images of a few kinds follows its teacher badly on all others, and so cannot tell them
@@ -50,11 +50,9 @@ class Mixed:
             raise ValueError(f"mixed:{count}:{corpus.spec}: give a COUNT of 1 or more, and a corpus that is not empty")
         self.spec = f"mixed:{count}:{corpus.spec}"
         self.ids: Sequence[str] = [f"{i:08d}-{_KINDS[i % len(_KINDS)].__name__.strip('_')}" for i in range(count)]
+        self.labels = [-1] * count
         self._corpus, self.passed_over = corpus, passed_over(corpus)
         self._reduced = KeptPixels(size=SIZE, format="raw")
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def read(self, i: int) -> bytes:
         rng = random.Random(f"mixed\0{i}")
@@ -64,9 +62,6 @@ class Mixed:
         file = io.BytesIO()
         Image.fromarray(_KINDS[i % len(_KINDS)](image, other, rng)).save(file, "PNG", compress_level=0)
         return file.getvalue()
-
-    def label(self, i: int) -> int:
-        return -1
 
     def _image(self, row: int, size: Sequence[int] | None = None) -> Pixels:
         try:

@@ -45,7 +45,9 @@ class TorchVision(Listed):
             self.labels, self.class_names = _labels(self.spec, self._source)
         if self._paths:
             require_listable(os.path.commonpath([os.path.dirname(path) for path in self._paths]))
-            self.ids = [_below(path, self._root) for path in self._paths]
+            root = Path(self._root)
+            paths = (path.relative_to(root) if path.is_relative_to(root) else path for path in map(Path, self._paths))
+            self.ids = [path.as_posix() for path in paths]
         else:
             self.ids = [f"{split or 'all'}/{row:08d}" for row in range(len(self.labels))]
 
@@ -119,10 +121,6 @@ def _labels(spec: str, source: Any) -> tuple[list[int], list[str] | None]:
     if len(names) < len(numbers or []):
         return labels, numbers
     return labels, [name if isinstance(name, str) else ", ".join(name) for name in names]
-
-
-def _below(path: str, root: str) -> str:
-    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).as_posix()
 
 
 def _cifar(spec: str, name: str, split: str, root: str) -> tuple[np.ndarray, list[int], list[str]]:

@@ -8,13 +8,13 @@ each encoder and kind of machine (`pins.py`): features of two precisions are not
 import logging
 import math
 import time
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from featcache.encoder import Encoder
 from featcache.precision import CANDIDATES, FP32
+from featcache.store.comparable import is_half
 
 CHOSEN = 0.9995
 """Smallest cosine on the images that a precision is chosen on: others will be worse than these few."""
@@ -31,7 +31,7 @@ def fastest_faithful(encoder: Encoder, pixels: Tensor, batch: int, device: str) 
         batch: images a forward pass.
     """
     encoder.to(device)
-    reference = encoder.encode_padded(pixels, batch)
+    reference = encoder.encode_padded(pixels, batch)["embedding"].double()
     best, best_seconds = FP32, [math.inf, math.inf]
     for candidate in CANDIDATES.values():
         if candidate.weights == torch.float16 and device != "cuda":
@@ -44,7 +44,10 @@ def fastest_faithful(encoder: Encoder, pixels: Tensor, batch: int, device: str) 
         seconds.append(pass_seconds(encoder, pixels, batch))
         if seconds[1] >= best_seconds[1]:
             continue
-        worst = float(_cosines(encoder.encode_padded(pixels, batch), reference).min()) if candidate.half else 1.0
+        worst = 1.0
+        if is_half(candidate.name):
+            found = encoder.encode_padded(pixels, batch)["embedding"].double()
+            worst = float(torch.nn.functional.cosine_similarity(found, reference).min())
         if worst >= CHOSEN:
             best, best_seconds = candidate, seconds
         else:  # NaN included
@@ -62,7 +65,3 @@ def pass_seconds(encoder: Encoder, pixels: Tensor, batch: int) -> float:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)
     return min(taken)
-
-
-def _cosines(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
-    return torch.nn.functional.cosine_similarity(one["embedding"].double(), other["embedding"].double())

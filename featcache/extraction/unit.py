@@ -106,7 +106,10 @@ class Unit:
         arrays["reason"] = np.array(json.dumps(self._narrow["reason"].tolist()))
         if PIXELS in arrays:
             kept = arrays.pop(PIXELS).tolist()
-            arrays |= {"lengths": np.array([len(item) for item in kept]), "bytes": _joined(kept)}
+            arrays |= {
+                "lengths": np.array([len(item) for item in kept]),
+                "bytes": np.frombuffer(b"".join(kept), np.uint8),
+            }
         checked = self.check.arrays() if self.check else {}
         whole: dict[str, Any] = {"number": self.number, "done": self.done, **arrays, **checked}
         self._store.save_unfinished(lambda file: np.savez(file, **whole))
@@ -144,7 +147,3 @@ def _not_finite(features: dict[str, np.ndarray]) -> str:
                 return f"its {name} is beyond float16 (±65504); extract with --dtype float32"
             return f"its {name} is not finite"
     return ""
-
-
-def _joined(items: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(items), np.uint8)

@@ -12,7 +12,7 @@ import filelock
 from featcache.disk.refusals import destination, refuse_mount_point
 from featcache.disk.urls import is_url
 from featcache.store.layout import EMBEDDING, METADATA, STATE
-from featcache.store.remote import Mirror, last_bytes
+from featcache.store.remote import Mirror, checksum_in
 
 
 class LocalFiles:
@@ -69,9 +69,9 @@ class LocalFiles:
                     found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
-    def tails(self, sizes: Mapping[str, int], count: int = 4) -> dict[str, bytes]:
-        """The last `count` bytes of each file, given its size."""
-        return {relative: last_bytes(self.root / relative, count) for relative in sizes}
+    def tails(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
+        """The checksum that each file ends with, given its size."""
+        return {relative: checksum_in(self.root / relative) for relative in sizes}
 
     def push(self, *relatives: str) -> None:
         pass

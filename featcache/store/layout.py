@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 METADATA, UNFINISHED = "zarr.json", "unfinished.npz"
 """Files of a store beside its chunks: of the group and of every array; and a unit in progress."""
+CHECKSUM_BYTES = 4
+"""Of crc32c, at the end of every chunk file."""
 FLOAT16 = "float16"
 DTYPES = (FLOAT16, "float32")
 """That a field may have. The manifest's `dtypes` names those that are not float16, and is missing where all are."""

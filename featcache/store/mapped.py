@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-CHECKSUM_BYTES = 4
-"""Of crc32c, at the end of every chunk file."""
+from featcache.store.layout import CHECKSUM_BYTES
 
 MOST_MAPS = 16_384
 """Files that one process maps in this way, of all arrays together: a quarter of what Linux allows it by default."""

@@ -210,9 +210,8 @@ def _on_labels(store: Checked) -> Iterator[Remark]:
     if len(counts) == 1:
         yield Remark("all labelled rows are of one class")
     if single := [name for name, count in store.classes.items() if count == 1]:
-        some = ", ".join(single[:_SHOWN]) + (", …" if len(single) > _SHOWN else "")
         yield Remark(
-            f"{len(single):,} of {len(counts):,} classes have one row ({some}): accuracy within them is 0 or 1"
+            f"{len(single):,} of {len(counts):,} classes have one row ({_some(single)}): accuracy within them is 0 or 1"
         )
     if counts[-1] >= IMBALANCED * counts[0]:
         yield Remark(
@@ -254,10 +253,13 @@ def _on_common_classes(a: Checked, b: Checked, pair: Pair) -> Iterator[Remark]:
     for one, other in ((a, b), (b, a)):
         lacking = [name for name in one.classes if name not in pair.classes]
         if lacking:
-            some = ", ".join(lacking[:_SHOWN]) + (", …" if len(lacking) > _SHOWN else "")
             yield Remark(
-                f"{len(lacking):,} of {len(one.classes):,} classes of {one.store} are not in {other.store} ({some})"
+                f"{len(lacking):,} of {len(one.classes):,} classes of {one.store} are not in {other.store} ({_some(lacking)})"
             )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 def _part(count: int, of: int) -> str:

@@ -26,7 +26,7 @@ from fsspec.asyn import sync
 from featcache.disk.durable import replacing, whole_file
 from featcache.disk.home import writable_home
 from featcache.disk.urls import open_filesystem
-from featcache.store.layout import METADATA
+from featcache.store.layout import CHECKSUM_BYTES, METADATA
 
 TRANSFERS = 8
 """Files moved at the same time."""
@@ -155,16 +155,14 @@ class Mirror:
         prefix = f"{self._there}/"
         return {path.removeprefix(prefix): found[path]["size"] for path in sorted(found) if path.startswith(prefix)}
 
-    def tails(self, sizes: Mapping[str, int], count: int = 4) -> dict[str, bytes]:
-        """The last `count` bytes of each file, given its size: from here, or else without fetching the rest."""
+    def tails(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
+        """The checksum that each file ends with, given its size: from here, or else without fetching the rest."""
         here = {relative: path for relative in sizes if (path := self._here(relative)).exists()}
         there = {relative: size for relative, size in sizes.items() if relative not in here}
         paths = [f"{self._there}/{relative}" for relative in there]
-        starts, ends = [max(0, size - count) for size in there.values()], list(there.values())
+        starts, ends = [max(0, size - CHECKSUM_BYTES) for size in there.values()], list(there.values())
         read = self._ask("cat_ranges", paths, starts, ends, on_error="raise", seconds=PATIENCE + len(paths))
-        return dict(zip(there, read, strict=True)) | {
-            relative: last_bytes(path, count) for relative, path in here.items()
-        }
+        return dict(zip(there, read, strict=True)) | {name: checksum_in(path) for name, path in here.items()}
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -289,9 +287,9 @@ class _Lock:
             else:
                 self._write()
                 time.sleep(SETTLE)
-            holder = self.holder()
-            if holder is None or holder.get("id") != self.id:
-                self._refuse(holder or {})
+            holder = self.holder() or {}
+            if holder.get("id") != self.id:
+                self._refuse(holder)
         except BaseException:
             del _held[self._mirror.url]
             raise
@@ -305,8 +303,7 @@ class _Lock:
         """
         with self._turn:
             if not self._lost and time.time() - self._seen > REFRESH:
-                holder = self.holder()
-                if holder is not None and holder.get("id") == self.id:
+                if (self.holder() or {}).get("id") == self.id:
                     self._write()
                 else:
                     self._lost = True
@@ -321,8 +318,7 @@ class _Lock:
         self._released.set()
         del _held[self._mirror.url]
         with self._turn, contextlib.suppress(OSError):
-            holder = self.holder()
-            if holder is not None and holder.get("id") == self.id:
+            if (self.holder() or {}).get("id") == self.id:
                 self._mirror._ask("rm_file", self._path)
 
     def _stay_alive(self) -> None:
@@ -374,9 +370,9 @@ def _lives_here(holder: Mapping[str, Any]) -> bool:
     return True
 
 
-def last_bytes(path: Path, count: int) -> bytes:
+def checksum_in(path: Path) -> bytes:
     with path.open("rb") as file:
-        file.seek(-count, os.SEEK_END)
+        file.seek(-CHECKSUM_BYTES, os.SEEK_END)
         return file.read()
 
 

@@ -14,7 +14,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from featcache.disk.durable import appearing, sync_file, sync_folders, whole_file
-from featcache.store.files import files_at, looks_like_store
+from featcache.store.files import checksum_in, files_at, looks_like_store
 from featcache.store.integrity import UNSEALED, digest_of, find_damage
 from featcache.store.layout import METADATA, STATE, UNFINISHED, chunk_name, dimension_names
 from featcache.store.manifest import Manifest, Seal
@@ -101,7 +101,7 @@ class StoreWriter(FeatureStore):
         for file in files:
             sync_file(self.files.root / file)
             sync_folders(self.files.root / file, root=self.files.root)
-        return {file: last_bytes(self.files.root / file, 4) for file in files}
+        return {file: checksum_in(self.files.root / file) for file in files}
 
     # -- a unit in progress -------------------------------------------------------------------------------
 
