@@ -45,9 +45,9 @@ class TorchVision(Listed):
             self.labels, self.class_names = _labels(self.spec, self._source)
         if self._paths:
             require_listable(os.path.commonpath([os.path.dirname(path) for path in self._paths]))
-            root = Path(self._root)
-            paths = (path.relative_to(root) if path.is_relative_to(root) else path for path in map(Path, self._paths))
-            self.ids = [path.as_posix() for path in paths]
+            top = Path(self._root)
+            places = (path.relative_to(top) if path.is_relative_to(top) else path for path in map(Path, self._paths))
+            self.ids = [place.as_posix() for place in places]
         else:
             self.ids = [f"{split or 'all'}/{row:08d}" for row in range(len(self.labels))]
 

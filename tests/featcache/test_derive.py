@@ -159,6 +159,8 @@ def test_a_finished_store_is_returned_and_a_damaged_one_repaired(pair, tmp_path,
     assert told == []
     chunk = out / "embedding" / "c" / "1" / "0" / "0"
     chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with pytest.raises(ValueError, match="the same `featcache derive` command repairs it"):
+        FeatureStore(out).read("embedding")
     featcache.derive("mean", stores, out, progress=lambda *at: told.append(at))
     assert len(told) == 1
     assert files(out) == before
