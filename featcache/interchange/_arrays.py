@@ -56,18 +56,3 @@ class Checksums:
 
     def to_dict(self) -> dict[str, str]:
         return {name: f"{crc:08x}" for name, crc in sorted(self._crc.items())}
-
-
-@dataclass
-class Source:
-    """Row-aligned arrays in a file or folder.
-
-    Attributes:
-        rows: embeddings there are.
-        manifest: of the store to be; with `export` among what is `other` in it when `export_store` wrote it.
-        blocks: blocks(n) yields the arrays there are, n rows at a time.
-    """
-
-    rows: int
-    manifest: Manifest
-    blocks: Callable[[int], Iterator[Arrays]]
