@@ -98,30 +98,36 @@ def planned(
                 jobs.append(job)
                 precisions.append(f"{made.precision} ({why})")
             stores.append(store)
-        opened = Pass(corpus, jobs, settings)
-        left = {span: sum(map(opened.wants, span)) for span in _spans(len(corpus), jobs)}
         # A GPU encodes while the cores read; without one they do one after the other.
         a_sample = reading + encoding if settings.processor == "cpu" else max(reading, encoding)
-        unfinished = [job.store for job in jobs]
-        yield ExtractionPlan(
-            stores=stores,
-            unfinished=unfinished,
-            rows=len(corpus),
-            done=len(corpus) - sum(left.values()),
-            failed=max((job.failed for job in jobs), default=0),
-            samples_per_second=1 / a_sample if jobs else math.inf,
-            bytes_to_write=sum(store_bytes(s.manifest) * len(s.pending_chunks()) // s.chunks for s in unfinished),
-            precisions=precisions,
-            spans=[span for span, rows in left.items() if rows],
-            work=ExtractionWork(
-                corpus=corpus.spec,
-                teachers=[job.encoder.reload for job in jobs],
-                stores=[store.path for store in unfinished],
-                settings=settings,
-                saves=saves,
-                opened=opened,
-            ),
-        )
+        yield _plan(stores, precisions, Pass(corpus, jobs, settings), a_sample, saves)
+
+
+def _plan(
+    stores: list[StoreWriter], precisions: list[str], opened: Pass, a_sample: float, saves: bool
+) -> ExtractionPlan:
+    """What is left to do for what is `opened`, at so many seconds `a_sample`."""
+    corpus, jobs, unfinished = opened.corpus, opened.jobs, [job.store for job in opened.jobs]
+    left = {span: sum(map(opened.wants, span)) for span in _spans(len(corpus), jobs)}
+    return ExtractionPlan(
+        stores=stores,
+        unfinished=unfinished,
+        rows=len(corpus),
+        done=len(corpus) - sum(left.values()),
+        failed=max((job.failed for job in jobs), default=0),
+        samples_per_second=1 / a_sample if jobs else math.inf,
+        bytes_to_write=sum(store_bytes(s.manifest) * len(s.pending_chunks()) // s.chunks for s in unfinished),
+        precisions=precisions,
+        spans=[span for span, rows in left.items() if rows],
+        work=ExtractionWork(
+            corpus=corpus.spec,
+            teachers=[job.encoder.reload for job in jobs],
+            stores=[store.path for store in unfinished],
+            settings=opened.settings,
+            saves=saves,
+            opened=opened,
+        ),
+    )
 
 
 def _one_each(outs: Sequence[str | os.PathLike[str]], encoders: Sequence[Encoder]) -> list[Files]:

@@ -88,7 +88,7 @@ class Pass:
     """Corpus and jobs, open: every image is read and decoded once, for all the jobs that want it."""
 
     def __init__(self, corpus: Corpus, jobs: list[Job], settings: ExtractSettings):
-        self.corpus, self.jobs, self._settings, self._readers = corpus, jobs, settings, settings.readers
+        self.corpus, self.jobs, self.settings = corpus, jobs, settings
 
     def wants(self, row: int) -> bool:
         return any(job.wants(row) for job in self.jobs)
@@ -98,9 +98,9 @@ class Pass:
         rows = (row for span in spans for row in span if self.wants(row))
         recent = _Recent(self.jobs)
         # Samples of four forward passes, of the teacher that takes the most at a time.
-        ahead = max(2 * self._readers, 4 * max(job.batch for job in self.jobs) // self._settings.recipe.count)
+        ahead = max(2 * self.settings.readers, 4 * max(job.batch for job in self.jobs) // self.settings.recipe.count)
         on_cpu = all(job.encoder.device.type == "cpu" for job in self.jobs)
-        with ThreadPoolExecutor(self._readers) as pool:
+        with ThreadPoolExecutor(self.settings.readers) as pool:
             samples = (bursts if on_cpu else prefetch)(self._read, rows, pool, ahead)
             try:
                 while True:
@@ -120,7 +120,7 @@ class Pass:
 
     def _read(self, row: int) -> tuple[int, Sample]:
         wanted = [job.wanted if job.wants(row) else None for job in self.jobs]
-        return row, read_sample(self.corpus, row, self._settings.recipe, wanted, self._settings.pixels)
+        return row, read_sample(self.corpus, row, self.settings.recipe, wanted, self.settings.pixels)
 
     def _take(self, row: int, sample: Sample) -> bool:
         """Hand the sample to the jobs that want it; True when one of them completed a batch."""

@@ -19,7 +19,6 @@ from featcache.store.integrity import UNSEALED, digest_of, find_damage
 from featcache.store.layout import METADATA, STATE, UNFINISHED, chunk_name, dimension_names
 from featcache.store.manifest import Manifest, Seal
 from featcache.store.read import FeatureStore, unstable_names_allowed
-from featcache.store.remote import last_bytes
 
 
 def create_store(path: str | os.PathLike[str], manifest: Manifest, *, overwrite: bool = False) -> "StoreWriter":
