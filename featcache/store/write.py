@@ -14,11 +14,12 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from featcache.disk.durable import appearing, sync_file, sync_folders, whole_file
-from featcache.store.files import checksum_in, files_at, looks_like_store
+from featcache.store.files import files_at, looks_like_store
 from featcache.store.integrity import UNSEALED, digest_of, find_damage
 from featcache.store.layout import METADATA, STATE, UNFINISHED, chunk_name, dimension_names
 from featcache.store.manifest import Manifest, Seal
 from featcache.store.read import FeatureStore, unstable_names_allowed
+from featcache.store.remote import checksum_in
 
 
 def create_store(path: str | os.PathLike[str], manifest: Manifest, *, overwrite: bool = False) -> "StoreWriter":
