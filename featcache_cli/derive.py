@@ -2,13 +2,14 @@
 
 import inspect
 from enum import StrEnum
-from typing import Annotated, Any, get_origin
+from typing import Any, get_origin
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
+from featcache_cli.flags import parameter, plugin_option, takes
 from featcache_cli.screen import Json, bar, rows_and_failed, screen, shown, store_summary, write_json
 
 
@@ -87,36 +88,28 @@ def _callback(name: str, cls: Any) -> Any:
         record = store.manifest.derivation
         write_json({"command": "derive", "derivation": record and record.to_json(), **summary}, to_json)
 
-    def parameter(key: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
-        return inspect.Parameter(
-            key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
-        )
-
-    every = inspect.Parameter.empty
     parameters = [
-        parameter("stores", list[str], every, typer.Argument(metavar="STORE…", help="Sealed stores, or their URLs.")),
         parameter(
-            "out", str | None, None,
+            "stores", list[str], typer.Argument(metavar="STORE…", help="Sealed stores, or their URLs."),
+            inspect.Parameter.empty,
+        ),
+        parameter(
+            "out", str | None,
             typer.Option(metavar="STORE", help="Where to.", show_default="under $FEATCACHE_HOME, named by content"),
         ),
-        parameter("settings", list[str] | None, None, typer.Option("--set", metavar="KEY=VALUE", help="An option of it.")),
+        parameter("settings", list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of it.")),
         parameter(
-            "dtype", Dtype | None, None,
+            "dtype", Dtype | None,
             typer.Option(help="What features are kept in.", show_default="float32 where a STORE has it, else float16"),
         ),
-        parameter("overwrite", bool, False, typer.Option("--overwrite", help="Replace a store made from something else.")),
-        inspect.Parameter("to_json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Json),
+        parameter("overwrite", bool, typer.Option("--overwrite", help="Replace a store made from something else."), False),
+        parameter("to_json", Json, None),
     ]  # fmt: skip
     for each in cls.__dataclass_fields__.values():
         if each.name in kinds:
             listed = get_origin(kinds[each.name]) is tuple
             default = ",".join(map(str, each.default)) if listed else str(each.default)
-            option = typer.Option(
-                f"--{each.name.replace('_', '-')}", metavar="VALUE,…" if listed else "VALUE",
-                help=each.metadata.get("help", ""), rich_help_panel=f"Options of {name}",
-                show_default=default.lower() if each.default in (True, False) else default or False,
-            )  # fmt: skip
-            parameters.append(parameter(each.name, str | None, None, option))
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
-    return run
+            default = default.lower() if each.default in (True, False) else default
+            metavar = "VALUE,…" if listed else "VALUE"
+            parameters.append(plugin_option(each.name, name, each.metadata.get("help", ""), default, metavar))
+    return takes(run, parameters)

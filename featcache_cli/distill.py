@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
+from featcache_cli.flags import plugin_option, takes
 from featcache_cli.mapping import mapping
 from featcache_cli.screen import (
     Device,
@@ -67,27 +68,16 @@ def _method_flags(name: str) -> list[Any]:
         if value is not None:
             context.meta.setdefault(_OPTIONS, {})[param.name] = f"{param.name}={value}"
 
-    flags = []
-    for key, each in _described(distill.load_method(name)).items():
-        if key not in ("teacher_dim", "student_dim"):
-            option = typer.Option(
-                f"--{key.replace('_', '-')}", metavar="VALUE", help=each["what"], expose_value=False, callback=keep,
-                rich_help_panel=f"Options of method {name}",
-                show_default=False if each["default"] is None else json.dumps(each["default"]),
-            )  # fmt: skip
-            flags.append(
-                inspect.Parameter(
-                    key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
-                )
-            )
-
-    def described() -> None:
-        pass
-
-    described.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
-    described.__annotations__ = {each.name: each.annotation for each in flags}
+    flags = [
+        plugin_option(
+            key, f"method {name}", each["what"], "" if each["default"] is None else json.dumps(each["default"]),
+            expose_value=False, callback=keep,
+        )
+        for key, each in _described(distill.load_method(name)).items()
+        if key not in ("teacher_dim", "student_dim")
+    ]  # fmt: skip
     of_them = typer.Typer(add_completion=False)
-    of_them.command()(described)
+    of_them.command()(takes(lambda: None, flags))
     return [param for param in typer.main.get_command(of_them).params if param.name != "help"]
 
 

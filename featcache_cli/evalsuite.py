@@ -1,6 +1,5 @@
 """`evalsuite`: a command for each evaluator, made of what the evaluator says of itself; and those about results."""
 
-import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
 from evalsuite import evaluators
-from featcache_cli.flags import parameters, values
+from featcache_cli.flags import parameter, parameters, takes, values
 from featcache_cli.result_tables import show
 from featcache_cli.screen import Json, ListsPlugins, bar, program, screen, shown, writable, write_json
 
@@ -79,11 +78,7 @@ def _callback(name: str, evaluator: type[evaluators.Evaluator]) -> Any:
                 result = made.run()
         show(result, to_json)
 
-    given = parameters(evaluator)
-    last = inspect.Parameter("to_json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Json)
-    run.__signature__ = inspect.Signature([*given, last])  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in (*given, last)}
-    return run
+    return takes(run, [*parameters(evaluator), parameter("to_json", Json, None)])
 
 
 @app.command()

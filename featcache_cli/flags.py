@@ -1,4 +1,4 @@
-"""The flags of a command, from the fields of the evaluator that it runs."""
+"""The flags of a command, from the fields of what it runs: of an evaluator, a derivation, a method."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,31 @@ _COMMON = {"device": DeviceOption, "workers": Workers, "trust_code": TrustCode}
 """Fields that are the same flag in every program."""
 
 
+def parameter(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
+    """A parameter for Typer."""
+    annotation = kind if option is None else Annotated[kind, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def plugin_option(
+    name: str, owner: str, help: str, shown: str, metavar: str = "VALUE", **given: Any
+) -> inspect.Parameter:
+    """A flag for an option of a plugin, `owner` in words; what is given stays text, the plugin's own code reads it."""
+    spelled = spelling(name, Flag())
+    panel = f"Options of {owner}"
+    option = typer.Option(
+        spelled, metavar=metavar, help=help, rich_help_panel=panel, show_default=shown or False, **given
+    )
+    return parameter(name, str | None, option)
+
+
+def takes(function: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """The function, whose parameters Typer takes to be these."""
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in parameters}
+    return function
+
+
 def parameters(evaluator: type[Evaluator]) -> list[inspect.Parameter]:
     """A parameter for Typer for each of the evaluator's flags, in order."""
     hints, of = get_type_hints(evaluator), {each.name: each for each in fields(evaluator)}  # type: ignore[arg-type]
@@ -26,8 +51,8 @@ def parameters(evaluator: type[Evaluator]) -> list[inspect.Parameter]:
             default = inspect.Parameter.empty
         elif not isinstance(default, str | int | float):
             default, kind = None, kind | None
-        annotation = _COMMON.get(name, Annotated[kind, _option(name, flag)])
-        found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        shared = _COMMON.get(name)
+        found.append(parameter(name, shared or kind, None if shared else _option(name, flag), default))
     return found
 
 
