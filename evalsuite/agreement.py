@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from evalsuite.classes import Classes
+from evalsuite.intervals import cosine_mean, kappa, share
 from evalsuite.neighbours.exact import search
+from evalsuite.result import Metric
 from featcache.geometry import vote_weights, winners
 from featcache.rows import Rows
 
@@ -35,6 +38,46 @@ class Votes:
     def by_chance(self) -> float:
         of_a, of_b = (np.bincount(votes, minlength=self.classes) for votes in (self.a, self.b))
         return float(of_a @ of_b) / len(self.a) ** 2
+
+
+def over_rows(
+    pair: Both,
+    banks: Both | None,
+    labelled: Rows,
+    drawn: Int[np.ndarray, " q"],
+    k: int,
+    cosines: tuple[Float[np.ndarray, " n"], float] | None,
+) -> tuple[dict[str, Metric], dict[str, float]]:
+    """Metrics that are means over rows, in all and of each class, and their chance levels: of the rows at `drawn` shared
+    neighbours and votes (see `votes`), of all rows `cosines`, which come with their chance level. `labelled` is the one
+    of the pair whose labels count."""
+    n, labels = len(labelled), labelled.labels
+    near = [neighbours(rows, rows, k, drawn, drawn) for rows in pair]
+    of_rows = {f"mutual_knn@{k}": (drawn, shared(near[0][1], near[1][1]))}  # metric → positions of rows, values
+    chance = {f"mutual_knn@{k}": k / (n - 1)}
+    voted = votes(pair, banks, labels, drawn, near, k)
+    if voted is not None:
+        of_rows["agreement/top1"] = voted.rows, (voted.a == voted.b).astype(np.float64)
+    if cosines is not None:
+        of_rows["cosine_mapped"], chance["cosine_mapped"] = (np.arange(n), cosines[0]), cosines[1]
+
+    def mean(name: str, values: Float[np.ndarray, " _"]) -> Metric:
+        return (cosine_mean if name == "cosine_mapped" else share)(values).metric()
+
+    metrics: dict[str, Metric] = {}
+    for name, (_, measured) in of_rows.items():
+        metrics[name] = mean(name, measured)
+        if name == "agreement/top1" and voted is not None:
+            chance[name] = voted.by_chance
+            if voted.by_chance < 1:
+                metrics["agreement/kappa"] = kappa(voted.a, voted.b, voted.classes).metric()
+                chance["agreement/kappa"] = 0.0
+    classes = Classes.of(labelled)
+    for name, (rows, measured) in of_rows.items():
+        for label in np.unique(labels[rows][labels[rows] >= 0]):
+            shown = classes.distinct_name(int(label))
+            metrics[f"per_class/{shown}/{name}"] = mean(name, measured[labels[rows] == label])
+    return metrics, chance
 
 
 def votes(

@@ -14,6 +14,7 @@ from evalsuite import detectors as registry
 from evalsuite.intervals import Estimate, mean_of, ranking
 from evalsuite.judged import Judged
 from evalsuite.metrics import tied
+from evalsuite.result import Metric, content_of
 from featcache.rows import Rows
 
 _MOST_TIED = 0.1  # share of rows tied with others that differ, above which scores are said to saturate
@@ -162,6 +163,41 @@ def one_pass(
             judged.see(block)
 
     return score_all(fitted, rows, failures, look), np.concatenate(places), np.array(hashes)
+
+
+def measure_sets(
+    fitted: dict[str, registry.Detector],
+    train: Rows,
+    rows: Mapping[str, Rows],
+    judged: Judged,
+    failures: dict[str, Exception],
+) -> tuple[dict[str, Metric], dict[str, np.ndarray], dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """What detectors fitted to `train` make of `id_test` and the other sets, each read once, `judged` seeing its own: metrics,
+    samples as `evalsuite.ood` keeps them, and by detector and set the shares of scores tied, in all and with rows that
+    differ. Raises `ValueError` when every detector failed.
+    """
+    plane = Plane(train)
+    metrics: dict[str, Metric] = {}
+    samples: dict[str, np.ndarray] = {}
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    alike: dict[str, np.ndarray] = {}
+    for key, each in rows.items():
+        seen = judged if judged.role == key else None
+        scores[key], samples[f"map/{key}"], alike[key] = one_pass(fitted, plane, each, failures, seen)
+    of_ties: dict[str, dict[str, float]] = {}
+    saturated: dict[str, dict[str, float]] = {}
+    for spec in fitted:
+        with lost_alone(spec, failures):
+            of_sets = {key: found[spec] for key, found in scores.items()}
+            metrics |= {f"{spec}/{name}": found.metric() for name, found in measured(of_sets).items()}
+            of_ties[spec], saturated[spec] = ties(of_sets, alike)
+            samples |= {f"score/{spec}/{key}": found for key, found in of_sets.items()}
+    if not metrics:
+        reasons = "; ".join(f"{spec}: {error}" for spec, error in failures.items())
+        raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
+    samples |= {f"sample_id/{key}": each.sample_ids.astype(np.str_) for key, each in rows.items()}
+    samples |= {f"content/{key}": content_of(each) for key, each in rows.items()}
+    return metrics, samples, of_ties, saturated
 
 
 def measured(

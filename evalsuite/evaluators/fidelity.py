@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from evalsuite.evaluators import OfStores, Result, Store, function, option, python_only, store
 
@@ -97,26 +96,17 @@ class Fidelity(OfStores):
     def run(self) -> Result:
         import numpy as np
 
-        from evalsuite.agreement import TEMPERATURE, neighbours, shared, votes
-        from evalsuite.classes import Classes
+        from evalsuite import pairs
+        from evalsuite.agreement import TEMPERATURE, over_rows
         from evalsuite.collapse import collapse_remarks
         from evalsuite.gram import LinearMap, blocks, over_all_pairs
-        from evalsuite.intervals import cosine_mean, kappa, share
         from evalsuite.overlap import overlap, repeated
-        from evalsuite.pairs import (
-            differing_labels_remarks,
-            joined,
-            joined_banks,
-            left_out_of_banks_remarks,
-            unpaired_remarks,
-            without_vote_remarks,
-        )
         from evalsuite.result import Metric, Result, versions
         from featcache.rows import Rows
 
         all_x, all_y = Rows.of(self.teacher), Rows.of(self.student)
-        x, y = joined(all_x, all_y)
-        banks = joined_banks(self.teacher_bank, self.student_bank, all_x, all_y, self.any_precision)
+        x, y = pairs.joined(all_x, all_y)
+        banks = pairs.joined_banks(self.teacher_bank, self.student_bank, all_x, all_y, self.any_precision)
         side = 0 if x.hashed or not y.hashed else 1  # whose hashes of the images are asked
         images = (x, y)[side]
         same = repeated(images) if self.drop_identical else overlap(images, [images], np.arange(len(x)))
@@ -136,35 +126,13 @@ class Fidelity(OfStores):
             raise ValueError(f"cannot compare {x.name} with {y.name}: {error}") from error
         why = "pairs of rows are not independent"
         metrics = {name: Metric(value, no_ci95=why) for name, value in values.items()}
-
-        def mean(name: str, values: Any) -> Metric:
-            return (cosine_mean if name == "cosine_mapped" else share)(values).metric()
-
         drawn = np.arange(n)
         if n > self.queries:
             drawn = np.sort(np.random.default_rng(self.seed).choice(n, self.queries, replace=False))
-        near = [neighbours(rows, rows, k, drawn, drawn) for rows in (x, y)]
-        of_rows = {f"mutual_knn@{k}": (drawn, shared(near[0][1], near[1][1]))}  # metric → positions of rows, values
-        chance[f"mutual_knn@{k}"] = k / (n - 1)
-        labels = x.labels if (x.labels >= 0).any() else y.labels
-        voted = votes((x, y), banks, labels, drawn, near, k)
-        if voted is not None:
-            of_rows["agreement/top1"] = voted.rows, (voted.a == voted.b).astype(np.float64)
-        if linear is not None:
-            cosines, chance["cosine_mapped"] = linear.cosines(lambda: blocks(x, y))
-            of_rows["cosine_mapped"] = np.arange(n), cosines
-        for name, (_, measured) in of_rows.items():
-            metrics[name] = mean(name, measured)
-            if name == "agreement/top1" and voted is not None:
-                chance[name] = voted.by_chance
-                if voted.by_chance < 1:
-                    metrics["agreement/kappa"] = kappa(voted.a, voted.b, voted.classes).metric()
-                    chance["agreement/kappa"] = 0.0
-        classes_of = Classes.of(x if labels is x.labels else y)
-        for name, (rows, measured) in of_rows.items():
-            for label in np.unique(labels[rows][labels[rows] >= 0]):
-                shown = classes_of.distinct_name(int(label))
-                metrics[f"per_class/{shown}/{name}"] = mean(name, measured[labels[rows] == label])
+        labelled = x if (x.labels >= 0).any() else y
+        cosines = None if linear is None else linear.cosines(lambda: blocks(x, y))
+        of_rows, by_chance = over_rows((x, y), banks, labelled, drawn, k, cosines)
+        metrics, chance = metrics | of_rows, chance | by_chance
 
         of_banks = {} if banks is None else {"teacher_bank": banks[0].record(), "student_bank": banks[1].record()}
         return Result(
@@ -190,10 +158,10 @@ class Fidelity(OfStores):
                 *in_bank.remarks("joined rows", "of the banks", "they vote for themselves", self.drop_identical),
                 *collapse_remarks("teacher", x),
                 *collapse_remarks("student", y),
-                *unpaired_remarks({"teacher": all_x, "student": all_y}, len(same.rows)),
-                *differing_labels_remarks(x, y),
-                *without_vote_remarks(x, labels, banks),
-                *left_out_of_banks_remarks(self.teacher_bank, self.student_bank, banks),
+                *pairs.unpaired_remarks({"teacher": all_x, "student": all_y}, len(same.rows)),
+                *pairs.differing_labels_remarks(x, y),
+                *pairs.without_vote_remarks(x, labelled.labels, banks),
+                *pairs.left_out_of_banks_remarks(self.teacher_bank, self.student_bank, banks),
             ],
         )
 

@@ -119,76 +119,33 @@ class Ood(OfStores):
             )
 
     def run(self) -> Result:
-        import numpy as np
-
         from evalsuite import detectors as registry
+        from evalsuite import scores, sets
         from evalsuite.collapse import collapse_remarks
         from evalsuite.judged import Judged
-        from evalsuite.result import Metric, Result, content_of, versions
-        from evalsuite.scores import (
-            Plane,
-            build_all,
-            fit_all,
-            lost_alone,
-            measured,
-            one_pass,
-            ties,
-            warn_of_failed,
-            warn_of_saturated,
-        )
-        from evalsuite.sets import (
-            few_distinct_remarks,
-            named_sets,
-            overlaps,
-            remarks_on,
-            require_apart,
-            unlabelled_remarks,
-            without_identical,
-        )
+        from evalsuite.result import Result, versions
         from featcache.head import Head
         from featcache.rows import Rows, left_out_remarks
 
         id_train, id_test, groups = self._sets()
         head = None if self.head is None else Head.read(self.head)
         train = Rows.of(id_train, head)
-        rows = {"id_test": Rows.of(id_test, head)}
-        rows |= {key: Rows.of(store, head) for key, store in named_sets(**groups).items()}
-        require_apart({"id_train": train} | rows)
-        for other in rows.values():
+        whole = {"id_test": Rows.of(id_test, head)}
+        whole |= {key: Rows.of(store, head) for key, store in sets.named_sets(**groups).items()}
+        sets.require_apart({"id_train": train} | whole)
+        for other in whole.values():
             train.require_same_encoder(other, self.any_precision)
-        built = build_all(self.detectors, self.k)
-        same = overlaps(train, rows)
-        whole, rows = (
-            rows,
-            {key: without_identical(key, of, same[key], self.drop_identical) for key, of in rows.items()},
-        )
+        built = scores.build_all(self.detectors, self.k)
+        same = sets.overlaps(train, whole)
+        rows = {key: sets.without_identical(key, of, same[key], self.drop_identical) for key, of in whole.items()}
 
         failures: dict[str, Exception] = {}
-        fitted = fit_all(built, train, list(rows.values()), failures)
-        plane, judged = Plane(train), Judged.on(train, rows["id_test"])
-        metrics: dict[str, Metric] = {}
-        samples: dict[str, np.ndarray] = {}
-        scores: dict[str, dict[str, np.ndarray]] = {}
-        alike: dict[str, np.ndarray] = {}
-        for key, each in rows.items():
-            seen = judged if judged.role == key else None
-            scores[key], samples[f"map/{key}"], alike[key] = one_pass(fitted, plane, each, failures, seen)
-        tied: dict[str, dict[str, float]] = {}
-        saturated: dict[str, dict[str, float]] = {}
-        for spec in fitted:
-            with lost_alone(spec, failures):
-                of_sets = {key: found[spec] for key, found in scores.items()}
-                metrics |= {f"{spec}/{name}": found.metric() for name, found in measured(of_sets).items()}
-                tied[spec], saturated[spec] = ties(of_sets, alike)
-                samples |= {f"score/{spec}/{key}": found for key, found in of_sets.items()}
-        samples |= {f"sample_id/{key}": each.sample_ids.astype(np.str_) for key, each in rows.items()}
-        samples |= {f"content/{key}": content_of(each) for key, each in rows.items()}
-        if not metrics:
-            reasons = "; ".join(f"{spec}: {error}" for spec, error in failures.items())
-            raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
-        failed = warn_of_failed(failures)
+        fitted = scores.fit_all(built, train, list(rows.values()), failures)
+        judged = Judged.on(train, rows["id_test"])
+        metrics, samples, tied, saturated = scores.measure_sets(fitted, train, rows, judged, failures)
+        failed = scores.warn_of_failed(failures)
         for spec, shares in saturated.items():
-            warn_of_saturated(spec, shares)
+            scores.warn_of_saturated(spec, shares)
         accuracy, of_head = judged.record()
         records = {key: each.record() | {"identical": same[key].count} for key, each in rows.items()}
         return Result(
@@ -213,11 +170,11 @@ class Ood(OfStores):
             versions("faiss-cpu", "faiss-gpu", "torch"),
             samples,
             remarks=[
-                *remarks_on(same, self.drop_identical),
+                *sets.remarks_on(same, self.drop_identical),
                 *collapse_remarks("id_train", train),
                 *(line for key, each in {"id_train": train, **whole}.items() for line in left_out_remarks(key, each)),
-                *unlabelled_remarks(train, "id_train"),
-                *few_distinct_remarks(train, "id_train"),
+                *sets.unlabelled_remarks(train, "id_train"),
+                *sets.few_distinct_remarks(train, "id_train"),
                 *of_head,
             ],
         )
