@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Int
 
 from evalsuite.classes import Classes, require_common
+from evalsuite.collapse import collapse_remarks
 from evalsuite.evaluators.knn import knn
 from evalsuite.intervals import Estimate, mean_of, ranking, share
 from evalsuite.judged import Judged
 from evalsuite.overlap import Overlap
 from evalsuite.result import Metric, Result
 from evalsuite.scores import build_all, fit_all, lost_alone, score_all
-from evalsuite.sets import named_sets, overlaps, require_apart, without_identical
+from evalsuite.sets import named_sets, overlaps, remarks_on, require_apart, unlabelled_remarks, without_identical
 from featcache.head import Head
 from featcache.rows import Rows, Store, left_out_remarks
 
@@ -234,6 +235,19 @@ def samples_of(measured: Mapping[str, Measured], attacked: Mapping[str, np.ndarr
     clean = measured[CLEAN]
     of_images = {f"{where}/{of.top1}": of.correct for where, of in measured.items()}
     return {"sample_id": clean.ids, "content": clean.content, **of_images, **attacked}
+
+
+def remarks_on_images(same: Overlap, sets: ScoredSets, dropped: bool) -> list[str]:
+    """About images that are on both sides, and what is left out of the bank and the sets."""
+    bank = sets.bank
+    return [
+        *same.remarks("images", "of the bank", "they vote for themselves, corrupted or not", dropped),
+        *remarks_on(sets.same, dropped),
+        *collapse_remarks("bank", bank),
+        *left_out_remarks("bank", bank, len(bank) - len(bank.labelled())),
+        *unlabelled_remarks(bank, "bank")[: bool(sets.built)],
+        *sets.remarks(),
+    ]
 
 
 def remarks_of_votes(votes: Mapping[str, Result]) -> list[str]:

@@ -24,9 +24,11 @@ from evalsuite.evaluators import (
 )
 
 if TYPE_CHECKING:
+    from evalsuite.attacks import Attacks
+    from evalsuite.evaluators._corruptions import CorruptedStores, ScoredSets
     from featcache import Corpus, Encoder, FeatureStore
 else:  # NumPy, torch: too slow for an annotation
-    Corpus = Encoder = FeatureStore = Any
+    Attacks = CorruptedStores = Corpus = Encoder = FeatureStore = ScoredSets = Any
 
 
 def _span(text: str) -> list[int]:
@@ -164,64 +166,58 @@ class Robustness(OfStores):
             raise ValueError(f"temperature must be a positive, finite number, got {self.temperature}")
 
     def run(self) -> Result:
-        import numpy as np
-
         import featcache
-        from evalsuite import detectors as registry
         from evalsuite.attacks import Attacks
-        from evalsuite.collapse import collapse_remarks
-        from evalsuite.evaluators._corruptions import (
-            CLEAN,
-            CorruptedStores,
-            ScoredSets,
-            check_bank,
-            corruption_errors,
-            measure_all,
-            remarks_of_votes,
-            require_same_task,
-            samples_of,
-            with_means,
-        )
-        from evalsuite.intervals import share
-        from evalsuite.overlap import overlap
-        from evalsuite.result import Result, versions
-        from evalsuite.scores import warn_of_failed
-        from evalsuite.sets import remarks_on, unlabelled_remarks
+        from evalsuite.evaluators import _corruptions as under
         from featcache.corpora.corrupted import COMMON, Corrupted
-        from featcache.rows import Rows, left_out_remarks
 
         names = COMMON if self.corruptions == "all" else tuple(dict.fromkeys(self.corruptions))
-        severities = tuple(sorted(dict.fromkeys(self.severities)))
+        levels = tuple(sorted(dict.fromkeys(self.severities)))
         corpus = featcache.open_corpus(self.corpus) if isinstance(self.corpus, str) else self.corpus
-        corrupted = {
-            f"{name}/{level}": Corrupted(corpus, name, level, self.size) for name in names for level in severities
-        }
+        corrupted = {f"{name}/{level}": Corrupted(corpus, name, level, self.size) for name in names for level in levels}
         if corpus.class_names is None:
             raise ValueError(f"{corpus.spec} has no labels; give a corpus with class sub-folders or a label column")
         encoder = self.encoder
         if isinstance(encoder, str):
             encoder = featcache.load_encoder(encoder, trust_code=self.trust_code)
-        sets = ScoredSets(self.near or {}, self.far or {}, self.detectors, self.bank, self.head, self.any_precision)
-        voters = sets.bank.labelled()
-        check_bank(encoder, corpus, sets.bank, self.k)
-        precision, batch_size = self.precision, self.batch_size
-        if precision == "auto":  # the bank's, and its batches: other rows would not be comparable
-            precision = sets.bank.extraction.precision or "auto"
-            batch_size = batch_size or sets.bank.extraction.batch_size
+        sets = under.ScoredSets(
+            self.near or {}, self.far or {}, self.detectors, self.bank, self.head, self.any_precision
+        )
+        under.check_bank(encoder, corpus, sets.bank, self.k)
         pgd_steps = 20 if self.pgd_steps is None else self.pgd_steps
         attacks = Attacks(self.pgd, pgd_steps, self.autoattack, self.head, corpus)
-        top1 = f"top1@{self.k}"
-        reference = None
-        if self.reference is not None:
-            reference = self.reference if isinstance(self.reference, Result) else Result.read(self.reference)
-            task = {"size": self.size, "temperature": self.temperature, "drop_identical": self.drop_identical}
-            require_same_task(reference, top1, list(corrupted), task)
-        failed = warn_of_failed(sets.failures)
-        total = (1 + len(corrupted)) * len(corpus) + len(attacks)
+        return self._measured(
+            encoder, corpus, corrupted, names, levels, sets, attacks, self._reference(list(corrupted))
+        )
 
-        def told(done: int, what: str) -> None:
-            if self.progress:
-                self.progress(done, total, what)
+    def _reference(self, corrupted: Sequence[str]) -> Result | None:
+        from evalsuite.evaluators._corruptions import require_same_task
+        from evalsuite.result import Result
+
+        if self.reference is None:
+            return None
+        found = self.reference if isinstance(self.reference, Result) else Result.read(self.reference)
+        task = {"size": self.size, "temperature": self.temperature, "drop_identical": self.drop_identical}
+        require_same_task(found, f"top1@{self.k}", corrupted, task)
+        return found
+
+    def _stores(
+        self,
+        encoder: Encoder,
+        corpus: Corpus,
+        corrupted: Mapping[str, Corpus],
+        sets: ScoredSets,
+        told: Callable[..., None],
+    ) -> tuple[CorruptedStores, int | None]:
+        """The stores, and the batch size: the bank's, as its precision, unless others are asked for, as rows of others would
+        not be comparable."""
+        import featcache
+        from evalsuite.evaluators._corruptions import CorruptedStores
+
+        precision, batch_size = self.precision, self.batch_size
+        if precision == "auto":
+            precision = sets.bank.extraction.precision or "auto"
+            batch_size = batch_size or sets.bank.extraction.batch_size
 
         def extract(images: Corpus, path: str, precision: str, progress: Callable[[Any], None]) -> FeatureStore:
             return featcache.extract(
@@ -231,6 +227,36 @@ class Robustness(OfStores):
 
         folder = os.fspath(self.out).rstrip("/")
         stores = CorruptedStores(corpus, corrupted, folder, self.size, extract, precision, self.overwrite, told)
+        return stores, batch_size
+
+    def _measured(
+        self,
+        encoder: Encoder,
+        corpus: Corpus,
+        corrupted: Mapping[str, Corpus],
+        names: Sequence[str],
+        levels: Sequence[int],
+        sets: ScoredSets,
+        attacks: Attacks,
+        reference: Result | None,
+    ) -> Result:
+        import numpy as np
+
+        from evalsuite.evaluators import _corruptions as under
+        from evalsuite.intervals import share
+        from evalsuite.overlap import overlap
+        from evalsuite.result import Result, versions
+        from evalsuite.scores import warn_of_failed
+        from featcache.rows import Rows
+
+        failed, voters = warn_of_failed(sets.failures), sets.bank.labelled()
+        total = (1 + len(corrupted)) * len(corpus) + len(attacks)
+
+        def told(done: int, what: str) -> None:
+            if self.progress:
+                self.progress(done, total, what)
+
+        stores, batch_size = self._stores(encoder, corpus, corrupted, sets, told)
         digest = stores.clean.manifest.corpus.digest
         if reference is not None and reference.inputs["corpus"]["digest"] != digest:
             raise ValueError(
@@ -246,13 +272,12 @@ class Robustness(OfStores):
         sets.keep_apart(clean, self.drop_identical)
 
         options = {"temperature": self.temperature, "any_precision": self.any_precision, "seed": self.seed}
-        votes, measured, judged = measure_all(stores, sets, left_out, k=self.k, **options)
+        votes, measured, judged = under.measure_all(stores, sets, left_out, k=self.k, **options)
         failed |= warn_of_failed({spec: error for spec, error in sets.failures.items() if spec not in failed})
         for each in measured.values():
             each.forget(failed)
         accuracy, of_head = judged.record()
-        metrics, chance = with_means(measured, names, severities)
-
+        metrics, chance = under.with_means(measured, names, levels)
         done = len(stores) * len(corpus)
         attacked, by_chance, of_attacks = attacks.measure(
             encoder, np.setdiff1d(labelled.index, left_out), lambda at, what: told(done + at, what),
@@ -260,53 +285,43 @@ class Robustness(OfStores):
         )  # fmt: skip
         metrics |= {name: share(correct).metric() for name, correct in attacked.items()}
         if reference is not None:
-            metrics |= corruption_errors(metrics, reference.metrics, top1, names, severities)
-        samples = samples_of(measured, attacked)
+            metrics |= under.corruption_errors(metrics, reference.metrics, f"top1@{self.k}", names, levels)
         inputs = {where: of.inputs["query"] for where, of in votes.items()}
-        inputs[CLEAN] |= {"identical": same.count}
+        inputs[under.CLEAN] |= {"identical": same.count}
         return Result(
             "robustness",
             {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
             | inputs
             | {"near": sets.record("near"), "far": sets.record("far")},
-            {
-                "encoder": encoder.name,
-                "corruptions": list(names),
-                "severities": list(severities),
-                "size": self.size,
-                "k": self.k,
-                "temperature": self.temperature,
-                "detectors": {spec: registry.parameters(detector) for spec, detector in sets.built.items()},
-                "failed_detectors": failed,
-                "head": None if self.head is None else os.fspath(self.head),
-                "head_accuracy": accuracy,
-                "pgd": None,
-                "autoattack": None,
-                **attacks.records,
-                "reference": None if reference is None else reference.parameters["encoder"],
-                "drop_identical": self.drop_identical,
-                "any_precision": self.any_precision,
-                "identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()},
-                "seed": self.seed,
-                "chance": by_chance | chance,
-            },
+            {"encoder": encoder.name, "corruptions": list(names), "severities": list(levels)}
+            | self._choices(sets, failed)
+            | {"head_accuracy": accuracy, "pgd": None, "autoattack": None, **attacks.records}
+            | {"reference": None if reference is None else reference.parameters["encoder"]}
+            | {"drop_identical": self.drop_identical, "any_precision": self.any_precision}
+            | {"identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()}}
+            | {"seed": self.seed, "chance": by_chance | chance},
             metrics,
             versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),
-            samples,
+            under.samples_of(measured, attacked),
             remarks=[
-                *same.remarks(
-                    "images", "of the bank", "they vote for themselves, corrupted or not", self.drop_identical
-                ),
-                *remarks_on(sets.same, self.drop_identical),
-                *collapse_remarks("bank", sets.bank),
-                *left_out_remarks("bank", sets.bank, len(sets.bank) - len(voters)),
-                *unlabelled_remarks(sets.bank, "bank")[: bool(sets.built)],
-                *sets.remarks(),
-                *remarks_of_votes(votes),
+                *under.remarks_on_images(same, sets, self.drop_identical),
+                *under.remarks_of_votes(votes),
                 *of_head,
                 *of_attacks,
             ],
         )
+
+    def _choices(self, sets: ScoredSets, failed: Mapping[str, str]) -> dict[str, Any]:
+        from evalsuite import detectors as registry
+
+        return {
+            "size": self.size,
+            "k": self.k,
+            "temperature": self.temperature,
+            "detectors": {spec: registry.parameters(detector) for spec, detector in sets.built.items()},
+            "failed_detectors": failed,
+            "head": None if self.head is None else os.fspath(self.head),
+        }
 
     @classmethod
     def compared(cls, a: Samples, b: Samples) -> dict[str, tuple[Estimate, Estimate]]:
