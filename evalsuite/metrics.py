@@ -24,64 +24,22 @@ def auroc(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"
     return ood_metrics(id_scores, ood_scores)["auroc"]
 
 
-def aupr_in(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
-    """Area under the precision-recall curve with ID as the positive class, ranked from the lowest score up.
-
-    Trapezoid over the curve through all distinct thresholds, starting at recall 0, precision 1: OpenOOD's
-    number (scikit-learn's `auc(recall, precision)`), not average precision. In [0, 1]. Raises `ValueError`
-    for an empty array or NaN.
-    """
-    return ood_metrics(id_scores, ood_scores)["aupr_in"]
-
-
-def aupr_out(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
-    """Area under the precision-recall curve with OOD as the positive class, ranked from the highest score
-    down.
-
-    Same trapezoid as `aupr_in`. In [0, 1]. Raises `ValueError` for an empty array or NaN.
-    """
-    return ood_metrics(id_scores, ood_scores)["aupr_out"]
-
-
-def ap_in(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
-    """Average precision with ID as the positive class, ranked from the lowest score up.
-
-    The precision at each distinct threshold, weighted by the recall gained there (scikit-learn's
-    `average_precision_score`): no line is drawn between thresholds, so ties cannot raise it as they raise
-    `aupr_in`. In (0, 1]; chance is the share of ID. Raises `ValueError` for an empty array or NaN.
-    """
-    return ood_metrics(id_scores, ood_scores)["ap_in"]
-
-
-def ap_out(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
-    """Average precision with OOD as the positive class, ranked from the highest score down.
-
-    As `ap_in`. In (0, 1]; chance is the share of OOD. Raises `ValueError` for an empty array or NaN.
-    """
-    return ood_metrics(id_scores, ood_scores)["ap_out"]
-
-
-def fpr95_id(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
-    """Share of OOD accepted by the strictest threshold that accepts at least 95 % of ID.
-
-    In [0, 1]; lower is better. The convention of KNN-OOD, ViM and CosPress; no interpolation between scores,
-    and rows tied with the threshold are accepted. Raises `ValueError` for an empty array or NaN.
-    """
-    return ood_metrics(id_scores, ood_scores)["fpr95_id"]
-
-
-def fpr95_ood(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> float:
-    """Share of ID rejected by the strictest threshold that rejects at least 95 % of OOD.
-
-    In [0, 1]; lower is better. OpenOOD's convention, evaluated on the full ROC curve (OpenOOD lets
-    scikit-learn drop collinear points, which changes the number only when ID and OOD scores are tied). Raises
-    `ValueError` for an empty array or NaN.
-    """
-    return ood_metrics(id_scores, ood_scores)["fpr95_ood"]
-
-
 def ood_metrics(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray, " m"]) -> dict[str, float]:
-    """All seven OOD metrics by name: `auroc`, `aupr_in`, `aupr_out`, `ap_in`, `ap_out`, `fpr95_id`, `fpr95_ood`.
+    """All seven OOD metrics by name, each in [0, 1].
+
+    - `auroc`: see there.
+    - `aupr_out`, `aupr_in`: area under the precision-recall curve with OOD as the positive class, ranked from the highest
+      score down, or with ID, from the lowest up. Trapezoid over the curve through all distinct thresholds, starting at
+      recall 0, precision 1: OpenOOD's number (scikit-learn's `auc(recall, precision)`), not average precision.
+    - `ap_out`, `ap_in`: average precision of the same. The precision at each distinct threshold, weighted by the recall
+      gained there (scikit-learn's `average_precision_score`): no line is drawn between thresholds, so ties cannot raise it
+      as they raise `aupr_in`. Above 0; chance is the share of the positive class.
+    - `fpr95_id`: share of OOD accepted by the strictest threshold that accepts at least 95 % of ID; **lower is better.** The
+      convention of KNN-OOD, ViM and CosPress; no interpolation between scores, and rows tied with the threshold are
+      accepted.
+    - `fpr95_ood`: share of ID rejected by the strictest threshold that rejects at least 95 % of OOD; **lower is better.**
+      OpenOOD's convention, evaluated on the full ROC curve (OpenOOD lets scikit-learn drop collinear points, which changes
+      the number only when ID and OOD scores are tied).
 
     Raises `ValueError` for an empty array or NaN.
     """
