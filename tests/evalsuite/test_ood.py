@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 import featcache.rows
 import featcache_cli.screen
 from evalsuite import Result, ood
-from evalsuite.detectors import load
+from evalsuite.detectors import Detector, load
 from evalsuite.intervals import mean_of, ranking
 from evalsuite.metrics import ood_metrics
 from featcache.head import Head
@@ -97,11 +97,8 @@ def test_an_ignored_k_warns(stores, monkeypatch):
         run(stores, detectors=["norm"], k=7, resamples=5)
 
 
-class _Norm:
+class _Norm(Detector):
     """A detector without arguments."""
-
-    def fit(self, bank):
-        return self
 
     def score(self, features):
         return np.linalg.norm(features, axis=1)
