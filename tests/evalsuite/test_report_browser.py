@@ -192,18 +192,20 @@ def test_a_spreadsheet_runs_no_name(chromium, tmp_path: Path) -> None:
 
 
 def test_controls_change_what_is_drawn(wide: Opened) -> None:
+    from playwright.sync_api import expect  # which waits for what is drawn
+
     wide.page.locator("#ood select").nth(1).select_option(label="near-OOD, full spectrum, mean of sets")
-    assert wide.page.locator("#ood .plot path").count() == 3
-    assert wide.page.locator("#ood h3 small").inner_text() == "AUROC · near-OOD, full spectrum, mean of sets"
+    expect(wide.page.locator("#ood .plot path")).to_have_count(3)
+    expect(wide.page.locator("#ood h3 small")).to_have_text("AUROC · near-OOD, full spectrum, mean of sets")
     wide.page.locator("#ood select").first.select_option(label="FPR95_id")
-    assert wide.page.locator("#ood .figures").inner_text() == "No result has this."
+    expect(wide.page.locator("#ood .figures")).to_have_text("No result has this.")
     figure = wide.page.locator("#roc .plot path").first
     before = figure.get_attribute("d")
     wide.page.locator("#roc select").first.select_option(HOSTILE)
-    assert figure.get_attribute("d") != before
-    assert wide.page.locator("#roc .plot path").count() == 3
+    expect(figure).not_to_have_attribute("d", before)
+    expect(wide.page.locator("#roc .plot path")).to_have_count(3)
     wide.page.locator("#roc .legend button").first.click()
-    assert wide.page.locator("#roc .plot path").count() == 2
+    expect(wide.page.locator("#roc .plot path")).to_have_count(2)
     assert wide.page.locator("#metrics-table th", has_text="per_class").is_hidden()
     mean = wide.page.locator("#metrics-table th", has_text="knn/far/mean/auroc")
     assert mean.is_hidden(), "it repeats the only set"
