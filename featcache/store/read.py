@@ -318,7 +318,7 @@ class FeatureStore:
         """
         return [what for _, what in find_damage(self.files, self.manifest)]
 
-    def array(self, name: str) -> zarr.Array[Any]:
+    def array(self, name: str) -> zarr.Array:  # type: ignore[type-arg]  # in zarr 3.1.3 it takes none
         """An array as zarr has it.
 
         Raises:
