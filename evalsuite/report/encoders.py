@@ -15,7 +15,7 @@ _EVALUATED = ("student", "encoder", "query", "test", "id_test", "id_train", "tra
 
 
 @dataclass
-class Source:
+class ResultFile:
     """One result and where it came from; `row` is the number of its encoder's row, -1 where it is about several."""
 
     result: Result
@@ -23,7 +23,7 @@ class Source:
     row: int = -1
 
     @classmethod
-    def of(cls, given: Result | str | os.PathLike[str], number: int) -> Source:
+    def of(cls, given: Result | str | os.PathLike[str], number: int) -> ResultFile:
         if isinstance(given, Result):
             return cls(given, f"result {number}")
         return cls(Result.read(given), os.fspath(given))
@@ -83,7 +83,7 @@ def _encoder(inputs: Mapping[str, Any], key: str) -> tuple[str, str] | None:
     return (str(record.get("fingerprint") or f"of {name}"), str(name)) if name else None
 
 
-def group(sources: Sequence[Source], names: Mapping[str, str]) -> list[Row]:
+def group(sources: Sequence[ResultFile], names: Mapping[str, str]) -> list[Row]:
     """The rows, teachers first; sets each source's `row`. Raises `ValueError` where one name is given to two encoders."""
     by_file = {os.fspath(key): name for key, name in names.items()}
     of_encoder: dict[str, list[str]] = {}  # fingerprint → the names given to its results
@@ -146,7 +146,7 @@ def short(encoder: str) -> str:
     return encoder.rstrip("/").rpartition("/")[2] if encoder.startswith("run:") else encoder
 
 
-def held(sources: Sequence[Source], rows: int) -> list[dict[str, Metric]]:
+def held(sources: Sequence[ResultFile], rows: int) -> list[dict[str, Metric]]:
     """Each row's metrics by name; of several results the last counts."""
     found: list[dict[str, Metric]] = [{} for _ in range(rows)]
     for source in sources:
@@ -155,7 +155,7 @@ def held(sources: Sequence[Source], rows: int) -> list[dict[str, Metric]]:
     return found
 
 
-def conflicts(rows: Sequence[Row], sources: Sequence[Source]) -> Iterator[str]:
+def conflicts(rows: Sequence[Row], sources: Sequence[ResultFile]) -> Iterator[str]:
     """One line for each metric that a row's results disagree on."""
     before: dict[tuple[int, str], tuple[float, str]] = {}
     for source in sources:

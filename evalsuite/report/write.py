@@ -12,7 +12,7 @@ from pathlib import Path
 from evalsuite import evaluators
 from evalsuite.charts import Axis, Chart, Headline, Named, Scatter, Section, repeated_means
 from evalsuite.report import comparisons
-from evalsuite.report.encoders import Row, Source, conflicts, group, held
+from evalsuite.report.encoders import ResultFile, Row, conflicts, group, held
 from evalsuite.report.render import render
 from evalsuite.result import Metric, Result, refuse_inputs, whole_file
 from featcache.disk.refusals import require_writable
@@ -32,7 +32,7 @@ def write(
         raise ValueError("no result was given; write one with `evalsuite COMMAND … --json RESULT.json`")
     refuse_inputs(out, [each for each in results if not isinstance(each, Result)])
     require_writable(out, "path for the page")
-    sources = [Source.of(each, number) for number, each in enumerate(results, 1)]
+    sources = [ResultFile.of(each, number) for number, each in enumerate(results, 1)]
     rows = group(sources, names)
     of_rows = held(sources, len(rows))
     headlines, sections = _shown(rows, sources)
@@ -60,7 +60,7 @@ def write(
     return target
 
 
-def _notices(rows: Sequence[Row], sources: Sequence[Source]) -> list[str]:
+def _notices(rows: Sequence[Row], sources: Sequence[ResultFile]) -> list[str]:
     """What to know before believing the page, a line each; warns of what the results' commands did not print."""
     notices = [f"{source.file} has no metrics" for source in sources if not source.result.metrics]
     notices += conflicts(rows, sources)
@@ -80,7 +80,7 @@ def _notices(rows: Sequence[Row], sources: Sequence[Source]) -> list[str]:
     return notices
 
 
-def _shown(rows: Sequence[Row], sources: Sequence[Source]) -> tuple[list[Headline], list[Section]]:
+def _shown(rows: Sequence[Row], sources: Sequence[ResultFile]) -> tuple[list[Headline], list[Section]]:
     """The summary's columns that any encoder has, and the sections that have anything to draw."""
     headlines: list[Headline] = []
     sections: list[Section] = []

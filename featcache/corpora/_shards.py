@@ -59,7 +59,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Index:
+class ShardIndex:
     """Where the images of one shard lie: in `tar`, an unpacked local copy, or, if that is empty, in the shard itself."""
 
     tar: str
@@ -146,7 +146,7 @@ class Shard:
         return data[HEADER:]
 
 
-def _open(source: Place, state: list[int | str | None], wanted: Wanted) -> Index:
+def _open(source: Place, state: list[int | str | None], wanted: Wanted) -> ShardIndex:
     """The index of one shard: the kept one if it is of this very file, else made and kept."""
     try:
         return _open_under(writable_home("shards"), source, state, wanted)
@@ -154,7 +154,7 @@ def _open(source: Place, state: list[int | str | None], wanted: Wanted) -> Index
         return _open_under(temporary_home() / "shards", source, state, wanted)
 
 
-def _open_under(folder: Path, source: Place, state: list[int | str | None], wanted: Wanted) -> Index:
+def _open_under(folder: Path, source: Place, state: list[int | str | None], wanted: Wanted) -> ShardIndex:
     named = source.name if source.filesystem else source.path
     key = _short(named if wanted == Wanted() else json.dumps([named, *wanted]))
     stem = f"{posixpath.basename(source.path)[:80]}-{key}"
@@ -177,7 +177,7 @@ def _open_under(folder: Path, source: Place, state: list[int | str | None], want
             raise
         if source.state() != state:
             raise ValueError(f"{source.name}: changed while it was read; wait until it is complete")
-        index = Index(str(copy or ""), _state(copy.stat()) if copy else state, *members)
+        index = ShardIndex(str(copy or ""), _state(copy.stat()) if copy else state, *members)
         try:
             with whole_file(kept) as file:
                 file.write(json.dumps(asdict(index)).encode())
@@ -186,10 +186,10 @@ def _open_under(folder: Path, source: Place, state: list[int | str | None], want
     return index
 
 
-def _kept_index(kept: Path) -> Index | None:
+def _kept_index(kept: Path) -> ShardIndex | None:
     """The index in the file `kept`; None when there is none, or it is damaged, or its copy of the shard is."""
     try:
-        index = Index(**json.loads(kept.read_text(encoding="utf-8")))
+        index = ShardIndex(**json.loads(kept.read_text(encoding="utf-8")))
         return index if not index.tar or _state(os.stat(index.tar)) == index.tar_state else None
     except (OSError, ValueError, TypeError):
         return None
@@ -244,7 +244,7 @@ class _Contents:
 
 
 def _members(file: Any, name: str, wanted: Wanted) -> tuple[Any, ...]:
-    """What `Index` holds from `keys` on, of the tar `file`, which errors call `name`."""
+    """What `ShardIndex` holds from `keys` on, of the tar `file`, which errors call `name`."""
     contents = _contents(file, name, wanted)
     images: dict[str, list[_Member]] = {}
     labels: dict[str, str] = {}

@@ -40,7 +40,7 @@ from featcache.store.layout import DTYPES
 __all__ = [
     "Arrays",
     "Checksums",
-    "Exported",
+    "ExportedStore",
     "Format",
     "Source",
     "export_store",
@@ -106,7 +106,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedStore:
     """What an export wrote.
 
     Attributes:
@@ -137,7 +137,7 @@ def export_store(
     *,
     as_is: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Exported:
+) -> ExportedStore:
     """Write a sealed store as `format`; it appears at `out` whole, or not at all.
 
     Args:
@@ -159,7 +159,7 @@ def export_store(
     of.require(Path(out))
     with writing(out, AGAIN, "OUT"), appearing(_local(out), folder=of.folder) as building:
         of.write(store, _units(store, progress), building, as_is=as_is)
-    return Exported(Path(out), of.rows(store), of.left_out(store, as_is=as_is))
+    return ExportedStore(Path(out), of.rows(store), of.left_out(store, as_is=as_is))
 
 
 def import_store(
