@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stopped import Stop, files, stop_after
 
 import featcache.extraction.job
 import featcache.store.layout
@@ -59,25 +60,6 @@ class Shuffled(Engine):
         self.spans = random.Random(1).sample(spans, len(spans))
         for i, span in enumerate(self.spans):
             yield from workers[i % 2]([span])
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(batches):
-    left = [batches]
-
-    def progress(at):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Stop
-
-    return progress
-
-
-def files(path):
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 from PIL import Image
+from stopped import Stop, files, stop_after
 from tiny import hash_of, tiny_encoder
 from torchvision import transforms
 
@@ -31,10 +32,6 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(featcache.store.layout, "CHUNK_BYTES", 8 * 6 * 2)
 
 
-def files(path):
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
-
-
 def by_hand(encoder, encoded):
     """One image through torchvision's transforms and the module alone."""
     p = encoder.preprocess
@@ -49,22 +46,6 @@ def by_hand(encoder, encoded):
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     with torch.inference_mode():
         return {name: value[0].numpy() for name, value in encoder.module(transform(image)[None]).items()}
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(batches):
-    """A progress callback that kills the run after so many batches."""
-    left = [batches]
-
-    def progress(at):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Stop
-
-    return progress
 
 
 # -- what a store holds ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stopped import Stop, files, stop_after
 from tiny import patch_encoder
 
 import featcache.store.layout
@@ -25,26 +26,6 @@ EXACT = {"device": "cpu", "precision": "fp32+channels_last", "workers": 3, "batc
 ROWS = 22
 TEACHERS = {"a": (6, 16), "b": (10, 24), "c": (3, 16)}
 """Width and side in px: a and c share a preprocessing; units are of 8, 4 and 16 rows."""
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(batches):
-    """A progress callback that stops the run after so many batches."""
-    left = [batches]
-
-    def progress(at):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Stop
-
-    return progress
-
-
-def files(path):
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
 
 
 def encoders(names):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stopped import Stop, files, stop_after
 from tiny import patch_encoder
 
 import featcache.extraction.job
@@ -27,26 +28,6 @@ WHAT = {
         "augment": "rrc",
     },
 }
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(batches):
-    """A progress callback that stops the run after so many batches."""
-    left = [batches]
-
-    def progress(at):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Stop
-
-    return progress
-
-
-def files(path):
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
 
 
 @pytest.fixture(params=WHAT)
