@@ -1,6 +1,7 @@
 """What is written appears whole: under its name is either all of it, on the disk for good, or what was there before."""
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
@@ -9,7 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+import filelock
+
 from featcache.disk.refusals import destination, refuse_inside_store, refuse_mount_point
+
+_PARTIAL, _LOCK = ".partial", ".lock"
 
 
 @contextlib.contextmanager
@@ -59,8 +64,12 @@ def appearing(path: Path, *, folder: bool, making_room: Callable[[], None] | Non
     refuse_mount_point(out)
     refuse_inside_store(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    around = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}.", suffix=".partial", dir=out.parent))
+    begin = f".{out.name[:80]}."
+    _clear_killed(out.parent, begin)
+    around = Path(tempfile.mkdtemp(prefix=begin, suffix=_PARTIAL, dir=out.parent))
+    held = filelock.FileLock(around / _LOCK)
     try:
+        held.acquire()
         yield around / out.name
         sync_tree(around)
         if making_room:
@@ -68,7 +77,16 @@ def appearing(path: Path, *, folder: bool, making_room: Callable[[], None] | Non
         os.replace(around / out.name, out)
         sync_directory(out.parent)
     finally:
+        held.release()
         shutil.rmtree(around, ignore_errors=True)
+
+
+def _clear_killed(folder: Path, begin: str) -> None:
+    """Take away what killed processes left of `appearing`: the folders whose lock nobody holds."""
+    for left in folder.glob(f"{glob.escape(begin)}*{_PARTIAL}"):
+        if (left / _LOCK).exists():  # else somebody is about to take it
+            with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(left / _LOCK, timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:
