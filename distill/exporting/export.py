@@ -76,7 +76,8 @@ def export(
         results: result files of evalsuite, for the model card.
 
     Raises:
-        ValueError: the run is not finished and `unfinished` not set, or there is no checkpoint; `out` exists, or a result file is none; nothing has been written.
+        ValueError: the run is not finished and `unfinished` not set, or there is no checkpoint; `out` exists, or a
+        result file is none; nothing has been written.
         RuntimeError: what was written does not give what the student gives; it has been removed.
     """
     for name, given, known in (("format", format, FORMATS), ("precision", precision, PRECISIONS)):

@@ -47,7 +47,8 @@ Given = ParamSpec("Given")
 class Evaluator:
     """What every evaluator is: a frozen dataclass of stores and options, checked when it is made, and `run`.
 
-    Fields made by `store` and `named_stores` are its inputs; every other field is an option. Each is a flag of the command, a plain
+    Fields made by `store` and `named_stores` are its inputs; every other field is an option. Each is a flag of the
+    command, a plain
     field (`k: int = 10`) too; `option` gives it a help text and more, `python_only` none. A field `progress`, a function
     of (done, of how many[, of what]), is the command's bar. `__post_init__` refuses with a `ValueError`, whose words are
     those of the command line, what no stores could suit.

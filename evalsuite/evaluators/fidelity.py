@@ -12,7 +12,8 @@ from evalsuite.evaluators import OfStores, Result, Store, function, option, pyth
 class Fidelity(OfStores):
     """Agreement between two stores' embeddings of the same samples; dimensions and encoders may differ.
 
-    Rows are joined by sample id where both are ok (the count is `inputs["joined"]`; `remarks` say what is left out). Over all pairs of rows,
+    Rows are joined by sample id where both are ok (the count is `inputs["joined"]`; `remarks` say what is left out).
+    Over all pairs of rows,
     exact in float64 in two passes over the stores, without intervals (pairs of rows are not independent):
 
     - `gram_pearson`: Pearson correlation of the off-diagonal entries of the two cosine-similarity matrices,

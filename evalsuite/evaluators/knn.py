@@ -52,7 +52,8 @@ class Knn(OfStores):
 
     `resamples` has no effect: intervals are no longer drawn at random.
 
-    Raises `ValueError` when the stores come from different encoders or, without `any_precision`, were made in different precisions, one has no labels or a value that is not finite,
+    Raises `ValueError` when the stores come from different encoders or, without `any_precision`, were made in
+    different precisions, one has no labels or a value that is not finite,
     one has class names and the other only numbers, the query has a class the bank does not know or none that it has, a
     class has fewer bank rows than `shots`, k is no whole number or exceeds the bank, FAISS cannot make the index of this
     bank, or the index finds fewer than k neighbours.

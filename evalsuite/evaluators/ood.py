@@ -26,12 +26,15 @@ class Ood(OfStores):
 
     Metrics are `DETECTOR/near|far/NAME/METRIC` and `DETECTOR/near|far/mean/METRIC` (unweighted mean over the
     group's sets), METRIC as in `evalsuite.metrics`, with 95 % intervals (`evalsuite.intervals`) over the rows of
-    `id_test` and of the OOD sets, detectors and sets taken as they are. DETECTOR is the spec as given, without spaces: `knn`, or `knn:k=1`
+    `id_test` and of the OOD sets, detectors and sets taken as they are. DETECTOR is the spec as given, without spaces:
+    `knn`, or `knn:k=1`
     to set an argument; of an argument with a slash, a path, the file's name. `k` is the k of every detector that
     has one and whose spec does not set it; None leaves each its own default. `head` is a classifier saved by
     `evalsuite.probe`, for the detectors that need one; with it, logits are the classifier's even where stores have
-    some. How often it is right on `id_test`'s labelled rows (where there are none, on some of `id_train`'s; without a head, of
-    stored logits of as many classes as the labels) is `parameters["head_accuracy"]` and a remark; next to chance, or with classes exchanged, warns. Failed rows are left out,
+    some. How often it is right on `id_test`'s labelled rows (where there are none, on some of `id_train`'s; without a
+    head, of
+    stored logits of as many classes as the labels) is `parameters["head_accuracy"]` and a remark; next to chance, or
+    with classes exchanged, warns. Failed rows are left out,
     counted and remarked on.
 
     `csid` names sets of ID classes under covariate shift. With it everything is measured a second time, full
@@ -46,14 +49,16 @@ class Ood(OfStores):
     row of `id_test` or this set. A detector warns that its scores saturate when, in one of the sets, more than a
     tenth of the rows share their score with a row of *other* embedding: duplicated images never count.
 
-    Every OOD store and `id_test` are read once, whatever the number of detectors (once more where one keeps no hashes). A detector that fails warns, is
+    Every OOD store and `id_test` are read once, whatever the number of detectors (once more where one keeps no
+    hashes). A detector that fails warns, is
     recorded under `parameters["failed_detectors"]`, and the others' results stand.
 
     Rows of `id_test` whose image `id_train` has too, and rows of a near, far or csid set whose image an ID store has, are
     counted, as `identical` in the set's record of `inputs`, and remarked on; `drop_identical` leaves them out. Images
     are known as in `evalsuite.knn`.
 
-    Raises `ValueError` when stores come from different encoders or, without `any_precision`, were made in different precisions, one is both ID and OOD, nine tenths of an OOD set's
+    Raises `ValueError` when stores come from different encoders or, without `any_precision`, were made in different
+    precisions, one is both ID and OOD, nine tenths of an OOD set's
     images are ID ones, by their hashes, and not left out, a set is empty or misnamed or
     has a row that is not finite, a spec cannot be read, a preset lacks a store, or every detector failed. A store that
     is two OOD sets warns.

@@ -26,7 +26,8 @@ class Probe(OfStores):
 
     Reports `probe/top1`, `probe/top5` and `probe/macro_top1` (mean over classes of the accuracy within each), in
     [0, 1] with 95 % intervals (`evalsuite.intervals`) over the test rows, the classifier taken as it is; `parameters`
-    says the chosen C and how each did on the held-out rows. Labels are matched, rows left out remarked on and chance levels taken as in `evalsuite.knn`; test
+    says the chosen C and how each did on the held-out rows. Labels are matched, rows left out remarked on and chance
+    levels taken as in `evalsuite.knn`; test
     rows of a class without training rows are wrong, and counted as `unreachable`. The training rows are held in memory,
     many of them as float32.
 

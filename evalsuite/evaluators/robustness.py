@@ -81,7 +81,8 @@ class Robustness(OfStores):
     `resamples` has no effect: intervals are no longer drawn at random.
 
     Raises `ValueError` when a corruption is unknown, a severity out of 1…5, the corpus unlabelled or of
-    other classes than `bank`, `bank` or an OOD store another encoder's, k larger than the bank, an OOD set misnamed or the bank itself, a detector's spec cannot be
+    other classes than `bank`, `bank` or an OOD store another encoder's, k larger than the bank, an OOD set misnamed or
+    the bank itself, a detector's spec cannot be
     read, the reference of something else, or an attack given without a head that knows the corpus's classes.
 
     Hendrycks & Dietterich 2019, arXiv 1903.12261; Madry et al. 2018, arXiv 1706.06083.

@@ -20,7 +20,8 @@ def share(values: Float[np.ndarray, " n"] | Bool[np.ndarray, " n"], source: str 
     """The mean of values in [0, 1], one a row: an accuracy (right or wrong) or a mean of shares.
 
     Of right and wrong answers this is the score interval: its coverage is at least 92.8 % for every n and p, and 93 to
-    97 % where ten rows or more are to be expected right and wrong. Of other shares there is none for fewer than `LEAST_ROWS`. Raises `ValueError` for no rows.
+    97 % where ten rows or more are to be expected right and wrong. Of other shares there is none for fewer than
+    `LEAST_ROWS`. Raises `ValueError` for no rows.
     """
     if values.size == 0:
         raise ValueError("there are no rows: a mean needs at least one")

@@ -19,7 +19,8 @@ IMBALANCED = 10
 _SHOWN = 3
 TOLD_APART = 0.2
 """An encoder tells images apart where the 90 % quantile of the distances to the nearest is at least so much of the median over
-pairs: 0.67 for EfficientNet-Lite0; 0.09 for a student of three short epochs, to which seven images of ten are near-identical to another.
+pairs: 0.67 for EfficientNet-Lite0; 0.09 for a student of three short epochs, to which seven images of ten are
+near-identical to another.
 """
 
 
@@ -28,7 +29,8 @@ class Checked:
     """What was found of one store. None: not known, or not defined of so few rows.
 
     Attributes:
-        precision, cosine: how the encoder computed, and its worst cosine to fp32; `extraction`: all that the manifest says of it.
+        precision, cosine: how the encoder computed, and its worst cosine to fp32; `extraction`: all that the manifest
+        says of it.
         failures: reason → how many rows failed for it, the most frequent first.
         dtypes: field → what it is kept in.
         pending: rows that extraction has not come to.
