@@ -125,7 +125,7 @@ def cosines(pairs: dict[str, Pairs], teacher: Encoder, count: int) -> dict[str, 
         chosen = np.linspace(0, len(way) - 1, count).astype(int)
         pixels = torch.from_numpy(np.stack([way.render(i, 0) for i in chosen.tolist()]))
         ours = teacher.encode(pixels)["embedding"].float()
-        cached = torch.from_numpy(way.source.gather(chosen)).to(ours)
+        cached = torch.from_numpy(way.rows.gather(chosen)).to(ours)
         found[name] = torch.cosine_similarity(ours, cached).cpu().numpy()
     return found
 

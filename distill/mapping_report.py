@@ -18,7 +18,7 @@ _BLOCK = 2048
 
 def report(
     mapping: FeatureMapping,
-    source: Rows | FeatureStore,
+    rows: Rows | FeatureStore,
     *,
     id_test: Rows | FeatureStore | None = None,
     ood: Rows | FeatureStore | None = None,
@@ -28,9 +28,9 @@ def report(
     """How much of the teacher's geometry a fitted mapping keeps; all from view 0, cosines throughout.
 
     Args:
-        source: the rows that the mapping was fitted to; the bank of neighbours.
+        rows: what the mapping was fitted to; the bank of neighbours.
         id_test: held-out rows of the same distribution; without them the first three groups below are measured on
-            `source`, and the others are left out.
+            `rows`, and the others are left out.
         ood: rows of another distribution.
         sample: rows of each that are looked at, at most; drawn from `seed`.
 
@@ -39,35 +39,35 @@ def report(
         - sne: the paper's loss at its ten temperatures, of at most 512 rows.
         - gram_pearson: correlation of the off-diagonal cosines before and after. mutual_knn@10: share of a row's
           ten nearest other rows that stay so.
-        - top1@20: accuracy of a vote of the 20 nearest rows of `source`, each weighing exp(cosine / 0.07); where
+        - top1@20: accuracy of a vote of the 20 nearest rows of the bank, each weighing exp(cosine / 0.07); where
           both have labels. teacher/top1@20: before the mapping.
-        - auroc@1, auroc@50: how well 1 − cosine to the k-th nearest row of `source` tells `ood` from `id_test`.
+        - auroc@1, auroc@50: how well 1 − cosine to the k-th nearest row of the bank tells `ood` from `id_test`.
           teacher/auroc@1, teacher/auroc@50: before the mapping.
 
-    Memory O(sample² + sample · block), whatever the rows of `source`.
+    Memory O(sample² + sample · block), however many rows.
 
     Raises:
         ValueError: there are fewer than 12 rows to compare or 50 in the bank, `ood` comes without `id_test`, or
             classes are not named alike.
     """
-    bank = Rows.of(source)
+    bank = Rows.of(rows)
     held = bank if id_test is None else Rows.of(id_test)
     if ood is not None and id_test is None:
         raise ValueError("the OOD numbers compare `ood` with held-out rows; give `id_test` as well")
     if len(held) < _MUTUAL + 2:
         raise ValueError(f"{held.name}: {len(held)} rows with features; a report needs {_MUTUAL + 2} or more")
     rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(held))[:sample]
-    teacher = held.take(rows)
+    drawn = rng.permutation(len(held))[:sample]
+    teacher = held.take(drawn)
     kept = _kept(teacher, mapping.transform(teacher))
     found = {**orthogonality(mapping.weight_), **kept}
     if id_test is None:
         return found
 
-    labelled = (bank.labels >= 0).any() and (held.labels[rows] >= 0).any()
+    labelled = (bank.labels >= 0).any() and (held.labels[drawn] >= 0).any()
     if labelled and bank.class_names != held.class_names:
         raise ValueError(f"{held.name} and {bank.name} do not name their classes alike; leave out one's labels")
-    if labelled and not np.intersect1d(bank.labels[bank.labels >= 0], held.labels[rows]).size:
+    if labelled and not np.intersect1d(bank.labels[bank.labels >= 0], held.labels[drawn]).size:
         raise ValueError(f"{held.name} and {bank.name} have no class in common; leave out one's labels")
     if len(bank) < max(_DISTANT):
         raise ValueError(f"{bank.name}: {len(bank)} rows with features; its neighbours need {max(_DISTANT)} or more")
@@ -79,12 +79,12 @@ def report(
     for prefix, (cosine, neighbour) in zip(("teacher/", ""), nearest, strict=True):
         if labelled:
             found[f"{prefix}top1@{_VOTERS}"] = _accuracy(
-                cosine[: len(rows), :_VOTERS], bank.labels[neighbour[: len(rows), :_VOTERS]], held.labels[rows]
+                cosine[: len(drawn), :_VOTERS], bank.labels[neighbour[: len(drawn), :_VOTERS]], held.labels[drawn]
             )
         if ood is not None:
             for k in _DISTANT:
                 score = 1 - cosine[:, k - 1]
-                found[f"{prefix}auroc@{k}"] = _auroc(score[: len(rows)], score[len(rows) :])
+                found[f"{prefix}auroc@{k}"] = _auroc(score[: len(drawn)], score[len(drawn) :])
     return found
 
 

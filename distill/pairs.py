@@ -32,7 +32,7 @@ class Drawn:
     Attributes:
         pixels: that the student sees.
         features: of the teacher by field (b, …), as stored.
-        row, view: which sample of the source, and which of its views the teacher's features are of.
+        row, view: which of the rows, and which of its views the teacher's features are of.
         label: −1 where there is none.
     """
 
@@ -50,7 +50,7 @@ class Pairs:
     saw, at the student's own resolution. Failed rows are left out.
 
     Args:
-        source: the rows, of one or several stores with their preprocessing recorded.
+        rows: of one or several stores, with their preprocessing recorded.
         corpus: the one that the store was made from, or the images that a store keeps of it; one for each store.
         preprocess: the student's.
         workers: threads that read and render; by default one a core.
@@ -64,7 +64,7 @@ class Pairs:
 
     def __init__(
         self,
-        source: Rows | FeatureStore,
+        rows: Rows | FeatureStore,
         corpus: Corpus | Sequence[Corpus],
         preprocess: Preprocess,
         workers: int | None = None,
@@ -73,26 +73,26 @@ class Pairs:
         student_augment: str = "photometric",
         processes: int = 1,
     ):
-        self.source, self.preprocess = Rows.of(source), preprocess
+        self.rows, self.preprocess = Rows.of(rows), preprocess
         self.corpora: list[Corpus] = list(corpus) if isinstance(corpus, list | tuple) else [corpus]  # type: ignore[list-item]
-        assert len(self.corpora) == len(self.source.stores)
-        self._recipes = [_Recipe(store) for store in self.source.stores]
+        assert len(self.corpora) == len(self.rows.stores)
+        self._recipes = [_Recipe(store) for store in self.rows.stores]
         self._sample = [
-            _join(store, corpus, [self.source.locate(index)[1] for index in self.source.of_store(number).tolist()])
-            for number, (store, corpus) in enumerate(zip(self.source.stores, self.corpora, strict=True))
+            _join(store, corpus, [self.rows.locate(index)[1] for index in self.rows.of_store(number).tolist()])
+            for number, (store, corpus) in enumerate(zip(self.rows.stores, self.corpora, strict=True))
         ]
         self._views, self._augment = views, student_augment if views == "student" else None
-        self.view_counts = self.source.view_counts if views == "all" else np.ones(len(self.source), np.int64)
+        self.view_counts = self.rows.view_counts if views == "all" else np.ones(len(self.rows), np.int64)
         self._workers = workers or cores()
         self._memory = None
-        shape = (len(self.source), int(self.view_counts.max(initial=1)), preprocess.size, preprocess.size, 3)
+        shape = (len(self.rows), int(self.view_counts.max(initial=1)), preprocess.size, preprocess.size, 3)
         if self._augment != "crops" and np.prod(shape) < MEMORY_SHARE * free_bytes() / processes:
             self._memory = np.empty(shape, np.uint8)
         self._held = np.zeros(shape[:2], bool)
 
     def __len__(self) -> int:
         """Samples with features; each is seen once an epoch, in one view."""
-        return len(self.source)
+        return len(self.rows)
 
     @property
     def description(self) -> str:
@@ -110,7 +110,7 @@ class Pairs:
             ValueError: an image is no longer the one that the teacher saw.
         """
         for number in range(len(self.corpora)):
-            mine = self.source.of_store(number)
+            mine = self.rows.of_store(number)
             for index in mine[:: max(1, len(mine) // CHECKED)].tolist():
                 self._read(index)
 
@@ -169,8 +169,8 @@ class Pairs:
     def _drawn(
         self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], fields: Sequence[str], pixels: np.ndarray
     ) -> Drawn:
-        features = {field: self.source.gather(rows, field, view) for field in fields}
-        return Drawn(pixels, features, rows, view, self.source.labels[rows])
+        features = {field: self.rows.gather(rows, field, view) for field in fields}
+        return Drawn(pixels, features, rows, view, self.rows.labels[rows])
 
     def _refuse_pairing(self, pairing: Pairing) -> None:
         if pairing == "one":
@@ -240,7 +240,7 @@ class Pairs:
         Raises:
             ValueError: the image is no longer the one that the teacher saw.
         """
-        recipe = self._recipes[self.source.locate(index)[0]]
+        recipe = self._recipes[self.rows.locate(index)[0]]
         return self._seen(index, recipe.views, view)
 
     def _cropped(self, index: int, seed: int, epoch: int) -> np.ndarray:
@@ -251,18 +251,18 @@ class Pairs:
         encoded, size = self._read(index)
         image = self.preprocess.decode(encoded, seen=True)
         size = size or image.size
-        teacher = self._recipes[self.source.locate(index)[0]].preprocess
+        teacher = self._recipes[self.rows.locate(index)[0]].preprocess
         drawn = teacher.draw(size, recipe, self._id(index), view)
         return self.preprocess.render(image, drawn, size)
 
     def _id(self, index: int) -> str:
-        number, row = self.source.locate(index)
-        return str(self.source.stores[number].sample_ids[row])
+        number, row = self.rows.locate(index)
+        return str(self.rows.stores[number].sample_ids[row])
 
     def _read(self, index: int) -> tuple[bytes, tuple[int, int] | None]:
         """The encoded image, and the size in px of the one that the teacher saw where this is a smaller copy."""
-        number, row = self.source.locate(index)
-        store, corpus, sample = self.source.stores[number], self.corpora[number], int(self._sample[number][row])
+        number, row = self.rows.locate(index)
+        store, corpus, sample = self.rows.stores[number], self.corpora[number], int(self._sample[number][row])
         seen, encoded = store.content[row].tobytes(), corpus.read(sample)
         if isinstance(corpus, KeptImages) and corpus.content(sample) == seen:
             return encoded, corpus.original_size(sample)

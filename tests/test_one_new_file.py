@@ -160,18 +160,18 @@ class Npz(Format):
         '''
 """The last dimensions first, turned."""
 import numpy as np
-from distill.mappings import FeatureMapping, Frozen, checked_source
+from distill.mappings import FeatureMapping, Frozen, checked_rows
 
 class Reversal(FeatureMapping):
     def __init__(self, dim, *, seed=0):
         self.dim, self.seed = dim, seed
 
     def fit(self, store, progress=None):
-        source = checked_source(store, self.dim)
-        if self.dim > source.embedding_dim:
-            self._lift(source, self.seed)
+        rows = checked_rows(store, self.dim)
+        if self.dim > rows.embedding_dim:
+            self._lift(rows, self.seed)
         else:
-            self.weight_ = np.eye(source.embedding_dim, dtype=np.float32)[::-1][: self.dim].copy()
+            self.weight_ = np.eye(rows.embedding_dim, dtype=np.float32)[::-1][: self.dim].copy()
         return self
 
     def module(self):

@@ -49,10 +49,10 @@ class FeatureMapping(ABC):
             ValueError: `dim` or another option does not suit the store.
         """
 
-    def _lift(self, source: Rows, seed: int) -> None:
+    def _lift(self, rows: Rows, seed: int) -> None:
         """Learn `lift` alone."""
-        self.weight_ = lift(self.dim, source.embedding_dim, seed)
-        self.report_ = {"lifted_from": float(source.embedding_dim)}
+        self.weight_ = lift(self.dim, rows.embedding_dim, seed)
+        self.report_ = {"lifted_from": float(rows.embedding_dim)}
 
     @abstractmethod
     def module(self) -> nn.Module:
@@ -133,18 +133,18 @@ def restored(mapping: FeatureMapping, tensors: dict[str, Tensor], teacher_dim: i
     return None
 
 
-def checked_source(store: Rows | FeatureStore, dim: int, least_rows: int = 1) -> Rows:
+def checked_rows(store: Rows | FeatureStore, dim: int, least_rows: int = 1) -> Rows:
     """The rows to fit a mapping to `dim` dimensions from.
 
     Raises:
         ValueError: `dim` is less than 1, or there are too few rows.
     """
-    source = Rows.of(store)
+    rows = Rows.of(store)
     if dim < 1:
-        raise ValueError(f"{source.name}: a mapping needs 1 dimension or more to map to, got {dim}")
-    if len(source) < least_rows:
-        raise ValueError(f"{source.name}: {len(source)} rows with features; a mapping needs two or more")
-    return source
+        raise ValueError(f"{rows.name}: a mapping needs 1 dimension or more to map to, got {dim}")
+    if len(rows) < least_rows:
+        raise ValueError(f"{rows.name}: {len(rows)} rows with features; a mapping needs two or more")
+    return rows
 
 
 def orthogonality(weight: Float[np.ndarray, "dim teacher_dim"]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from featcache.rows import Rows
 
 def minimise_sne(
     head: nn.Module,
-    source: Rows,
+    rows: Rows,
     *,
     temperatures: Sequence[float],
     steps: int,
@@ -37,13 +37,13 @@ def minimise_sne(
         return relation_kl(cosines(batch, batch), cosines(mapped, mapped), temperatures=temperatures)
 
     optimizer = torch.optim.Adam(head.parameters())
-    held = _batch(source, batch_size, seed, step=-1)
+    held = _batch(rows, batch_size, seed, step=-1)
     with torch.no_grad():
         loss_at_start = loss(held).item()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.zero_grad()
-        loss(_batch(source, batch_size, seed, step)).backward()
+        loss(_batch(rows, batch_size, seed, step)).backward()
         optimizer.step()
         if progress:
             progress(step + 1, steps)
@@ -51,8 +51,8 @@ def minimise_sne(
         return {"sne_start": loss_at_start, "sne": loss(held).item()}
 
 
-def _batch(source: Rows, size: int, seed: int, step: int) -> Tensor:
+def _batch(rows: Rows, size: int, seed: int, step: int) -> Tensor:
     """Embeddings of distinct rows, each in a random view; a pure function of (seed, step)."""
     rng = np.random.default_rng([seed, step + 1])
-    rows = rng.choice(len(source), min(size, len(source)), replace=False)
-    return torch.from_numpy(source.gather(rows, view=rng.integers(source.view_counts[rows]))).float()
+    drawn = rng.choice(len(rows), min(size, len(rows)), replace=False)
+    return torch.from_numpy(rows.gather(drawn, view=rng.integers(rows.view_counts[drawn]))).float()

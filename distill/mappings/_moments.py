@@ -13,26 +13,26 @@ Normalised = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n d"]]
 _BLOCK = 8192
 
 
-def second_moment(source: Rows, normalised: Normalised, progress: Told | None = None) -> Float[np.ndarray, "d d"]:
+def second_moment(rows: Rows, normalised: Normalised, progress: Told | None = None) -> Float[np.ndarray, "d d"]:
     """Σ xxᵀ over the normalised rows, float64. Not centred: cosines are angles at the origin."""
-    total = np.zeros((source.embedding_dim, source.embedding_dim))
-    for block in _every_block(source, progress):
+    total = np.zeros((rows.embedding_dim, rows.embedding_dim))
+    for block in _every_block(rows, progress):
         x = normalised(block)
         total += (x.T @ x).astype(np.float64)
     return total
 
 
 def mean_and_covariance(
-    source: Rows, progress: Told | None = None
+    rows: Rows, progress: Told | None = None
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Of the rows as they are stored, float64; the covariance divides by the count less one.
 
     Blocks are centred on their own means and merged (Chan, Golub & LeVeque 1983), so that a mean far from the origin
     costs no digits.
     """
-    count, mean = 0, np.zeros(source.embedding_dim)
-    scatter = np.zeros((source.embedding_dim, source.embedding_dim))
-    for block in _every_block(source, progress):
+    count, mean = 0, np.zeros(rows.embedding_dim)
+    scatter = np.zeros((rows.embedding_dim, rows.embedding_dim))
+    for block in _every_block(rows, progress):
         here = block.mean(axis=0, dtype=np.float64)
         x = (block - here).astype(np.float32)
         shift, merged = here - mean, count + len(block)
@@ -54,10 +54,10 @@ def leading_directions(
     return values[::-1][:dim].clip(0), directions * signs[:, None]
 
 
-def _every_block(source: Rows, progress: Told | None) -> Iterator[np.ndarray]:
-    done, total = 0, int(source.view_counts.sum())
-    for view in range(source.view_counts.max()):
-        for block in source.blocks(_BLOCK, view):
+def _every_block(rows: Rows, progress: Told | None) -> Iterator[np.ndarray]:
+    done, total = 0, int(rows.view_counts.sum())
+    for view in range(rows.view_counts.max()):
+        for block in rows.blocks(_BLOCK, view):
             yield block
             done += len(block)
             if progress:

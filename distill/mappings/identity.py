@@ -28,14 +28,14 @@ class Identity(FeatureMapping):
         Raises:
             ValueError: `dim` is less than the teacher's.
         """
-        source = Rows.of(store)
-        if self.dim < source.embedding_dim:
+        rows = Rows.of(store)
+        if self.dim < rows.embedding_dim:
             raise ValueError(
-                f"{source.name}: its embeddings have {source.embedding_dim} dimensions, the student {self.dim}; the "
-                f"identity mapping needs a student of {source.embedding_dim} or more, another mapping does not"
+                f"{rows.name}: its embeddings have {rows.embedding_dim} dimensions, the student {self.dim}; the "
+                f"identity mapping needs a student of {rows.embedding_dim} or more, another mapping does not"
             )
-        if self.dim > source.embedding_dim:
-            self._lift(source, self.seed)
+        if self.dim > rows.embedding_dim:
+            self._lift(rows, self.seed)
         else:
             self.weight_ = np.eye(self.dim, dtype=np.float32)
         return self

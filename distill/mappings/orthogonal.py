@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distill.mappings import FeatureMapping, Frozen, Told, checked_source, orthogonality
+from distill.mappings import FeatureMapping, Frozen, Told, checked_rows, orthogonality
 from distill.mappings._descent import minimise_sne
 from distill.mappings.spectral import Spectral
 from distill.objectives import TEMPERATURES
@@ -53,14 +53,14 @@ class Orthogonal(FeatureMapping):
         Raises:
             ValueError: fewer than two ok rows, or `dim` less than 1.
         """
-        source = checked_source(store, self.dim, least_rows=2)
-        if self.dim > source.embedding_dim:
-            self._lift(source, self.seed)
+        rows = checked_rows(store, self.dim, least_rows=2)
+        if self.dim > rows.embedding_dim:
+            self._lift(rows, self.seed)
             return self
-        head = _Projection(torch.from_numpy(Spectral(self.dim).fit(source).weight_))
+        head = _Projection(torch.from_numpy(Spectral(self.dim).fit(rows).weight_))
         losses = minimise_sne(
             head,
-            source,
+            rows,
             temperatures=self.temperatures,
             steps=self.steps,
             batch_size=self.batch_size,

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from distill.mappings import FeatureMapping, Frozen, Told, checked_source
+from distill.mappings import FeatureMapping, Frozen, Told, checked_rows
 from distill.mappings._moments import leading_directions, mean_and_covariance
 from featcache.rows import Rows
 from featcache.store import FeatureStore
@@ -43,17 +43,17 @@ class PhiS(FeatureMapping):
         Raises:
             ValueError: fewer than two ok rows, `dim` less than 1, or all rows are alike.
         """
-        source = checked_source(store, self.dim, least_rows=2)
-        mean, covariance = mean_and_covariance(source, progress)
-        dim = min(self.dim, source.embedding_dim)
+        rows = checked_rows(store, self.dim, least_rows=2)
+        mean, covariance = mean_and_covariance(rows, progress)
+        dim = min(self.dim, rows.embedding_dim)
         variances, directions = leading_directions(covariance, dim)
         if not variances.mean() > 0:
-            raise ValueError(f"{source.name}: all rows are alike; there is no variance to standardise")
+            raise ValueError(f"{rows.name}: all rows are alike; there is no variance to standardise")
         self.mean_ = mean.astype(np.float32)
         self.weight_ = (_spread(dim) @ directions / np.sqrt(variances.mean())).astype(np.float32)
         if self.dim > dim:
             standard = self.weight_
-            self._lift(source, self.seed)
+            self._lift(rows, self.seed)
             self.weight_ = self.weight_ @ standard
         return self
 

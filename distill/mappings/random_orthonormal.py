@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distill.mappings import FeatureMapping, Frozen, Told, checked_source, lift
+from distill.mappings import FeatureMapping, Frozen, Told, checked_rows, lift
 from featcache.rows import Rows
 from featcache.store import FeatureStore
 
@@ -28,11 +28,11 @@ class RandomOrthonormal(FeatureMapping):
         Raises:
             ValueError: `dim` is less than 1.
         """
-        source = checked_source(store, self.dim)
-        if self.dim > source.embedding_dim:
-            self._lift(source, self.seed)
+        rows = checked_rows(store, self.dim)
+        if self.dim > rows.embedding_dim:
+            self._lift(rows, self.seed)
         else:
-            self.weight_ = np.ascontiguousarray(lift(source.embedding_dim, self.dim, self.seed).T)
+            self.weight_ = np.ascontiguousarray(lift(rows.embedding_dim, self.dim, self.seed).T)
         return self
 
     def module(self) -> Frozen:

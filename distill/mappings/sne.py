@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from distill.mappings import FeatureMapping, Frozen, Told, checked_source, orthogonality
+from distill.mappings import FeatureMapping, Frozen, Told, checked_rows, orthogonality
 from distill.mappings._descent import minimise_sne
 from distill.mappings._moments import leading_directions, second_moment
 from distill.objectives import TEMPERATURES
@@ -66,21 +66,21 @@ class Sne(FeatureMapping):
         Raises:
             ValueError: fewer than two ok rows, `dim` less than 1, or another `start`.
         """
-        source = checked_source(store, self.dim, least_rows=2)
+        rows = checked_rows(store, self.dim, least_rows=2)
         if self.start not in STARTS:
             raise ValueError(f"unknown start {self.start!r} of the sne mapping; known: {', '.join(STARTS)}")
-        if self.dim > source.embedding_dim:
-            self._lift(source, self.seed)
+        if self.dim > rows.embedding_dim:
+            self._lift(rows, self.seed)
             return self
-        linear = nn.utils.skip_init(nn.Linear, source.embedding_dim, self.dim, bias=self.layer_norm)
+        linear = nn.utils.skip_init(nn.Linear, rows.embedding_dim, self.dim, bias=self.layer_norm)
         with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(self._start(source)))
+            linear.weight.copy_(torch.from_numpy(self._start(rows)))
             if self.layer_norm:
                 linear.bias.zero_()
-        head = nn.Sequential(nn.LayerNorm(source.embedding_dim), linear) if self.layer_norm else linear
+        head = nn.Sequential(nn.LayerNorm(rows.embedding_dim), linear) if self.layer_norm else linear
         losses = minimise_sne(
             head,
-            source,
+            rows,
             temperatures=self.temperatures,
             steps=self.steps,
             batch_size=self.batch_size,
@@ -103,12 +103,12 @@ class Sne(FeatureMapping):
             return Frozen(self.weight_, normalised="layer", bias=self.bias_)
         return Frozen(self.weight_)
 
-    def _start(self, source: Rows) -> np.ndarray:
+    def _start(self, rows: Rows) -> np.ndarray:
         if self.start == "spectral":
             normalised = _layer_normalised if self.layer_norm else unit
-            return leading_directions(second_moment(source, normalised), self.dim)[1].astype(np.float32)
-        bound = source.embedding_dim**-0.5
-        drawn = np.random.default_rng(self.seed).uniform(-bound, bound, (self.dim, source.embedding_dim))
+            return leading_directions(second_moment(rows, normalised), self.dim)[1].astype(np.float32)
+        bound = rows.embedding_dim**-0.5
+        drawn = np.random.default_rng(self.seed).uniform(-bound, bound, (self.dim, rows.embedding_dim))
         return drawn.astype(np.float32)
 
 

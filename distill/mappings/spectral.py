@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distill.mappings import FeatureMapping, Frozen, Told, checked_source
+from distill.mappings import FeatureMapping, Frozen, Told, checked_rows
 from distill.mappings._moments import leading_directions, second_moment
 from featcache.geometry import unit
 from featcache.rows import Rows
@@ -35,11 +35,11 @@ class Spectral(FeatureMapping):
         Raises:
             ValueError: `dim` is less than 1.
         """
-        source = checked_source(store, self.dim)
-        if self.dim > source.embedding_dim:
-            self._lift(source, self.seed)
+        rows = checked_rows(store, self.dim)
+        if self.dim > rows.embedding_dim:
+            self._lift(rows, self.seed)
             return self
-        _, directions = leading_directions(second_moment(source, unit, progress), self.dim)
+        _, directions = leading_directions(second_moment(rows, unit, progress), self.dim)
         self.weight_ = np.ascontiguousarray(directions, np.float32)
         return self
 

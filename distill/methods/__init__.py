@@ -68,20 +68,20 @@ class Method(nn.Module):
 
     def prepare(
         self,
-        source: Rows,
+        rows: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
         fitted: Fitted | None = None,
     ) -> dict[str, float]:
-        """Fit what is fitted before training, as a function of (source, seed); returns what to report of it.
+        """Fit what is fitted before training, as a function of (rows, seed); returns what to report of it.
 
         Args:
-            fitted: what a `prepare` of the same (source, seed) left, to be taken instead of fitting again; a method
+            fitted: what a `prepare` of the same (rows, seed) left, to be taken instead of fitting again; a method
                 may ignore it, and does where it is not its own.
 
         Raises:
-            ValueError: the source does not suit the method.
+            ValueError: the rows do not suit the method.
         """
         return {}
 

@@ -35,13 +35,13 @@ def class_and_patches(embedding: Float[Tensor, "b d"], tokens: Float[Tensor, "b 
     return torch.cat([embedding[:, None], tokens], dim=1)
 
 
-def check_tokens(source: Rows) -> None:
-    """Refuse a source whose patch tokens cannot go through the same head as its embedding.
+def check_tokens(rows: Rows) -> None:
+    """Refuse rows whose patch tokens cannot go through the same head as their embedding.
 
     Raises:
         ValueError: a store has no tokens, or they are not as wide as the embedding.
     """
-    for store in source.stores:
+    for store in rows.stores:
         shape = store.manifest.fields.get("tokens")
         if shape is None:
             raise ValueError(

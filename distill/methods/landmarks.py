@@ -93,7 +93,7 @@ class Landmarks(TinTeM):
 
     def prepare(
         self,
-        source: Rows,
+        rows: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
@@ -104,10 +104,10 @@ class Landmarks(TinTeM):
         Raises:
             ValueError: as in `tintem`.
         """
-        report = super().prepare(source, seed=seed, progress=progress, fitted=fitted)
-        rows = np.random.default_rng(seed).choice(len(source), min(self._count, len(source)), replace=False)
-        self.landmark_rows = torch.from_numpy(rows)
-        landmarks = torch.from_numpy(source.gather(rows)).float()
+        report = super().prepare(rows, seed=seed, progress=progress, fitted=fitted)
+        drawn = np.random.default_rng(seed).choice(len(rows), min(self._count, len(rows)), replace=False)
+        self.landmark_rows = torch.from_numpy(drawn)
+        landmarks = torch.from_numpy(rows.gather(drawn)).float()
         self.landmarks, self.mapped_landmarks = (F.normalize(x, dim=-1) for x in (landmarks, self._map(landmarks)))
         return report
 

@@ -43,13 +43,13 @@ class LightlyV1(Method):
 
     def prepare(
         self,
-        source: Rows,
+        rows: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
         fitted: Fitted | None = None,
     ) -> dict[str, float]:
-        size = len(self.queue) or QUEUES[np.searchsorted(SAMPLES, len(source), side="right")]
+        size = len(self.queue) or QUEUES[np.searchsorted(SAMPLES, len(rows), side="right")]
         self.queue = self.queue.new_zeros(size, self.queue.shape[1])
         return {"queue": float(size)}
 

@@ -29,14 +29,14 @@ class Proteus(Method):
 
     def prepare(
         self,
-        source: Rows,
+        rows: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
         fitted: Fitted | None = None,
     ) -> dict[str, float]:
         if self.tokens_head:
-            check_tokens(source)
+            check_tokens(rows)
         return {}
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:

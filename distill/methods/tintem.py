@@ -92,7 +92,7 @@ class TinTeM(Method):
 
     def prepare(
         self,
-        source: Rows,
+        rows: Rows,
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
@@ -104,8 +104,8 @@ class TinTeM(Method):
             ValueError: the store lacks tokens of the embedding's width, or does not suit the mapping.
         """
         if self._tokens:
-            check_tokens(source)
-            prefix = all("prefix_tokens" in store.manifest.fields for store in source.stores)
+            check_tokens(rows)
+            prefix = all("prefix_tokens" in store.manifest.fields for store in rows.stores)
             self.fields = (EMBEDDING, "tokens", "prefix_tokens") if prefix else (EMBEDDING, "tokens")
         if self._joint:
             return {}
@@ -114,10 +114,10 @@ class TinTeM(Method):
         mapping = self._mapping_class(self._student_dim, **options, **self._options)
         if fitted:
             tensors = {name.removeprefix("mapping."): tensor for name, tensor in fitted[0].items()}
-            self.mapping = restored(mapping, tensors, source.embedding_dim)
+            self.mapping = restored(mapping, tensors, rows.embedding_dim)
             if self.mapping:
                 return fitted[1]
-        self.mapping = mapping.fit(source, progress).module()
+        self.mapping = mapping.fit(rows, progress).module()
         return {**orthogonality(mapping.weight_), **getattr(mapping, "report_", {})}
 
     def target(self, batch: Batch) -> Tensor:

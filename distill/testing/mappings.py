@@ -216,8 +216,8 @@ class MappingContract:
     def test_fit_asks_for_few_rows_at_once_and_in_all(self, build: Build, tmp_path: Path) -> None:
         """However long the store: no more than a block, and one pass and a batch a step (one more before and after)."""
         long = np.random.default_rng(0).normal(size=(30000, 2, TEACHER))
-        source = CountingRows.of([write_store(tmp_path / "long.zarr", long)])
-        asked: Sequence[int] = source.__dict__.setdefault("asked", [])
-        build(self.dim).fit(source)
+        rows = CountingRows.of([write_store(tmp_path / "long.zarr", long)])
+        asked: Sequence[int] = rows.__dict__.setdefault("asked", [])
+        build(self.dim).fit(rows)
         assert max(asked, default=0) <= 8192
         assert sum(asked) <= 2 * 30000 + 4 * 32

@@ -60,11 +60,11 @@ def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None
     )
 
 
-def teacher_batch(source: Rows, fields: tuple[str, ...], view: int = 0) -> Batch:
-    """All rows of `source`, in order."""
-    rows = range(len(source))
-    features = {name: torch.from_numpy(source.gather(rows, name, view)).float() for name in fields}
-    return batch_of(features, label=torch.from_numpy(source.labels))
+def teacher_batch(rows: Rows, fields: tuple[str, ...], view: int = 0) -> Batch:
+    """All of them, in order."""
+    every = range(len(rows))
+    features = {name: torch.from_numpy(rows.gather(every, name, view)).float() for name in fields}
+    return batch_of(features, label=torch.from_numpy(rows.labels))
 
 
 def student_batch(fields: tuple[str, ...], seed: int = 1, width: int = STUDENT) -> Features:
@@ -87,12 +87,12 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 
 
 def build(
-    name: str, options: Mapping[str, Any], source: Rows, fitted: Fitted | None = None
+    name: str, options: Mapping[str, Any], rows: Rows, fitted: Fitted | None = None
 ) -> tuple[Method, dict[str, float]]:
     """A prepared method, its heads drawn from seed 0, and what it reports."""
     torch.manual_seed(0)
     method = load_method(name)(TEACHER, STUDENT, **options)
-    return method, method.prepare(source, seed=0, progress=None, fitted=fitted)
+    return method, method.prepare(rows, seed=0, progress=None, fitted=fitted)
 
 
 def loss_of(method: Method, student: Features, teacher: Batch) -> Tensor:
@@ -111,16 +111,16 @@ class MethodContract:
         return self.name, self.options
 
     @pytest.fixture
-    def source(self, tmp_path: Path) -> Rows:
+    def rows(self, tmp_path: Path) -> Rows:
         return Rows.of([write_token_store(tmp_path / "s.zarr")])
 
     @pytest.fixture
-    def method(self, case: Case, source: Rows) -> Method:
-        return build(*case, source)[0]
+    def method(self, case: Case, rows: Rows) -> Method:
+        return build(*case, rows)[0]
 
     @pytest.fixture
-    def teacher(self, method: Method, source: Rows) -> Batch:
-        return teacher_batch(source, method.fields)
+    def teacher(self, method: Method, rows: Rows) -> Batch:
+        return teacher_batch(rows, method.fields)
 
     @pytest.fixture
     def student(self, method: Method) -> Features:
@@ -140,21 +140,21 @@ class MethodContract:
     def test_a_hyphen_in_a_name_is_an_underscore(self, case: Case) -> None:
         assert load_method(case[0].replace("_", "-")) is load_method(case[0])
 
-    def test_prepare_reports_finite_numbers(self, case: Case, source: Rows) -> None:
-        report = build(*case, source)[1]
+    def test_prepare_reports_finite_numbers(self, case: Case, rows: Rows) -> None:
+        report = build(*case, rows)[1]
         assert all(type(key) is str and type(value) is float for key, value in report.items())
         assert all(map(math.isfinite, report.values()))
 
-    def test_prepare_is_a_function_of_source_and_seed(self, case: Case, source: Rows) -> None:
-        (first, report), (second, again) = build(*case, source), build(*case, source)
+    def test_prepare_is_a_function_of_rows_and_seed(self, case: Case, rows: Rows) -> None:
+        (first, report), (second, again) = build(*case, rows), build(*case, rows)
         torch.rand(7)
-        assert report == again == first.prepare(source, seed=0)
+        assert report == again == first.prepare(rows, seed=0)
         for key, value in second.state_dict().items():
             assert torch.equal(value, first.state_dict()[key]), key
 
-    def test_prepare_takes_what_an_earlier_one_left(self, case: Case, source: Rows) -> None:
-        first, report = build(*case, source)
-        second, again = build(*case, source, fitted=(fitted_tensors(first), report))
+    def test_prepare_takes_what_an_earlier_one_left(self, case: Case, rows: Rows) -> None:
+        first, report = build(*case, rows)
+        second, again = build(*case, rows, fitted=(fitted_tensors(first), report))
         assert again == report
         assert second.fields == first.fields
         assert second.state_dict().keys() == first.state_dict().keys()
@@ -176,10 +176,10 @@ class MethodContract:
                     loss_of(method, of_student, of_teacher)
 
     def test_state_goes_through_a_checkpoint(
-        self, case: Case, method: Method, source: Rows, teacher: Batch, student: Features
+        self, case: Case, method: Method, rows: Rows, teacher: Batch, student: Features
     ) -> None:
         method.loss(student, teacher)
-        restored, _ = build(*case, source)
+        restored, _ = build(*case, rows)
         for weight in restored.parameters():
             nn.init.normal_(weight)
         restored.load_state_dict({key: value.clone() for key, value in method.state_dict().items()})

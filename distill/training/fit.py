@@ -158,7 +158,7 @@ def _claim_and_prepare(
         return True, {}, None
     on_mapping = (lambda done, total: progress(FitProgress("mapping", done, total))) if progress else None
     fitted = run.load_mapping() or _mapping_of_student(inputs)
-    report = method.prepare(inputs.pairs.source, seed=settings.seed, progress=on_mapping, fitted=fitted)
+    report = method.prepare(inputs.pairs.rows, seed=settings.seed, progress=on_mapping, fitted=fitted)
     run.save_mapping(fitted_tensors(method), report)
     return False, report, method
 

@@ -60,8 +60,8 @@ class HeldOut:
     def __init__(self, held: Pairs, trained: Pairs, method: Method, seed: int):
         self._held, self._trained, self._method = held, trained, method
         bank = np.random.default_rng(seed).permutation(len(trained))[:BANK_ROWS]
-        self._bank = np.sort(bank[trained.source.labels[bank] >= 0])
-        self._labels = torch.from_numpy(held.source.labels)
+        self._bank = np.sort(bank[trained.rows.labels[bank] >= 0])
+        self._labels = torch.from_numpy(held.rows.labels)
         self._teacher_top1: float | None = None
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class HeldOut:
             found["holdout/cosine"] = float(torch.cat(cosines).mean())
         known = self._labels >= 0
         if known.any() and len(self._bank) >= NEIGHBOURS:
-            labels = torch.from_numpy(self._trained.source.labels[self._bank])
+            labels = torch.from_numpy(self._trained.rows.labels[self._bank])
             bank = [embed(batch) for batch in self._trained.plain(self._bank, batch_size=EVALUATION_BATCH)]
             rows = torch.cat([output.cpu() for output, _ in bank])
             found["holdout/top1@20"] = knn_top1(rows, labels, student[known], self._labels[known])

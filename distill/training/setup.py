@@ -31,15 +31,15 @@ class Inputs:
     """Everything that a fit trains with.
 
     Attributes:
-        source, corpora: the teacher's features and the images, of all stores.
+        rows, corpora: the teacher's features and the images, of all stores.
         pairs: what is trained on.
-        held: rows of `source` that are kept for evaluation.
+        held: those of the rows that are kept for evaluation.
         student, preprocess, record: as `make_student` gives them.
         method: prepared by nobody yet.
     """
 
     settings: FitConfig
-    source: Rows
+    rows: Rows
     corpora: list[Corpus]
     pairs: Pairs
     held: np.ndarray
@@ -51,7 +51,7 @@ class Inputs:
     @property
     def config(self) -> dict[str, Any]:
         """What `config.toml` holds: all that decides the result."""
-        stores = self.source.stores
+        stores = self.rows.stores
         paths, specs = [str(store.path) for store in stores], [corpus.spec for corpus in self.corpora]
         digests = [store.digest for store in stores]
         one, settings = len(stores) == 1, asdict(self.settings)
@@ -68,12 +68,12 @@ class Inputs:
     @property
     def failed(self) -> int:
         """Rows of the stores without features."""
-        return sum(len(store.failed) for store in self.source.stores)
+        return sum(len(store.failed) for store in self.rows.stores)
 
     @property
     def copies(self) -> int:
         """Samples of images that are held out under another name, which are in neither part."""
-        return len(self.source) - len(self.pairs) - len(self.held)
+        return len(self.rows) - len(self.pairs) - len(self.held)
 
     @property
     def student_record(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Inputs:
         return {
             **self.record,
             "method": self.settings.method,
-            "teacher": self.source.stores[0].encoder_name,
+            "teacher": self.rows.stores[0].encoder_name,
             "trained_on": {
                 "samples": len(self.pairs),
                 "failed": self.failed,
@@ -95,7 +95,7 @@ class Inputs:
         """The evaluation on `held`, where there are any."""
         if not len(self.held):
             return None
-        held = Pairs(self.source.pick(self.held), self.corpora, self.preprocess, workers)
+        held = Pairs(self.rows.pick(self.held), self.corpora, self.preprocess, workers)
         return HeldOut(held, self.pairs, self.method, self.settings.seed)
 
 
@@ -117,12 +117,12 @@ def set_up(
     """
     stores, corpora = open_all(store, corpus)
     torch.manual_seed(settings.seed)
-    source, processes = Rows.of(stores, any_precision=settings.any_precision), accelerator.num_processes
+    rows, processes = Rows.of(stores, any_precision=settings.any_precision), accelerator.num_processes
     made = load_method(settings.method)
     student, preprocess, record = make_student(
         settings.student,
         teacher_preprocess(stores[0]),
-        classes=_classes(settings, source) if made.classifier else None,
+        classes=_classes(settings, rows) if made.classifier else None,
         embedding_dim=settings.embedding_dim or None,
         image_size=settings.image_size or None,
         patch_size=settings.patch_size or None,
@@ -133,17 +133,17 @@ def set_up(
     if not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
-    images = source.images() if settings.holdout else np.arange(len(source))
+    images = rows.images() if settings.holdout else np.arange(len(rows))
     trained, held = split(images, settings.holdout, settings.seed)
     views: dict[str, Any] = {"views": settings.views, "student_augment": settings.student_augment}
-    pairs = Pairs(source.pick(trained), corpora, preprocess, workers, processes=processes, **views)
+    pairs = Pairs(rows.pick(trained), corpora, preprocess, workers, processes=processes, **views)
     pairs.check()
     refuse_unequal_parts(settings, len(pairs), processes)
     if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:
         refuse_single_images(student)
-    method = made(source.embedding_dim, student.embedding_dim, **settings.method_options)
+    method = made(rows.embedding_dim, student.embedding_dim, **settings.method_options)
     refuse_missing_fields(method, student, stores)
-    return Inputs(settings, source, corpora, pairs, held, student, preprocess, record, method)
+    return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method)
 
 
 def _classes(settings: FitConfig, rows: Rows) -> list[str]:
