@@ -105,7 +105,7 @@ class Training:
     ):
         self._accelerator, self._settings, self._preprocess = accelerator, settings, preprocess
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+            student = synchronised(student)
         self.student, self._method = student, method
         if checkpoint:
             student.load_state_dict(checkpoint["student"])
@@ -204,6 +204,13 @@ class Training:
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for every kind of device, every time
         if self._accelerator.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+
+def synchronised(student: nn.Module) -> nn.Module:
+    """Its batch norms take their statistics over the shares of all processes; for GPUs."""
+    from timm.layers import convert_sync_batchnorm  # torch's own drops the activations that timm's norms hold
+
+    return convert_sync_batchnorm(student)
 
 
 def checkpoint_bytes(student: nn.Module, method: nn.Module, settings: FitConfig) -> int:
