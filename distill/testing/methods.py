@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from distill.methods import Batch, Features, Fitted, Method, fitted_tensors, load_method
 from featcache.inputs.images import PARAMETERS
@@ -231,6 +232,30 @@ class MethodContract:
             {**before.state_dict(), **{key: weight.detach() for key, weight in method.named_parameters()}}
         )
         assert total(before.loss(student, teacher)) < loss
+
+    def test_on_a_gpu_it_stays_there(self, method: Method, teacher: Batch, student: Features) -> None:
+        """Of a GPU that is made up: tensors of two devices do not mix, and nothing waits for the value of one."""
+
+        def there(tensor: Tensor) -> Tensor:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+        with FakeTensorMode():
+            for module in method.modules():
+                weights, buffers = dict(module._parameters), dict(module._buffers)
+                module._parameters |= {
+                    key: nn.Parameter(there(w), w.requires_grad) for key, w in weights.items() if w is not None
+                }
+                module._buffers |= {key: there(value) for key, value in buffers.items() if value is not None}
+            batch = Batch(
+                {name: there(value) for name, value in teacher.features.items()},
+                *(there(value) for value in (teacher.inputs, teacher.row, teacher.view, teacher.label)),
+            )
+            target, terms = (
+                method.target(batch),
+                method.loss({name: there(value) for name, value in student.items()}, batch),
+            )
+            assert target is None or target.device.type == "cuda"
+            assert {term.device.type for term in terms.values()} == {"cuda"}
 
     def test_widths_are_those_of_teacher_and_student(self, case: Case) -> None:
         """2048, as a hidden width of its own, aside."""
