@@ -1,6 +1,5 @@
 """Encoder: a frozen model, its preprocessing, and a fingerprint of both."""
 
-import contextlib
 import hashlib
 import inspect
 import re
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from featcache.inputs.images import Preprocess
 from featcache.models import Model
 from featcache.plugins import load_plugin, plugin_names
-from featcache.precision import FP32, Precision
+from featcache.precision import FP32, Precision, full_fp32
 from featcache.specs import code_in, names_code
 
 
@@ -130,7 +129,7 @@ class Encoder:
         """
         images = self.preprocess.to_model(pixels.to(self.device, non_blocking=True))
         images = images.to(self.precision.weights, memory_format=self.precision.memory_format)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.autocast), _full_fp32(self.device):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.autocast), full_fp32(self.device):
             features = self.module(images)
         wanted = self.fields if fields is None else fields
         for name in wanted:
@@ -154,13 +153,6 @@ class Encoder:
             found = self.encode(torch.cat([part, filling]) if len(filling) else part, fields)
             parts.append({name: features[: len(part)] for name, features in found.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in fields}
-
-
-def _full_fp32(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """On a GPU PyTorch's convolutions in fp32 would round to TF32, and kernels that are not deterministic be allowed."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:

@@ -1,5 +1,7 @@
 """How an encoder computes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,3 +37,19 @@ CANDIDATES = {
         Precision(torch.float16, channels_last=True),
     )
 }
+
+
+@contextmanager
+def full_fp32(device: torch.device) -> Iterator[None]:
+    """On a GPU, fp32 is fp32 and kernels are deterministic: convolutions would round to TF32, matrix products too where
+    the program has asked PyTorch for that."""
+    if device.type != "cuda":
+        yield
+        return
+    asked = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(asked)

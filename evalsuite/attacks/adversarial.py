@@ -106,6 +106,7 @@ class Pgd:
         """
         from featcache.extraction.samples import prefetch
         from featcache.machine import cores, resolve_device
+        from featcache.precision import full_fp32
 
         device = resolve_device(device)
         size = batch_size or _BATCH[device]
@@ -113,7 +114,7 @@ class Pgd:
         before = encoder.device, encoder.precision
         encoder.to(device)
         try:
-            with ThreadPoolExecutor(workers or cores()) as pool:
+            with ThreadPoolExecutor(workers or cores()) as pool, full_fp32(encoder.device):
                 images = prefetch(lambda row: self._read(int(row), encoder), rows, pool, 2 * size)
                 for begin in range(0, len(rows), size):
                     batch = rows[begin : begin + size]

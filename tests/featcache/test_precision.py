@@ -23,7 +23,7 @@ from featcache.extraction.pins import settle
 from featcache.extraction.samples import Wanted, read_sample
 from featcache.extraction.spot_check import BATCH
 from featcache.inputs import Views
-from featcache.precision import CANDIDATES
+from featcache.precision import CANDIDATES, full_fp32
 from featcache.store.comparable import FAITHFUL, NAMES, difference, exact_name, unfaithful
 from featcache.store.manifest import ExtractionRecord
 
@@ -475,3 +475,19 @@ def test_the_cosines_go_with_the_rows_that_are_reused(make_images, tmp_path):
     assert second.manifest.extraction == first.manifest.extraction
     assert first.manifest.extraction.checked == 6
     assert open_store(second.path).verify() == []
+
+
+def test_on_a_gpu_fp32_is_not_rounded_and_what_was_asked_for_comes_back():
+    def now():
+        return (
+            torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic,
+        )  # fmt: skip
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        before = now()
+        with full_fp32(torch.device("cuda")):
+            assert now() == ("highest", False, True)
+        assert now() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
