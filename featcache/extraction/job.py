@@ -142,15 +142,17 @@ class Job:
         waiting = {position: seen.pixels for position, _, seen in self._waiting if seen and seen.pixels is not None}
         if not waiting:
             return {}, {}
-        some = next(iter(waiting.values()))[:1]
+        some = next(iter(waiting.values()))[0]
         passes = -(-self._places * self._views // self.batch)  # more than one for very many views
-        pixels = np.repeat(some, passes * self.batch, axis=0)
+        on_gpu = self.encoder.device.type == "cuda"
+        shape, dtype = (passes * self.batch, *some.shape), getattr(torch, some.dtype.name)
+        images = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
+        pixels, filled = images.numpy(), np.zeros(len(images), bool)
         places = {position: position % self._places * self._views for position in waiting}
         for position, place in places.items():
             pixels[place : place + self._views] = waiting[position]
-        images = torch.from_numpy(pixels)
-        if self.encoder.device.type == "cuda":
-            images = images.pin_memory()
+            filled[place : place + self._views] = True
+        pixels[~filled] = some
         fields = tuple(self.store.manifest.fields)
         encoded = self.encoder.encode_padded(images, self.batch, fields)
         embedding = encoded[EMBEDDING].cpu().numpy()
