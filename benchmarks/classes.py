@@ -1,7 +1,7 @@
 """Tiny-ImageNet's photographs as the benchmarks split them: settings are chosen on training images alone.
 
 Of the 101 classes of `tiny-imagenet-train-*.tar`, every fifth is "unseen": near OOD while settings are chosen. Of the
-others, every tenth image is "held" out, the rest is "fit". The test sets are of the validation images: those of the
+others, every tenth image is "held" out, the rest is "fit"; "train" is all three. The test sets are of the validation images: those of the
 101 classes ("test"), those of other classes ("near"); and 1,000 test images of CIFAR-10 ("far").
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from photographs import unpacked
 
 TRAIN = [f"tiny-imagenet-train-{shard}" for shard in range(4)]
-PARTS = ("fit", "held", "unseen", "test", "near", "far")
+PARTS = ("train", "fit", "held", "unseen", "test", "near", "far")
 
 
 def parts(data: Path, work: Path) -> dict[str, Path]:
@@ -36,6 +36,7 @@ def _files(data: Path, work: Path) -> Iterator[tuple[str, Path]]:
     for number, name in enumerate(classes):
         files = [file for shard in shards for file in sorted((shard / name).iterdir())]
         for index, file in enumerate(files):
+            yield "train", file
             yield ("unseen" if number % 5 == 4 else "held" if index % 10 == 9 else "fit"), file
     for folder in sorted(unpacked("tiny-imagenet-val-half", data, work).iterdir()):
         for file in sorted(folder.iterdir()):

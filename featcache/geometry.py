@@ -13,6 +13,15 @@ _VOTE_FLOATS = 2**22  # (query, class) votes held at once
 _NO_SPREAD = 1e-12  # a variance below this share of the mean square is rounding error
 
 
+_ONE_SIDED = 0.05  # least share of what negative coordinates add up to, for them to count
+
+
+def one_sided(rows: Float[np.ndarray, "n d"]) -> bool:
+    """Whether rows have next to no negative coordinates, as what is pooled after a rectifier (ReLU, SiLU, …) has."""
+    size = np.abs(rows).sum(dtype=np.float64)
+    return bool(-np.minimum(rows, 0).sum(dtype=np.float64) <= _ONE_SIDED * size)
+
+
 def unit(rows: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
     """Rows scaled to norm 1, computed in the precision they are in (float16: in float32); rows of norm zero stay zero."""
     rows = rows.astype(np.float32) if rows.dtype == np.float16 else rows

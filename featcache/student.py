@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.checkpoint import read_weights
+from featcache.geometry import one_sided
 from featcache.inputs.images import Preprocess, image_input
 from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
@@ -32,6 +33,7 @@ class Student(nn.Module):
     Args:
         model: whose features these are.
         embedding_dim: the wanted width; the model's own when None.
+        projected: with a projection even where the widths are equal.
         classes: names of what a linear classifier on the embedding tells apart; none when None.
 
     Attributes:
@@ -39,16 +41,21 @@ class Student(nn.Module):
         width: of its output.
     """
 
-    def __init__(self, model: Model, embedding_dim: int | None = None, classes: Sequence[str] | None = None):
+    def __init__(
+        self,
+        model: Model,
+        embedding_dim: int | None = None,
+        classes: Sequence[str] | None = None,
+        projected: bool = False,
+    ):
         super().__init__()
         self.body = model.body
         # Its weights are `body`'s: they are registered once, under the names that files hold.
         object.__setattr__(self, "model", model)
         self.width = _width(_black_image(self.body, model.image_size))
         self.embedding_dim = embedding_dim or self.width
-        self.projection = (
-            nn.Identity() if self.embedding_dim == self.width else nn.Linear(self.width, self.embedding_dim)
-        )
+        plain = self.embedding_dim == self.width and not projected
+        self.projection = nn.Identity() if plain else nn.Linear(self.width, self.embedding_dim)
         self.classes = list(classes) if classes else None
         self.classifier = nn.Linear(self.embedding_dim, len(self.classes)) if self.classes else None
 
@@ -125,6 +132,16 @@ class Student(nn.Module):
         }
         return shapes | ({"logits": (len(self.classes),)} if self.classes else {})
 
+    def one_sided(self) -> bool:
+        """Whether its embedding has next to no negative coordinates, as what is pooled after a rectifier; seen on noise."""
+        size, drawn = self.image_size, torch.Generator().manual_seed(0)
+        noise = torch.randn(4, 3, size, size, generator=drawn)
+        return one_sided(_on_images(self, noise).float().numpy())
+
+    def project(self) -> None:
+        """Put a projection behind the model, of the embedding's own width."""
+        self.projection = nn.Linear(self.width, self.embedding_dim)
+
     def input_like(self, teacher: Preprocess) -> Preprocess:
         """Its input: the same square of the image as the teacher's, at its own size and normalised its own way."""
         own = replace(teacher, size=self.image_size)
@@ -135,12 +152,13 @@ class Student(nn.Module):
 
     def record(self, preprocess: Preprocess) -> dict[str, Any]:
         """What `student.json` holds of it: all that `load_student` rebuilds it from, and its input."""
-        classes = {"classes": self.classes} if self.classes else {}
+        projected = isinstance(self.projection, nn.Linear) and self.embedding_dim == self.width
         return {
             **self.model.record,
             "embedding_dim": self.embedding_dim,
             "preprocess": preprocess.to_dict(),
-            **classes,
+            **({"projected": True} if projected else {}),
+            **({"classes": self.classes} if self.classes else {}),
         }
 
 
@@ -227,7 +245,7 @@ def load_student(folder: str | os.PathLike[str], *, trust_code: bool = False) ->
     with _naming(folder / "student.json"):
         library, rest = _recorded_library(record, trust_code)
         model = library.rebuild_model(rest, record)
-        student = _checked(record["architecture"], model, record["embedding_dim"], record.get("classes"))
+        student = _checked(record["architecture"], model, record["embedding_dim"], **_optional(record))
     weights = folder / "student.safetensors"
     if not weights.exists():
         raise ValueError(f"{weights}: is gone; `distill fit --out {folder} --resume` makes it from the last checkpoint")
@@ -292,14 +310,21 @@ def _continued(
     return student.train()
 
 
-def _checked(spec: str, model: Model, embedding_dim: int | None, classes: Sequence[str] | None) -> Student:
+def _optional(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `Student` that a record may leave out."""
+    return {"classes": record.get("classes"), "projected": bool(record.get("projected"))}
+
+
+def _checked(
+    spec: str, model: Model, embedding_dim: int | None, classes: Sequence[str] | None, projected: bool = False
+) -> Student:
     """The student of a model, once that has seen one black image; with the projection that its weights bring where that
     has the wanted width."""
     size, projection = model.image_size, model.projection
     if projection is not None:
         embedding_dim = embedding_dim or projection.out_features
     try:
-        student = Student(model, embedding_dim, classes)
+        student = Student(model, embedding_dim, classes, projected)
     except _OddOutput as error:
         raise ValueError(f"{spec}: {error}") from None
     except Exception as error:  # a model's own code raises what it likes
@@ -350,13 +375,17 @@ def _width(output: object) -> int:
     return shape[1]
 
 
-@torch.no_grad()
 def _black_image(module: nn.Module, size: int, run: Callable[[Tensor], T] | None = None) -> T:
     """What `module` (or `run`, a way of running it) makes of one black image in eval mode."""
+    return _on_images(module, torch.zeros(1, 3, size, size), run)
+
+
+@torch.no_grad()
+def _on_images(module: nn.Module, images: Tensor, run: Callable[[Tensor], T] | None = None) -> T:
     training = module.training
     module.eval()
     try:
-        return (run or module)(torch.zeros(1, 3, size, size))
+        return (run or module)(images)
     finally:
         module.train(training)
 

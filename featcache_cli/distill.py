@@ -31,7 +31,7 @@ from featcache_cli.screen import (
 )
 from featcache_cli.sweep import sweep
 
-METHOD = "landmarks"
+METHOD = "centred"
 """The default, here too so that `--help` need not import PyTorch."""
 
 app = program("distill", "Stage two: train small students against the kept features.")

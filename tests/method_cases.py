@@ -16,6 +16,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
         {**FEW, "tokens": True},
         {"tokens": True, "joint": True, "relation": 0.3},
     ],
+    "centred": [{"mapping": "spectral", "landmarks": 7}, {"mapping": "spectral", "tokens": True, "landmarks": 50}],
     "landmarks": [{"mapping": "spectral", "landmarks": 7}, {"mapping": "spectral", "tokens": True, "landmarks": 50}],
     "proteus": [{}, {"tokens": True}],
     "cosine": [{}, {"head": "layernorm_linear"}],

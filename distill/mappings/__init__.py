@@ -27,7 +27,8 @@ Told = Callable[[int, int], None]
 class FeatureMapping(ABC):
     """From `teacher_dim` to `dim` dimensions. `__init__(dim, *, …)` only stores; `fit` learns from a store alone.
 
-    A student wider than its teacher gets a `lift`: nothing is lost, so there is nothing to learn.
+    A student wider than its teacher gets a `lift`: nothing is lost, so there is nothing to learn. Of one as wide, `sne`'s
+    is the identity.
 
     Learned state:
         weight_: (dim, teacher_dim) float32, the matrix of the linear part.
@@ -106,11 +107,13 @@ class Frozen(nn.Module):
 
 
 def lift(dim: int, teacher_dim: int, seed: int) -> Float[np.ndarray, "dim teacher_dim"]:
-    """W with WᵀW = 1, so every inner product and cosine stays what it was: an isometry into more dimensions.
+    """W with WᵀW = 1, so every inner product and cosine stays what it was: the identity, or an isometry into more dimensions.
 
     Uniform over all such: QR of a Gaussian, R's diagonal positive (Mezzadri 2007, arXiv math-ph/0609050). Random rather
     than padded with zeros, so that every dimension of the student has something to learn.
     """
+    if dim == teacher_dim:
+        return np.eye(dim, dtype=np.float32)
     q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, teacher_dim)))
     return np.ascontiguousarray(q * np.sign(np.diagonal(r)), np.float32)
 

@@ -23,7 +23,7 @@ class Sne(FeatureMapping):
 
     Minimises `relation_kl(teacher cosines, mapped cosines)` over random batches. Nothing holds W orthogonal.
 
-    In more dimensions than the teacher has, a lift keeps all cosines: the loss is 0, the least there is, and nothing is
+    In as many dimensions as the teacher has or more, a lift keeps all cosines: the loss is 0, the least there is, and nothing is
     left for `layer_norm`, `start` and the steps to do.
 
     Args:
@@ -69,7 +69,7 @@ class Sne(FeatureMapping):
         rows = checked_rows(store, self.dim, least_rows=2)
         if self.start not in STARTS:
             raise ValueError(f"unknown start {self.start!r} of the sne mapping; known: {', '.join(STARTS)}")
-        if self.dim > rows.embedding_dim:
+        if self.dim >= rows.embedding_dim:
             self._lift(rows, self.seed)
             return self
         linear = nn.utils.skip_init(nn.Linear, rows.embedding_dim, self.dim, bias=self.layer_norm)
@@ -99,7 +99,7 @@ class Sne(FeatureMapping):
 
     def module(self) -> Frozen:
         dim, teacher_dim = self.weight_.shape
-        if self.layer_norm and dim <= teacher_dim:
+        if self.layer_norm and dim < teacher_dim:
             return Frozen(self.weight_, normalised="layer", bias=self.bias_)
         return Frozen(self.weight_)
 

@@ -57,6 +57,8 @@ class Method(nn.Module):
         student_fields: features of the student that `loss` reads.
         pairing: "one": the student sees the very view that the teacher's features are of; "independent": both views are
             drawn apart; "group": all stored views of a sample stand in the batch together, sample after sample.
+        points: whether `target` gives points of the student's own space, negative coordinates included. A student whose
+            embedding cannot be negative then gets a linear layer behind it, unless the teacher's is its target as it is.
         classifier: whether the student gets a linear classifier of the stores' classes, which stays with it: `loss` may
             read its "logits" (B, C) among `student_fields`.
     """
@@ -64,6 +66,7 @@ class Method(nn.Module):
     fields: tuple[str, ...] = ("embedding",)
     student_fields: tuple[str, ...] = ("embedding",)
     pairing: ClassVar[Pairing] = "one"
+    points: ClassVar[bool] = False
     classifier: ClassVar[bool] = False
 
     def prepare(

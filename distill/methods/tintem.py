@@ -39,6 +39,8 @@ class TinTeM(Method):
         relation_temperatures: of that term.
     """
 
+    points = True
+
     def __init__(
         self,
         teacher_dim: int,

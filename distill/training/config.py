@@ -11,7 +11,7 @@ from distill.augment import AUGMENTS
 from distill.methods import load_method
 from featcache.plugins import suggest
 
-METHOD = "landmarks"
+METHOD = "centred"
 """Trained by default: the best of ours; `tintem` is the paper's."""
 VIEWS = ("all", "plain", "student")
 OPTIMIZERS = ("adamw", "lars")

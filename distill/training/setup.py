@@ -16,6 +16,7 @@ from distill.training.config import FitConfig
 from distill.training.held_out import HeldOut, split
 from featcache.corpora import Corpus, open_corpus
 from featcache.corpora.store import KeptImages
+from featcache.geometry import one_sided
 from featcache.inputs.images import Preprocess
 from featcache.rows import Rows
 from featcache.store import FeatureStore, open_store
@@ -130,6 +131,9 @@ def set_up(
         pretrained=settings.pretrained,
         trust_code=trust_code,
     )
+    if made.points and _needs_projection(student, rows):
+        student.project()
+        record = student.record(preprocess)
     if not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
@@ -144,6 +148,13 @@ def set_up(
     method = made(rows.embedding_dim, student.embedding_dim, **settings.method_options)
     refuse_missing_fields(method, student, stores)
     return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method)
+
+
+def _needs_projection(student: Student, rows: Rows) -> bool:
+    """Whether a target may lie where the student's embedding cannot go: a mapping turns even one-sided teachers."""
+    if student.embedding_dim == rows.embedding_dim and one_sided(rows.gather(range(min(CHECKED, len(rows))))):
+        return False
+    return student.one_sided()
 
 
 def _classes(settings: FitConfig, rows: Rows) -> list[str]:

@@ -87,7 +87,7 @@ def train(store, images):
     def train(out: Path, **given):
         few = (
             {"mapping_steps": 3, "mapping_batch_size": 16}
-            if given.get("method", METHOD) in ("tintem", "landmarks")
+            if given.get("method", METHOD) in ("tintem", "landmarks", "centred")
             else {}
         )
         arguments = {

@@ -56,7 +56,7 @@ def test_the_run_folder_holds_what_the_contract_names(finished):
 def test_config_is_fully_resolved(finished, store, images):
     assert tomllib.loads((finished.path / "config.toml").read_text()) == {
         "student": "tiny",
-        "method": "landmarks",
+        "method": "centred",
         "epochs": EPOCHS,
         "batch_size": BATCH,
         "lr": 0.00075,  # of batches of 16
@@ -101,7 +101,7 @@ def test_student_record(finished):
             "mean": [0.4, 0.5, 0.6],
             "std": [0.2, 0.25, 0.3],
         },
-        "method": "landmarks",
+        "method": "centred",
         "teacher": "test/one_convolution",
         "trained_on": {
             "samples": IMAGES,
@@ -403,9 +403,9 @@ def test_nothing_is_written_when_store_and_corpus_do_not_fit(store, images, make
     ("given", "message"),
     [
         ({"method": "tintm"}, "unknown method 'tintm'; did you mean tintem"),
-        ({"method_options": {"mapping_step": 3}}, "landmarks has no option 'mapping_step'; did you mean mapping_steps"),
+        ({"method_options": {"mapping_step": 3}}, "centred has no option 'mapping_step'; did you mean mapping_steps"),
         ({"method": "proteus", "method_options": {"lr": 1.0}}, "proteus has no option 'lr'"),
-        ({"method_options": {"student_dim": 3}}, "landmarks has no option 'student_dim'"),
+        ({"method_options": {"student_dim": 3}}, "centred has no option 'student_dim'"),
         ({"epochs": -1}, "epochs must be greater than 0, got -1"),
         ({"epochs": 0}, "epochs must be greater than 0, got 0"),
         ({"batch_size": 0}, "batch_size must be greater than 0, got 0"),

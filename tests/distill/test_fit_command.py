@@ -120,7 +120,7 @@ def test_none_is_a_word_where_an_option_takes_words():
         ("epochs", "--set takes KEY=VALUE"),
         ("epochs=", "--set takes KEY=VALUE"),
         ("warmup_epochs=None", "None is no value; leave the setting out for its default"),
-        ("mapping=sne", "method mse has no such setting; it is an option of landmarks, tintem"),
+        ("mapping=sne", "method mse has no such setting; it is an option of centred, landmarks, tintem"),
         ("heat=mlp", "method mse has no such setting; did you mean head"),
     ],
 )

@@ -46,7 +46,7 @@ def test_every_combination_once_seeds_innermost():
 
 def test_defaults_are_one_run_of_the_students_own_width():
     (only,) = expand(Sweep(store="t.zarr"))
-    assert (only.name, only.settings) == ("landmarks-tiny-s0", {"method": "landmarks", "student": "tiny", "seed": 0})
+    assert (only.name, only.settings) == ("centred-tiny-s0", {"method": "centred", "student": "tiny", "seed": 0})
 
 
 def test_tables_carry_settings_that_win_over_the_common_ones():
@@ -66,7 +66,7 @@ def test_tables_carry_settings_that_win_over_the_common_ones():
 
 def test_names_are_fit_for_folders():
     students = ["timm/resnet18:weights/a.safetensors", "open_clip/ViT-B-32:laion2b", "my.module:make"]
-    assert names(students=students) == ["landmarks-resnet18-s0", "landmarks-ViT-B-32-s0", "landmarks-my.module-make-s0"]
+    assert names(students=students) == ["centred-resnet18-s0", "centred-ViT-B-32-s0", "centred-my.module-make-s0"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_names_are_fit_for_folders():
         ({"methods": [{"name": "a"}]}, "methods: .*: give a name, or a table with method = …"),
         ({"common": {"epochs": 0}}, "epochs must be greater than 0"),
         ({"methods": ["tintem", "tintem"]}, "two runs are called tintem-tiny-s0; give one of them a name"),
-        ({"seeds": [1, 1]}, "two runs are called landmarks-tiny-s1"),
+        ({"seeds": [1, 1]}, "two runs are called centred-tiny-s1"),
         (
             {"methods": ["tintem"], "seeds": [0, 1], "common": {"method_options": {"joint": "yes"}}},
             "runs tintem-tiny-s0, tintem-tiny-s1: joint",
@@ -85,7 +85,7 @@ def test_names_are_fit_for_folders():
         ({"common": {"seed": 3}}, r"seed = 3: seeds would override it; write seeds = \[3\] instead"),
         (
             {"common": {"embedding_dim": 32}, "dimensions": [0, 64]},
-            r"run landmarks-tiny-d64-s0: embedding_dim = 32: .* write dimensions = \[32\]",
+            r"run centred-tiny-d64-s0: embedding_dim = 32: .* write dimensions = \[32\]",
         ),
         ({"common": {"student": "timm/resnet18"}}, r"write students = \['timm/resnet18'\] instead"),
     ],

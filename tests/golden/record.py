@@ -460,6 +460,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
         *({"mapping": name} for name in ("identity", "orthogonal", "phi_s", "random_orthonormal", "spectral")),
         {"mapping_steps": 3, "mapping_start": "random", "mapping_layer_norm": True},
     ],
+    "centred": [{"mapping": "spectral", "landmarks": 7}],
     "landmarks": [
         {"mapping_steps": 3},
         {"mapping": "spectral", "landmarks": 7, "own": '"none"'},

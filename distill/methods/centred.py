@@ -1,0 +1,70 @@
+"""Ours, the default: directions from the corpus's mean rather than from the origin, and each sample's place among landmarks."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.methods import Batch, Features
+from distill.methods.landmarks import Landmarks
+from distill.objectives import match
+from featcache.store.layout import EMBEDDING
+
+
+class Centred(Landmarks):
+    """TinTeM's match of unit vectors, taken from the mean of the mapped corpus, and the similarities to landmarks.
+
+    Embeddings of one teacher share a large mean direction, so the plain cosine is high before anything is learned, and
+    its gradient says little of what tells images apart. The cosine between deviations from the mean has the same
+    minimum, 0 where the student is the mapped teacher, and no such plateau (not in the paper; centring as in linear
+    CKA, Kornblith et al. 2019, arXiv 1905.00414).
+
+    Head: the mapping, teacher side, fitted before training and frozen. The student has none.
+
+    Terms: "centred", 1 − cos(ŝ − μ, m̂ − μ), with ŝ the student's and m̂ the mapped teacher's embedding, both of unit
+    length, and μ the mean of the mapped landmarks of unit length; "landmarks", as in `landmarks`, at temperatures so
+    high that all landmarks count; with `tokens`, TinTeM's of the tokens.
+
+    Options: those of `landmarks`, with another `weight` and other `temperatures`.
+    """
+
+    def __init__(
+        self,
+        teacher_dim: int,
+        student_dim: int,
+        *,
+        mapping: str = "sne",
+        mapping_start: str | None = None,
+        mapping_layer_norm: bool | None = None,
+        mapping_steps: int | None = None,
+        mapping_batch_size: int | None = None,
+        mapping_lr: float | None = None,
+        tokens: bool = False,
+        landmarks: int = 4096,
+        own: str = "column",
+        weight: float = 0.3,
+        temperatures: Sequence[float] = (0.1, 0.2),
+    ):
+        super().__init__(
+            teacher_dim,
+            student_dim,
+            mapping=mapping,
+            mapping_start=mapping_start,
+            mapping_layer_norm=mapping_layer_norm,
+            mapping_steps=mapping_steps,
+            mapping_batch_size=mapping_batch_size,
+            mapping_lr=mapping_lr,
+            tokens=tokens,
+            landmarks=landmarks,
+            own=own,
+            weight=weight,
+            temperatures=temperatures,
+        )
+
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        terms = super().loss(student, batch)
+        del terms["cosine"]
+        mapped = self.target(batch)
+        mean = self.mapped_landmarks.mean(0)
+        given, target = (F.normalize(rows, dim=-1) - mean for rows in (student[EMBEDDING], mapped))
+        return {"centred": match(given, target, "cosine"), **terms}

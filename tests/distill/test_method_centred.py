@@ -1,0 +1,84 @@
+"""The term of `centred` against float64 arithmetic; what it shares with `landmarks`; students that cannot be negative."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from distill import load_method
+from distill.testing.methods import STUDENT, student_batch, teacher_batch, write_token_store
+from featcache.inputs.images import image_input
+from featcache.rows import Rows
+from featcache.student import load_student, make_student
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return Rows.of([write_token_store(tmp_path_factory.mktemp("store") / "s.zarr")])
+
+
+def prepared(rows, name="centred", **options):
+    method = load_method(name)(rows.embedding_dim, STUDENT, **{"mapping": "spectral", "landmarks": 9, **options})
+    method.prepare(rows, seed=0)
+    return method
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_the_term_is_the_cosine_between_deviations_from_the_mean_landmark(rows):
+    method, batch, student = prepared(rows), teacher_batch(rows, ("embedding",)), student_batch(("embedding",))
+    weight = method.mapping.weight.detach().numpy().astype(np.float64)
+
+    def mapped(x):
+        return unit(unit(x.astype(np.float64)) @ weight.T)
+
+    drawn = np.random.default_rng(0).choice(len(rows), 9, replace=False)
+    mean = mapped(rows.gather(drawn)).mean(0)
+    cosines = [
+        unit(given - mean) @ unit(target - mean)
+        for given, target in zip(
+            unit(student["embedding"].detach().numpy().astype(np.float64)),
+            mapped(batch["embedding"].numpy()),
+            strict=True,
+        )
+    ]
+    terms = method.loss(student, batch)
+    assert terms.keys() == {"centred", "landmarks"}
+    assert terms["centred"].item() == pytest.approx(1 - np.mean(cosines), rel=1e-4)
+
+
+def test_it_is_least_where_the_student_is_the_mapped_teacher_of_whatever_length(rows):
+    method, batch = prepared(rows), teacher_batch(rows, ("embedding",))
+    there = {"embedding": 3 * method.target(batch)}
+    assert method.loss(there, batch)["centred"].item() == pytest.approx(0, abs=1e-6)
+    assert method.loss({"embedding": there["embedding"].roll(1, 0)}, batch)["centred"].item() > 0.1
+
+
+def test_its_landmarks_are_those_of_landmarks(rows):
+    same = {"weight": 0.4, "temperatures": [0.07, 0.2]}
+    batch, student = teacher_batch(rows, ("embedding",)), student_batch(("embedding",))
+    ours, theirs = (prepared(rows, name, **same).loss(student, batch) for name in ("centred", "landmarks"))
+    assert torch.equal(ours["landmarks"], theirs["landmarks"])
+
+
+@pytest.mark.parametrize(("method", "added"), [("centred", True), ("tintem", True), ("cosine", False)])
+def test_a_student_that_cannot_be_negative_gets_a_linear_layer_where_its_target_can(method, added, train, tmp_path):
+    """test_resnet pools after a ReLU; what a mapping gives has negative coordinates."""
+    width = timm.create_model("test_resnet", num_classes=0).num_features
+    run = train(tmp_path / "run", method=method, student="timm/test_resnet", image_size=32, embedding_dim=0, epochs=1)
+    record = json.loads((run.path / "student.json").read_text())
+    assert record["embedding_dim"] == width
+    assert record.get("projected", False) == added
+    student, _ = load_student(run.path)
+    assert isinstance(student.projection, torch.nn.Linear) == added
+    images = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        assert (student(images).min() < 0) == added
+    again, _, told = make_student(f"run:{run.path}", image_input(record["preprocess"]))
+    assert told.get("projected", False) == added
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), student(images))
