@@ -21,7 +21,18 @@ from statistics import NormalDist
 import numpy as np
 from _targets import judge
 
-from evalsuite.intervals import Estimate, cosine_mean, difference, kappa, macro_share, mean_of, ranking, share
+from evalsuite.intervals import (
+    Estimate,
+    cosine_mean,
+    decisions,
+    difference,
+    kappa,
+    macro_share,
+    mean_of,
+    ranking,
+    share,
+    spearman,
+)
 from evalsuite.metrics import ood_metrics
 
 LEAST, MOST = 0.93, 0.97
@@ -143,6 +154,82 @@ def rankings(sizes: tuple[tuple[int, int], ...] = SIZES, enough: int = 400_000) 
 
         truth = {metric: float(np.mean([each[metric] for each in truths])) for metric in truths[0]}
         yield f"{n} ID, 3 × {m} OOD, mean", truth, over_sets, telling(truth, n, m)
+
+
+Pair = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+
+
+def pairs() -> dict[str, Pair]:
+    """What draws scores of n rows in two spaces: normals, as they are and rounded, with heavy tails; half of the rows ID,
+    half OOD; the same scores but for some rows, whose are unrelated; and closer, the lower the score."""
+
+    def normal(alike: float, apart: float = 0.0, digits: int = 9) -> Pair:
+        def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+            a, other = rng.normal(size=(2, n))
+            b = alike * a + math.sqrt(1 - alike**2) * other
+            ood = apart * (np.arange(n) < n // 2)
+            return (a + ood).round(digits), (b + ood).round(digits)
+
+        return draw
+
+    def tails(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        a, b = normal(0.8)(rng, n)
+        spread = np.sqrt(rng.chisquare(3, n) / 3)
+        return a / spread, b / spread
+
+    def unrelated(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        a, other = rng.normal(size=(2, n))
+        return a, np.where(rng.random(n) < 0.3, other, a)
+
+    def closer(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        a, other = rng.normal(size=(2, n))
+        return a, a + other * np.exp(a)
+
+    of = {f"normal {alike}": normal(alike) for alike in (0.0, 0.3, 0.8, 0.95)}
+    of |= {f"ID and OOD, {alike}": normal(alike, 3.0) for alike in (0.0, 0.8)}
+    return of | {"ties": normal(0.8, digits=0), "t(3)": tails, "30 % unrelated": unrelated, "closer": closer}
+
+
+def alikes() -> Iterator[Case]:
+    """Two spaces' scores of the same rows, and their decisions at thresholds set by ID rows."""
+    for name, draw in pairs().items():
+        rng = np.random.default_rng(1)
+        truth = float(np.mean([spearman(*draw(rng, 20_000)).value for _ in range(20)]))
+        for n in (10, 30, 100, 1000):
+            yield (
+                f"{n} rows, {name}",
+                {"spearman": truth},
+                lambda rng, n=n, draw=draw: {"spearman": spearman(*draw(rng, n))},
+                {"spearman": n * (1 - abs(truth)) / 2},
+            )
+    for alike in (0.0, 0.5, 0.9, 0.98):
+        for shifts in ((1.0, 1.0), (2.0, 0.5), (3.0, 3.0)):
+            for n, m in ((80, 80), (400, 400), (400, 1500), (1500, 400)):
+
+                def scores(rng: np.random.Generator, n: int, shifts: tuple = (0.0, 0.0), alike: float = alike) -> tuple:
+                    a, other = rng.normal(size=(2, n))
+                    return a + shifts[0], alike * a + math.sqrt(1 - alike**2) * other + shifts[1]
+
+                rng, k = np.random.default_rng(1), 500_000 // (n + m)
+                many = scores(rng, n * k), scores(rng, m * k, shifts)
+                truth = {
+                    f"{of}/{what}": each.value
+                    for of, given in (("id", ()), ("ood", (many[1],)), ("all", (many[1], True)))
+                    for what, each in decisions(many[0], *given)[0].items()
+                }
+
+                def two(rng: np.random.Generator, n=n, m=m, shifts=shifts, scores=scores) -> dict[str, Estimate]:
+                    known, others = scores(rng, n), scores(rng, m, shifts)
+                    found = {"id": decisions(known), "ood": decisions(known, others)}
+                    found["all"] = decisions(known, others, together=True)
+                    return {f"{of}/{what}": each for of, (both, _) in found.items() for what, each in both.items()}
+
+                yield (
+                    f"{n} ID, {m} OOD at {shifts[0]}, {shifts[1]}, alike {alike}",
+                    truth,
+                    two,
+                    dict.fromkeys(truth, 0.0),  # thresholds have their own part: wide is allowed
+                )
 
 
 def telling(truth: dict[str, float], n: int, m: int) -> dict[str, float]:
@@ -275,7 +362,7 @@ def main() -> None:
     options = parser.parse_args()
     targets = []
     print(f"{'case':44} {'metric':18} {'coverage':>8} {'width':>7} {'none':>6}")
-    for part in (accuracies, macros, rankings, differences, others):
+    for part in (accuracies, macros, alikes, rankings, differences, others):
         for case in part():
             name, _, _, speaking = case
             for metric, coverage, width, none, rejected in covered(case, options.samples):

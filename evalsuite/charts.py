@@ -41,6 +41,9 @@ WORDS = {
     "cka_debiased_unit": "CKA of unit embeddings",
     "agreement/top1": "agreement",
     "agreement/kappa": "kappa",
+    "kappa": "kappa",
+    "agreement": "agreement",
+    "spearman": "rank correlation",
     "cosine_mapped": "cosine, mapped",
     "procrustes": "Procrustes distance",
 }
@@ -77,8 +80,8 @@ class Axis:
     def of(cls, metric: str, name: str | None = None) -> Axis:
         """The axis of a metric of ours, known by the last part of its name."""
         last = metric.rpartition("/")[2].lower()
-        share = bool(re.match(r"(macro_)?top\d+(@\d+)?$|fpr95_", last))
-        within = share or re.match(r"auroc|aupr_|ap_|gram_|cka|mutual_knn|kappa|cosine", last)
+        share = bool(re.match(r"(macro_)?top\d+(@\d+)?$|fpr95_|agreement$", last))
+        within = share or re.match(r"auroc|aupr_|ap_|gram_|cka|mutual_knn|kappa|cosine|spearman", last)
         return cls(
             name=name or WORDS.get(metric) or WORDS.get(last) or metric,
             share=share,
@@ -315,6 +318,11 @@ def repeated_means(metrics: Mapping[str, Metric]) -> set[str]:
         for (where, what), of in found.items()
         if len(of) == 2 and (mean := f"{where}/mean/{what}") in of and metrics[of[0]].value == metrics[of[1]].value
     }
+
+
+def knn_first(detectors: Iterable[str]) -> list[str]:
+    """Each detector once, in their order."""
+    return sorted(dict.fromkeys(detectors), key=lambda each: each != "knn")
 
 
 def at_k(results: Sequence[Named], stem: str, name: str, rows: str) -> list[Headline]:

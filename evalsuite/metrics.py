@@ -47,6 +47,12 @@ def ood_metrics(id_scores: Float[np.ndarray, " n"], ood_scores: Float[np.ndarray
     return measured(*(np.bincount(rank, minlength=distinct) for rank in (rank_id, rank_ood)))
 
 
+def place_of_95(n: int) -> int:
+    """The place, from 0, that the threshold of `fpr95_id` has among n ID scores in rising order: the strictest one that
+    accepts at least 95 % of them."""
+    return -(-19 * n // 20) - 1
+
+
 def lower_is_better(metric: str) -> bool:
     """Whether the lower value of this metric is the better one; `metric` may be a whole name, `knn/far/tin/fpr95_id`."""
     return bool(re.match(r"fpr95_|procrustes|(relative_)?m?ce$|error", metric.rpartition("/")[2].lower()))

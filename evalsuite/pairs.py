@@ -51,7 +51,9 @@ def joined_banks(
         rows.require_same_encoder(bank, any_precision)
         if os.path.realpath(bank.name) == os.path.realpath(rows.name):
             raise ValueError(f"{bank.name} is its own bank; leave out the banks, and its rows vote for each other")
-    return joined(banks[0].labelled(), banks[1])
+    left, right = joined(banks[0].labelled(), banks[1])
+    right.labels, right.class_names = left.labels, left.class_names  # votes and detectors know the same of both
+    return left, right
 
 
 def unpaired_remarks(rows: Mapping[str, Rows], joined: int, unlabelled: int = 0) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import PurePath
 
@@ -63,6 +63,13 @@ def lost_alone(spec: str, failures: dict[str, Exception]) -> Iterator[None]:
         yield
     except Exception as error:
         failures[spec] = error
+
+
+def require_some(left: Sized, failures: Mapping[str, Exception]) -> None:
+    """Raise `ValueError` when every detector failed, and nothing is left."""
+    if not left:
+        reasons = "; ".join(f"{spec}: {error}" for spec, error in failures.items())
+        raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
 
 
 def warn_of_failed(failures: Mapping[str, Exception]) -> dict[str, str]:
@@ -192,9 +199,7 @@ def measure_sets(
             metrics |= {f"{spec}/{name}": found.metric() for name, found in measured(of_sets).items()}
             of_ties[spec], saturated[spec] = ties(of_sets, alike)
             samples |= {f"score/{spec}/{key}": found for key, found in of_sets.items()}
-    if not metrics:
-        reasons = "; ".join(f"{spec}: {error}" for spec, error in failures.items())
-        raise ValueError(f"every detector failed ({reasons})") from next(iter(failures.values()))
+    require_some(metrics, failures)
     samples |= {f"sample_id/{key}": each.sample_ids.astype(np.str_) for key, each in rows.items()}
     samples |= {f"content/{key}": content_of(each) for key, each in rows.items()}
     return metrics, samples, of_ties, saturated

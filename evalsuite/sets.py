@@ -78,7 +78,7 @@ def without_identical(key: str, rows: Rows, same: Overlap, drop: bool) -> Rows:
         raise ValueError(f"every row of {rows.name} is in {others} too; give other images as {key}")
     if drop:
         return rows.pick(np.flatnonzero(~same.rows))
-    if share >= _MOST_IDENTICAL and not same.by_embedding and key.startswith(("near/", "far/")):
+    if share >= _MOST_IDENTICAL and not same.by_embedding and not key.startswith(("id_test", "csid/")):
         instead = ", or leave these out with --drop-identical" if share < 1 else ""
         raise ValueError(
             f"{same.count:,} of {len(rows):,} images of {rows.name} are in {others} too; give other images as {key}{instead}"

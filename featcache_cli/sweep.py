@@ -143,7 +143,7 @@ class _Evaluation:
         first = asked.store if isinstance(asked.store, str) else asked.store[0]
         self.teacher = given["teacher"] if "teacher" in given else featcache.open_store(first).encoder_name
         refuse_code('its teacher (teacher = "" is none)', self.teacher, trust_code)
-        self._teacher_query: Any = None
+        self._of_teacher: dict[str, Any] = {}
         for part, corpus in self._corpora.items():  # refuses before anything is trained
             with naming(part):
                 featcache.open_corpus(corpus)
@@ -152,7 +152,7 @@ class _Evaluation:
                 detectors.build(spec)
 
     def measure(self, name: str, encoder: str) -> dict[str, float]:
-        """kNN accuracy, AUROC and, where there is a teacher, fidelity to it; result files are left in `results/`."""
+        """kNN accuracy, AUROC and, where there is a teacher, fidelity to it, of OOD scores too; result files are left in `results/`."""
         import evalsuite
         import featcache
 
@@ -166,7 +166,7 @@ class _Evaluation:
                 for part, corpus in self._corpora.items()
             }  # fmt: skip
         if encoder == self.teacher:
-            self._teacher_query = stores["query"]
+            self._of_teacher = stores
         found = {"knn": evalsuite.knn(stores["bank"], stores["query"], k=[self._k])}
         if self._near or self._far:
             found["ood"] = evalsuite.ood(
@@ -176,10 +176,18 @@ class _Evaluation:
                 far={part: stores[part] for part in self._far},
                 detectors=self._detectors,
             )
-        if self._teacher_query is not None:
-            found["fidelity"] = evalsuite.fidelity(self._teacher_query, stores["query"])
+        if teacher := self._of_teacher:
+            sets = [*self._near, *self._far]
+            scored = {
+                "detectors": self._detectors,
+                "teacher_bank": teacher["bank"],
+                "student_bank": stores["bank"],
+                "teacher_ood": {part: teacher[part] for part in sets},
+                "student_ood": {part: stores[part] for part in sets},
+            }
+            found["fidelity"] = evalsuite.fidelity(teacher["query"], stores["query"], **(scored if sets else {}))
         for command, result in found.items():
             result.write(self._folder / "results" / f"{name}-{command}.json")
-        wanted = re.compile(r"top1@\d+|.*/mean/auroc|gram_pearson|cka_debiased|mutual_knn@\d+")
+        wanted = re.compile(r"top1@\d+|.*/mean/auroc|gram_pearson|cka_debiased|mutual_knn@\d+|scores/.*/all/spearman")
         metrics = {key: metric.value for result in found.values() for key, metric in result.metrics.items()}
         return {key: value for key, value in metrics.items() if wanted.fullmatch(key)}

@@ -44,7 +44,7 @@ SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 def commands_of(beginning: str) -> list[str]:
     """The lines of the first block with a command that begins so, comments and installation left out."""
     block = next(text for _, text in BLOCKS if re.search(f"^{re.escape(beginning)}", text, re.MULTILINE))
-    lines = [line.partition("#")[0].strip() for line in block.splitlines()]
+    lines = [line.partition("#")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line and not line.startswith(("pip ", "torchrun "))]
 
 
@@ -123,9 +123,10 @@ def test_the_quick_start_trains_and_measures(folder, command):
     """A teacher of 384 dimensions, a student of 512; what the lines take for granted is made when they need it."""
     lines, ran = commands_of(QUICK_START) + commands_of(EVALUATIONS), []
     for line in lines:
-        for corpus, store in (("photos-test/", "student-test.zarr"), ("pets/", "student-pets.zarr")):
-            if store in line and not (folder / store).exists():
-                command(f"featcache extract {corpus} --teacher run:runs/a --out {store}")
+        for name, encoder in (("teacher", "timm/vit_small_patch14_dinov2.lvd142m"), ("student", "run:runs/a")):
+            for corpus, store in (("photos-test/", f"{name}-test.zarr"), ("pets/", f"{name}-pets.zarr")):
+                if store in line and not (folder / store).exists():
+                    command(f"featcache extract {corpus} --teacher {encoder} --out {store}")
         if line.startswith("evalsuite compare"):
             for name in ("a", "b"):
                 command(f"evalsuite knn --bank student.zarr --query student-test.zarr --k 5 --json {name}.json")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
-from evalsuite.charts import Axis, Headline, Named, Scatter, Section, at_k, most_held, rows_said
+from evalsuite.charts import Axis, Dots, Headline, Named, Scatter, Section, at_k, knn_first, most_held, rows_said
 
 _BEFORE = ("gram_pearson", "gram_pearson_centred", "cka_debiased", "cka_debiased_unit")
 _AFTER = ("agreement/top1", "agreement/kappa", "cosine_mapped", "procrustes")
@@ -17,6 +18,16 @@ def headlines(results: Sequence[Named]) -> list[Headline]:
         Headline(metric="cka_debiased", axis=Axis.of("cka_debiased"), note="debiased", rows=rows),
         *at_k(results, "mutual_knn", "Mutual kNN", rows),
         Headline(metric="agreement/top1", axis=Axis.of("agreement/top1", "Agreement"), note="top-1 votes", rows=rows),
+        *(
+            Headline(
+                metric=metric,
+                axis=Axis.of(metric, "OOD scores"),
+                note=f"rank correlation, {detector}",
+                about="OOD scores: how far they are in the teacher's order, over ID and OOD rows",
+                where={"OOD detector": detector},
+            )
+            for detector, metric in _over_all(results).items()
+        ),
     ]
 
 
@@ -24,12 +35,48 @@ def charts(results: Sequence[Named]) -> list[Section]:
     names = [name for each in results for name in each.result.metrics]
     mutual = [f"mutual_knn@{k}" for k in most_held(names, "mutual_knn")]
     x = {name: Axis.of(name) for name in (*_BEFORE, *mutual, *_AFTER) if name in names}
+    x |= {name: Axis.of(name, f"rank correlation of {of} scores") for of, name in _over_all(results).items()}
     about = (
         "How well an encoder does, against how much of its teacher's geometry it kept. Lines through a point are 95 % "
         "intervals; axes show the range of the values and do not start at zero."
     )
     drawn = [Scatter(title="Quality against fidelity", x=x, note=_rows(results), wide=True)] if x else []
-    return [Section("tradeoff", "Fidelity", "Accuracy and fidelity", about, drawn)]
+    followed = [
+        Dots(
+            title="Scores beside the teacher's",
+            where={"Agreement": Axis.of(what).name, "Rows": {"id": "ID", "all": "ID and OOD"}.get(name, name)},
+            axis=Axis.of(what),
+            label="detector",
+            rows={of: f"scores/{of}/{name}/{what}" for of in detectors},
+            wide=True,
+        )
+        for (what, name), detectors in _followed(names).items()
+    ]
+    about_scores = (
+        "How far an encoder's OOD scores follow its teacher's, row by row: rank correlation, and how often both take a row for "
+        "OOD at thresholds that keep 95 % of the ID rows. Lines through a point are 95 % intervals. Rank correlation over ID and "
+        "OOD rows is high as soon as both tell these apart; within one set it takes the same order."
+    )
+    return [
+        Section("tradeoff", "Fidelity", "Accuracy and fidelity", about, drawn),
+        Section("followed", "Scores followed", "OOD scores beside the teacher's", about_scores, followed),
+    ]
+
+
+def _followed(names: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """The detectors of which there is this measure of these rows: rank correlation first, of all rows first."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        if match := re.fullmatch(r"scores/([^/]+)/([^/]+)/(spearman|agreement|kappa)", name):
+            found.setdefault((match[3], match[2]), []).append(match[1])
+    order = ("spearman", "agreement", "kappa")
+    return {key: knn_first(found[key]) for key in sorted(found, key=lambda key: (order.index(key[0]), key[1] != "all"))}
+
+
+def _over_all(results: Sequence[Named]) -> dict[str, str]:
+    """By detector the rank correlation over ID and OOD rows."""
+    found = _followed(name for each in results for name in each.result.metrics)
+    return {detector: f"scores/{detector}/all/spearman" for detector in found.get(("spearman", "all"), [])}
 
 
 def _rows(results: Sequence[Named]) -> str:

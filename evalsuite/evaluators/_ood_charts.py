@@ -20,6 +20,7 @@ from evalsuite.charts import (
     Section,
     Series,
     Tone,
+    knn_first,
     repeated_means,
     rows_said,
 )
@@ -43,7 +44,7 @@ def headlines(results: Sequence[Named]) -> list[Headline]:
             rows=_rows_of(results, group, "mean"),
             where={"OOD detector": detector},
         )
-        for detector in _knn_first(detector for detector, *_ in found)
+        for detector in knn_first(detector for detector, *_ in found)
         for what in ("auroc", "fpr95_id")
         for group in ("near", "far")
         if (detector, group, "mean", what) in found
@@ -52,7 +53,7 @@ def headlines(results: Sequence[Named]) -> list[Headline]:
 
 def charts(results: Sequence[Named]) -> list[Section]:
     found = {(each.encoder, spec): of for each in results for spec, of in _scores(each.result).items() if of}
-    scores = {key: of for spec in _knn_first(spec for _, spec in found) for key, of in found.items() if key[1] == spec}
+    scores = {key: of for spec in knn_first(spec for _, spec in found) for key, of in found.items() if key[1] == spec}
     return [
         Section(
             "ood",
@@ -88,10 +89,6 @@ def charts(results: Sequence[Named]) -> list[Section]:
             _maps({each.encoder: of for each in results if (of := _places(each.result))}),
         ),
     ]
-
-
-def _knn_first(detectors: Iterable[str]) -> list[str]:
-    return sorted(dict.fromkeys(detectors), key=lambda each: each != "knn")
 
 
 def _metrics(results: Iterable[Named]) -> dict[tuple[str, str, str, str], str]:

@@ -19,6 +19,7 @@ under 5 the score interval is modified as Brown, Cai and DasGupta (2001, Statist
 `benchmarks/intervals.py` measures the coverage.
 """
 
+from evalsuite.intervals.alike import decisions, spearman
 from evalsuite.intervals.combined import difference, mean_of
 from evalsuite.intervals.estimate import LEAST_ROWS, Estimate, Part
 from evalsuite.intervals.ranks import LEAST_FOR_THRESHOLD, ranking
@@ -31,10 +32,12 @@ __all__ = [
     "Estimate",
     "Part",
     "cosine_mean",
+    "decisions",
     "difference",
     "kappa",
     "macro_share",
     "mean_of",
     "ranking",
     "share",
+    "spearman",
 ]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from evalsuite.intervals.estimate import LEAST_ROWS, Estimate, Part, Side, Z, blended, equal_rows
 from evalsuite.intervals.shares import share
-from evalsuite.metrics import measured, ranks
+from evalsuite.metrics import measured, place_of_95, ranks
 
 LEAST_FOR_THRESHOLD = 72
 """Rows below which no order statistic bounds their 95 % point from above: 0.95 ** 71 > 0.025."""
@@ -111,7 +111,7 @@ def _fpr95(
 ) -> Estimate:
     """Of ranks in the order in which rows pass the threshold, `hits` of which 95 % have to; `setting` names them."""
     ordered, n = np.sort(hits), len(hits)
-    threshold = ordered[-(-19 * n // 20) - 1]
+    threshold = ordered[place_of_95(n)]
     passed = false <= threshold
     value = float(passed.mean())
     if n < LEAST_FOR_THRESHOLD:

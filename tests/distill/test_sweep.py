@@ -326,7 +326,9 @@ def test_students_are_evaluated_on_the_corpora_of_the_file(command, sweep_file, 
     teacher, student = table["rows"]
     assert (teacher["name"], teacher["runs"], student["runs"]) == ("teacher", 1, 2)
     assert teacher["metrics"]["gram_pearson"]["mean"] == pytest.approx(1)
-    assert {"top1@3", "knn:k=3/far/mean/auroc", "gram_pearson"} <= set(student["metrics"])
+    followed = "scores/knn:k=3/all/spearman"
+    assert {"top1@3", "knn:k=3/far/mean/auroc", "gram_pearson", followed} <= set(student["metrics"])
+    assert teacher["metrics"][followed]["mean"] == pytest.approx(1)
     result = json.loads((tmp_path / "swept/results/proteus-tiny-s1-fidelity.json").read_text())
     assert result["metrics"]["gram_pearson"]["value"] == student["metrics"]["gram_pearson"]["values"][1]
 
