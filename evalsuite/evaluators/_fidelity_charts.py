@@ -23,7 +23,6 @@ def headlines(results: Sequence[Named]) -> list[Headline]:
                 metric=metric,
                 axis=Axis.of(metric, "OOD scores"),
                 note=f"rank correlation, {detector}",
-                about="OOD scores: how far they are in the teacher's order, over ID and OOD rows",
                 where={"OOD detector": detector},
             )
             for detector, metric in _over_all(results).items()
@@ -44,7 +43,7 @@ def charts(results: Sequence[Named]) -> list[Section]:
     followed = [
         Dots(
             title="Scores beside the teacher's",
-            where={"Agreement": Axis.of(what).name, "Rows": {"id": "ID", "all": "ID and OOD"}.get(name, name)},
+            where={"Measure": Axis.of(what).name, "Rows": {"id": "ID", "all": "ID and OOD"}.get(name, name)},
             axis=Axis.of(what),
             label="detector",
             rows={of: f"scores/{of}/{name}/{what}" for of in detectors},

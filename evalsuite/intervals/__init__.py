@@ -16,7 +16,7 @@ p (1 − p) / V, with Student's quantile (Kish 1965, "Survey Sampling"; Korn and
 193–201). V is the estimated variance, blended with one row's worth of what it may be where no row speaks against the
 value (a unit of information: Kass and Wasserman 1995, JASA 90, 928–934), so that no interval has width 0. For counts
 under 5 the score interval is modified as Brown, Cai and DasGupta (2001, Statistical Science 16, 101–133) do.
-`benchmarks/intervals.py` measures the coverage.
+Rank correlations have Fisher's z. `benchmarks/intervals.py` measures the coverage.
 """
 
 from evalsuite.intervals.alike import decisions, spearman

@@ -21,11 +21,12 @@ Flags = tuple[Bool[np.ndarray, " _"], Bool[np.ndarray, " _"]]
 def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> Estimate:
     """Spearman's rank correlation, ties having the mean of their ranks; in [-1, 1].
 
-    The interval is Fisher's z with the variance of the rows' influences, the normal limit of a U-statistic (Hoeffding 1948,
-    Annals of Mathematical Statistics 19, 293–325) under any distribution. (The variance of Bonett and Wright 2000,
-    Psychometrika 65, 23–28, is that of normal scores: of heavy-tailed ones, or where a few rows are far off, intervals by it
-    hold the truth in 35 to 90 of 100 samples; of ID and OOD rows together in 97 to 100.) Where few rows speak against the
-    value, it is widened towards what n rows in perfect order leave open, as a share of n rows that are all right.
+    The interval is Fisher's z with the variance of the rows' influences, which is that of the rank correlation under any
+    distribution (Hoeffding 1948, Annals of Mathematical Statistics 19, 293–325). The variance (1 + r² / 2) / (n − 3) of
+    Bonett and Wright (2000, Psychometrika 65, 23–28) is that of normal scores: intervals by it held the truth in 35 to 91 of
+    100 samples of 1,000 rows with heavy tails, or of which some are far off, and in 97 to 100 of ID and OOD rows together.
+    Where few rows speak against the value, it is widened towards what n rows in perfect order leave open, as a share of n
+    rows that are all right.
 
     Raises `ValueError` where all scores of one side are the same, which have no order.
     """

@@ -56,6 +56,26 @@ def test_histograms_count_every_score(tmp_path: Path) -> None:
         assert of_set["rows"] == sum(bins) + sum(beyond) == len(result.samples[f"score/knn/{key}"])
 
 
+def test_how_far_scores_follow_the_teachers_is_shown(tmp_path: Path) -> None:
+    results = [fidelity_result("f0", "f1", "small", 0.8), knn_result("f1", "small", 0.5)]
+    for detector in ("rmd", "knn"):
+        for name in ("id", "tin", "all"):
+            for what in ("spearman", "agreement"):
+                results[0].metrics[f"scores/{detector}/{name}/{what}"] = Metric(0.9, (0.8, 0.95))
+    page = Page(report(results, tmp_path / "r.html"))
+    drawn = page.charts("followed")
+    assert [each["where"] for each in drawn] == [
+        {"Measure": measure, "Rows": rows}
+        for measure in ("rank correlation", "agreement")
+        for rows in ("ID and OOD", "ID", "tin")
+    ]
+    assert drawn[2]["rows"] == {detector: f"scores/{detector}/tin/spearman" for detector in ("knn", "rmd")}
+    columns = [each for each in page.data["headlines"] if each["metric"].startswith("scores/")]
+    assert [each["where"] for each in columns] == [{"OOD detector": detector} for detector in ("knn", "rmd")]
+    assert "scores/knn/all/spearman" in page.charts("tradeoff")[0]["x"]
+    assert not Page(report([fidelity_result("f0", "f1", "small", 0.8)], tmp_path / "r.html")).charts("followed")
+
+
 @pytest.mark.parametrize("side", [1, -1])
 def test_far_scores_do_not_squash_a_histogram(side: int) -> None:
     rng = np.random.default_rng(0)
