@@ -100,7 +100,15 @@ def measured(
             far={"far": encoder["far"]} if "far" in encoder else None,
             detectors=DETECTORS,
         ),
-        evalsuite.fidelity(teacher["test"], encoder["test"]),
+        evalsuite.fidelity(
+            teacher["test"],
+            encoder["test"],
+            teacher_bank=teacher["train"],
+            student_bank=encoder["train"],
+            detectors=DETECTORS,
+            teacher_ood={name: teacher[name] for name in ("near", "far") if name in teacher},
+            student_ood={name: encoder[name] for name in ("near", "far") if name in encoder},
+        ),
     ]
     metrics = {key: metric.value for result in found for key, metric in result.metrics.items()}
     return {title: metrics[key] for title, key in METRICS.items() if key in metrics}
