@@ -108,7 +108,7 @@ class Training:
             student = synchronised(student)
         self.student, self._method = student, method
         if checkpoint:
-            student.load_state_dict(checkpoint["student"])
+            _restore(student, checkpoint["student"])
             method.load_state_dict(checkpoint["method"])
         student.to(accelerator.device).to(memory_format=torch.channels_last)
         self._ema = Ema(student, settings.ema) if settings.ema else None
@@ -220,6 +220,18 @@ def checkpoint_bytes(student: nn.Module, method: nn.Module, settings: FitConfig)
     copies = bool(settings.ema) + (settings.keep == "best")
     averaged = copies * sum(value.nbytes for value in student.state_dict().values())
     return held + averaged + trained * (1 if settings.optimizer == "lars" else 2)
+
+
+def _restore(student: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raises ValueError where the student is built otherwise than the one that began the run, by an older version."""
+    try:
+        student.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()[:120]
+        raise ValueError(
+            f"the run's checkpoint is of a student that was built otherwise ({reason}); finish it with the version that "
+            "began it, or choose another --out"
+        ) from None
 
 
 def _floating(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 
 from distill import load_method
 from distill.testing.methods import STUDENT, student_batch, teacher_batch, write_token_store
+from featcache.geometry import one_sided
 from featcache.inputs.images import image_input
 from featcache.rows import Rows
 from featcache.student import load_student, make_student
@@ -82,3 +83,23 @@ def test_a_student_that_cannot_be_negative_gets_a_linear_layer_where_its_target_
     assert told.get("projected", False) == added
     with torch.no_grad():
         assert torch.equal(again.eval()(images), student(images))
+
+
+def test_a_run_that_was_begun_without_that_layer_is_refused_in_words(train, tmp_path, monkeypatch):
+    given = {"method": "tintem", "student": "timm/test_resnet", "image_size": 32, "embedding_dim": 0}
+    with monkeypatch.context() as older:
+        older.setattr("distill.training.setup._needs_projection", lambda student, rows: False)
+        run = train(tmp_path / "run", epochs=1, **given)
+    (run.path / "student.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"built otherwise \(.*projection.*\); finish it with the version that began it"
+    ):
+        train(tmp_path / "run", epochs=1, resume=True, **given)
+
+
+def test_rows_are_one_sided_where_negative_coordinates_add_up_to_next_to_nothing():
+    drawn = np.random.default_rng(0).normal(size=(20, 9)).astype(np.float32)
+    assert not one_sided(drawn)
+    assert one_sided(np.maximum(drawn, 0))
+    assert one_sided(np.maximum(drawn, -0.01))
+    assert not one_sided(np.maximum(drawn, -0.2))
