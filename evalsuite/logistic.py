@@ -24,12 +24,14 @@ _WIDE_FLOATS = 2**26  # fewer features than this are kept in float64, and not br
 @dataclass(frozen=True)
 class Fitted:
     """A classifier of rows as they are stored, logits = x · `weight`ᵀ + `bias`, and how it came about: the C taken, the
-    steps of the last fit, accuracy and cross-entropy on the held-out rows by candidate, the C whose fits did not finish."""
+    steps of the last fit, how many rows were held out for the choice of C, accuracy and cross-entropy on them by candidate,
+    the C whose fits did not finish."""
 
     weight: Float[np.ndarray, "c d"]
     bias: Float[np.ndarray, " c"]
     c: float
     steps: int
+    held_out: int
     tried: list[tuple[float, float]]
     unfinished: list[float]
 
@@ -80,7 +82,29 @@ def fit(
     if not done and best not in unfinished:
         unfinished.append(best)
     progress(fits, fits)
-    return Fitted(*task.on_rows(head), best, steps, tried, unfinished)
+    return Fitted(*task.on_rows(head), best, steps, len(x) - kept, tried, unfinished)
+
+
+def fit_head(
+    rows: Rows, candidates: Sequence[float], seed: int, device: str, progress: Callable[[int, int], None]
+) -> tuple[Head, Fitted]:
+    """The classifier of labelled rows, and how it came about: of several `candidates` for C with the one that is best on a
+    tenth of each class, drawn by `seed`.
+
+    Raises `ValueError` when there is one class, or no class has a row to spare for the choice.
+    """
+    labels, target = np.unique(rows.labels, return_inverse=True)
+    if len(labels) < 2:
+        raise ValueError(f"{rows.name} has one class; a classifier needs at least two")
+    held = held_out(target, seed) if len(candidates) > 1 else np.zeros(len(target), bool)
+    if len(candidates) > 1 and not held.any():
+        raise ValueError(f"no class of {rows.name} has two rows to choose C with; give one C")
+    order = np.argsort(held, kind="stable")  # rows to choose C with come last
+    x = np.concatenate([block["embedding"] for block in rows.pick(order).blocks_of(["embedding"])])
+    fitted = fit(x, target[order], int((~held).sum()), candidates, device, progress)
+    named = None if rows.class_names is None else [rows.class_names[label] for label in labels.tolist()]
+    fingerprint = rows.record()["fingerprint"]
+    return Head(fitted.weight, fitted.bias, labels, fingerprint=fingerprint, class_names=named), fitted
 
 
 class LogisticRegression:
@@ -177,14 +201,16 @@ def held_out(target: Int[np.ndarray, " n"], seed: int) -> Bool[np.ndarray, " n"]
     return held_out
 
 
-def place(head: Head, rows: Rows, true_class: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """How many classes come before each row's true one, whose number is `true_class`; equal logits go to the lower class."""
+def place(head: Head, rows: Rows, truth: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """How many classes come before each row's true one, whose label is `truth`, of a head whose labels rise; all where it
+    does not know that. Equal logits go to the lower class."""
+    true_class = np.searchsorted(head.labels, truth).clip(max=len(head.labels) - 1)
     found, start = np.empty(len(rows), np.int64), 0
     for block in rows.blocks_of(["embedding"]):
         logits = head.logits(block["embedding"])
         part = slice(start, start + len(logits))
-        truth = true_class[part][:, None]
-        own = np.take_along_axis(logits, truth, axis=1)
-        found[part] = ((logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < truth))).sum(axis=1)
+        true = true_class[part][:, None]
+        own = np.take_along_axis(logits, true, axis=1)
+        found[part] = ((logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < true))).sum(axis=1)
         start += len(logits)
-    return found
+    return np.where(np.isin(truth, head.labels), found, len(head.labels))

@@ -32,6 +32,12 @@ class Overlap:
         """By what rows were found to be the same: `image` or `embedding`."""
         return "embedding" if self.by_embedding else "image"
 
+    def without(self, rows: Rows, others: str, instead: str) -> Rows:
+        """The rows that are not there again. Raises `ValueError` when none is left: `others` has them all, give `instead`."""
+        if self.rows.all():
+            raise ValueError(f"every row of {rows.name} is in {others} too; give {instead}")
+        return rows.pick(np.flatnonzero(~self.rows))
+
     def remarks(self, what: str, where: str, so: str, dropped: bool) -> list[str]:
         """One line, or none where no row is there again: so many of `what` ("query rows") are images `where` ("of the
         bank"), and what follows, `so`."""

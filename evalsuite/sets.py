@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-
-import numpy as np
+from typing import Any
 
 from evalsuite.overlap import Overlap, overlap
+from featcache.head import Head
 from featcache.rows import Rows, Store
 
 _MOST_IDENTICAL = 0.9  # share of an OOD set's images that are ID ones, from which it is refused
@@ -35,7 +35,30 @@ def require_apart(rows: Mapping[str, Rows]) -> None:
         if len(parts) > 1:
             raise ValueError(f"{each.name} is both {first} and {key}; give other images as {key}")
         if first != key:
-            warnings.warn(f"{each.name} is both {first} and {key}: it counts twice", UserWarning, stacklevel=3)
+            warnings.warn(f"{each.name} is both {first} and {key}: it counts twice", UserWarning, stacklevel=4)
+
+
+def opened(
+    part: str, bank: Store, others: Mapping[str, Store], head: str | os.PathLike[str] | None, any_precision: bool
+) -> tuple[Rows, dict[str, Rows]]:
+    """The rows of the bank, which plays this part, and of the other sets, with the logits of a saved `head` where there is
+    one. Raises `ValueError` as `require_apart`, and where they are not of one encoder."""
+    classifier = None if head is None else Head.read(head)
+    train = Rows.of(bank, classifier)
+    rows = {key: Rows.of(store, classifier) for key, store in others.items()}
+    require_apart({part: train} | rows)
+    for each in rows.values():
+        train.require_same_encoder(each, any_precision)
+    return train, rows
+
+
+def records_of(group: str, rows: Mapping[str, Rows], same: Mapping[str, Overlap]) -> dict[str, Any]:
+    """What a result file says of the sets of one group, by name."""
+    return {
+        key.removeprefix(f"{group}/"): each.record() | {"identical": same[key].count}
+        for key, each in rows.items()
+        if key.startswith(f"{group}/")
+    }
 
 
 def overlaps(train: Rows, rows: Mapping[str, Rows]) -> dict[str, Overlap]:
@@ -74,10 +97,8 @@ def without_identical(key: str, rows: Rows, same: Overlap, drop: bool) -> Rows:
     """
     share = same.count / len(rows)
     others = "id_train" if key == "id_test" else "ID sets"
-    if drop and share == 1:
-        raise ValueError(f"every row of {rows.name} is in {others} too; give other images as {key}")
     if drop:
-        return rows.pick(np.flatnonzero(~same.rows))
+        return same.without(rows, others, f"other images as {key}")
     if share >= _MOST_IDENTICAL and not same.by_embedding and not key.startswith(("id_test", "csid/")):
         instead = ", or leave these out with --drop-identical" if share < 1 else ""
         raise ValueError(
@@ -88,11 +109,10 @@ def without_identical(key: str, rows: Rows, same: Overlap, drop: bool) -> Rows:
 
 def unlabelled_remarks(bank: Rows, role: str) -> list[str]:
     """One line about rows without a label, where a detector has asked for the others; none where all have one."""
-    unlabelled = int((bank.labels < 0).sum())
-    if not (bank.asked_for_labels and unlabelled):
+    if not (bank.asked_for_labels and bank.unlabelled):
         return []
     return [
-        f"{role} {bank.name}: {unlabelled:,} of {len(bank):,} rows have no label: detectors that need labels leave them out"
+        f"{role} {bank.name}: {bank.unlabelled:,} of {len(bank):,} rows have no label: detectors that need labels leave them out"
     ]
 
 

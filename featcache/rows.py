@@ -123,6 +123,11 @@ class Rows:
         """Rows of the whole stores without features."""
         return sum(len(store.failed) for store in self.stores)
 
+    @property
+    def unlabelled(self) -> int:
+        """Those of these rows that have no label."""
+        return int((self.labels < 0).sum())
+
     def pick(self, positions: Int[np.ndarray, " b"]) -> Rows:
         """The rows at these positions (0…n−1), numbered anew in this order."""
         return type(self)(self.stores, self._store_number[positions], self.index[positions], self.head)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform
 
@@ -110,6 +111,15 @@ def arguments_of(spec: str) -> list[str]:
 def parameters(detector: Detector) -> dict[str, Any]:
     """The constructor's arguments and the values this detector has for them."""
     return {argument: getattr(detector, argument) for argument in _arguments(type(detector))}
+
+
+def choices(
+    built: Mapping[str, Detector], failed: Mapping[str, str], head: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    """What `parameters` of a result say of the detectors that were asked for: each one's arguments, why some failed, and
+    which classifier they had."""
+    arguments = {spec: parameters(detector) for spec, detector in built.items()}
+    return {"detectors": arguments, "failed_detectors": failed, "head": None if head is None else os.fspath(head)}
 
 
 def _parse(spec: str) -> tuple[str, dict[str, Any]]:

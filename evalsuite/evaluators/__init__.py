@@ -197,6 +197,11 @@ class OfStores(Evaluator):
     resamples: int = python_only(1000)  # no effect: intervals are no longer drawn at random
     seed: int = option(0, "Of what is drawn at random.", least=0)
 
+    def comparing(self, identical_by: Any) -> dict[str, Any]:
+        """What `parameters` of a result say of that; `identical_by` is by what rows were found to be of the same image."""
+        both = {"drop_identical": self.drop_identical, "any_precision": self.any_precision}
+        return {**both, "identical_by": identical_by}
+
 
 def flags(evaluator: type[Evaluator]) -> dict[str, Flag]:
     """The fields that are flags, in the order of the class, what it shares with others last."""

@@ -16,11 +16,10 @@ from evalsuite.collapse import collapse_remarks
 from evalsuite.evaluators.knn import knn
 from evalsuite.intervals import Estimate, mean_of, ranking, share
 from evalsuite.judged import Judged
-from evalsuite.overlap import Overlap
+from evalsuite.overlap import Overlap, overlap
 from evalsuite.result import Metric, Result
 from evalsuite.scores import build_all, fit_all, lost_alone, score_all
-from evalsuite.sets import named_sets, overlaps, remarks_on, require_apart, unlabelled_remarks, without_identical
-from featcache.head import Head
+from evalsuite.sets import named_sets, opened, overlaps, records_of, remarks_on, unlabelled_remarks, without_identical
 from featcache.rows import Rows, Store, left_out_remarks
 
 if TYPE_CHECKING:
@@ -104,42 +103,34 @@ class ScoredSets:
         head: str | os.PathLike[str] | None,
         any_precision: bool,
     ) -> None:
-        self.head = None if head is None else Head.read(head)
-        self.bank = Rows.of(bank, self.head)
-        self._sets = {name: Rows.of(store, self.head) for name, store in named_sets(near=near, far=far).items()}
-        require_apart({"bank": self.bank} | self._sets)
-        for rows in self._sets.values():
-            self.bank.require_same_encoder(rows, any_precision)
+        self.bank, self.sets = opened("bank", bank, named_sets(near=near, far=far), head, any_precision)
         self.failures: dict[str, Exception] = {}
-        self.built = build_all(specs) if self._sets else {}
-        self._fitted = fit_all(self.built, self.bank, list(self._sets.values()), self.failures)
-        self._scores = {name: score_all(self._fitted, rows, self.failures) for name, rows in self._sets.items()}
+        self.built = build_all(specs) if self.sets else {}
+        self._fitted = fit_all(self.built, self.bank, list(self.sets.values()), self.failures)
+        self._scores = {name: score_all(self._fitted, rows, self.failures) for name, rows in self.sets.items()}
         needed = {field for detector in self._fitted.values() for field in detector.needs}
         self.same: dict[str, Overlap] = {}
         self.fields = sorted({"embedding"} | needed - ({"logits"} if head is not None else set()))
 
-    def record(self, group: str) -> dict[str, Any]:
-        """What a result file says about the sets of one group, by name."""
-        return {
-            name.removeprefix(f"{group}/"): rows.record() | {"identical": self.same[name].count}
-            for name, rows in self._sets.items()
-            if name.startswith(f"{group}/")
-        }
+    def keep_apart(self, clean: Rows, corpus: str, drop: bool) -> tuple[Overlap, Int[np.ndarray, " _"]]:
+        """Which labelled images of `clean`, of this corpus, the bank has too, and the numbers of those that are to be left
+        out of it. Rows that are images of the bank or of `clean` are taken out of the sets, or, where these are not to be
+        dropped, only looked for.
 
-    def keep_apart(self, clean: Rows, drop: bool) -> None:
-        """Take rows that are images of the bank or of `clean` out of the sets, or, where these are not to be dropped,
-        only look for them. Raises `ValueError` as `evalsuite.ood` does."""
-        of_id = {"id_test": clean} if self._sets else {}
-        self.same = {key: of for key, of in overlaps(self.bank, of_id | self._sets).items() if key != "id_test"}
+        Raises `ValueError` as `evalsuite.ood` does, and when the bank has every image.
+        """
+        labelled, voters = clean.labelled(), self.bank.labelled()
+        same_as_bank = overlap(labelled, [voters])
+        if drop and same_as_bank.rows.all():
+            raise ValueError(f"every image of {corpus} is in {voters.name} too; give another corpus or bank")
+        of_id = {"id_test": clean} if self.sets else {}
+        self.same = {key: of for key, of in overlaps(self.bank, of_id | self.sets).items() if key != "id_test"}
         for name, of in self.same.items():
-            kept = without_identical(name, self._sets[name], of, drop)
+            kept = without_identical(name, self.sets[name], of, drop)
             if drop:
-                self._sets[name] = kept
+                self.sets[name] = kept
                 self._scores[name] = {spec: scores[~of.rows] for spec, scores in self._scores[name].items()}
-
-    def remarks(self) -> list[str]:
-        """About rows of the sets that are left out."""
-        return [line for name, rows in self._sets.items() for line in left_out_remarks(name, rows)]
+        return same_as_bank, labelled.index[same_as_bank.rows] if drop else labelled.index[:0]
 
     def measure(self, rows: Rows, judged: Judged | None = None) -> dict[str, Estimate]:
         """`DETECTOR/near|far/NAME/auroc` with these rows as ID; `judged` sees them too."""
@@ -154,10 +145,10 @@ class ScoredSets:
 
 
 class Measured:
-    """What was measured of the images of one store: accuracy, and the AUROCs with each image's influence on them."""
+    """What was measured of the images of one store: accuracy, by `votes`, and the AUROCs with each image's influence on them."""
 
     def __init__(self, votes: Result, top1: str, aurocs: dict[str, Estimate]) -> None:
-        self.top1 = top1
+        self.votes, self.top1 = votes, top1
         self.ids, self.content = votes.samples["sample_id"], votes.samples["content"]
         self.correct = votes.samples[top1]
         self.chance: float = votes.parameters["chance"][top1]
@@ -174,21 +165,20 @@ class Measured:
 
 def measure_all(
     stores: CorruptedStores, sets: ScoredSets, left_out: Int[np.ndarray, " _"], *, k: int, **options: Any
-) -> tuple[dict[str, Result], dict[str, Measured], Judged]:
+) -> tuple[dict[str, Measured], Judged]:
     """What votes (with these `options` of `evalsuite.knn`) and detectors make of every store's rows that are not `left_out`,
     store by store; and the head, judged on the clean ones."""
-    votes: dict[str, Result] = {}
     measured: dict[str, Measured] = {}
     judged: Judged | None = None
     for where, store in stores:
         rows = Rows.of(store, sets.bank.head)
         rows = rows.pick(np.flatnonzero(~np.isin(rows.index, left_out)))
-        votes[where] = knn(sets.bank, rows, [k], **options)
+        votes = knn(sets.bank, rows, [k], **options)
         first = None if judged else Judged(rows, sets.bank, where)
-        measured[where] = Measured(votes[where], f"top1@{k}", sets.measure(rows, first))
+        measured[where] = Measured(votes, f"top1@{k}", sets.measure(rows, first))
         judged = judged or first
     assert judged is not None
-    return votes, measured, judged
+    return measured, judged
 
 
 def with_means(
@@ -237,21 +227,29 @@ def samples_of(measured: Mapping[str, Measured], attacked: Mapping[str, np.ndarr
     return {"sample_id": clean.ids, "content": clean.content, **of_images, **attacked}
 
 
-def remarks_on_images(same: Overlap, sets: ScoredSets, dropped: bool) -> list[str]:
-    """About images that are on both sides, and what is left out of the bank and the sets."""
+def records(measured: Mapping[str, Measured], same: Overlap, sets: ScoredSets) -> dict[str, Any]:
+    """What a result file says of the images of every store, the `same` of the clean ones being the bank's, and of the sets."""
+    found = {where: of.votes.inputs["query"] for where, of in measured.items()}
+    found[CLEAN] |= {"identical": same.count}
+    return found | {group: records_of(group, sets.sets, sets.same) for group in ("near", "far")}
+
+
+def remarks(measured: Mapping[str, Measured], same: Overlap, sets: ScoredSets, dropped: bool) -> list[str]:
+    """About images that are on both sides; what is left out of the bank and the sets, of the clean images and, in one line,
+    of all corrupted ones; and what can never be right."""
     bank = sets.bank
     return [
         *same.remarks("images", "of the bank", "they vote for themselves, corrupted or not", dropped),
         *remarks_on(sets.same, dropped),
         *collapse_remarks("bank", bank),
-        *left_out_remarks("bank", bank, len(bank) - len(bank.labelled())),
+        *left_out_remarks("bank", bank, bank.unlabelled),
         *unlabelled_remarks(bank, "bank")[: bool(sets.built)],
-        *sets.remarks(),
+        *(line for name, rows in sets.sets.items() for line in left_out_remarks(name, rows)),
+        *_remarks_of_votes({where: of.votes for where, of in measured.items()}),
     ]
 
 
-def remarks_of_votes(votes: Mapping[str, Result]) -> list[str]:
-    """What is left out of the clean images and, in one line, of all corrupted ones; and what can never be right."""
+def _remarks_of_votes(votes: Mapping[str, Result]) -> list[str]:
     said = [line.replace("query ", f"{CLEAN} ", 1) for line in votes[CLEAN].remarks if line.startswith("query ")]
     failed = {where: of.inputs["query"]["failed"] for where, of in votes.items() if where != CLEAN}
     if any(failed.values()):
@@ -318,6 +316,14 @@ def require_same_task(reference: Result, top1: str, wanted: Sequence[str], param
     for name, value in parameters.items():
         if (theirs := reference.parameters.get(name, False)) != value:
             raise ValueError(f"the reference has {name} {theirs}, not {value}; give the same {name}")
+
+
+def require_same_images(reference: Result, corpus: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless `reference` is of the corpus of this `spec` and `digest`."""
+    if reference.inputs["corpus"]["digest"] != corpus["digest"]:
+        raise ValueError(
+            f"the reference is of other images or labels than {corpus['spec']}; measure it on the same corpus"
+        )
 
 
 def corruption_errors(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -93,81 +92,41 @@ class Knn(OfStores):
             raise ValueError(f"temperature must be a positive, finite number, got {self.temperature}")
 
     def run(self) -> Result:
-        import numpy as np
-
-        from evalsuite.classes import aligned_labels, unreachable_remarks
-        from evalsuite.collapse import collapse_remarks
+        from evalsuite.classes import aligned_labels
         from evalsuite.neighbours.index import Index
-        from evalsuite.overlap import overlap, repeated
         from evalsuite.result import Result, versions
-        from evalsuite.votes import checked_k, classify, few_shots, positions
-        from featcache.rows import Rows, left_out_remarks
+        from evalsuite.sides import Sides
+        from evalsuite.votes import checked_k, classify
 
         preset = PRESETS[self.preset]
         temperature = preset["temperature"] if self.temperature is None else self.temperature
-        all_bank, all_query = Rows.of(self.bank), Rows.of(self.query)
-        all_bank.require_same_encoder(all_query, self.any_precision)
-        same_store = os.path.realpath(all_bank.name) == os.path.realpath(all_query.name)
-        bank, query = all_bank.labelled(), all_query.labelled()
-        if self.drop_identical:
-            same = repeated(query) if same_store else overlap(query, [bank])
-            query = query.pick(np.flatnonzero(~same.rows))
-            if same_store:
-                bank = query
-            elif not len(query):
-                raise ValueError(
-                    f"every row of {all_query.name} is in {all_bank.name} too; give other images as query, or one store "
-                    "as both, so that no row votes for itself"
-                )
-        bank = bank if self.shots is None else few_shots(bank, self.shots, self.seed)
-        own = positions(bank, query) if same_store else None
-        if not self.drop_identical:
-            same = overlap(query, [bank], own)
-        ks = checked_k(preset["k"] if self.k is None else self.k, bank, same_store)
+        sides = Sides(self.any_precision, bank=self.bank, query=self.query)
+        instead = "other images as query, or one store as both, so that no row votes for itself"
+        bank, query, own = sides.take(self.drop_identical, instead, self.shots, self.seed)
+        ks = checked_k(preset["k"] if self.k is None else self.k, bank, sides.one_store)
         truth = aligned_labels(bank, query)
         approximate = None if self.index == "exact" else Index(bank, self.index)
         metrics, samples, chance = classify(bank, query, truth, ks, temperature, own, approximate)
-        unlabelled = {role: len(of) - len(of.labelled()) for role, of in (("bank", all_bank), ("query", all_query))}
+        where = "of the same store, under another id" if sides.one_store else "of the bank"
         return Result(
             "knn",
-            {
-                "bank": bank.record() | {"unlabelled": unlabelled["bank"]},
-                "query": query.record()
-                | {
-                    "unlabelled": unlabelled["query"],
-                    "unreachable": int((~np.isin(truth, bank.labels)).sum()),
-                    "identical": same.count,
-                },
-            },
+            sides.record(truth),
             {
                 "preset": self.preset,
                 "k": list(ks),
                 "temperature": temperature,
                 "normalisation": "l2",
-                "exclude_self": same_store,
+                "exclude_self": sides.one_store,
                 "shots": self.shots,
                 "index": self.index,
-                "drop_identical": self.drop_identical,
-                "any_precision": self.any_precision,
-                "identical_by": same.by,
+                **self.comparing(sides.same.by),
                 "seed": self.seed,
                 "chance": chance,
             },
             metrics,
             versions("faiss-cpu", "faiss-gpu", "torch"),
             samples,
-            remarks=[
-                *same.remarks(
-                    "query rows",
-                    "of the same store, under another id" if same_store else "of the bank",
-                    "they are among their own neighbours",
-                    self.drop_identical,
-                ),
-                *collapse_remarks("bank", bank),
-                *left_out_remarks("bank", all_bank, unlabelled["bank"]),
-                *left_out_remarks("query", all_query, unlabelled["query"]),
-                *unreachable_remarks(bank, query, truth, "query"),
-            ],
+            remarks=sides.remarks(truth, where, "they are among their own neighbours"),
         )
 
     @classmethod

@@ -124,22 +124,16 @@ class Ood(OfStores):
             )
 
     def run(self) -> Result:
-        from evalsuite import detectors as registry
         from evalsuite import scores, sets
         from evalsuite.collapse import collapse_remarks
+        from evalsuite.detectors import choices
         from evalsuite.judged import Judged
         from evalsuite.result import Result, versions
-        from featcache.head import Head
-        from featcache.rows import Rows, left_out_remarks
+        from featcache.rows import left_out_remarks
 
         id_train, id_test, groups = self._sets()
-        head = None if self.head is None else Head.read(self.head)
-        train = Rows.of(id_train, head)
-        whole = {"id_test": Rows.of(id_test, head)}
-        whole |= {key: Rows.of(store, head) for key, store in sets.named_sets(**groups).items()}
-        sets.require_apart({"id_train": train} | whole)
-        for other in whole.values():
-            train.require_same_encoder(other, self.any_precision)
+        others = {"id_test": id_test} | sets.named_sets(**groups)
+        train, whole = sets.opened("id_train", id_train, others, self.head, self.any_precision)
         built = scores.build_all(self.detectors, self.k)
         same = sets.overlaps(train, whole)
         rows = {key: sets.without_identical(key, of, same[key], self.drop_identical) for key, of in whole.items()}
@@ -152,23 +146,18 @@ class Ood(OfStores):
         for spec, shares in saturated.items():
             scores.warn_of_saturated(spec, shares)
         accuracy, of_head = judged.record()
-        records = {key: each.record() | {"identical": same[key].count} for key, each in rows.items()}
         return Result(
             "ood",
             {
-                "id_train": train.record() | {"unlabelled": int((train.labels < 0).sum())},
-                "id_test": records["id_test"],
-                **{group: {name: records[f"{group}/{name}"] for name in of or {}} for group, of in groups.items()},
+                "id_train": train.record() | {"unlabelled": train.unlabelled},
+                "id_test": rows["id_test"].record() | {"identical": same["id_test"].count},
+                **{group: sets.records_of(group, rows, same) for group in groups},
             },
             {
-                "detectors": {spec: registry.parameters(detector) for spec, detector in built.items()},
-                "failed_detectors": failed,
-                "head": None if self.head is None else os.fspath(self.head),
+                **choices(built, failed, self.head),
                 "head_accuracy": accuracy,
                 "preset": self.preset,
-                "drop_identical": self.drop_identical,
-                "any_precision": self.any_precision,
-                "identical_by": {key: each.by for key, each in same.items()},
+                **self.comparing({key: each.by for key, each in same.items()}),
                 "tied": tied,
             },
             metrics,

@@ -84,90 +84,48 @@ class Probe(OfStores):
         import numpy as np
 
         from evalsuite.accuracy import accuracies
-        from evalsuite.classes import aligned_labels, unreachable_remarks
-        from evalsuite.collapse import collapse_remarks
-        from evalsuite.logistic import fit, held_out, place
-        from evalsuite.overlap import overlap
+        from evalsuite.classes import aligned_labels
+        from evalsuite.logistic import fit_head, place
         from evalsuite.result import Result, content_of, versions, whole_file
+        from evalsuite.sides import Sides
         from featcache.disk.refusals import require_writable
-        from featcache.head import Head
-        from featcache.rows import Rows, left_out_remarks
 
-        all_train, all_test = Rows.of(self.train), Rows.of(self.test)
-        all_train.require_same_encoder(all_test, self.any_precision)
-        if os.path.realpath(all_train.name) == os.path.realpath(all_test.name):
-            raise ValueError(f"{all_test.name} is both train and test; pass held-out images as test")
-        train, test = all_train.labelled(), all_test.labelled()
-        same = overlap(test, [train])
-        if self.drop_identical:
-            if same.rows.all():
-                raise ValueError(f"every row of {all_test.name} is in {all_train.name} too; give other images as test")
-            test = test.pick(np.flatnonzero(~same.rows))
+        sides = Sides(self.any_precision, train=self.train, test=self.test)
+        if sides.one_store:
+            raise ValueError(f"{sides.names[1]} is both train and test; pass held-out images as test")
+        train, test, _ = sides.take(self.drop_identical, "other images as test")
         truth = aligned_labels(train, test)
-        labels, target = np.unique(train.labels, return_inverse=True)
-        if len(labels) < 2:
-            raise ValueError(f"{train.name} has one class; a classifier needs at least two")
-        candidates = self._candidates
-        held = held_out(target, self.seed) if len(candidates) > 1 else np.zeros(len(target), bool)
-        if len(candidates) > 1 and not held.any():
-            raise ValueError(f"no class of {train.name} has two rows to choose C with; give one C")
         if self.save is not None:
             require_writable(self.save, "file for the head")
-        order = np.argsort(held, kind="stable")  # rows to choose C with come last
-        x = np.concatenate([block["embedding"] for block in train.pick(order).blocks_of(["embedding"])])
-        fitted = fit(
-            x, target[order], int((~held).sum()), candidates, self.device, self.progress or (lambda done, of: None)
-        )
+        candidates = self._candidates
+        head, fitted = fit_head(train, candidates, self.seed, self.device, self.progress or (lambda done, of: None))
         fitted.warn(candidates)
-        record, names = train.record(), train.class_names
-        named = None if names is None else [names[label] for label in labels.tolist()]
-        head = Head(fitted.weight, fitted.bias, labels, fingerprint=record["fingerprint"], class_names=named)
-        reachable = np.isin(truth, labels)
-        ranking = place(head, test, np.searchsorted(labels, truth).clip(max=len(labels) - 1))
-        metrics, samples, chance = accuracies(np.where(reachable, ranking, len(labels)), truth, labels, "probe/{}")
+        metrics, samples, chance = accuracies(place(head, test, truth), truth, head.labels, "probe/{}")
         if self.save is not None:
-            path = Path(self.save)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
-                file.write(head.to_bytes(encoder=record["encoder"], c=repr(fitted.c)))
-        unlabelled = {role: len(of) - len(of.labelled()) for role, of in (("train", all_train), ("test", all_test))}
+            Path(self.save).parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(Path(self.save)) as file:
+                file.write(head.to_bytes(encoder=train.record()["encoder"], c=repr(fitted.c)))
         return Result(
             "probe",
-            {
-                "train": train.record() | {"unlabelled": unlabelled["train"]},
-                "test": test.record()
-                | {
-                    "unlabelled": unlabelled["test"],
-                    "unreachable": int((~reachable).sum()),
-                    "identical": same.count,
-                },
-            },
+            sides.record(truth),
             {
                 "c": fitted.c,
                 "candidates": candidates,
-                "held_out_rows": int(held.sum()),
+                "held_out_rows": fitted.held_out,
                 "held_out_top1": [accuracy for accuracy, _ in fitted.tried],
                 "held_out_cross_entropy": [cross_entropy for _, cross_entropy in fitted.tried],
                 "normalisation": "centred, divided by the root mean square length",
                 "steps": fitted.steps,
                 "unfinished": fitted.unfinished,
                 "head": None if self.save is None else os.fspath(self.save),
-                "drop_identical": self.drop_identical,
-                "any_precision": self.any_precision,
-                "identical_by": same.by,
+                **self.comparing(sides.same.by),
                 "seed": self.seed,
                 "chance": chance,
             },
             metrics,
             versions("torch"),
             {"sample_id": test.sample_ids.astype(np.str_), "content": content_of(test)} | samples,
-            remarks=[
-                *same.remarks("test rows", "of train", "the classifier was fitted to them", self.drop_identical),
-                *collapse_remarks("train", train),
-                *left_out_remarks("train", all_train, unlabelled["train"]),
-                *left_out_remarks("test", all_test, unlabelled["test"]),
-                *unreachable_remarks(train, test, truth, "test"),
-            ],
+            remarks=sides.remarks(truth, "of train", "the classifier was fitted to them"),
         )
 
     @staticmethod

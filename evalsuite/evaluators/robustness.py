@@ -170,10 +170,9 @@ class Robustness(OfStores):
         import featcache
         from evalsuite.attacks import Attacks
         from evalsuite.evaluators import _corruptions as under
-        from featcache.corpora.corrupted import COMMON, Corrupted
+        from featcache.corpora.corrupted import Corrupted
 
-        names = COMMON if self.corruptions == "all" else tuple(dict.fromkeys(self.corruptions))
-        levels = tuple(sorted(dict.fromkeys(self.severities)))
+        names, levels = self._conditions
         corpus = featcache.open_corpus(self.corpus) if isinstance(self.corpus, str) else self.corpus
         corrupted = {f"{name}/{level}": Corrupted(corpus, name, level, self.size) for name in names for level in levels}
         if corpus.class_names is None:
@@ -187,9 +186,22 @@ class Robustness(OfStores):
         under.check_bank(encoder, corpus, sets.bank, self.k)
         pgd_steps = 20 if self.pgd_steps is None else self.pgd_steps
         attacks = Attacks(self.pgd, pgd_steps, self.autoattack, self.head, corpus)
-        return self._measured(
-            encoder, corpus, corrupted, names, levels, sets, attacks, self._reference(list(corrupted))
-        )
+        reference = self._reference(list(corrupted))
+        total = (1 + len(corrupted)) * len(corpus) + len(attacks)
+
+        def told(done: int, what: str) -> None:
+            if self.progress:
+                self.progress(done, total, what)
+
+        return self._measured(encoder, corpus, corrupted, sets, attacks, reference, told)
+
+    @property
+    def _conditions(self) -> tuple[Sequence[str], Sequence[int]]:
+        """The corruptions and the severities of each."""
+        from featcache.corpora.corrupted import COMMON
+
+        names = COMMON if self.corruptions == "all" else tuple(dict.fromkeys(self.corruptions))
+        return names, tuple(sorted(dict.fromkeys(self.severities)))
 
     def _reference(self, corrupted: Sequence[str]) -> Result | None:
         from evalsuite.evaluators._corruptions import require_same_task
@@ -235,45 +247,30 @@ class Robustness(OfStores):
         encoder: Encoder,
         corpus: Corpus,
         corrupted: Mapping[str, Corpus],
-        names: Sequence[str],
-        levels: Sequence[int],
         sets: ScoredSets,
         attacks: Attacks,
         reference: Result | None,
+        told: Callable[[int, str], None],
     ) -> Result:
         import numpy as np
 
+        from evalsuite.detectors import choices
         from evalsuite.evaluators import _corruptions as under
         from evalsuite.intervals import share
-        from evalsuite.overlap import overlap
         from evalsuite.result import Result, versions
         from evalsuite.scores import warn_of_failed
         from featcache.rows import Rows
 
-        failed, voters = warn_of_failed(sets.failures), sets.bank.labelled()
-        total = (1 + len(corrupted)) * len(corpus) + len(attacks)
-
-        def told(done: int, what: str) -> None:
-            if self.progress:
-                self.progress(done, total, what)
-
+        (names, levels), voters, failed = self._conditions, sets.bank.labelled(), warn_of_failed(sets.failures)
         stores, batch_size = self._stores(encoder, corpus, corrupted, sets, told)
-        digest = stores.clean.manifest.corpus.digest
-        if reference is not None and reference.inputs["corpus"]["digest"] != digest:
-            raise ValueError(
-                f"the reference is of other images or labels than {corpus.spec}; measure it on the same corpus"
-            )
+        images = {"spec": corpus.spec, "digest": stores.clean.manifest.corpus.digest}
+        if reference is not None:
+            under.require_same_images(reference, images)
         clean = Rows.of(stores.clean)
         sets.bank.require_same_encoder(clean, self.any_precision)
-        labelled = clean.labelled()
-        same = overlap(labelled, [voters])
-        if self.drop_identical and same.rows.all():
-            raise ValueError(f"every image of {corpus.spec} is in {voters.name} too; give another corpus or bank")
-        left_out = labelled.index[same.rows] if self.drop_identical else labelled.index[:0]
-        sets.keep_apart(clean, self.drop_identical)
-
+        same, left_out = sets.keep_apart(clean, corpus.spec, self.drop_identical)
         options = {"temperature": self.temperature, "any_precision": self.any_precision, "seed": self.seed}
-        votes, measured, judged = under.measure_all(stores, sets, left_out, k=self.k, **options)
+        measured, judged = under.measure_all(stores, sets, left_out, k=self.k, **options)
         failed |= warn_of_failed({spec: error for spec, error in sets.failures.items() if spec not in failed})
         for each in measured.values():
             each.forget(failed)
@@ -281,48 +278,27 @@ class Robustness(OfStores):
         metrics, chance = under.with_means(measured, names, levels)
         done = len(stores) * len(corpus)
         attacked, by_chance, of_attacks = attacks.measure(
-            encoder, np.setdiff1d(labelled.index, left_out), lambda at, what: told(done + at, what),
+            encoder, np.setdiff1d(clean.labelled().index, left_out), lambda at, what: told(done + at, what),
             seed=self.seed, batch_size=batch_size, workers=self.workers, device=self.device,
         )  # fmt: skip
         metrics |= {name: share(correct).metric() for name, correct in attacked.items()}
         if reference is not None:
             metrics |= under.corruption_errors(metrics, reference.metrics, f"top1@{self.k}", names, levels)
-        inputs = {where: of.inputs["query"] for where, of in votes.items()}
-        inputs[under.CLEAN] |= {"identical": same.count}
         return Result(
             "robustness",
-            {"bank": voters.record(), "corpus": {"spec": corpus.spec, "digest": digest}}
-            | inputs
-            | {"near": sets.record("near"), "far": sets.record("far")},
+            {"bank": voters.record(), "corpus": images, **under.records(measured, same, sets)},
             {"encoder": encoder.name, "corruptions": list(names), "severities": list(levels)}
-            | self._choices(sets, failed)
+            | {"size": self.size, "k": self.k, "temperature": self.temperature}
+            | choices(sets.built, failed, self.head)
             | {"head_accuracy": accuracy, "pgd": None, "autoattack": None, **attacks.records}
             | {"reference": None if reference is None else reference.parameters["encoder"]}
-            | {"drop_identical": self.drop_identical, "any_precision": self.any_precision}
-            | {"identical_by": {"clean": same.by} | {name: each.by for name, each in sets.same.items()}}
+            | self.comparing({under.CLEAN: same.by} | {name: each.by for name, each in sets.same.items()})
             | {"seed": self.seed, "chance": by_chance | chance},
             metrics,
             versions("imagecorruptions-imaug", "scikit-image", "opencv-python", "faiss-cpu", "faiss-gpu", "torch"),
             under.samples_of(measured, attacked),
-            remarks=[
-                *under.remarks_on_images(same, sets, self.drop_identical),
-                *under.remarks_of_votes(votes),
-                *of_head,
-                *of_attacks,
-            ],
+            remarks=[*under.remarks(measured, same, sets, self.drop_identical), *of_head, *of_attacks],
         )
-
-    def _choices(self, sets: ScoredSets, failed: Mapping[str, str]) -> dict[str, Any]:
-        from evalsuite import detectors as registry
-
-        return {
-            "size": self.size,
-            "k": self.k,
-            "temperature": self.temperature,
-            "detectors": {spec: registry.parameters(detector) for spec, detector in sets.built.items()},
-            "failed_detectors": failed,
-            "head": None if self.head is None else os.fspath(self.head),
-        }
 
     @classmethod
     def compared(cls, a: Samples, b: Samples) -> dict[str, tuple[Estimate, Estimate]]:
