@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,11 @@ class Classes:
     def name(self, number: int) -> str:
         return str(number) if self.names is None else str(self.names[number])
 
+    def named(self) -> list[tuple[int, str]]:
+        """Number and name of every class that has one, with rows or without; without names, of those with rows."""
+        numbers = self.numbers.tolist() if self.names is None else range(len(self.names))
+        return [(number, self.name(number)) for number in numbers]
+
     def distinct_name(self, number: int) -> str:
         """The name, with the number where several classes share it."""
         name = self.name(number)
@@ -84,42 +89,40 @@ def match(theirs: Classes, ours: Classes) -> dict[int, int | None]:
                 "write_store(class_names=…)), or make both from corpora labelled alike"
             )
     of_ours: dict[str, list[int]] = {}
-    ours_numbers = ours.numbers if ours.names is None else np.arange(len(ours.names))
-    for number in ours_numbers.tolist():
-        of_ours.setdefault(ours.name(number), []).append(number)
-    theirs_numbers = theirs.numbers if theirs.names is None else np.arange(len(theirs.names))
-    their_names = Counter(theirs.name(number) for number in theirs_numbers.tolist())
-    rough: dict[str, list[str]] = {}
-    for name in of_ours.keys() - their_names.keys():
-        rough.setdefault(_rough(name), []).append(name)
-    their_rough = Counter(_rough(name) for name in their_names.keys() - of_ours.keys())
+    for number, name in ours.named():
+        of_ours.setdefault(name, []).append(number)
+    times = Counter(name for _, name in theirs.named())
+    respelled = _respelled(times, of_ours)
     found: dict[int, int | None] = {}
-    near: list[tuple[str, str]] = []
+    near: list[str] = []
     for number in theirs.numbers.tolist():
         name = theirs.name(number)
-        if name not in of_ours and their_rough[_rough(name)] == 1 == len(rough.get(_rough(name), ())):
-            near.append((name, rough[_rough(name)][0]))
-            their_names[near[-1][1]] += their_names[name]
-            name = near[-1][1]
-        for side, count in ((theirs, their_names[name]), (ours, len(of_ours.get(name, ())))):
-            if count > 1 and name in of_ours:
+        own = respelled.get(name, name)
+        for side, count in ((theirs, times[name]), (ours, len(of_ours.get(own, ())))):
+            if count > 1 and own in of_ours:
                 raise ValueError(
-                    f"{side.whose} has two classes of one name ({name}); rename one in its corpus and extract again"
+                    f"{side.whose} has two classes of one name ({own}); rename one in its corpus and extract again"
                 )
-        found[number] = of_ours[name][0] if name in of_ours else None
+        found[number] = of_ours[own][0] if own in of_ours else None
+        near += [f"{name!r} and {own!r}"] if name in respelled else []
     if near:
-        pairs = ", ".join(f"{a!r} and {b!r}" for a, b in near[:_SHOWN]) + (", …" if len(near) > _SHOWN else "")
         warnings.warn(
             f"{len(near):,} classes of {theirs.whose} and {ours.whose} are taken for the same though their names differ in "
-            f"case or spaces ({pairs})",
+            f"case or spaces ({', '.join(near[:_SHOWN])}{', …' if len(near) > _SHOWN else ''})",
             UserWarning,
             stacklevel=3,
         )
     return found
 
 
-def _rough(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).split()).casefold()
+def _respelled(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
+    """Each of their names that one of ours, and only one, is but for case, spaces and Unicode's form, and that name."""
+    a, b = set(theirs), set(ours)
+    rough: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
+    for found, names in zip(rough, (a - b, b - a), strict=True):
+        for name in names:
+            found.setdefault(" ".join(unicodedata.normalize("NFC", name).split()).casefold(), []).append(name)
+    return {of[0]: rough[1][key][0] for key, of in rough[0].items() if len(of) == 1 == len(rough[1].get(key, ()))}
 
 
 def require_common(theirs: Classes, ours: Classes) -> dict[int, int]:

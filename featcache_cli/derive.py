@@ -88,6 +88,11 @@ def _callback(name: str, cls: Any) -> Any:
         record = store.manifest.derivation
         write_json({"command": "derive", "derivation": record and record.to_json(), **summary}, to_json)
 
+    return takes(run, _parameters(name, cls, kinds))
+
+
+def _parameters(name: str, cls: Any, kinds: dict[str, Any]) -> list[inspect.Parameter]:
+    """Those of every derivation, and a flag for each of its options, of these `kinds`."""
     parameters = [
         parameter(
             "stores", list[str], typer.Argument(metavar="STORE…", help="Sealed stores, or their URLs."),
@@ -112,4 +117,4 @@ def _callback(name: str, cls: Any) -> Any:
             default = default.lower() if each.default in (True, False) else default
             metavar = "VALUE,…" if listed else "VALUE"
             parameters.append(plugin_option(each.name, name, each.metadata.get("help", ""), default, metavar))
-    return takes(run, parameters)
+    return parameters

@@ -148,27 +148,17 @@ def fit(
     """
     import distill
     from distill.training.run import Run
-    from featcache.specs import refuse_code
 
     first_process = os.environ.get("RANK", "0") == "0"  # of those that torchrun started: it alone tells
     screen.quiet = not first_process
     if resume and config is None and out and (out / "config.toml").exists():
         config = out / "config.toml"
-    given: dict[str, Any] = _read_config(config) if config else {}
-    method_of_file, options_of_file = given.get("method", METHOD), given.pop("method_options", {})
     flags = {
         "store": _one_or_all(store), "corpus": _one_or_all(corpus), "out": out, "student": student, "method": method,
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
         "precision": precision.value if precision else None, "any_precision": any_precision or None,
     }  # fmt: skip
-    student_of_file = given.get("student")
-    given |= {key: value for key, value in flags.items() if value is not None}
-    for setting in (*(settings or ()), *context.meta.get(_OPTIONS, {}).values()):
-        _set(given, setting)
-    if student is None and given.get("student") == student_of_file:
-        refuse_code(config, student_of_file, trust_code)
-    if given.get("method", METHOD) == method_of_file:  # another method has other options
-        given["method_options"] = {**options_of_file, **given.get("method_options", {})}
+    given = _given(config, flags, [*(settings or ()), *context.meta.get(_OPTIONS, {}).values()], trust_code)
     if resume and out and not given.get("store") and not (out / "config.toml").exists():
         raise ValueError(f"{out}: holds no run to resume (config.toml); begin one with --store and --student")
     missing = [f"--{name}" for name in ("store", "out", "student") if name not in given]
@@ -197,6 +187,29 @@ def fit(
         )
     if not first_process:
         return
+    _say_fitted(run, finished_before)
+    write_json({"command": "fit", "run": str(run.path), "config": run.config, "metrics": run.metrics[-1]}, to_json)
+
+
+def _given(config: Path | None, flags: dict[str, Any], settings: list[str], trust_code: bool) -> dict[str, Any]:
+    """The arguments of `distill.fit`, from a run's config.toml; flags win over it, and `settings`, KEY=VALUE, over these.
+    Refuses code that the file alone names, unless it is trusted."""
+    from featcache.specs import refuse_code
+
+    given = _read_config(config) if config else {}
+    method, options, student = given.get("method", METHOD), given.pop("method_options", {}), given.get("student")
+    given |= {key: value for key, value in flags.items() if value is not None}
+    for setting in settings:
+        _set(given, setting)
+    if flags["student"] is None and given.get("student") == student:
+        refuse_code(config, student, trust_code)
+    if given.get("method", METHOD) == method:  # another method has other options
+        given["method_options"] = {**options, **given.get("method_options", {})}
+    return given
+
+
+def _say_fitted(run: Any, finished_before: bool) -> None:
+    """How the run ended: its loss, what was held out, and what its mapping kept."""
     final = run.metrics[-1]
     speed = f"{rate(final['images_per_second'])} images/s"
     screen.print(
@@ -219,7 +232,6 @@ def fit(
             f"deviation from orthogonal {final['mapping/deviation']:.3f}"
         )
     screen.print(f"embed with it: featcache extract CORPUS --teacher run:{shown(run.path)}")
-    write_json({"command": "fit", "run": str(run.path), "config": run.config, "metrics": final}, to_json)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """`featcache`: stage one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -174,51 +174,70 @@ def extract(
     import featcache
     from featcache.corpora import passed_over
 
-    encoders, images = (
-        [featcache.load_encoder(spec, trust_code=trust_code) for spec in teachers],
-        featcache.open_corpus(corpus),
-    )
-    described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
-    rows, classes = numbered(len(images), "image"), numbered(len(images.class_names or ()), "class", "classes")
-    screen.print(f"{shown(', '.join(described))} · {rows} ({classes}) × {numbered(views, 'view')}", highlight=False)
-    _say_passed_over(passed_over(images))
-    unfinished: set[str] = set()
-    last: list[ExtractionProgress] = []
+    encoders = [featcache.load_encoder(spec, trust_code=trust_code) for spec in teachers]
+    images = featcache.open_corpus(corpus)
+    _say_begun(encoders, images, views)
     with bar("extract", "images") as update:
         update(0, len(images), "first images, precision", "prepare")
-
-        def announce(plan: "ExtractionPlan") -> None:
-            unfinished.update(str(store.path) for store in plan.unfinished)
-            for encoder in encoders:
-                of = f" of {encoder.name}" if len(encoders) > 1 else ""
-                screen.print(shown(f"input{of}: {encoder.preprocess}"), highlight=False)
-            _announce(plan)
-
-        def show(at: "ExtractionProgress") -> None:
-            last[:] = [at]
-            speed = f"{rate(at.images_per_second)} images/s" if at.images_per_second else ""
-            update(at.done, at.rows, " · ".join(filter(None, [speed, f"{at.failed:,} failed" if at.failed else ""])))
-
+        told = _Told(encoders, update)
         stores = featcache.extract_all(
             images, encoders, outs, views=views, augment=augment.value, crop_area=crop_area,
             fields=fields.split(","), dtype=dtype.value,
             pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
             batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
-            max_failures=max_failures, overwrite=overwrite, engine=computing, announce=announce, progress=show,
+            max_failures=max_failures, overwrite=overwrite, engine=computing, announce=told.plan, progress=told.progress,
         )  # fmt: skip
-    paths = [str(store.path) for store in stores]
     summaries = [
         {
             "store": path,
-            "reused": path not in unfinished,
+            "reused": path not in told.unfinished,
             **store_summary(store),
             "classes": len(store.class_names or []),
             "passed_over": dict(passed_over(images)),
         }
-        for path, store in zip(paths, stores, strict=True)
+        for path, store in ((str(store.path), store) for store in stores)
     ]
     receipts.remember(watched, summaries)
-    _say_extracted(summaries, last[0] if last else None, precision.value, to_json)
+    _say_extracted(summaries, told.at, precision.value, to_json)
+
+
+class _Told:
+    """What `extract` says meanwhile; and to say in the end, the stores that were `unfinished`, and where it is `at` last."""
+
+    at: "ExtractionProgress | None" = None
+
+    def __init__(self, encoders: list[Any], update: Callable[..., None]):
+        self.unfinished: set[str] = set()
+        self._encoders, self._update = encoders, update
+
+    def plan(self, plan: "ExtractionPlan") -> None:
+        """The preflight: what the encoders are shown; what will be written, where, and how long it may take."""
+        self.unfinished.update(str(store.path) for store in plan.unfinished)
+        for encoder in self._encoders:
+            of = f" of {encoder.name}" if len(self._encoders) > 1 else ""
+            screen.print(shown(f"input{of}: {encoder.preprocess}"), highlight=False)
+        where = shown(", ".join(str(store.path) for store in plan.unfinished))
+        screen.print(
+            f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {where} "
+            f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {rate(plan.samples_per_second)} rows/s",
+            highlight=False,
+        )
+        screen.print(f"precision: {shown(', '.join(plan.precisions))}", highlight=False)
+
+    def progress(self, at: "ExtractionProgress") -> None:
+        self.at = at
+        speed = f"{rate(at.images_per_second)} images/s" if at.images_per_second else ""
+        self._update(at.done, at.rows, " · ".join(filter(None, [speed, f"{at.failed:,} failed" if at.failed else ""])))
+
+
+def _say_begun(encoders: list[Any], images: Any, views: int) -> None:
+    """By what and of what, and what of it are no rows."""
+    from featcache.corpora import passed_over
+
+    described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
+    rows, classes = numbered(len(images), "image"), numbered(len(images.class_names or ()), "class", "classes")
+    screen.print(f"{shown(', '.join(described))} · {rows} ({classes}) × {numbered(views, 'view')}", highlight=False)
+    _say_passed_over(passed_over(images))
 
 
 def _say_passed_over(kinds: Mapping[str, int]) -> None:
@@ -279,17 +298,6 @@ def _say_extracted(
         if at.reused:
             screen.print(f"reused: {at.reused:,} rows whose images other stores had already seen")
     write_json(summary, to_json)
-
-
-def _announce(plan: "ExtractionPlan") -> None:
-    """The preflight: what will be written, where, and how long it may take."""
-    where = shown(", ".join(str(store.path) for store in plan.unfinished))
-    screen.print(
-        f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {where} "
-        f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {rate(plan.samples_per_second)} rows/s",
-        highlight=False,
-    )
-    screen.print(f"precision: {shown(', '.join(plan.precisions))}", highlight=False)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from featcache_cli.screen import Json, bar, make_table, results, screen, shown, write_json
 
@@ -77,18 +78,23 @@ def mapping(
     for each, why in refused.items():
         screen.print(f"[yellow]left out[/] {shown(f'{each}: {why}')}", highlight=False)
     if to_json != "-":
-        kept = next(iter(found.values()))
-        teacher = {key.removeprefix("teacher/"): value for key, value in kept.items() if key.startswith("teacher/")}
-        columns = {key: title for key, title in _REPORTED.items() if key in kept or key == "singular"}
-        table = make_table(f"{store} → {dim} dimensions", "mapping", *columns.values())
-        for each, numbers in {**({"(the teacher)": teacher} if teacher else {}), **found}.items():
-            cells = {key: f"{value:.3f}" for key, value in numbers.items()}
-            if "singular_min" in numbers:
-                cells["singular"] = f"{numbers['singular_min']:.2f}–{numbers['singular_max']:.2f}"
-            table.add_row(shown(each), *(cells.get(key, "") for key in columns))
-        results.print(table)
+        results.print(_table(f"{store} → {dim} dimensions", found))
         results.print(
             "↓ less is better, ↑ more is better. SNE loss: nats. ‖WWᵀ/c − I‖: over √dim, 0 is orthogonal. Correlation: −1…1. "
             "Shared neighbours, kNN accuracy and AUROC (0.5 is chance): 0…1. All of cosines."
         )
     write_json({"command": "mapping", "store": store, "dim": dim, "mappings": found, "left_out": refused}, to_json)
+
+
+def _table(title: str, found: dict[str, dict[str, float]]) -> Table:
+    """A row a mapping, a column each of `_REPORTED` that was measured; where the teacher itself was, it comes first."""
+    kept = next(iter(found.values()))
+    teacher = {key.removeprefix("teacher/"): value for key, value in kept.items() if key.startswith("teacher/")}
+    columns = {key: title for key, title in _REPORTED.items() if key in kept or key == "singular"}
+    table = make_table(title, "mapping", *columns.values())
+    for each, numbers in {**({"(the teacher)": teacher} if teacher else {}), **found}.items():
+        cells = {key: f"{value:.3f}" for key, value in numbers.items()}
+        if "singular_min" in numbers:
+            cells["singular"] = f"{numbers['singular_min']:.2f}–{numbers['singular_max']:.2f}"
+        table.add_row(shown(each), *(cells.get(key, "") for key in columns))
+    return table

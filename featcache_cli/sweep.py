@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +62,6 @@ def sweep(
     k = 20                              # neighbours
     detectors = ["knn", "rmd"]
     """
-    import distill
     from distill.sweep import cells, check, expand, markdown, naming, read_sweep, reason, tabulate
 
     asked = read_sweep(file)
@@ -77,29 +76,13 @@ def sweep(
             evaluate = _Evaluation(asked, folder, device.value, workers, trust_code) if asked.evaluate else None
             if evaluate and evaluate.teacher:
                 rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
-    losses = {json.dumps([run.settings.get("method"), run.settings.get("method_options")]) for run in runs}
-    same_loss = len(losses) == 1
-    if not (
-        same_loss or evaluate or any(run.settings.get("holdout") or run.settings.get("eval_every") for run in runs)
-    ):
-        screen.print(
-            "the losses of different methods, or of one with other options, measure different things and are not set side "
-            r"by side; for a comparison add \[evaluate], or holdout = 0.05 to \[common]"
-        )
+    wanted = ("holdout/", "loss") if _same_loss(runs, bool(evaluate)) else ("holdout/",)
     for number, named in enumerate(runs, 1):
         try:
-            with bar(named.name, "steps") as update:
-
-                def show(
-                    at: Any, update: Callable[..., None] = update, label: str = f"{number}/{len(runs)} {named.name}"
-                ) -> None:
-                    update(at.done, at.total, "" if math.isnan(at.loss) else f"loss {at.loss:.4f}", label)
-
-                run = distill.fit(
-                    asked.store, asked.corpus, out=folder / "runs" / named.name, device=device.value, workers=workers,
-                    resume=True, trust_code=trust_code, progress=show, **named.settings,
-                )  # fmt: skip
-            wanted = ("holdout/", "loss") if same_loss else ("holdout/",)
+            run = _trained(
+                f"{number}/{len(runs)} {named.name}", asked.store, asked.corpus, out=folder / "runs" / named.name,
+                device=device.value, workers=workers, trust_code=trust_code, **named.settings,
+            )  # fmt: skip
             final = {k: v for k, v in run.metrics[-1].items() if k.startswith(wanted) and not k.startswith("loss/")}
             rows.append((named.group, evaluate.measure(named.name, f"run:{run.path}") if evaluate else final))
             screen.print(f"[green]finished[/] {shown(named.name)} ({number} of {len(runs)})", highlight=False)
@@ -119,6 +102,30 @@ def sweep(
     if failed:
         screen.print(f"[red]{len(failed)} of {len(runs)} runs failed[/]: {shown(', '.join(failed))}", highlight=False)
         raise typer.Exit(1)
+
+
+def _trained(label: str, *stores: Any, **given: Any) -> Any:
+    """One run, or what it lacks of it, with a bar."""
+    import distill
+
+    with bar(label, "steps") as update:
+
+        def show(at: Any) -> None:
+            update(at.done, at.total, "" if math.isnan(at.loss) else f"loss {at.loss:.4f}")
+
+        return distill.fit(*stores, resume=True, progress=show, **given)
+
+
+def _same_loss(runs: Sequence[Any], evaluated: bool) -> bool:
+    """Whether the runs' losses can be set side by side; says so where they cannot, and there is nothing else."""
+    losses = {json.dumps([run.settings.get("method"), run.settings.get("method_options")]) for run in runs}
+    held_out = any(run.settings.get("holdout") or run.settings.get("eval_every") for run in runs)
+    if len(losses) > 1 and not (evaluated or held_out):
+        screen.print(
+            "the losses of different methods, or of one with other options, measure different things and are not set side "
+            r"by side; for a comparison add \[evaluate], or holdout = 0.05 to \[common]"
+        )
+    return len(losses) == 1
 
 
 class _Evaluation:

@@ -85,37 +85,8 @@ def _encoder(inputs: Mapping[str, Any], key: str) -> tuple[str, str] | None:
 
 def group(sources: Sequence[ResultFile], names: Mapping[str, str]) -> list[Row]:
     """The rows, teachers first; sets each source's `row`. Raises `ValueError` where one name is given to two encoders."""
-    by_file = {os.fspath(key): name for key, name in names.items()}
-    of_encoder: dict[str, list[str]] = {}  # fingerprint → the names given to its results
-    chosen: list[str | None] = []
-    for source in sources:
-        encoder = source.encoder
-        keys = [source.file, *(encoder or ())]
-        name = next((by_file[key] for key in keys if key in by_file), None)
-        chosen.append(name)
-        if encoder and name is not None and name not in of_encoder.setdefault(encoder[0], []):
-            of_encoder[encoder[0]].append(name)
-
     rows: list[Row] = []
-    row_of: list[Row | None] = []
-    for source, name in zip(sources, chosen, strict=True):
-        encoder = source.encoder
-        if encoder is None:
-            row_of.append(None)
-            continue
-        fingerprint, spec = encoder
-        if name is None and len(of_encoder.get(fingerprint, ())) == 1:
-            name = of_encoder[fingerprint][0]
-        other = next((row for row in rows if name is not None and row.given == name), None)
-        if other is not None and other.fingerprint != fingerprint:
-            raise ValueError(
-                f"{name} names two encoders, {other.encoder} and {spec} (of {source.file}); give each its own name"
-            )
-        row = next((row for row in rows if (row.fingerprint, row.given) == (fingerprint, name)), None)
-        if row is None:
-            rows.append(row := Row(fingerprint, spec, name))
-        row_of.append(row)
-
+    row_of = [_row(source, name, rows) for source, name in zip(sources, _given(sources, names), strict=True)]
     taught: dict[str, str] = {}  # fingerprint of a student → its teacher's
     for source in sources:
         student, teacher = source.encoder, source.teacher
@@ -129,16 +100,54 @@ def group(sources: Sequence[ResultFile], names: Mapping[str, str]) -> list[Row]:
         fits = [n for n, other in enumerate(rows) if other.fingerprint == taught.get(row.fingerprint)]
         if not row.teacher:
             row.taught_by = fits[0] if fits else teachers[0] if len(teachers) == 1 else None
-    for row in rows:
-        row.name = row.given or short(row.encoder)
-    for shown, count in Counter(row.name for row in rows).items():
-        if count > 1:
-            for row in rows:
-                if row.name == shown and row.given is None:
-                    row.name = f"{row.encoder} ({row.fingerprint[:8]})"
+    _call(rows)
     for source, found in zip(sources, row_of, strict=True):
         source.row = next((n for n, other in enumerate(rows) if other is found), -1)
     return rows
+
+
+def _given(sources: Sequence[ResultFile], names: Mapping[str, str]) -> list[str | None]:
+    """What each result's encoder is to be called, None where nobody says: what `names` have for its file, fingerprint or
+    name; else what they have for its other results, where that is one name."""
+    by_file = {os.fspath(key): name for key, name in names.items()}
+    of_encoder: dict[str, set[str]] = {}  # fingerprint → the names given to its results
+    chosen: list[str | None] = []
+    for source in sources:
+        encoder = source.encoder or ()
+        chosen.append(next((by_file[key] for key in (source.file, *encoder) if key in by_file), None))
+        if encoder and chosen[-1] is not None:
+            of_encoder.setdefault(encoder[0], set()).add(chosen[-1])
+    only = {fingerprint: of.pop() for fingerprint, of in of_encoder.items() if len(of) == 1}
+    return [
+        only.get(source.encoder[0]) if name is None and source.encoder else name
+        for source, name in zip(sources, chosen, strict=True)
+    ]
+
+
+def _row(source: ResultFile, name: str | None, rows: list[Row]) -> Row | None:
+    """Of `rows` the one of this result's encoder under this name, put there where it is not; None for a result of several."""
+    if source.encoder is None:
+        return None
+    fingerprint, spec = source.encoder
+    other = next((row for row in rows if name is not None and row.given == name), None)
+    if other is not None and other.fingerprint != fingerprint:
+        raise ValueError(
+            f"{name} names two encoders, {other.encoder} and {spec} (of {source.file}); give each its own name"
+        )
+    row = next((row for row in rows if (row.fingerprint, row.given) == (fingerprint, name)), None)
+    if row is None:
+        rows.append(row := Row(fingerprint, spec, name))
+    return row
+
+
+def _call(rows: Sequence[Row]) -> None:
+    """Give each its name: the one that is given, or the encoder's; of two that would be called alike, with the fingerprint."""
+    for row in rows:
+        row.name = row.given or short(row.encoder)
+    for shown, count in Counter(row.name for row in rows).items():
+        for row in rows:
+            if count > 1 and row.name == shown and row.given is None:
+                row.name = f"{row.encoder} ({row.fingerprint[:8]})"
 
 
 def short(encoder: str) -> str:
