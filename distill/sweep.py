@@ -11,8 +11,7 @@ import re
 import statistics
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from distill.training.config import METHOD, FitConfig
 from distill.training.setup import open_all, set_up
 from distill.training.step import make_accelerator
 from featcache.plugins import suggest
-from featcache.specs import refuse_code
+from featcache.specs import naming, refuse_code
 
 
 def _text(value: Any) -> bool:
@@ -143,15 +142,6 @@ def check_keys(given: Mapping[str, Any], known: Keys) -> None:
         what, right = known[key]
         if not right(value):
             raise ValueError(f"{key} = {value!r}: give {what}")
-
-
-@contextmanager
-def naming(place: object) -> Iterator[None]:
-    """A ValueError raised within says first where: a file, or a key in it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
 
 
 def expand(sweep: Sweep) -> list[NamedRun]:

@@ -43,12 +43,11 @@ class Overlap:
         bank"), and what follows, `so`."""
         if not self.rows.any():
             return []
-        said = f"{self.count:,} of {len(self.rows):,} {what} are images {where} too"
+        same = f"are images {where} too"
         if self.by_embedding:
-            said = (
-                f"{self.count:,} of {len(self.rows):,} {what} have all of their embedding in common with a row {where}"
-            )
-            said += " (without hashes of images none can tell whether it is the same image)"
+            same = f"have all of their embedding in common with a row {where} (without hashes of images none can tell "
+            same += "whether it is the same image)"
+        said = f"{self.count:,} of {len(self.rows):,} {what} {same}"
         return [f"{said}: left out" if dropped else f"{said}: {so}; --drop-identical leaves them out"]
 
 

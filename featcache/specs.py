@@ -1,8 +1,11 @@
-"""Specs of encoders and students, as text: nothing is loaded."""
+"""Specs of encoders and students, and settings, as text: nothing is loaded."""
 
 import os
 import re
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from featcache.plugins import plugin_names, suggest
 
@@ -26,6 +29,23 @@ def refuse_code(place: object, spec: object, trust_code: bool) -> None:
         raise ValueError(
             f"{place}: names code, {spec}, which files do not get to run; if you know it, add --trust-code (trust_code=True)"
         )
+
+
+@contextmanager
+def naming(place: object) -> Iterator[None]:
+    """A ValueError raised within says first where: a file, a key in it, a plugin."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def value_in(text: str) -> Any:
+    """The value that a setting is given as text: in TOML, or True or False, or else a bare word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def options_in(text: str, spec: str, known: Sequence[str]) -> dict[str, str]:

@@ -1,11 +1,10 @@
 """Student: a model to be trained, a projection where widths differ, and a classifier where classes are given."""
 
-import contextlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ from featcache.geometry import one_sided
 from featcache.inputs.images import Preprocess, image_input
 from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
-from featcache.specs import code_in, names_code, refuse_code
+from featcache.specs import code_in, names_code, naming, refuse_code
 
 log = logging.getLogger("featcache")
 
@@ -242,7 +241,7 @@ def load_student(folder: str | os.PathLike[str], *, trust_code: bool = False) ->
         raise ValueError(f"{folder}: holds no finished student (student.json); {remedy}") from None
     except ValueError:
         raise ValueError(f"{folder / 'student.json'}: is damaged; train again with another --out") from None
-    with _naming(folder / "student.json"):
+    with naming(folder / "student.json"):
         library, rest = _recorded_library(record, trust_code)
         model = library.rebuild_model(rest, record)
         student = _checked(record["architecture"], model, record["embedding_dim"], **_optional(record))
@@ -388,12 +387,3 @@ def _on_images(module: nn.Module, images: Tensor, run: Callable[[Tensor], T] | N
         return (run or module)(images)
     finally:
         module.train(training)
-
-
-@contextlib.contextmanager
-def _naming(place: object) -> Iterator[None]:
-    """A ValueError raised within says first where."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None

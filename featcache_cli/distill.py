@@ -359,7 +359,8 @@ _OF_PROCESS = ("checkpoint_minutes", "trackers")
 def _read_config(path: Path) -> dict[str, Any]:
     """The config.toml of a run, as keyword arguments of `distill.fit`."""
     from distill import FitConfig
-    from distill.sweep import ANY, PATHS, TABLE, TEXT, check_keys, naming, read_toml
+    from distill.sweep import ANY, PATHS, TABLE, TEXT, check_keys, read_toml
+    from featcache.specs import naming
 
     given = {key: value for key, value in read_toml(path).items() if key not in ("teacher", "store_digest")}
     keys = {**dict.fromkeys((*FitConfig.__dataclass_fields__, *_OF_PROCESS), ANY), "method": TEXT}
@@ -401,11 +402,10 @@ def _announce_fit(plan: Any) -> None:
 
 def _set(given: dict[str, Any], setting: str) -> None:
     """Put `key=value` (the value in TOML, True or False, or a bare word) where `distill.fit` looks for it."""
-    import tomllib
-
     from distill import FitConfig
     from distill.training.config import method_options
     from featcache.plugins import plugin_names, suggest
+    from featcache.specs import value_in
 
     key, equals, text = (part.strip() for part in setting.partition("="))
     if not (key and equals and text):
@@ -414,10 +414,7 @@ def _set(given: dict[str, Any], setting: str) -> None:
     options = method_options(method)
     if text.lower() == "none" and options.get(key) is not str:  # of which "none" may be one, as of `own` of landmarks
         raise ValueError(f"--set {setting}: None is no value; leave the setting out for its default")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = {"true": True, "false": False}.get(text.lower(), text)
+    value = value_in(text)
     settings = {*FitConfig.__dataclass_fields__, *_OF_PROCESS} - {"method_options"}
     if key == "trackers":
         value = [value] if isinstance(value, str) else value

@@ -55,10 +55,6 @@ class EncoderPrecision(StrEnum):
     bf16_autocast, fp16_channels_last = "bf16-autocast+channels_last", "fp16+channels_last"
 
 
-class Dtype(StrEnum):
-    float16, float32 = "float16", "float32"
-
-
 class ImportDtype(StrEnum):
     auto, float16, float32 = "auto", "float16", "float32"
 
@@ -103,8 +99,8 @@ def extract(
         str, typer.Option(help="Comma list of embedding, tokens (of patches), prefix_tokens (class token …), logits.")
     ] = "embedding",
     dtype: Annotated[
-        Dtype, typer.Option(help="What features are kept in; float32 where float16 loses what tells them apart.")
-    ] = Dtype.float16,
+        derive.Dtype, typer.Option(help="What features are kept in; float32 where float16 loses what tells them apart.")
+    ] = derive.Dtype.float16,
     pixels: Annotated[
         int | None,
         typer.Option(

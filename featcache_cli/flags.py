@@ -4,12 +4,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import StrEnum
+from functools import partial
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from evalsuite.evaluators import Evaluator, Flag, flags
+from evalsuite.evaluators import Evaluator, Flag, flags, numbers
 from featcache_cli.screen import DeviceOption, TrustCode, Workers, writable
 
 _COMMON = {"device": DeviceOption, "workers": Workers, "trust_code": TrustCode}
@@ -107,7 +108,7 @@ def _reader(flag: Flag, hint: Any) -> Callable[[Any], Any] | None:
     if flag.read is not None or flag.kind != "option":
         return _named if flag.kind == "stores" else flag.read
     repeated = _types(hint)[1]
-    return _numbers if float in repeated else _whole_numbers if int in repeated else None
+    return next((partial(numbers, kind=kind) for kind in (float, int) if kind in repeated), None)
 
 
 def _types(hint: Any) -> tuple[list[Any], list[Any]]:
@@ -118,20 +119,6 @@ def _types(hint: Any) -> tuple[list[Any], list[Any]]:
 
     of = [each for each in alternatives(hint) if get_origin(each) is Sequence]
     return alternatives(hint), [kind for each in of for kind in alternatives(get_args(each)[0])]
-
-
-def _whole_numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError("give whole numbers, separated by commas") from None
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError("give numbers, separated by commas") from None
 
 
 def _named(given: list[str]) -> dict[str, str]:

@@ -62,7 +62,8 @@ def sweep(
     k = 20                              # neighbours
     detectors = ["knn", "rmd"]
     """
-    from distill.sweep import cells, check, expand, markdown, naming, read_sweep, reason, tabulate
+    from distill.sweep import cells, check, expand, markdown, read_sweep, reason, tabulate
+    from featcache.specs import naming
 
     asked = read_sweep(file)
     if out is None and asked.out is None:
@@ -137,9 +138,8 @@ class _Evaluation:
 
     def __init__(self, asked: Any, folder: Path, device: str, workers: int | None, trust_code: bool):
         import featcache
-        from distill.sweep import naming
         from evalsuite import detectors
-        from featcache.specs import refuse_code
+        from featcache.specs import naming, refuse_code
 
         given = asked.evaluate
         self._trust_code = trust_code

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform
@@ -21,10 +20,10 @@ from typing import Any, ClassVar, dataclass_transform
 import numpy as np
 
 from featcache.rows import Rows
+from featcache.specs import value_in
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 _OPTIONAL = {"int | None": int, "str | None": str}  # of arguments that may be left to a rule
-_BOOLEANS = {"True": "true", "False": "false"}
 
 
 @dataclass_transform()
@@ -130,10 +129,7 @@ def _parse(spec: str) -> tuple[str, dict[str, Any]]:
         argument, equals, text = part.partition("=")
         if not (argument and equals and text) or "/" in text or argument in arguments:
             raise ValueError(f"cannot read the detector spec {spec!r}; write NAME or NAME:ARG=VALUE,ARG=VALUE")
-        try:
-            arguments[argument] = tomllib.loads(f"value = {_BOOLEANS.get(text, text)}")["value"]
-        except tomllib.TOMLDecodeError:  # a bare word
-            arguments[argument] = text
+        arguments[argument] = value_in(text)
     return name, arguments
 
 

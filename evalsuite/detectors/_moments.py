@@ -85,11 +85,6 @@ def pieces(x: Float[np.ndarray, "n d"], width: int) -> Iterator[Float[np.ndarray
         yield x[start : start + step].astype(np.float64)
 
 
-def principal(d: int) -> int:
-    """How many principal directions ViM's authors take of d dimensions."""
-    return 1000 if d >= 2048 else 512 if d >= 768 else d // 2
-
-
 def whitening(covariance: Float[np.ndarray, "d d"], bank: Rows, scale: float | None = None) -> Float[np.ndarray, "d r"]:
     """W with WWᵀ the pseudo-inverse of the covariance.
 

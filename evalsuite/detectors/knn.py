@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from evalsuite.detectors import Detector
 from evalsuite.detectors._nearest import nearest
-from evalsuite.detectors._ranges import whole
+from evalsuite.detectors._ranges import neighbours, whole
 from featcache.rows import Rows
 
 
@@ -34,11 +34,7 @@ class KNN(Detector):
 
         Raises `ValueError` when the bank has fewer than k rows or k is no whole number.
         """
-        if not (isinstance(self.k, int) and 1 <= self.k <= len(bank)):
-            raise ValueError(
-                f"k={self.k!r} does not suit the bank {bank.name}, which has {len(bank)} rows; "
-                f"use k from 1 to {len(bank)}"
-            )
+        neighbours(self.k, bank, len(bank))
         self.bank_ = bank
         return self
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from evalsuite.detectors import Detector
 from evalsuite.detectors._nearest import nearest
-from evalsuite.detectors._ranges import whole
+from evalsuite.detectors._ranges import neighbours, whole
 from evalsuite.neighbours.exact import search
 from featcache.rows import Rows
 
@@ -42,11 +42,7 @@ class LOF(Detector):
 
         Raises `ValueError` when k is not in 1..rows − 1, or all rows of the bank are at one place.
         """
-        if not (isinstance(self.k, int) and 1 <= self.k < len(bank)):
-            raise ValueError(
-                f"k={self.k!r} does not suit the bank {bank.name}, which has {len(bank)} rows; "
-                f"use k from 1 to {len(bank) - 1}"
-            )
+        neighbours(self.k, bank, len(bank) - 1)
         k = self.k
         distance, row = _neighbours(bank, k)
         while (distance[:, -1] <= _SAME).any():

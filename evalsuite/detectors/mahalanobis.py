@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import Gaussians, moments, pieces, whitening
+from featcache.geometry import unit
 from featcache.rows import Rows
 
 
@@ -22,19 +25,20 @@ class Mahalanobis(Detector):
     Attacks", arXiv 1807.03888.
     """
 
+    normalise: ClassVar[bool] = False
+
     def fit(self, bank: Rows) -> Mahalanobis:
         """One pass over the bank's labelled rows.
 
         Raises `ValueError` when it has no labels, or when no class has rows that differ.
         """
         bank = bank.labelled()
-        m = moments(bank)
+        m = moments(bank, self.normalise)
         self.gaussians_ = Gaussians(m.class_mean, whitening(m.within, bank, scale=float(np.trace(m.total))))
         self.classes_ = len(m.classes)
         return self
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """The squared distance to the nearest class mean."""
-        return np.concatenate(
-            [self.gaussians_.squared_distance(x).min(axis=1) for x in pieces(features, self.classes_)]
-        )
+        found = (unit(x) if self.normalise else x for x in pieces(features, self.classes_))
+        return np.concatenate([self.gaussians_.squared_distance(x).min(axis=1) for x in found])

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import pieces
-from evalsuite.detectors._ranges import whole
+from evalsuite.detectors._ranges import neighbours, whole
 from featcache.geometry import logsumexp, unit
 from featcache.rows import Rows
 
@@ -36,11 +36,7 @@ class NNGuide(Detector):
 
         Raises `ValueError` when it has none, or when it has fewer than k rows.
         """
-        if not (isinstance(self.k, int) and 1 <= self.k <= len(bank)):
-            raise ValueError(
-                f"k={self.k!r} does not suit the bank {bank.name}, which has {len(bank)} rows; "
-                f"use k from 1 to {len(bank)}"
-            )
+        neighbours(self.k, bank, len(bank))
         self.bank_ = bank
         self.energy_ = np.concatenate([_energy(block["logits"]) for block in bank.blocks_of(("logits",))])
         return self

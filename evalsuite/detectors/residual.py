@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors import Detector
-from evalsuite.detectors._moments import moments, pieces, principal
-from evalsuite.detectors._ranges import whole
+from evalsuite.detectors._moments import moments, pieces
+from evalsuite.detectors._ranges import principal, whole
 from featcache.rows import Rows
 
 
@@ -34,16 +34,10 @@ class Residual(Detector):
 
         Raises `ValueError` when `components` is not in 1..d−1.
         """
-        d = bank.embedding_dim
-        kept = principal(d) if self.components is None else self.components
-        if not (type(kept) is int and 1 <= kept < d):
-            raise ValueError(
-                f"residual:components={kept!r} does not suit {bank.name}, whose rows have {d} dimensions; "
-                + (f"use components from 1 to {d - 1}" if d > 1 else "use another detector")
-            )
+        kept = principal("residual:components", self.components, bank)
         m = moments(bank)
         self.mean_ = m.mean
-        self.rest_ = np.linalg.eigh(m.total)[1][:, : d - kept]  # eigenvalues ascend: the least directions
+        self.rest_ = np.linalg.eigh(m.total)[1][:, :-kept]  # eigenvalues ascend: the least directions
         return self
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors import Detector
-from evalsuite.detectors._moments import moments, pieces, principal
-from evalsuite.detectors._ranges import whole
+from evalsuite.detectors._moments import moments, pieces
+from evalsuite.detectors._ranges import principal, whole
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
 
@@ -38,17 +38,11 @@ class ViM(Detector):
         the subspace.
         """
         self.head_ = bank.require_head()
-        d = bank.embedding_dim
-        kept = principal(d) if self.components is None else self.components
-        if not (type(kept) is int and 1 <= kept < d):
-            raise ValueError(
-                f"vim:components={kept!r} does not suit {bank.name}, whose rows have {d} dimensions; "
-                + (f"use components from 1 to {d - 1}" if d > 1 else "use another detector")
-            )
+        kept = principal("vim:components", self.components, bank)
         self.origin_ = -np.linalg.pinv(self.head_.weight) @ self.head_.bias
         m = moments(bank)
         offset = m.mean - self.origin_
-        self.rest_ = np.linalg.eigh(m.total + np.outer(offset, offset))[1][:, : d - kept]
+        self.rest_ = np.linalg.eigh(m.total + np.outer(offset, offset))[1][:, :-kept]
         largest = outside = 0.0
         for block in bank.blocks_of(("embedding",)):
             for x in pieces(block["embedding"], len(self.head_.bias)):

@@ -178,6 +178,14 @@ def option(default: Any = MISSING, help: str = "", **given: Any) -> Any:
     return field(default=default, metadata={"flag": Flag(help, **given)})
 
 
+def numbers(text: str, kind: type[int] | type[float] = float) -> list[Any]:
+    """The numbers of a comma list. Raises `ValueError`, with what to give, for other text."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"give {'whole ' if kind is int else ''}numbers, separated by commas") from None
+
+
 def python_only(default: Any) -> Any:
     """A field without a flag."""
     return field(default=default, metadata={"flag": None})

@@ -18,6 +18,7 @@ from evalsuite.evaluators import (
     Table,
     function,
     named_stores,
+    numbers,
     option,
     python_only,
     store,
@@ -35,10 +36,7 @@ def _span(text: str) -> list[int]:
     """`1-5`, or a comma list."""
     if ends := re.fullmatch(r"(\d+)-(\d+)", text):
         return list(range(int(ends[1]), int(ends[2]) + 1))
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError("give whole numbers, separated by commas") from None
+    return numbers(text, int)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 
 from featcache.plugins import load_plugin, only_class, suggest
 from featcache.rows import Rows
+from featcache.specs import naming
 
 
 @dataclass(kw_only=True)
@@ -75,10 +76,8 @@ def made(name: str, options: Mapping[str, Any]) -> Derivation:
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; {suggest(option, known)}")
-    try:
+    with naming(name):
         return cls(**{option: _checked(option, value, known[option]) for option, value in options.items()})
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 def options_of(cls: type[Derivation]) -> dict[str, Any]:

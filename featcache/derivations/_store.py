@@ -19,6 +19,7 @@ from featcache.extraction.claims import claim, refuse_small_disks
 from featcache.extraction.samples import digest_of_rows
 from featcache.extraction.sealing import finished
 from featcache.rows import Rows
+from featcache.specs import naming
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.files import files_at
 from featcache.store.index import default_store_path
@@ -71,10 +72,8 @@ def derive(
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     opened = [store if isinstance(store, FeatureStore) and store.sealed else _sealed(store) for store in stores]
     samples = _Samples.of(opened)
-    try:
+    with naming(name):
         derivation.open(samples.rows)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     manifest = _manifest(name, derivation, samples, dtype)
     path = default_store_path(manifest) if out is None else files_at(out).path
     if files_at(path).identity in {store.identity for store in opened}:

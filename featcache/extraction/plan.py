@@ -19,6 +19,7 @@ from featcache.extraction.samples import digest_of_corpus
 from featcache.extraction.settings import ExtractSettings
 from featcache.extraction.work import ExtractionWork, Pass
 from featcache.inputs.images import PARAMETERS
+from featcache.specs import naming
 from featcache.store import StoreWriter, create_store
 from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
@@ -181,10 +182,8 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
     if missing := [name for name in fields if name not in encoder.fields]:
         raise ValueError(f"--fields {','.join(missing)}: {encoder.name} gives {', '.join(encoder.fields)}")
     for name in fields:
-        try:
+        with naming(encoder.name):
             refuse_field_name(name)
-        except ValueError as error:
-            raise ValueError(f"{encoder.name}: {error}") from None
     checked_ids(corpus.spec, corpus.ids, len(corpus))
     names = None if corpus.class_names is None else list(corpus.class_names)
     checked_labels(corpus.spec, [corpus.label(i) for i in range(len(corpus))], len(corpus), names)
