@@ -45,7 +45,7 @@ def open_pretrained(
         ValueError: unknown name or tag, weights that cannot be fetched, or a file that does not fit.
     """
     if name.startswith("hf-hub:"):
-        return _fetched(name, name, **arguments), ()
+        return _fetched(name, **arguments), ()
     if name.startswith("local-dir:"):
         files = _files_in(name.removeprefix("local-dir:"))
         return _from_file(name, files[1], size, arguments), files
@@ -63,10 +63,10 @@ def open_pretrained(
         raise ValueError(
             f"timm/{name}: no such pretrained weights; {suggest(name, tagged)} Or give a file: timm/{architecture}:WEIGHTS"
         )
-    return _fetched(name, architecture, **arguments), ()
+    return _fetched(name, **arguments), ()
 
 
-def _fetched(name: str, architecture: str, **arguments: Any) -> Any:
+def _fetched(name: str, **arguments: Any) -> Any:
     recorded = None if ":" in name else timm.get_pretrained_cfg(name)
     url = recorded.url if recorded and not recorded.hf_hub_id and isinstance(recorded.url, str) else None
     local = "timm/local-dir:FOLDER" if ":" in name else f"timm/{name}:WEIGHTS.safetensors"
