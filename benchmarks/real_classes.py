@@ -10,9 +10,11 @@ it goes on where it was; two processes may work on different seeds or recipes at
 """
 
 import os
+from pathlib import Path
 
 from classes import parts
 from faithfulness import mean_sd, parsed
+from landmarks import first
 from photographs import arguments
 
 import distill
@@ -39,6 +41,9 @@ METRICS = {
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--split", default="test", choices=list(SPLITS))
+    parser.add_argument(
+        "--images", type=int, default=0, help="train on the first so many, as many of each class; all when 0"
+    )
     parser.add_argument("--student", default="tiny")
     parser.add_argument("--image-size", type=int, default=0, help="px; the student's own when 0")
     parser.add_argument("--epochs", type=int, default=8)
@@ -49,7 +54,10 @@ def main() -> None:
     parser.add_argument("--recipes", default="centred,landmarks,tintem,cosine,proteus")
     options = parser.parse_args()
     images = {part: str(folder) for part, folder in parts(options.data, options.work).items()}
-    roles = SPLITS[options.split]
+    roles = dict(SPLITS[options.split])
+    if options.images:
+        roles["train"] += f"-first-{options.images}"
+        images[roles["train"]] = str(first(Path(images[SPLITS[options.split]["train"]]), options.images))
     stores = options.work / "stores"
     exact = {"precision": "fp32", "device": "cpu"}
     views = {"augment": "rrc", "views": 4, "crop_area": 0.6}
@@ -68,7 +76,7 @@ def main() -> None:
         for recipe in options.recipes.split(","):
             method, method_options = parsed(recipe)
             student = options.student.replace("/", "-") + (f"-{options.image_size}" if options.image_size else "")
-            name = f"{options.split}-{student}-{recipe.replace(':', '-')}-{options.epochs}-{options.lr}-{options.precision}-{seed}"
+            name = f"{options.split}{options.images or ''}-{student}-{recipe.replace(':', '-')}-{options.epochs}-{options.lr}-{options.precision}-{seed}"
             run = distill.fit(
                 teacher["train"], images[roles["train"]], out=options.work / "runs" / name, student=options.student,
                 image_size=options.image_size, method=method, method_options=method_options, epochs=options.epochs,
