@@ -65,7 +65,7 @@ def main() -> None:
         role: featcache.extract(
             images[part],
             TEACHER,
-            stores / f"teacher-{part}.zarr",
+            stores / f"classes-teacher-{part}.zarr",
             **exact,
             **({} if part in ("test", "near", "far") else views),
         )
@@ -76,7 +76,7 @@ def main() -> None:
         for recipe in options.recipes.split(","):
             method, method_options = parsed(recipe)
             student = options.student.replace("/", "-") + (f"-{options.image_size}" if options.image_size else "")
-            name = f"{options.split}{options.images or ''}-{student}-{recipe.replace(':', '-')}-{options.epochs}-{options.lr}-{options.precision}-{seed}"
+            name = f"classes-{options.split}{options.images or ''}-{student}-{recipe.replace(':', '-')}-{options.epochs}-{options.lr}-{options.precision}-{seed}"
             run = distill.fit(
                 teacher["train"], images[roles["train"]], out=options.work / "runs" / name, student=options.student,
                 image_size=options.image_size, method=method, method_options=method_options, epochs=options.epochs,
