@@ -283,6 +283,8 @@ def run(app: typer.Typer) -> None:
         if os.environ.get("FEATCACHE_DEBUG"):
             raise
         kind, said = type(error).__name__, re.sub(r"^\[Errno \d+\] ", "", str(error))
+        if kind == "OutOfMemoryError":  # torch's, whose own words are of its allocator
+            said = "the GPU's memory is full; take a smaller --batch-size, or --device cpu"
         if not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
             said = f"{kind}: {said} (a bug, or in your own code; set FEATCACHE_DEBUG=1 for the traceback)"
         screen.print(f"[red]error:[/] {escape(_one_line(said or kind))}", highlight=False)

@@ -53,6 +53,13 @@ class NoAttribute(Named):
     def forward(self, images):
         return {"embedding": images.nothing}
 
+class Full(Named):
+    def forward(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of …")
+
+def full():
+    return encoder(Full)
+
 def no_attribute():
     return encoder(NoAttribute)
 """
@@ -197,6 +204,12 @@ def test_a_student_of_the_users_own_that_fails_is_named(here, command):
     code, err = command(FIT.replace("mine:student", "mine:no_key"))
     assert code == 2
     assert err.splitlines()[-1].startswith("error: student mine:no_key: it raised KeyError: 'weights'; correct it")
+
+
+def test_a_full_gpu_is_told_with_the_remedy(here, command):
+    code, err = command(EXTRACT.replace("mine:encoder", "mine:full"))
+    assert code == 1
+    assert err.splitlines()[-1] == "error: the GPU's memory is full; take a smaller --batch-size, or --device cpu"
 
 
 def test_rm_refuses_while_another_process_writes_the_store(here):
