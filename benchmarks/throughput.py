@@ -31,7 +31,7 @@ from featcache.extraction.samples import Wanted, read_sample
 from featcache.inputs import Views
 from featcache.machine import keep_freed_memory
 from featcache.models.timm import as_teacher
-from featcache.precision import CANDIDATES
+from featcache.precision import CANDIDATES, full_fp32
 
 SHARE = 0.9  # of the limit, at least (on CUDA, of the bare forward): issue 3, Speed
 
@@ -128,7 +128,7 @@ def forward_only(teacher: str, precision: str, batch: int, seconds: float) -> fl
     encoder.to("cuda" if torch.cuda.is_available() else "cpu", mode)
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=encoder.device)
     images = encoder.preprocess.to_model(pixels).to(mode.weights, memory_format=mode.memory_format)
-    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=mode.autocast):
+    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=mode.autocast), full_fp32(encoder.device):
         encoder.module(images)
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
