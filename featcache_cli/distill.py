@@ -398,6 +398,7 @@ def _announce_fit(plan: Any) -> None:
         f"student of {plan.student_weights / 1e6:,.2f} M weights; {plan.steps:,} steps{done}{shared}; "
         f"checkpoints of {plan.checkpoint_bytes / 1e6:,.1f} MB"
     )
+    screen.print(f"expected: {plan.expected}")
 
 
 def _set(given: dict[str, Any], setting: str) -> None:

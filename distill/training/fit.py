@@ -192,6 +192,8 @@ def _plan(inputs: Inputs, loop: Loop, processes: int) -> FitPlan:
         held_out=len(inputs.held),
         copies=inputs.copies,
         views=inputs.pairs.description,
+        epochs=inputs.settings.epochs,
+        view_count=int(inputs.pairs.view_counts.max()),
         student_weights=sum(weight.numel() for weight in inputs.student.parameters()),
         steps=loop.steps,
         done=loop.step,

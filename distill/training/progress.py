@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
+EPOCHS_A_VIEW = 8
+"""So often each stored view was seen with no loss against as many images seen once less often."""
+
 
 @dataclass(frozen=True)
 class FitPlan:
@@ -14,6 +17,8 @@ class FitPlan:
         held_out: samples kept for evaluation.
         copies: samples of the same images as those, under other names: neither trained on nor evaluated.
         views: which views are trained on, in words.
+        epochs: passes over the samples.
+        view_count: of a sample, at most.
         student_weights: their number.
         steps, done: in all, and of an earlier, interrupted run.
         processes: that share every batch.
@@ -25,11 +30,21 @@ class FitPlan:
     held_out: int
     copies: int
     views: str
+    epochs: int
+    view_count: int
     student_weights: int
     steps: int
     done: int
     processes: int
     checkpoint_bytes: int
+
+    @property
+    def expected(self) -> str:
+        """What is worth spending on next, as measured (docs/results.md, "How faithfulness grows")."""
+        seen = f"{self.samples:,} samples × {self.epochs} epochs"
+        if self.epochs < EPOCHS_A_VIEW * self.view_count:
+            return f"faithfulness grows with images seen, {seen} here: twice the epochs are worth twice the images"
+        return f"after {seen} in {self.view_count} views, more images or views are worth more than more epochs"
 
 
 @dataclass

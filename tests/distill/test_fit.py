@@ -1,6 +1,7 @@
 import json
 import math
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distill.pairs import Pairs
 from distill.training import loop
 from distill.training.fit import FitConfig, fit
+from distill.training.progress import EPOCHS_A_VIEW
 from distill.training.run import KEEP, Run
 from distill.training.schedule import learning_rate
 from featcache.corpora import open_corpus
@@ -486,6 +488,9 @@ def test_the_plan_is_announced_before_the_first_step(train, tmp_path):
     plan = next(each for each in said if not hasattr(each, "stage"))
     assert [each.stage for each in said[: said.index(plan)]] == ["mapping"] * 3
     assert (plan.samples, plan.held_out, plan.failed, plan.steps, plan.done, plan.processes) == (48, 16, 0, 6, 0, 1)
+    assert "48 samples × 2 epochs here: twice the epochs are worth twice the images" in plan.expected
+    longer = replace(plan, epochs=EPOCHS_A_VIEW * 3)  # of three views
+    assert "after 48 samples × 24 epochs in 3 views, more images or views are worth more" in longer.expected
 
 
 def test_a_batch_larger_than_the_samples_is_said_once(train, tmp_path, caplog):
