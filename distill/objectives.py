@@ -142,9 +142,8 @@ def relation_kl(
     losses = []
     for temperature in temperatures:
         log_p, log_q = (_log_neighbours(s / temperature, diagonal, symmetric) for s in (target, output))
-        p = log_p.exp()
-        # Masked pairs have p = 0 and log_p = log_q = -∞ in effect: their term is 0, not NaN.
-        terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))
+        # Masked pairs have p = 0, and logarithms that are finite: their term is 0, not NaN.
+        terms = log_p.exp() * (log_p - log_q)
         losses.append(terms.sum((-2, -1)).mean() / (1 if symmetric else rows))
     return torch.stack(losses).mean()
 

@@ -1,7 +1,7 @@
 """Ours: TinTeM, and at every step each sample's place among the same landmarks, as the teacher sees it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -112,31 +112,33 @@ class Landmarks(TinTeM):
         return report
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        similar = self.similarities(student, batch, self._landmark_temperatures)
         terms = [
-            relation_kl(
-                *self.similarities(student, batch, temperature),
-                temperatures=(temperature,),
-                symmetric=False,
-                mask_diagonal=False,
-            )
-            for temperature in self._landmark_temperatures
+            relation_kl(target, output, temperatures=(temperature,), symmetric=False, mask_diagonal=False)
+            for temperature, (target, output) in zip(self._landmark_temperatures, similar, strict=True)
         ]
         return {**super().loss(student, batch), "landmarks": self._weight * torch.stack(terms).mean()}
 
     def similarities(
-        self, student: Features, batch: Batch, temperature: float
-    ) -> tuple[Float[Tensor, "b columns"], Float[Tensor, "b columns"]]:
-        """The teacher's and the student's, to be divided by the temperature; with `own` "column", the last is the own."""
+        self, student: Features, batch: Batch, temperatures: Sequence[float]
+    ) -> Iterator[tuple[Float[Tensor, "b columns"], Float[Tensor, "b columns"]]]:
+        """The teacher's and the student's, to be divided by each of the temperatures; with `own` "column", the last is the
+        own. All but that one are computed once."""
         seen, given = F.normalize(batch[EMBEDDING], dim=-1), F.normalize(student[EMBEDDING], dim=-1)
         target, output = seen @ self.landmarks.mT, given @ self.mapped_landmarks.mT
         itself = batch.row[:, None] == self.landmark_rows
         target, output = target.masked_fill(itself, MASKED), output.masked_fill(itself, MASKED)
-        others = torch.full_like(target[:, :1], len(self.landmarks)) - itself.sum(1, keepdim=True)
         if self._own == "none":
-            return target, output
+            yield from [(target, output)] * len(temperatures)
+            return
         with torch.no_grad():
             mapped = F.normalize(self._map(batch[EMBEDDING]), dim=-1)
-        # Each other column stands for count / others rows: the same distribution as with the own one made less likely.
-        less = temperature * (math.log(self._count) - others.log())
         own = (given * mapped).sum(-1, keepdim=True)
-        return torch.cat([target, 1 - less], dim=1), torch.cat([output, own - less], dim=1)
+        # Each other column stands for count / others rows: the same distribution as with the own one made less likely.
+        others = len(self.landmarks) - itself.sum(1, keepdim=True)
+        less = math.log(self._count) - others.to(own.dtype).log()
+        for temperature in temperatures:
+            yield (
+                torch.cat([target, 1 - temperature * less], dim=1),
+                torch.cat([output, own - temperature * less], dim=1),
+            )

@@ -83,7 +83,7 @@ def own_share(path, rows, dim=64):
     method, _ = prepared(source, 8, mapping="random_orthonormal")
     some = np.arange(200)  # the same samples in all stores
     teacher = batch_of({"embedding": torch.from_numpy(source.gather(some)).float()}, torch.from_numpy(some))
-    target, _ = method.similarities({"embedding": method.target(teacher)}, teacher, 0.1)
+    ((target, _),) = method.similarities({"embedding": method.target(teacher)}, teacher, [0.1])
     return (target / 0.1).softmax(1)[:, -1].mean().item()
 
 
