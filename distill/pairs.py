@@ -9,18 +9,17 @@ from jaxtyping import Float, Int64, UInt8
 
 from distill.augment import photometric
 from distill.methods import Pairing
+from distill.rendered import Renderings
 from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
 from featcache.extraction.samples import content_hash, prefetch
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, image_input
-from featcache.machine import cores, free_bytes
+from featcache.machine import cores
 from featcache.rows import Rows
 from featcache.store import FeatureStore
 from featcache.store.layout import EMBEDDING
 
-MEMORY_SHARE = 0.25
-"""Rendered pixels are kept in memory when they fit in this share of what is free."""
 CHECKED = 16
 """Images of each corpus that are compared with what the teacher saw, before training starts."""
 
@@ -57,6 +56,7 @@ class Pairs:
         views: "all", "plain" or "student", as in `FitConfig`.
         student_augment: "photometric" or "crops", with views "student".
         processes: that share this machine's memory.
+        renderings: what was rendered before, which is not rendered again.
 
     Raises:
         ValueError: a corpus is not the one that its store was made from.
@@ -72,6 +72,7 @@ class Pairs:
         views: str = "all",
         student_augment: str = "photometric",
         processes: int = 1,
+        renderings: Renderings | None = None,
     ):
         self.rows, self.preprocess = Rows.of(rows), preprocess
         self.corpora: list[Corpus] = list(corpus) if isinstance(corpus, list | tuple) else [corpus]  # type: ignore[list-item]
@@ -84,11 +85,10 @@ class Pairs:
         self._views, self._augment = views, student_augment if views == "student" else None
         self.view_counts = self.rows.view_counts if views == "all" else np.ones(len(self.rows), np.int64)
         self._workers = workers or cores()
-        self._memory = None
-        shape = (len(self.rows), int(self.view_counts.max(initial=1)), preprocess.size, preprocess.size, 3)
-        if self._augment != "crops" and np.prod(shape) < MEMORY_SHARE * free_bytes() / processes:
-            self._memory = np.empty(shape, np.uint8)
-        self._held = np.zeros(shape[:2], bool)
+        self.renderings = renderings or Renderings()
+        self._rendered = self.renderings.of(
+            self.rows.stores, self.corpora, preprocess, every_view=views == "all", processes=processes
+        )
 
     def __len__(self) -> int:
         """Samples with features; each is seen once an epoch, in one view."""
@@ -102,6 +102,11 @@ class Pairs:
             return f"the teacher's plain view against views of the student's own ({how[self._augment or '']})"
         most = int(self.view_counts.max())
         return "the plain view only" if most == 1 else f"all {most} stored views, replayed"
+
+    @property
+    def pixels(self) -> str:
+        """Which pixels are rendered once, in words."""
+        return "rendered every epoch" if self._augment == "crops" else self._rendered.description
 
     def check(self) -> None:
         """Compare some images of each corpus with what the teacher saw.
@@ -209,7 +214,7 @@ class Pairs:
 
             def prepare(batch: Int64[np.ndarray, " b"]) -> Drawn:
                 plain = np.zeros(len(batch), np.int64)
-                return self._drawn(batch, plain, fields, self._rendered(batch, plain, readers))
+                return self._drawn(batch, plain, fields, self._as_seen(batch, plain, readers))
 
             yield from prefetch(prepare, batches, ahead, ahead=2)
 
@@ -218,21 +223,19 @@ class Pairs:
     ) -> np.ndarray:
         if self._augment == "crops":
             return np.stack(list(readers.map(lambda index: self._cropped(index, seed, epoch), batch.tolist())))
-        pixels = self._rendered(batch, views, readers)
+        pixels = self._as_seen(batch, views, readers)
         if self._augment == "photometric":
             ids = [self._id(index) for index in batch.tolist()]
             pixels = np.stack(list(readers.map(lambda image, name: photometric(image, seed, epoch, name), pixels, ids)))
         return pixels
 
-    def _rendered(self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
-        if self._memory is None:
-            return np.stack(list(readers.map(self.render, batch.tolist(), views.tolist())))
-        fresh = np.flatnonzero(~self._held[batch, views])
-        rendered = readers.map(self.render, batch[fresh].tolist(), views[fresh].tolist())
-        for i, pixels in zip(fresh, rendered, strict=True):
-            self._memory[batch[i], views[i]] = pixels
-        self._held[batch[fresh], views[fresh]] = True
-        return self._memory[batch, views]
+    def _as_seen(self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
+        """The views that the teacher saw."""
+
+        def render(fresh: np.ndarray) -> Iterator[np.ndarray]:
+            return readers.map(self.render, batch[fresh].tolist(), views[fresh].tolist())
+
+        return self._rendered.take(self.rows.place[batch], views, render)
 
     def render(self, index: int, view: int) -> UInt8[np.ndarray, "s s 3"]:
         """Pixels of the `index`-th sample with features, in the given stored view.

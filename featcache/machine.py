@@ -1,12 +1,20 @@
 """The machine at hand: what computes, its cores, its memory."""
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
+from pathlib import Path
 
 import torch
 
+PROC = Path("/proc")
+CONTAINERS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where Linux tells a container, by versions 2 and 1 of control groups, what memory it may have, has, and could give up."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
@@ -43,11 +51,18 @@ def cores() -> int:
 
 
 def free_bytes() -> int:
-    """Memory that is free; 4 GiB where the system does not say (macOS, Windows)."""
+    """Memory that can be had: free, or held by a page cache that the kernel gives up; of a container, within its limit.
+    4 GiB where the system does not say (macOS, Windows)."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+        told = dict(line.split(":", 1) for line in (PROC / "meminfo").read_text().splitlines())
+        free = 1024 * int(told["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
         return 4 * 2**30
+    for folder, limit, used, given_up in CONTAINERS:
+        with contextlib.suppress(OSError, KeyError, ValueError):  # not of this kind, or "max"
+            cache = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())[given_up]
+            free = min(free, int(Path(folder, limit).read_text()) - int(Path(folder, used).read_text()) + int(cache))
+    return max(free, 0)
 
 
 def keep_freed_memory() -> None:

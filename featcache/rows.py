@@ -160,13 +160,18 @@ class Rows:
         """The positions of the rows of one store."""
         return np.flatnonzero(self._store_number == number)
 
+    @cached_property
+    def place(self) -> Int64[np.ndarray, " n"]:
+        """The place of each row among all those of the stores, one store after the other, failed rows included."""
+        start = np.cumsum([0, *map(len, self.stores)])
+        place: Int64[np.ndarray, " n"] = start[self._store_number] + self.index
+        return place
+
     # -- what is kept of each row -------------------------------------------------------------------------
 
     def _kept(self, name: str) -> np.ndarray:
         """What the stores keep for each of their rows under this name, of these rows."""
-        kept = [np.asarray(getattr(store, name)) for store in self.stores]
-        start = np.cumsum([0, *map(len, kept)])[:-1]
-        found: np.ndarray = np.concatenate(kept)[start[self._store_number] + self.index]
+        found: np.ndarray = np.concatenate([np.asarray(getattr(store, name)) for store in self.stores])[self.place]
         return found
 
     @property

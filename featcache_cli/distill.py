@@ -392,6 +392,7 @@ def _announce_fit(plan: Any) -> None:
     held_out = f", {plan.held_out:,} held out for evaluation" if plan.held_out else ""
     held_out += f" (and {plan.copies:,} copies of these images left out)" if plan.copies else ""
     screen.print(f"{plan.samples:,} samples{left_out}{held_out}; views: {plan.views}")
+    screen.print(f"pixels: {shown(plan.pixels)}", highlight=False)
     shared = f", shared by {plan.processes} processes" if plan.processes > 1 else ""
     done = f", {plan.done:,} of them done" if plan.done else ""
     screen.print(

@@ -37,7 +37,9 @@ def sweep(
 ) -> None:
     r"""Train every combination of methods, students, seeds and dimensions from one cache, and tell mean ± sd.
 
-    Run it again to resume: finished runs are kept, a failed one is tried again.
+    Run it again to resume: finished runs are kept, a failed one is tried again. So are the stores and results of their
+    evaluation, unless the student, the images, the options or the code that measures have changed. Images are decoded once
+    for all runs of one input size, and their pixels kept in memory, or else in a nameless file in FOLDER.
 
     [dim]distill sweep sweep.toml --out sweeps/first[/dim]
 
@@ -62,6 +64,7 @@ def sweep(
     k = 20                              # neighbours
     detectors = ["knn", "rmd"]
     """
+    from distill.rendered import Renderings
     from distill.sweep import cells, check, expand, markdown, read_sweep, reason, tabulate
     from featcache.specs import naming
 
@@ -77,12 +80,14 @@ def sweep(
             evaluate = _Evaluation(asked, folder, device.value, workers, trust_code) if asked.evaluate else None
             if evaluate and evaluate.teacher:
                 rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
+    folder.mkdir(parents=True, exist_ok=True)
+    renderings = Renderings(folder)
     wanted = ("holdout/", "loss") if _same_loss(runs, bool(evaluate)) else ("holdout/",)
     for number, named in enumerate(runs, 1):
         try:
             run = _trained(
                 f"{number}/{len(runs)} {named.name}", asked.store, asked.corpus, out=folder / "runs" / named.name,
-                device=device.value, workers=workers, trust_code=trust_code, **named.settings,
+                device=device.value, workers=workers, trust_code=trust_code, renderings=renderings, **named.settings,
             )  # fmt: skip
             final = {k: v for k, v in run.metrics[-1].items() if k.startswith(wanted) and not k.startswith("loss/")}
             rows.append((named.group, evaluate.measure(named.name, f"run:{run.path}") if evaluate else final))
@@ -109,12 +114,15 @@ def _trained(label: str, *stores: Any, **given: Any) -> Any:
     """One run, or what it lacks of it, with a bar."""
     import distill
 
+    def announce(plan: Any) -> None:
+        screen.print(f"{shown(label)}: pixels {shown(plan.pixels)}", highlight=False)
+
     with bar(label, "steps") as update:
 
         def show(at: Any) -> None:
             update(at.done, at.total, "" if math.isnan(at.loss) else f"loss {at.loss:.4f}")
 
-        return distill.fit(*stores, resume=True, progress=show, **given)
+        return distill.fit(*stores, resume=True, announce=announce, progress=show, **given)
 
 
 def _same_loss(runs: Sequence[Any], evaluated: bool) -> bool:
@@ -159,24 +167,20 @@ class _Evaluation:
                 detectors.build(spec)
 
     def measure(self, name: str, encoder: str) -> dict[str, float]:
-        """kNN accuracy, AUROC and, where there is a teacher, fidelity to it, of OOD scores too; result files are left in `results/`."""
-        import evalsuite
-        import featcache
+        """kNN accuracy, AUROC and, where there is a teacher, fidelity to it, of OOD scores too. Stores and result files are left
+        in `stores/` and `results/`, and taken from there where they are of this very encoder, these images and options."""
+        from evalsuite.evaluators import Evaluator
+        from evalsuite.evaluators.fidelity import Fidelity
+        from evalsuite.evaluators.knn import Knn
+        from evalsuite.evaluators.ood import Ood
+        from evalsuite.kept import measured
 
-        loaded = featcache.load_encoder(encoder, trust_code=self._trust_code)
-        with bar(f"{name}: embed", "images") as update:
-            stores = {
-                part: featcache.extract(
-                    corpus, loaded, self._folder / "stores" / f"{name}-{part}.zarr", overwrite=True,
-                    progress=lambda at: update(at.done, at.rows), **self._options,
-                )
-                for part, corpus in self._corpora.items()
-            }  # fmt: skip
+        stores = self._embedded(name, encoder)
         if encoder == self.teacher:
             self._of_teacher = stores
-        found = {"knn": evalsuite.knn(stores["bank"], stores["query"], k=[self._k])}
+        asked: dict[str, Evaluator] = {"knn": Knn(stores["bank"], stores["query"], k=[self._k])}
         if self._near or self._far:
-            found["ood"] = evalsuite.ood(
+            asked["ood"] = Ood(
                 id_train=stores["bank"],
                 id_test=stores["query"],
                 near={part: stores[part] for part in self._near},
@@ -192,9 +196,26 @@ class _Evaluation:
                 "teacher_ood": {part: teacher[part] for part in sets},
                 "student_ood": {part: stores[part] for part in sets},
             }
-            found["fidelity"] = evalsuite.fidelity(teacher["query"], stores["query"], **(scored if sets else {}))
-        for command, result in found.items():
-            result.write(self._folder / "results" / f"{name}-{command}.json")
+            asked["fidelity"] = Fidelity(teacher["query"], stores["query"], **(scored if sets else {}))
+        found = {
+            command: measured(evaluator, self._folder / "results" / f"{name}-{command}.json")
+            for command, evaluator in asked.items()
+        }
         wanted = re.compile(r"top1@\d+|.*/mean/auroc|gram_pearson|cka_debiased|mutual_knn@\d+|scores/.*/all/spearman")
         metrics = {key: metric.value for result in found.values() for key, metric in result.metrics.items()}
         return {key: value for key, value in metrics.items() if wanted.fullmatch(key)}
+
+    def _embedded(self, name: str, encoder: str) -> dict[str, Any]:
+        """The stores of all corpora, by part."""
+        import featcache
+
+        loaded, stores = featcache.load_encoder(encoder, trust_code=self._trust_code), {}
+        with bar(f"{name}: embed", "images") as update:
+            options = {"progress": lambda at: update(at.done, at.rows), **self._options}
+            for part, corpus in self._corpora.items():
+                out = self._folder / "stores" / f"{name}-{part}.zarr"
+                try:
+                    stores[part] = featcache.extract(corpus, loaded, out, **options)
+                except ValueError:  # it is of an earlier student or of other images; whatever else it is, is said again
+                    stores[part] = featcache.extract(corpus, loaded, out, overwrite=True, **options)
+        return stores

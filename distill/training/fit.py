@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from distill.methods import Fitted, fitted_tensors, load_method
+from distill.rendered import Renderings
 from distill.training.board import tensorboard
 from distill.training.config import FitConfig, refuse_wrong_type
 from distill.training.loop import Loop
@@ -38,6 +39,7 @@ def fit(
     checkpoint_minutes: float = 10.0,
     trackers: Sequence[Any] = (),
     trust_code: bool = False,
+    renderings: Renderings | None = None,
     announce: Callable[[FitPlan], None] | None = None,
     progress: Callable[[FitProgress], None] | None = None,
     **config: Any,
@@ -64,6 +66,8 @@ def fit(
         trackers: besides TensorBoard and `metrics.jsonl`: names that Accelerate knows ("wandb", "mlflow"), or its trackers.
         trust_code: where `student` is another run's, the code that its folder names may be imported. Code named by
             `student` itself is.
+        renderings: pixels that are shared by fits of one process over the same images, as those of `distill sweep`; a fit of
+            its own keeps what it renders in memory, as much as fits.
         announce: called once, before the first step.
         progress: called after every step.
         **config: the fields of `FitConfig`; `student` is needed.
@@ -84,7 +88,7 @@ def fit(
         keep_freed_memory()
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
     accelerator = make_accelerator(device, "bf16" if bf16 else "fp32", list(trackers), str(out))
-    inputs = set_up(settings, store, corpus, accelerator, workers, trust_code)
+    inputs = set_up(settings, store, corpus, accelerator, workers, trust_code, renderings)
     with Run(out) as run:
         finished, report, inputs.method = on_main(
             accelerator, lambda: _claim_and_prepare(run, inputs, resume, progress)
@@ -194,6 +198,7 @@ def _plan(inputs: Inputs, loop: Loop, processes: int) -> FitPlan:
         views=inputs.pairs.description,
         epochs=inputs.settings.epochs,
         view_count=int(inputs.pairs.view_counts.max()),
+        pixels=inputs.pairs.pixels,
         student_weights=sum(weight.numel() for weight in inputs.student.parameters()),
         steps=loop.steps,
         done=loop.step,

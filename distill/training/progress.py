@@ -19,6 +19,7 @@ class FitPlan:
         views: which views are trained on, in words.
         epochs: passes over the samples.
         view_count: of a sample, at most.
+        pixels: which of their pixels are rendered once, not in every epoch, and where they are kept, in words.
         student_weights: their number.
         steps, done: in all, and of an earlier, interrupted run.
         processes: that share every batch.
@@ -32,6 +33,7 @@ class FitPlan:
     views: str
     epochs: int
     view_count: int
+    pixels: str
     student_weights: int
     steps: int
     done: int

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
+from distill.rendered import Renderings
 from distill.training.config import FitConfig
 from distill.training.held_out import HeldOut, split
 from featcache.corpora import Corpus, open_corpus
@@ -96,7 +97,8 @@ class Inputs:
         """The evaluation on `held`, where there are any."""
         if not len(self.held):
             return None
-        held = Pairs(self.rows.pick(self.held), self.corpora, self.preprocess, workers)
+        shared: dict[str, Any] = {"views": self.settings.views, "renderings": self.pairs.renderings}
+        held = Pairs(self.rows.pick(self.held), self.corpora, self.preprocess, workers, **shared)
         return HeldOut(held, self.pairs, self.method, self.settings.seed)
 
 
@@ -107,11 +109,12 @@ def set_up(
     accelerator: Accelerator,
     workers: int | None = None,
     trust_code: bool = False,
+    renderings: Renderings | None = None,
 ) -> Inputs:
     """Open, make and check everything; the student's and the method's weights are drawn from the seed.
 
     Args:
-        store, corpus, workers, trust_code: as `distill.fit` takes them.
+        store, corpus, workers, trust_code, renderings: as `distill.fit` takes them.
 
     Raises:
         ValueError: stores, corpora and settings do not fit together.
@@ -139,8 +142,16 @@ def set_up(
     refuse_small_images(preprocess, corpora)
     images = rows.images() if settings.holdout else np.arange(len(rows))
     trained, held = split(images, settings.holdout, settings.seed)
-    views: dict[str, Any] = {"views": settings.views, "student_augment": settings.student_augment}
-    pairs = Pairs(rows.pick(trained), corpora, preprocess, workers, processes=processes, **views)
+    pairs = Pairs(
+        rows.pick(trained),
+        corpora,
+        preprocess,
+        workers,
+        views=settings.views,
+        student_augment=settings.student_augment,
+        processes=processes,
+        renderings=renderings,
+    )
     pairs.check()
     refuse_unequal_parts(settings, len(pairs), processes)
     if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import distill.pairs
+import distill.rendered
 from distill.pairs import Pairs
 from featcache.corpora import open_corpus
 from featcache.extraction.extract import extract
@@ -66,7 +66,7 @@ def epoch(pairs, number=0, *, batch_size=5, seed=0):
 
 @pytest.fixture(params=[0.25, 0.0], ids=["held", "not held"])
 def memory(request, monkeypatch):
-    monkeypatch.setattr(distill.pairs, "MEMORY_SHARE", request.param)
+    monkeypatch.setattr(distill.rendered, "MEMORY_SHARE", request.param)
     return request.param > 0
 
 
@@ -146,7 +146,7 @@ def test_an_epoch_is_a_function_of_seed_and_number(seen, memory):
 def test_holding_pixels_in_memory_changes_only_what_is_read(seen, monkeypatch):
     epochs, reads = {}, {}
     for share in (0.25, 0.0):
-        monkeypatch.setattr(distill.pairs, "MEMORY_SHARE", share)
+        monkeypatch.setattr(distill.rendered, "MEMORY_SHARE", share)
         corpus = Other(seen.corpus, range(11))
         pairs = Pairs(seen.store, corpus, seen.preprocess, 2)
         epochs[share] = [epoch(pairs, number) for number in range(6)]

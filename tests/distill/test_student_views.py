@@ -64,7 +64,7 @@ def test_all_is_every_stored_view(make_pairs, store):
 
 @pytest.mark.parametrize("held", [0.25, 0.0], ids=["held", "not held"])
 def test_photometric_changes_the_colours_of_the_plain_view(make_pairs, store, monkeypatch, held):
-    monkeypatch.setattr("distill.pairs.MEMORY_SHARE", held)
+    monkeypatch.setattr("distill.rendered.MEMORY_SHARE", held)
     pairs, plain = make_pairs(views="student"), make_pairs(views="plain")
     seen = []
     for number in (0, 1, 0):

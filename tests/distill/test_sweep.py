@@ -12,6 +12,7 @@ import distill
 import featcache_cli.screen
 import featcache_cli.sweep
 from distill.sweep import Sweep, cells, expand, markdown, read_sweep, tabulate
+from evalsuite.evaluators import load
 from featcache_cli import programs
 
 FEW = {"epochs": 1, "batch_size": 16, "embedding_dim": 6, "image_size": 16}
@@ -298,7 +299,9 @@ def test_what_does_not_exist_is_found_before_the_first_run(command, sweep_file, 
 
 
 @pytest.mark.filterwarnings("ignore:.*scores saturate:RuntimeWarning")  # of a student that learned nothing
-def test_students_are_evaluated_on_the_corpora_of_the_file(command, sweep_file, images, make_images, tmp_path):
+def test_students_are_evaluated_on_the_corpora_of_the_file(
+    command, sweep_file, images, make_images, tmp_path, monkeypatch
+):
     labelled = tmp_path / "labelled"
     for i, image in enumerate(sorted(images.iterdir())):
         (labelled / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
@@ -331,6 +334,31 @@ def test_students_are_evaluated_on_the_corpora_of_the_file(command, sweep_file, 
     assert teacher["metrics"][followed]["mean"] == pytest.approx(1)
     result = json.loads((tmp_path / "swept/results/proteus-tiny-s1-fidelity.json").read_text())
     assert result["metrics"]["gram_pearson"]["value"] == student["metrics"]["gram_pearson"]["values"][1]
+
+    # Again: nothing that is finished is embedded or measured anew, but for what has changed since.
+    measured, run_of = [], {name: load(name).run for name in ("knn", "ood", "fidelity")}
+    for name, run in run_of.items():
+        monkeypatch.setattr(load(name), "run", lambda self, name=name, run=run: measured.append(name) or run(self))
+    embedded = {path: path.stat().st_mtime_ns for path in tmp_path.glob("swept/stores/*.zarr/zarr.json")}
+    again = f"distill sweep {file} --device cpu --trust-code"
+    assert command(again)[0] == 0
+    assert not measured
+    assert json.loads((tmp_path / "swept/table.json").read_text()) == table
+    file.write_text(file.read_text().replace("k = 3\n", "k = 2\n"))
+    assert command(again)[0] == 0
+    assert measured == ["knn"] * 3
+    assert {path: path.stat().st_mtime_ns for path in embedded} == embedded
+
+    # Another image in the query: its stores are made anew, and what follows from them is measured again.
+    measured.clear()
+    shutil.copy(next((labelled / "a").iterdir()), labelled / "b" / "another.png")
+    assert command(again)[0] == 0
+    assert sorted(measured) == ["fidelity"] * 3 + ["knn"] * 3 + ["ood"] * 3
+    shutil.rmtree(tmp_path / "swept/runs/proteus-tiny-s0")
+    file.write_text(file.read_text().replace("epochs = 1", "epochs = 2").replace("seeds = [0, 1]", "seeds = [0]"))
+    measured.clear()
+    assert command(again)[0] == 0
+    assert measured == ["knn", "ood", "fidelity"], "of the new student alone, not of the teacher"
 
 
 def test_export_tells_the_difference_and_refuses_in_one_line(command, sweep_file, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import featcache
+from featcache import machine
 from featcache.machine import cores, free_bytes
 from featcache.stop import stoppable
 
@@ -31,11 +32,23 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delattr(module, name, raising=False)
 
 
-def test_cores_and_memory_have_an_answer_everywhere(elsewhere, monkeypatch):
+def test_cores_and_memory_have_an_answer_everywhere(elsewhere, monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "PROC", tmp_path)
     assert cores() == os.cpu_count()
     assert free_bytes() == 4 * 2**30
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert cores() == 1
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", 9 * 1024), ("7000", 7000 - 3000 + 1000), ("2000", 0)])
+def test_free_memory_counts_the_page_cache_and_a_containers_limit(monkeypatch, tmp_path, limit, expected):
+    (tmp_path / "meminfo").write_text("MemTotal: 20 kB\nMemFree: 1 kB\nMemAvailable: 9 kB\n")
+    told = {"memory.max": limit, "memory.current": "3000", "memory.stat": "anon 5\ninactive_file 1000"}
+    for name, text in told.items():
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(machine, "CONTAINERS", [(tmp_path, *machine.CONTAINERS[0][1:])])
+    assert free_bytes() == expected
 
 
 def test_extract_works_without_the_calls_of_linux(elsewhere, monkeypatch, tmp_path, encoder, make_images):
