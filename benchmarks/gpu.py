@@ -224,13 +224,13 @@ def train(run: Run) -> Iterator[Line]:
         stores = run.stores(sets[title], TEACHER, "teacher")
         row = {"images": f"{title}, {sum(map(len, stores.values())):,}", "student": student}
         found = partial(training, run, list(stores.values()), list(map(str, sets[title].values())), student)
-        yield f"Training by `landmarks` in bf16, {PX} px, batches of {run.size.batch}", row, run.size.overhead, found
+        yield f"Training by `centred` in bf16, {PX} px, batches of {run.size.batch}", row, run.size.overhead, found
 
 
 def training(run: Run, stores: list[featcache.FeatureStore], corpora: list[str], student: str) -> Row:
     out = run.work / "runs" / "rate"
     shutil.rmtree(out, ignore_errors=True)
-    *_, last = fitted(run, stores, corpora, out, student, "landmarks", 3, {"mapping_steps": 3}).metrics
+    *_, last = fitted(run, stores, corpora, out, student, "centred", 3, {"mapping_steps": 3}).metrics
     bare, speed = bare_step(run, student), last["images_per_second"]
     return {"images/s": speed, "bare step": bare, "share": speed / bare, "wait": last["wait_share"]}
 
@@ -276,7 +276,7 @@ def students(run: Run) -> Iterator[Line]:
 
     def made(student: str, method: str, name: str) -> Row:
         stores, corpora = [teacher[part] for part in trained], [str(images[part]) for part in trained]
-        options = run.size.mapping if method in ("tintem", "landmarks") else {}
+        options = run.size.mapping if method in ("centred", "tintem", "landmarks") else {}
         out = fitted(run, stores, corpora, run.work / "runs" / name, student, method, epochs, options).path
         return measure(run.stores(images, f"run:{out}", name))
 
@@ -322,7 +322,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a few images: does it work?")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma list")
     parser.add_argument("--minutes", type=float, default=15.0, help="what does not fit into them is left out")
-    parser.add_argument("--methods", default="landmarks,cosine,tintem,proteus", help="of students, in this order")
+    parser.add_argument("--methods", default="centred,landmarks,cosine,tintem,proteus", help="of students, in this order")
     parser.add_argument("--epochs", type=int, help="of students; 100, with --small 2")
     parser.add_argument("--test", action="store_true", help="look at the test sets")
     parser.add_argument("--json", type=Path, help="file for the tables")
