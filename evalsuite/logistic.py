@@ -23,12 +23,10 @@ _WIDE_FLOATS = 2**26  # fewer features than this are kept in float64, and not br
 
 @dataclass(frozen=True)
 class Fitted:
-    """A classifier of rows as they are stored, logits = x · `weight`ᵀ + `bias`, and how it came about: the C taken, the
-    steps of the last fit, how many rows were held out for the choice of C, accuracy and cross-entropy on them by candidate,
-    the C whose fits did not finish."""
+    """A classifier, and how it came about: the C taken, the steps of the last fit, how many rows were held out for the choice
+    of C, accuracy and cross-entropy on them by candidate, the C whose fits did not finish."""
 
-    weight: Float[np.ndarray, "c d"]
-    bias: Float[np.ndarray, " c"]
+    head: Head
     c: float
     steps: int
     held_out: int
@@ -54,57 +52,46 @@ class Fitted:
 
 
 def fit(
-    x: Float[np.ndarray, "n d"],
-    target: Int[np.ndarray, " n"],
-    kept: int,
-    candidates: Sequence[float],
-    device: str,
-    progress: Callable[[int, int], None],
-) -> Fitted:
-    """Fitted to all rows, with the C of `candidates`, in rising order, that is right most often (then: of the lowest
-    cross-entropy) on the rows from `kept` on when fitted to those before. `progress` is told (fits done, of how many)."""
-    task = LogisticRegression(x, target, int(target.max()) + 1, device)
-    fits = len(candidates) + 1 if len(candidates) > 1 else 1
-    tried: list[tuple[float, float]] = []
-    unfinished: list[float] = []
-    head = at = task.zeros()
-    best = candidates[0]
-    for candidate in candidates if len(candidates) > 1 else ():
-        # From where the last one ended: that is near.
-        at, _, done = task.fit(slice(kept), candidate, at, _CHOICE_GRADIENT)
-        unfinished += [] if done else [candidate]
-        correct, cross_entropy = task.judge(slice(kept, len(x)), at)
-        if not tried or (correct, -cross_entropy) > max((a, -e) for a, e in tried):
-            head, best = at, candidate
-        tried.append((correct, cross_entropy))
-        progress(len(tried), fits)
-    head, steps, done = task.fit(slice(len(x)), best, head)
-    if not done and best not in unfinished:
-        unfinished.append(best)
-    progress(fits, fits)
-    return Fitted(*task.on_rows(head), best, steps, len(x) - kept, tried, unfinished)
-
-
-def fit_head(
     rows: Rows, candidates: Sequence[float], seed: int, device: str, progress: Callable[[int, int], None]
-) -> tuple[Head, Fitted]:
-    """The classifier of labelled rows, and how it came about: of several `candidates` for C with the one that is best on a
-    tenth of each class, drawn by `seed`.
+) -> Fitted:
+    """Fitted to labelled rows, with the C of `candidates`, in rising order, that is right most often (then: of the lowest
+    cross-entropy) on a tenth of each class, drawn by `seed`, when fitted to the others. `progress` is told (fits done, of how
+    many).
 
     Raises `ValueError` when there is one class, or no class has a row to spare for the choice.
     """
     labels, target = np.unique(rows.labels, return_inverse=True)
     if len(labels) < 2:
         raise ValueError(f"{rows.name} has one class; a classifier needs at least two")
-    held = held_out(target, seed) if len(candidates) > 1 else np.zeros(len(target), bool)
-    if len(candidates) > 1 and not held.any():
+    several = len(candidates) > 1
+    held = held_out(target, seed) if several else np.zeros(len(target), bool)
+    if several and not held.any():
         raise ValueError(f"no class of {rows.name} has two rows to choose C with; give one C")
-    order = np.argsort(held, kind="stable")  # rows to choose C with come last
+    order, kept = np.argsort(held, kind="stable"), int((~held).sum())  # rows to choose C with come last
     x = np.concatenate([block["embedding"] for block in rows.pick(order).blocks_of(["embedding"])])
-    fitted = fit(x, target[order], int((~held).sum()), candidates, device, progress)
+    task = LogisticRegression(x, target[order], len(labels), device)
+    fits = len(candidates) + several
+    tried: list[tuple[float, float]] = []
+    unfinished: list[float] = []
+    found = at = task.zeros()
+    best = candidates[0]
+    for candidate in candidates if several else ():
+        # From where the last one ended: that is near.
+        at, _, done = task.fit(slice(kept), candidate, at, _CHOICE_GRADIENT)
+        unfinished += [] if done else [candidate]
+        correct, cross_entropy = task.judge(slice(kept, len(x)), at)
+        if not tried or (correct, -cross_entropy) > max((a, -e) for a, e in tried):
+            found, best = at, candidate
+        tried.append((correct, cross_entropy))
+        progress(len(tried), fits)
+    found, steps, done = task.fit(slice(len(x)), best, found)
+    if not done and best not in unfinished:
+        unfinished.append(best)
+    progress(fits, fits)
     named = None if rows.class_names is None else [rows.class_names[label] for label in labels.tolist()]
     fingerprint = rows.record()["fingerprint"]
-    return Head(fitted.weight, fitted.bias, labels, fingerprint=fingerprint, class_names=named), fitted
+    head = Head(*task.on_rows(found), labels, fingerprint=fingerprint, class_names=named)
+    return Fitted(head, best, steps, len(x) - kept, tried, unfinished)
 
 
 class LogisticRegression:

@@ -25,9 +25,8 @@ def numbered(hashes: Hashes) -> Int64[np.ndarray, " n"]:
 def copies(hashes: Hashes, others: Hashes) -> Int64[np.ndarray, " n"]:
     """How many of `others` each of `hashes` equals."""
     theirs, ours = (np.ascontiguousarray(each[:, :8]).view(np.uint64)[:, 0] for each in (others, hashes))
-    likely = others[
-        np.isin(theirs, ours)
-    ]  # few, as a rule: sorting whole hashes takes five times as long as half of each
+    # Few, as a rule: sorting whole hashes takes five times as long as half of each.
+    likely = others[np.isin(theirs, ours)]
     numbers = numbered(np.concatenate([likely, hashes]))
     return np.bincount(numbers[: len(likely)], minlength=len(numbers))[numbers[len(likely) :]]
 

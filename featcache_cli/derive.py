@@ -1,15 +1,16 @@
 """`featcache derive`: a command for each derivation, its options as flags."""
 
 import inspect
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any, get_origin
+from typing import Annotated, Any, get_origin
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
-from featcache_cli.flags import parameter, plugin_option, takes
+from featcache_cli.flags import plugin_option, takes
 from featcache_cli.screen import Json, bar, rows_and_failed, screen, shown, store_summary, write_json
 
 
@@ -52,12 +53,22 @@ def _callback(name: str, cls: Any) -> Any:
     kinds = options_of(cls)
 
     def run(
-        stores: list[str],
-        out: str | None,
-        settings: list[str] | None,
-        dtype: Dtype | None,
-        overwrite: bool,
-        to_json: str | None,
+        stores: Annotated[list[str], typer.Argument(metavar="STORE…", help="Sealed stores, or their URLs.")],
+        out: Annotated[
+            str | None,
+            typer.Option(metavar="STORE", help="Where to.", show_default="under $FEATCACHE_HOME, named by content"),
+        ] = None,
+        settings: Annotated[
+            list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of it.")
+        ] = None,
+        dtype: Annotated[
+            Dtype | None,
+            typer.Option(help="What features are kept in.", show_default="float32 where a STORE has it, else float16"),
+        ] = None,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Replace a store made from something else.")
+        ] = False,
+        to_json: Json = None,
         **flags: str | None,
     ) -> None:
         import featcache
@@ -88,33 +99,16 @@ def _callback(name: str, cls: Any) -> Any:
         record = store.manifest.derivation
         write_json({"command": "derive", "derivation": record and record.to_json(), **summary}, to_json)
 
-    return takes(run, _parameters(name, cls, kinds))
+    *every, _ = inspect.signature(run).parameters.values()
+    return takes(run, [*every, *_flags(name, cls, kinds)])
 
 
-def _parameters(name: str, cls: Any, kinds: dict[str, Any]) -> list[inspect.Parameter]:
-    """Those of every derivation, and a flag for each of its options, of these `kinds`."""
-    parameters = [
-        parameter(
-            "stores", list[str], typer.Argument(metavar="STORE…", help="Sealed stores, or their URLs."),
-            inspect.Parameter.empty,
-        ),
-        parameter(
-            "out", str | None,
-            typer.Option(metavar="STORE", help="Where to.", show_default="under $FEATCACHE_HOME, named by content"),
-        ),
-        parameter("settings", list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of it.")),
-        parameter(
-            "dtype", Dtype | None,
-            typer.Option(help="What features are kept in.", show_default="float32 where a STORE has it, else float16"),
-        ),
-        parameter("overwrite", bool, typer.Option("--overwrite", help="Replace a store made from something else."), False),
-        parameter("to_json", Json, None),
-    ]  # fmt: skip
+def _flags(name: str, cls: Any, kinds: dict[str, Any]) -> Iterator[inspect.Parameter]:
+    """A flag for each option, of these `kinds`."""
     for each in cls.__dataclass_fields__.values():
         if each.name in kinds:
             listed = get_origin(kinds[each.name]) is tuple
             default = ",".join(map(str, each.default)) if listed else str(each.default)
             default = default.lower() if each.default in (True, False) else default
             metavar = "VALUE,…" if listed else "VALUE"
-            parameters.append(plugin_option(each.name, name, each.metadata.get("help", ""), default, metavar))
-    return parameters
+            yield plugin_option(each.name, name, each.metadata.get("help", ""), default, metavar)

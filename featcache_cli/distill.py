@@ -220,11 +220,9 @@ def _say_fitted(run: Any, finished_before: bool) -> None:
         named = {name.partition("/")[2]: value for name, value in final.items() if name.startswith("holdout/")}
         screen.print("held-out samples: " + ", ".join(f"{name} {value:.4f}" for name, value in named.items()))
     if "mapping/deviation" in final:
-        loss = (
-            f"SNE loss {final['mapping/sne_start']:.4f} → {final['mapping/sne']:.4f}, "
-            if "mapping/sne_start" in final
-            else ""
-        )
+        loss = ""
+        if "mapping/sne_start" in final:
+            loss = f"SNE loss {final['mapping/sne_start']:.4f} → {final['mapping/sne']:.4f}, "
         if "mapping/lifted_from" in final:
             loss = f"lifted from the teacher's {final['mapping/lifted_from']:,.0f} dimensions, all angles kept; "
         screen.print(

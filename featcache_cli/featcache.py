@@ -530,9 +530,7 @@ def rm(store: StorePath, to_json: Json = None) -> None:
     from featcache.store.index import forget
 
     opened = FeatureStore(store)
-    if (
-        not is_url(store) and (link := Path(store)).is_symlink()
-    ):  # as of any link: what it leads to may be needed elsewhere
+    if not is_url(store) and (link := Path(store)).is_symlink():  # what it leads to may be needed elsewhere
         link.unlink()
         screen.print(f"removed the link {shown(store)}; its store stays at {shown(opened.identity)}", highlight=False)
         write_json({"command": "rm", "store": store, "stays": opened.identity}, to_json)

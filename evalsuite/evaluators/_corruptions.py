@@ -63,10 +63,7 @@ class CorruptedStores:
         self._paths = {where: f"{folder}/{where.replace('/', '-')}@{size}.zarr" for where in corrupted}
         self._extract, self._precision, self._overwrite, self._progress = extract, precision, overwrite, progress
         if not (overwrite or _sealed(f"{folder}/{CLEAN}.zarr")):
-            for (
-                where,
-                path,
-            ) in self._paths.items():  # corrupted images without clean ones may be of other images than now
+            for where, path in self._paths.items():  # without clean ones they may be of other images than now
                 if _sealed(path):
                     self._make(where, path)
         self.clean = self._make(CLEAN, f"{folder}/{CLEAN}.zarr")

@@ -85,7 +85,7 @@ class Probe(OfStores):
 
         from evalsuite.accuracy import accuracies
         from evalsuite.classes import aligned_labels
-        from evalsuite.logistic import fit_head, place
+        from evalsuite.logistic import fit, place
         from evalsuite.result import Result, content_of, versions, whole_file
         from evalsuite.sides import Sides
         from featcache.disk.refusals import require_writable
@@ -98,13 +98,13 @@ class Probe(OfStores):
         if self.save is not None:
             require_writable(self.save, "file for the head")
         candidates = self._candidates
-        head, fitted = fit_head(train, candidates, self.seed, self.device, self.progress or (lambda done, of: None))
+        fitted = fit(train, candidates, self.seed, self.device, self.progress or (lambda done, of: None))
         fitted.warn(candidates)
-        metrics, samples, chance = accuracies(place(head, test, truth), truth, head.labels, "probe/{}")
+        metrics, samples, chance = accuracies(place(fitted.head, test, truth), truth, fitted.head.labels, "probe/{}")
         if self.save is not None:
             Path(self.save).parent.mkdir(parents=True, exist_ok=True)
             with whole_file(Path(self.save)) as file:
-                file.write(head.to_bytes(encoder=train.record()["encoder"], c=repr(fitted.c)))
+                file.write(fitted.head.to_bytes(encoder=train.record()["encoder"], c=repr(fitted.c)))
         return Result(
             "probe",
             sides.record(truth),

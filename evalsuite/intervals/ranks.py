@@ -88,9 +88,7 @@ def _precision(
 
     before = np.concatenate([[1.0], precision[:-1]])
     at, earlier = of_threshold(weight), of_threshold(np.append(weight[1:], 0.0))
-    itself = float(
-        weight @ ((1 - precision) / np.maximum(flagged, 1))
-    )  # what counting itself adds to a positive's precision
+    itself = float(weight @ ((1 - precision) / np.maximum(flagged, 1)))  # what itself adds to a positive's precision
     found = {}
     for name, own, of_p, of_n in (
         ("aupr", (precision + before) / 2, (at[0] + earlier[0]) / 2, (at[1] + earlier[1]) / 2),

@@ -91,9 +91,7 @@ class Mirror:
         return self
 
     def _synchronise(self, keep: Callable[[], bool] = lambda: False) -> None:
-        there = self._ask(
-            "cat_file", f"{self._there}/{METADATA}", start=0
-        )  # without a start, s3fs first asks for the size
+        there = self._ask("cat_file", f"{self._there}/{METADATA}", start=0)  # without, s3fs first asks for the size
         here = (self.root / METADATA).read_bytes() if (self.root / METADATA).exists() else b""
         if not (_seal(there) and _seal(there) == _seal(here)) and not keep():
             shutil.rmtree(self.root, ignore_errors=True)
