@@ -322,7 +322,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a few images: does it work?")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma list")
     parser.add_argument("--minutes", type=float, default=15.0, help="what does not fit into them is left out")
-    parser.add_argument("--methods", default="centred,landmarks,cosine,tintem,proteus", help="of students, in this order")
+    parser.add_argument(
+        "--methods", default="centred,landmarks,cosine,tintem,proteus", help="of students, in this order"
+    )
     parser.add_argument("--epochs", type=int, help="of students; 100, with --small 2")
     parser.add_argument("--test", action="store_true", help="look at the test sets")
     parser.add_argument("--json", type=Path, help="file for the tables")
