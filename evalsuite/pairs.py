@@ -4,14 +4,87 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
 from evalsuite.classes import Classes
+from evalsuite.overlap import Overlap, overlap, repeated
 from featcache.rows import Rows, Store, left_out_remarks
 
 LEAST_ROWS = 4  # the debiased estimator of HSIC divides by n − 3
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The samples that a teacher's and a student's store share, those of their banks, and images that are there twice.
+
+    Attributes:
+        whole: all rows of both.
+        pair: the shared ones, in the same order.
+        banks: shared rows of the banks, where there are some.
+        side: whose hashes of the images are asked, 0 the teacher's.
+        same, in_bank: shared rows that are another one's image, or one of the bank's.
+    """
+
+    whole: tuple[Rows, Rows]
+    pair: tuple[Rows, Rows]
+    banks: tuple[Rows, Rows] | None
+    side: int
+    same: Overlap
+    in_bank: Overlap
+
+    @classmethod
+    def of(
+        cls,
+        stores: tuple[Store, Store],
+        banks: tuple[Store | None, Store | None],
+        *,
+        drop_identical: bool,
+        any_precision: bool,
+    ) -> Paired:
+        """Raises ValueError where samples, images, encoders or precisions do not match."""
+        whole = Rows.of(stores[0]), Rows.of(stores[1])
+        x, y = joined(*whole)
+        of_banks = joined_banks(*banks, *whole, any_precision)
+        side = 0 if x.hashed or not y.hashed else 1
+        images = (x, y)[side]
+        same = repeated(images) if drop_identical else overlap(images, [images], np.arange(len(x)))
+        in_bank = overlap(images, [] if of_banks is None else [of_banks[side]])
+        if drop_identical:
+            keep = np.flatnonzero(~(same.rows | in_bank.rows))
+            x, y = x.pick(keep), y.pick(keep)
+        return cls(whole, (x, y), of_banks, side, same, in_bank)
+
+    @property
+    def labelled(self) -> Rows:
+        """The one of the pair whose labels count."""
+        return self.pair[0] if (self.pair[0].labels >= 0).any() else self.pair[1]
+
+    def record(self) -> dict[str, object]:
+        """Of the rows, as results keep it."""
+        roles = {"teacher": self.whole[0], "student": self.whole[1]}
+        if self.banks is not None:
+            roles |= {"teacher_bank": self.banks[0], "student_bank": self.banks[1]}
+        counts = {"joined": len(self.pair[0]), "identical": self.same.count}
+        if self.banks is not None:
+            counts["identical_in_bank"] = self.in_bank.count
+        return {**{role: rows.record() for role, rows in roles.items()}, **counts}
+
+    def identical_remarks(self, dropped: bool) -> list[str]:
+        return [
+            *self.same.remarks("joined rows", "of another row", "each is the nearest of the other", dropped),
+            *self.in_bank.remarks("joined rows", "of the banks", "they vote for themselves", dropped),
+        ]
+
+    def remarks(self) -> list[str]:
+        """On samples and labels that only one side has."""
+        return [
+            *unpaired_remarks({"teacher": self.whole[0], "student": self.whole[1]}, len(self.same.rows)),
+            *differing_labels_remarks(*self.pair),
+            *without_vote_remarks(self.pair[0], self.labelled.labels, self.banks),
+        ]
 
 
 def joined(x: Rows, y: Rows) -> tuple[Rows, Rows]:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
 
 from evalsuite.evaluators import OfStores, Result, Store, function, named_stores, option, python_only, store
+
+if TYPE_CHECKING:
+    from evalsuite.following import Followed
+    from evalsuite.gram import LinearMap
+    from evalsuite.pairs import Paired
+    from evalsuite.result import Metric
 
 
 @dataclass(frozen=True)
@@ -141,87 +148,84 @@ class Fidelity(OfStores):
             raise ValueError("OOD sets are scored by detectors; give --detector NAME too (knn, say)")
 
     def run(self) -> Result:
-        import numpy as np
-
         from evalsuite import pairs
-        from evalsuite.agreement import TEMPERATURE, over_rows
+        from evalsuite.agreement import TEMPERATURE
         from evalsuite.collapse import collapse_remarks
-        from evalsuite.following import Followed, follow, ood_sets
-        from evalsuite.gram import LinearMap, blocks, over_all_pairs
-        from evalsuite.overlap import overlap, repeated
-        from evalsuite.result import Metric, Result, versions
-        from featcache.rows import Rows
+        from evalsuite.gram import LinearMap
+        from evalsuite.result import Result, versions
 
-        all_x, all_y = Rows.of(self.teacher), Rows.of(self.student)
-        x, y = pairs.joined(all_x, all_y)
-        banks = pairs.joined_banks(self.teacher_bank, self.student_bank, all_x, all_y, self.any_precision)
-        side = 0 if x.hashed or not y.hashed else 1  # whose hashes of the images are asked
-        images = (x, y)[side]
-        same = repeated(images) if self.drop_identical else overlap(images, [images], np.arange(len(x)))
-        in_bank = overlap(images, [] if banks is None else [banks[side]])
-        if self.drop_identical:
-            keep = np.flatnonzero(~(same.rows | in_bank.rows))
-            x, y = x.pick(keep), y.pick(keep)
-        n, k = len(x), self.k
-        if not 1 <= k < n:
+        found = pairs.Paired.of(
+            (self.teacher, self.student), (self.teacher_bank, self.student_bank),
+            drop_identical=self.drop_identical, any_precision=self.any_precision,
+        )  # fmt: skip
+        (x, y), n = found.pair, len(found.pair[0])
+        if not 1 <= self.k < n:
             raise ValueError(
-                f"k={k} does not suit the {n} rows that {x.name} and {y.name} share; use k from 1 to {n - 1}"
+                f"k={self.k} does not suit the {n} rows that {x.name} and {y.name} share; use k from 1 to {n - 1}"
             )
         linear = None if self.mapping is None else LinearMap.read(self.mapping, x, y)
-        followed = Followed()
-        if banks is not None and self.detectors:
-            ood = ood_sets(
-                self.teacher_ood or {}, self.student_ood or {}, (x, y), banks,
-                side=side, drop_identical=self.drop_identical, any_precision=self.any_precision,
-            )  # fmt: skip
-            followed = follow(self.detectors, (x, y), banks, ood)
+        followed = self._followed(found)
+        metrics, chance = self._measured(found, linear)
+        return Result(
+            "fidelity",
+            found.record() | followed.inputs,
+            {
+                "normalisation": "none for cka_debiased, l2 for the others",
+                "k": self.k,
+                "temperature": TEMPERATURE,
+                "mapping": None if self.mapping is None else os.fspath(self.mapping),
+                "queries": min(n, self.queries),
+                "drop_identical": self.drop_identical,
+                "any_precision": self.any_precision,
+                "identical_by": (found.same | found.in_bank).by,
+                "seed": self.seed,
+                "chance": chance | followed.chance,
+                **followed.parameters,
+            },
+            metrics | followed.metrics,
+            versions("faiss-cpu", "faiss-gpu", "torch"),
+            remarks=[
+                *found.identical_remarks(self.drop_identical),
+                *collapse_remarks("teacher", x),
+                *collapse_remarks("student", y),
+                *found.remarks(),
+                *pairs.left_out_of_banks_remarks(self.teacher_bank, self.student_bank, found.banks),
+                *followed.remarks,
+            ],
+        )
+
+    def _followed(self, found: Paired) -> Followed:
+        """Whether OOD scores follow, where detectors are asked for."""
+        from evalsuite.following import Followed, follow, ood_sets
+
+        if found.banks is None or not self.detectors:
+            return Followed()
+        ood = ood_sets(
+            self.teacher_ood or {}, self.student_ood or {}, found.pair, found.banks,
+            side=found.side, drop_identical=self.drop_identical, any_precision=self.any_precision,
+        )  # fmt: skip
+        return follow(self.detectors, found.pair, found.banks, ood)
+
+    def _measured(self, found: Paired, linear: LinearMap | None) -> tuple[dict[str, Metric], dict[str, float]]:
+        """Metrics over all pairs of rows and over rows, and what unrelated embeddings would reach."""
+        import numpy as np
+
+        from evalsuite.agreement import over_rows
+        from evalsuite.gram import blocks, over_all_pairs
+        from evalsuite.result import Metric
+
+        x, y = found.pair
         try:
             values, chance = over_all_pairs(lambda: blocks(x, y), seed=self.seed)
         except ValueError as error:
             raise ValueError(f"cannot compare {x.name} with {y.name}: {error}") from error
-        why = "pairs of rows are not independent"
-        metrics = {name: Metric(value, no_ci95=why) for name, value in values.items()}
-        drawn = np.arange(n)
-        if n > self.queries:
-            drawn = np.sort(np.random.default_rng(self.seed).choice(n, self.queries, replace=False))
-        labelled = x if (x.labels >= 0).any() else y
+        drawn = np.arange(len(x))
+        if len(x) > self.queries:
+            drawn = np.sort(np.random.default_rng(self.seed).choice(len(x), self.queries, replace=False))
         cosines = None if linear is None else linear.cosines(lambda: blocks(x, y))
-        of_rows, by_chance = over_rows((x, y), banks, labelled, drawn, k, cosines)
-        metrics, chance = metrics | of_rows | followed.metrics, chance | by_chance | followed.chance
-
-        of_banks = {} if banks is None else {"teacher_bank": banks[0].record(), "student_bank": banks[1].record()}
-        return Result(
-            "fidelity",
-            {"teacher": all_x.record(), "student": all_y.record(), **of_banks, "joined": n}
-            | {"identical": same.count, **({} if banks is None else {"identical_in_bank": in_bank.count})}
-            | followed.inputs,
-            {
-                "normalisation": "none for cka_debiased, l2 for the others",
-                "k": k,
-                "temperature": TEMPERATURE,
-                "mapping": None if self.mapping is None else os.fspath(self.mapping),
-                "queries": len(drawn),
-                "drop_identical": self.drop_identical,
-                "any_precision": self.any_precision,
-                "identical_by": (same | in_bank).by,
-                "seed": self.seed,
-                "chance": chance,
-                **followed.parameters,
-            },
-            metrics,
-            versions("faiss-cpu", "faiss-gpu", "torch"),
-            remarks=[
-                *same.remarks("joined rows", "of another row", "each is the nearest of the other", self.drop_identical),
-                *in_bank.remarks("joined rows", "of the banks", "they vote for themselves", self.drop_identical),
-                *collapse_remarks("teacher", x),
-                *collapse_remarks("student", y),
-                *pairs.unpaired_remarks({"teacher": all_x, "student": all_y}, len(same.rows)),
-                *pairs.differing_labels_remarks(x, y),
-                *pairs.without_vote_remarks(x, labelled.labels, banks),
-                *pairs.left_out_of_banks_remarks(self.teacher_bank, self.student_bank, banks),
-                *followed.remarks,
-            ],
-        )
+        of_rows, by_chance = over_rows(found.pair, found.banks, found.labelled, drawn, self.k, cosines)
+        why = "pairs of rows are not independent"
+        return {name: Metric(value, no_ci95=why) for name, value in values.items()} | of_rows, chance | by_chance
 
 
 fidelity = function(Fidelity)
