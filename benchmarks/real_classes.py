@@ -12,14 +12,17 @@ it goes on where it was; two processes may work on different seeds or recipes at
 import os
 from pathlib import Path
 
+import torch
 from classes import parts
 from faithfulness import mean_sd, parsed
 from landmarks import first
 from photographs import arguments
+from torch.utils.flop_counter import FlopCounterMode
 
 import distill
 import evalsuite
 import featcache
+from featcache.student import load_student
 
 TEACHER = "builtin/efficientnet_lite0"
 SPLITS = {
@@ -83,6 +86,7 @@ def main() -> None:
                 batch_size=options.batch_size, lr=options.lr, seed=int(seed), precision=options.precision, device="cpu",
                 resume=True, workers=int(os.environ.get("OMP_NUM_THREADS", 2)),
             )  # fmt: skip
+            print(f"{name}: {multiply_adds(run.path) / 1e6:.0f} M multiply-adds an image")
             found = {
                 role: featcache.extract(images[part], f"run:{run.path}", stores / f"{name}-{part}.zarr", **exact)
                 for role, part in roles.items()
@@ -93,6 +97,14 @@ def main() -> None:
     print("\n| encoder | " + " | ".join(titles) + " |\n|" + "---|" * (len(titles) + 1))
     for name, runs in table.items():
         print(f"| {name} | " + " | ".join(mean_sd([run[title] for run in runs]) for title in titles) + " |")
+
+
+def multiply_adds(run: Path) -> float:
+    """Of the student, by torch's own count."""
+    student, _ = load_student(run)
+    with FlopCounterMode(display=False) as counted:
+        student(torch.zeros(1, 3, student.image_size, student.image_size))
+    return counted.get_total_flops() / 2
 
 
 def measured(
