@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of the students' training")
+    parser.add_argument("--quick", action="store_true", help="measure neighbours and angles alone")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--recipes", default="centred,landmarks,tintem,cosine,proteus")
     options = parser.parse_args()
@@ -74,7 +75,7 @@ def main() -> None:
         )
         for role, part in roles.items()
     }
-    table = {"teacher": [measured(teacher, teacher)]}
+    table = {"teacher": [measured(teacher, teacher, options.quick)]}
     for seed in options.seeds.split(","):
         for recipe in options.recipes.split(","):
             method, method_options = parsed(recipe)
@@ -91,7 +92,7 @@ def main() -> None:
                 role: featcache.extract(images[part], f"run:{run.path}", stores / f"{name}-{part}.zarr", **exact)
                 for role, part in roles.items()
             }
-            table.setdefault(recipe, []).append(measured(found, teacher))
+            table.setdefault(recipe, []).append(measured(found, teacher, options.quick))
             print(f"{name}: " + "  ".join(f"{k} {v:.3f}" for k, v in table[recipe][-1].items()), flush=True)
     titles = list(table["teacher"][0])
     print("\n| encoder | " + " | ".join(titles) + " |\n|" + "---|" * (len(titles) + 1))
@@ -108,11 +109,14 @@ def multiply_adds(run: Path) -> float:
 
 
 def measured(
-    encoder: dict[str, featcache.FeatureStore], teacher: dict[str, featcache.FeatureStore]
+    encoder: dict[str, featcache.FeatureStore], teacher: dict[str, featcache.FeatureStore], quick: bool = False
 ) -> dict[str, float]:
     """`METRICS` by title, those of the sets that there are."""
-    found = [
-        evalsuite.knn(encoder["train"], encoder["test"], k=[20]),
+    found = [evalsuite.knn(encoder["train"], encoder["test"], k=[20])]
+    if quick:
+        found.append(evalsuite.fidelity(teacher["test"], encoder["test"]))
+        return titled(found)
+    found += [
         evalsuite.ood(
             id_train=encoder["train"],
             id_test=encoder["test"],
@@ -130,6 +134,10 @@ def measured(
             student_ood={name: encoder[name] for name in ("near", "far") if name in encoder},
         ),
     ]
+    return titled(found)
+
+
+def titled(found: list[evalsuite.Result]) -> dict[str, float]:
     metrics = {key: metric.value for result in found for key, metric in result.metrics.items()}
     return {title: metrics[key] for title, key in METRICS.items() if key in metrics}
 
