@@ -15,6 +15,7 @@ from featcache.checkpoint import read_weights
 from featcache.models import Variant
 from featcache.models._options import split_options
 from featcache.models.timm import OPTIONS, TimmModel, TimmStudent, as_teacher
+from featcache.models.timm import rebuild_model as rebuild_model  # a student's record names timm's architecture
 from featcache.plugins import suggest
 
 MODELS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
