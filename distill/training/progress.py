@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
-EPOCHS_A_VIEW = 8
-"""So often each stored view was seen with no loss against as many images seen once less often."""
+EPOCHS_A_VIEW = 4
+"""Up to so many, an image seen once more was worth as much as another image."""
 
 
 @dataclass(frozen=True)

@@ -490,7 +490,7 @@ def test_the_plan_is_announced_before_the_first_step(train, tmp_path):
     assert (plan.samples, plan.held_out, plan.failed, plan.steps, plan.done, plan.processes) == (48, 16, 0, 6, 0, 1)
     assert "48 samples × 2 epochs here: twice the epochs are worth twice the images" in plan.expected
     longer = replace(plan, epochs=EPOCHS_A_VIEW * 3)  # of three views
-    assert "after 48 samples × 24 epochs in 3 views, more images or views are worth more" in longer.expected
+    assert "after 48 samples × 12 epochs in 3 views, more images or views are worth more" in longer.expected
 
 
 def test_a_batch_larger_than_the_samples_is_said_once(train, tmp_path, caplog):
