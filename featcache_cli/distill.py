@@ -372,10 +372,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _described(made: Any, *names: str) -> dict[str, dict[str, Any]]:
-    """Of each argument, or of `names`: its "default" (None for none) and "what" the docstring says of it."""
-    said = {}
-    for keys, text in re.findall(r"^ {4}([\w, ]+): (.+(?:\n {8}.+)*)", inspect.getdoc(made) or "", re.MULTILINE):
-        said.update(dict.fromkeys(keys.split(", "), " ".join(text.split())))
+    """Of each argument, or of `names`: its "default" (None for none) and "what" the docstring says of it, its own or of a
+    class that it extends."""
+    said: dict[str, str] = {}
+    for each in reversed(getattr(made, "__mro__", (made,))):
+        for keys, text in re.findall(r"^ {4}([\w, ]+): (.+(?:\n {8}.+)*)", inspect.getdoc(each) or "", re.MULTILINE):
+            said.update(dict.fromkeys(keys.split(", "), " ".join(text.split())))
     arguments = inspect.signature(made).parameters
     defaults = {name: None if each.default is each.empty else each.default for name, each in arguments.items()}
     return {name: {"default": defaults[name], "what": said.get(name, "")} for name in names or defaults}

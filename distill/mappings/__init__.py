@@ -8,7 +8,7 @@ add mappings through the entry-point group `distill.mappings`, each entry naming
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ class FeatureMapping(ABC):
     dim: int
     weight_: Float[np.ndarray, "dim teacher_dim"]
     report_: dict[str, float]
+
+    turns: ClassVar[bool] = True
+    """Whether rows point elsewhere afterwards even in as many dimensions as the teacher has."""
 
     @abstractmethod
     def fit(self, store: Rows | FeatureStore, progress: Told | None = None) -> "FeatureMapping":

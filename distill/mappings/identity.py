@@ -19,6 +19,8 @@ class Identity(FeatureMapping):
         weight_: (dim, teacher_dim) float32, the identity or the lift.
     """
 
+    turns = False
+
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
 

@@ -42,6 +42,8 @@ class Sne(FeatureMapping):
         report_: `orthogonality` of weight_; `sne_start`, `sne`: loss on one held-aside batch before and after.
     """
 
+    turns = False
+
     def __init__(
         self,
         dim: int,

@@ -58,7 +58,9 @@ class Method(nn.Module):
         pairing: "one": the student sees the very view that the teacher's features are of; "independent": both views are
             drawn apart; "group": all stored views of a sample stand in the batch together, sample after sample.
         points: whether `target` gives points of the student's own space, negative coordinates included. A student whose
-            embedding cannot be negative then gets a linear layer behind it, unless the teacher's is its target as it is.
+            embedding cannot be negative then gets a linear layer behind it.
+        turns: whether those of a student as wide as its teacher point elsewhere than the teacher does. Where not, and the
+            teacher's are not negative either, that layer is left out.
         classifier: whether the student gets a linear classifier of the stores' classes, which stays with it: `loss` may
             read its "logits" (B, C) among `student_fields`.
     """
@@ -67,6 +69,7 @@ class Method(nn.Module):
     student_fields: tuple[str, ...] = ("embedding",)
     pairing: ClassVar[Pairing] = "one"
     points: ClassVar[bool] = False
+    turns: bool = True
     classifier: ClassVar[bool] = False
 
     def prepare(

@@ -1,6 +1,6 @@
 """Ours, the default: directions from the corpus's mean rather than from the origin, and each sample's place among landmarks."""
 
-from collections.abc import Sequence
+from functools import partialmethod
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,41 +25,13 @@ class Centred(Landmarks):
     length, and μ the mean of the mapped landmarks of unit length; "landmarks", as in `landmarks`, at temperatures so
     high that all landmarks count; with `tokens`, TinTeM's of the tokens.
 
-    Options: those of `landmarks`, with another `weight` and other `temperatures`.
+    Options: those of `landmarks`.
+        weight: of the term "landmarks".
+        temperatures: of the similarity distributions. Lower ones give better kNN at the cost of angles; chosen, with the
+            weight, on held-out photographs (docs/results.md, "What centring does").
     """
 
-    def __init__(
-        self,
-        teacher_dim: int,
-        student_dim: int,
-        *,
-        mapping: str = "sne",
-        mapping_start: str | None = None,
-        mapping_layer_norm: bool | None = None,
-        mapping_steps: int | None = None,
-        mapping_batch_size: int | None = None,
-        mapping_lr: float | None = None,
-        tokens: bool = False,
-        landmarks: int = 4096,
-        own: str = "column",
-        weight: float = 0.3,
-        temperatures: Sequence[float] = (0.1, 0.2),
-    ):
-        super().__init__(
-            teacher_dim,
-            student_dim,
-            mapping=mapping,
-            mapping_start=mapping_start,
-            mapping_layer_norm=mapping_layer_norm,
-            mapping_steps=mapping_steps,
-            mapping_batch_size=mapping_batch_size,
-            mapping_lr=mapping_lr,
-            tokens=tokens,
-            landmarks=landmarks,
-            own=own,
-            weight=weight,
-            temperatures=temperatures,
-        )
+    __init__ = partialmethod(Landmarks.__init__, temperatures=(0.1, 0.2))
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         terms = super().loss(student, batch)

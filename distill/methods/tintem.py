@@ -76,8 +76,9 @@ class TinTeM(Method):
         for name, values in (("temperatures", temperatures), ("relation_temperatures", relation_temperatures)):
             if not values or not all(value > 0 for value in values):
                 raise ValueError(f"{name} must be one or more numbers greater than 0, got {list(values)}")
-        self._mapping_class: Callable[..., FeatureMapping] = load_mapping(mapping)
-        self._student_dim = student_dim
+        found = load_mapping(mapping)
+        self._mapping_class: Callable[..., FeatureMapping] = found
+        self._student_dim, self.turns = student_dim, joint or found.turns
         unknown = [f"mapping_{name}" for name in self._options if name not in self._known]
         if unknown:
             raise ValueError(f"mapping {mapping} has no {', '.join(unknown)}; leave it out")

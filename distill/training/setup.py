@@ -134,7 +134,8 @@ def set_up(
         pretrained=settings.pretrained,
         trust_code=trust_code,
     )
-    if made.points and _needs_projection(student, rows):
+    method = made(rows.embedding_dim, student.embedding_dim, **settings.method_options)
+    if _needs_projection(student, method, rows):
         student.project()
         record = student.record(preprocess)
     if not any(weight.requires_grad for weight in student.parameters()):
@@ -156,16 +157,16 @@ def set_up(
     refuse_unequal_parts(settings, len(pairs), processes)
     if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:
         refuse_single_images(student)
-    method = made(rows.embedding_dim, student.embedding_dim, **settings.method_options)
     refuse_missing_fields(method, student, stores)
     return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method)
 
 
-def _needs_projection(student: Student, rows: Rows) -> bool:
-    """Whether a target may lie where the student's embedding cannot go: a mapping turns even one-sided teachers."""
-    if student.embedding_dim == rows.embedding_dim and one_sided(rows.gather(range(min(CHECKED, len(rows))))):
+def _needs_projection(student: Student, method: Method, rows: Rows) -> bool:
+    """Whether a target may lie where the student's embedding cannot go."""
+    if not method.points or not student.one_sided():
         return False
-    return student.one_sided()
+    as_seen = student.embedding_dim == rows.embedding_dim and not method.turns
+    return not (as_seen and one_sided(rows.gather(range(min(CHECKED, len(rows))))))
 
 
 def _classes(settings: FitConfig, rows: Rows) -> list[str]:

@@ -9,10 +9,12 @@ import torch
 
 from distill import load_method
 from distill.testing.methods import STUDENT, student_batch, teacher_batch, write_token_store
+from distill.training.setup import _needs_projection
 from featcache.geometry import one_sided
 from featcache.inputs.images import image_input
 from featcache.rows import Rows
-from featcache.student import load_student, make_student
+from featcache.store.from_arrays import write_store
+from featcache.student import load_student, make_student, open_student
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_a_student_that_cannot_be_negative_gets_a_linear_layer_where_its_target_
 def test_a_run_that_was_begun_without_that_layer_is_refused_in_words(train, tmp_path, monkeypatch):
     given = {"method": "tintem", "student": "timm/test_resnet", "image_size": 32, "embedding_dim": 0}
     with monkeypatch.context() as older:
-        older.setattr("distill.training.setup._needs_projection", lambda student, rows: False)
+        older.setattr("distill.training.setup._needs_projection", lambda *given: False)
         run = train(tmp_path / "run", epochs=1, **given)
     (run.path / "student.json").unlink()
     with pytest.raises(
@@ -103,3 +105,26 @@ def test_rows_are_one_sided_where_negative_coordinates_add_up_to_next_to_nothing
     assert one_sided(np.maximum(drawn, 0))
     assert one_sided(np.maximum(drawn, -0.01))
     assert not one_sided(np.maximum(drawn, -0.2))
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "negative", "needed"),
+    [
+        ({"mapping": "sne"}, 96, False, False),  # the target is the teacher's embedding, and neither can be negative
+        ({"mapping": "sne"}, 96, True, True),
+        ({"mapping": "spectral"}, 96, False, True),  # turned
+        ({"joint": True}, 96, False, True),
+        ({"mapping": "sne"}, 80, False, True),
+    ],
+)
+def test_as_wide_as_its_teacher_it_needs_none_where_the_target_is_as_one_sided(
+    options, width, negative, needed, tmp_path
+):
+    drawn = np.abs(np.random.default_rng(0).normal(size=(20, width)))
+    teacher = Rows.of([write_store(tmp_path / "s.zarr", -drawn if negative else drawn)])
+    student = open_student("timm/test_resnet", image_size=32)
+    method = load_method("tintem")(width, student.embedding_dim, **options)
+    assert _needs_projection(student, method, teacher) == needed
+    assert not _needs_projection(student, load_method("cosine")(width, student.embedding_dim), teacher)
+    student.project()
+    assert not _needs_projection(student, method, teacher)
