@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import distill
 import evalsuite
 import featcache
-from featcache.student import load_student
+from featcache.student import Student, load_student, open_student
 
 TEACHER = "builtin/efficientnet_lite0"
 SPLITS = {
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--recipes", default="centred,landmarks,tintem,cosine,proteus")
     options = parser.parse_args()
+    print(f"{TEACHER}: {multiply_adds(open_student(TEACHER))}")
     images = {part: str(folder) for part, folder in parts(options.data, options.work).items()}
     roles = dict(SPLITS[options.split])
     if options.images:
@@ -87,7 +88,7 @@ def main() -> None:
                 batch_size=options.batch_size, lr=options.lr, seed=int(seed), precision=options.precision, device="cpu",
                 resume=True, workers=int(os.environ.get("OMP_NUM_THREADS", 2)),
             )  # fmt: skip
-            print(f"{name}: {multiply_adds(run.path) / 1e6:.0f} M multiply-adds an image")
+            print(f"{name}: {multiply_adds(load_student(run.path)[0])}")
             found = {
                 role: featcache.extract(images[part], f"run:{run.path}", stores / f"{name}-{part}.zarr", **exact)
                 for role, part in roles.items()
@@ -100,12 +101,11 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(mean_sd([run[title] for run in runs]) for title in titles) + " |")
 
 
-def multiply_adds(run: Path) -> float:
-    """Of the student, by torch's own count."""
-    student, _ = load_student(run)
+def multiply_adds(student: Student) -> str:
+    """Of one image, by torch's own count."""
     with FlopCounterMode(display=False) as counted:
-        student(torch.zeros(1, 3, student.image_size, student.image_size))
-    return counted.get_total_flops() / 2
+        student.eval()(torch.zeros(1, 3, student.image_size, student.image_size))
+    return f"{counted.get_total_flops() / 2e6:.0f} M multiply-adds an image"
 
 
 def measured(

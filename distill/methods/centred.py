@@ -28,7 +28,7 @@ class Centred(Landmarks):
     Options: those of `landmarks`.
         weight: of the term "landmarks".
         temperatures: of the similarity distributions. Lower ones give better kNN at the cost of angles; chosen, with the
-            weight, on held-out photographs (docs/results.md, "What centring does").
+            weight, on held-out photographs (docs/results.md, "Real classes").
     """
 
     __init__ = partialmethod(Landmarks.__init__, temperatures=(0.1, 0.2))

@@ -8,11 +8,13 @@ import pytest
 
 import featcache_cli.distill
 import featcache_cli.screen
+from distill.methods import load_method
 from distill.training.config import FitConfig, method_options
 from distill.training.run import Run
 from featcache.extraction.extract import extract
+from featcache.plugins import plugin_names
 from featcache_cli import programs
-from featcache_cli.distill import METHOD
+from featcache_cli.distill import METHOD, _described
 
 
 @pytest.fixture
@@ -232,3 +234,19 @@ def test_options_of_the_method_are_flags(stores, command, tmp_path):
     assert "Options of method rkd" in said
     assert all(f"--{option.replace('_', '-')}" in said for option in method_options("rkd"))
     assert "--angle-batch" not in command("distill fit --help").out
+
+
+@pytest.mark.parametrize("name", plugin_names("distill.methods"))
+def test_every_option_of_a_method_is_described(name):
+    """Its own docstring does, or that of the method which it extends."""
+    options = _described(load_method(name))
+    assert [
+        key for key, each in options.items() if key not in ("teacher_dim", "student_dim") and not each["what"]
+    ] == []
+
+
+def test_an_option_says_what_the_nearest_docstring_does():
+    ours, theirs = (_described(load_method(name)) for name in ("centred", "landmarks"))
+    assert ours["own"] == theirs["own"]
+    assert ours["temperatures"]["default"] == (0.1, 0.2) != theirs["temperatures"]["default"]
+    assert ours["temperatures"]["what"] != theirs["temperatures"]["what"]
