@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from evalsuite.classes import Classes
 from evalsuite.intervals import cosine_mean, kappa, share
 from evalsuite.neighbours.exact import search
 from evalsuite.result import Metric
+from featcache.classes import Classes
 from featcache.geometry import vote_weights, winners
 from featcache.rows import Rows
 

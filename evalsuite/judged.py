@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from evalsuite.accuracy import guessing, macro_guessing
-from evalsuite.classes import Classes, numbers_of
 from evalsuite.detectors._moments import pieces
 from evalsuite.intervals import macro_share
 from evalsuite.neighbours.index import evenly_spread
+from featcache.classes import Classes, numbers_of
 from featcache.rows import Rows
 
 _ABOVE = 0.1  # the share of the way from chance to 1 that a classifier of few classes is expected to go

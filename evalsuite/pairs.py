@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from evalsuite.classes import Classes
 from evalsuite.overlap import Overlap, overlap, repeated
+from featcache.classes import Classes
 from featcache.rows import Rows, Store, left_out_remarks
 
 LEAST_ROWS = 4  # the debiased estimator of HSIC divides by n − 3

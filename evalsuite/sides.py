@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from evalsuite.classes import unreachable_remarks
 from evalsuite.collapse import collapse_remarks
 from evalsuite.overlap import overlap, repeated
 from evalsuite.votes import few_shots, positions
+from featcache.classes import unreachable_remarks
 from featcache.rows import Rows, Store, left_out_remarks
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from evalsuite.accuracy import accuracies
-from evalsuite.classes import Classes
 from evalsuite.neighbours.exact import search
 from evalsuite.neighbours.index import Index, evenly_spread
 from evalsuite.result import Metric, content_of
+from featcache.classes import Classes
 from featcache.geometry import vote_weights, votes
 from featcache.rows import Rows
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from evalsuite.accuracy import guessing
-from evalsuite.classes import Classes, numbers_of
 from evalsuite.judged import near_chance
+from featcache.classes import Classes, numbers_of
 from featcache.head import Head
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from evalsuite.classes import Classes, numbers_of
 from evalsuite.detectors import Detector
 from evalsuite.detectors._moments import add_by_group, pieces
+from featcache.classes import Classes, numbers_of
 from featcache.rows import Rows
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from evalsuite.classes import Classes, require_common
 from evalsuite.collapse import collapse_remarks
 from evalsuite.evaluators.knn import knn
 from evalsuite.intervals import Estimate, mean_of, ranking, share
@@ -20,6 +19,7 @@ from evalsuite.overlap import Overlap, overlap
 from evalsuite.result import Metric, Result
 from evalsuite.scores import build_all, fit_all, lost_alone, score_all
 from evalsuite.sets import named_sets, opened, overlaps, records_of, remarks_on, unlabelled_remarks, without_identical
+from featcache.classes import Classes, require_common
 from featcache.rows import Rows, Store, left_out_remarks
 
 if TYPE_CHECKING:

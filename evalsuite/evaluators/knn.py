@@ -45,7 +45,7 @@ class Knn(OfStores):
     of each image, on both sides. Images are known by the hashes that stores keep, and where one side keeps none, rows by
     all of their embedding: `parameters["identical_by"]` says which.
 
-    Labels are matched by class name, by number where neither store has names (see `evalsuite.classes.match`). Failed
+    Labels are matched by class name, by number where neither store has names (see `featcache.classes.match`). Failed
     and unlabelled rows are left out, counted and remarked on; so are query rows whose class has no bank row, which are
     kept (and wrong): `unreachable`.
 
@@ -92,11 +92,11 @@ class Knn(OfStores):
             raise ValueError(f"temperature must be a positive, finite number, got {self.temperature}")
 
     def run(self) -> Result:
-        from evalsuite.classes import aligned_labels
         from evalsuite.neighbours.index import Index
         from evalsuite.result import Result, versions
         from evalsuite.sides import Sides
         from evalsuite.votes import checked_k, classify
+        from featcache.classes import aligned_labels
 
         preset = PRESETS[self.preset]
         temperature = preset["temperature"] if self.temperature is None else self.temperature

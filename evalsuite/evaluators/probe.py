@@ -84,10 +84,10 @@ class Probe(OfStores):
         import numpy as np
 
         from evalsuite.accuracy import accuracies
-        from evalsuite.classes import aligned_labels
         from evalsuite.logistic import fit, place
         from evalsuite.result import Result, content_of, versions, whole_file
         from evalsuite.sides import Sides
+        from featcache.classes import aligned_labels
         from featcache.disk.refusals import require_writable
 
         sides = Sides(self.any_precision, train=self.train, test=self.test)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evalsuite import knn, probe
-from evalsuite.classes import Classes, match
+from featcache.classes import Classes, match
 
 AXES = np.eye(4)
 NAMES = ["ant", "bee", "cat", "dog"]
