@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +15,13 @@ from evalsuite.accuracy import guessing
 from evalsuite.judged import near_chance
 from featcache.classes import Classes, numbers_of
 from featcache.head import Head
+from featcache.pgd import STRIDE, Box, ascend, refuse_epsilon
 
 if TYPE_CHECKING:
     from featcache import Corpus, Encoder
 else:  # `import featcache.encoder` brings torch: too slow for an annotation
     Corpus = Encoder = Any
 
-_LEAST_EPSILON = 0.5  # in 1/255ths: who gives less counts pixels from 0 to 1
-_STRIDE = 2.5  # step size × steps / ε: far enough to cross the ball from any start
 _BATCH = {"cpu": 16, "cuda": 64}  # activations are kept for the gradient: fewer images than extraction takes
 
 
@@ -50,13 +48,7 @@ class Pgd:
         self, epsilons: Sequence[float | int], steps: int, head: str | os.PathLike[str] | None, corpus: Corpus
     ) -> None:
         for epsilon in epsilons:
-            if not (math.isfinite(epsilon) and 0 <= epsilon <= 255):
-                raise ValueError(f"ε {epsilon} of the attack: give 1/255ths of the pixel range, such as 4 or 8")
-            if 0 < epsilon < _LEAST_EPSILON:
-                raise ValueError(
-                    f"ε {epsilon} of the attack is in 1/255ths of the pixel range, and {epsilon:g}/255 changes next to "
-                    f"nothing; for {epsilon:g} of the range give {255 * epsilon:.3g}"
-                )
+            refuse_epsilon(epsilon)
         if steps < 1:
             raise ValueError(f"{steps} steps of the attack: give at least 1")
         if head is None:
@@ -148,7 +140,7 @@ class Pgd:
 
     def record(self) -> dict[str, Any]:
         """What a result file says about the attack."""
-        return {"norm": "linf", "epsilons": self.epsilons, "steps": self.steps, "stride": _STRIDE}
+        return {"norm": "linf", "epsilons": self.epsilons, "steps": self.steps, "stride": STRIDE}
 
     def _read(self, row: int, encoder: Encoder) -> UInt8[np.ndarray, "size size 3"]:
         from featcache.extraction.samples import Wanted, read_sample
@@ -180,24 +172,22 @@ def attack(
     import torch
 
     x = torch.from_numpy(pixels).to(encoder.device).float()
-    low, high = (x - epsilon).clamp(min=0), (x + epsilon).clamp(max=255)
     weight, bias = (torch.from_numpy(part).to(x) for part in (head.weight, head.bias))
     own = torch.from_numpy(target).to(x.device)[:, None]
-    at = (x + epsilon * torch.from_numpy(start).to(x)).clamp(low, high)
-    for _ in range(steps):
-        at.requires_grad_()
-        with torch.enable_grad():
-            embedding = embedding_of(encoder, at)
-            if not embedding.requires_grad:
-                raise ValueError(
-                    f"{encoder.name} lets no gradient through to its pixels; use an encoder without no_grad or detach"
-                )
-            logits = torch.nn.functional.linear(embedding, weight, bias)
-            # The log-odds against the true class. Cross-entropy is log(1 + exp(odds)): its gradient has the same sign,
-            # but rounds to zero on images that the head is sure of.
-            odds = logits.scatter(1, own, -torch.inf).logsumexp(dim=1) - logits.gather(1, own)[:, 0]
-            (gradient,) = torch.autograd.grad(odds.sum(), at)
-        at = (at.detach() + _STRIDE * epsilon / steps * gradient.sign()).clamp(low, high)
+
+    def against(at: Any) -> Any:
+        """The log-odds against the true classes. Cross-entropy is log(1 + exp(odds)): its gradient has the same sign, but
+        rounds to zero on images that the head is sure of."""
+        embedding = embedding_of(encoder, at)
+        if not embedding.requires_grad:
+            raise ValueError(
+                f"{encoder.name} lets no gradient through to its pixels; use an encoder without no_grad or detach"
+            )
+        logits = torch.nn.functional.linear(embedding, weight, bias)
+        return (logits.scatter(1, own, -torch.inf).logsumexp(dim=1) - logits.gather(1, own)[:, 0]).sum()
+
+    at = x + epsilon * torch.from_numpy(start).to(x)
+    at = ascend(against, at, Box.around(x, epsilon, 0, 255), step=STRIDE * epsilon / steps, steps=steps)
     return at.cpu().numpy()
 
 
