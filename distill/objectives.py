@@ -50,9 +50,39 @@ def cosines(rows: Float[Tensor, "*b n d"], columns: Float[Tensor, "*b m d"]) -> 
     return F.normalize(rows, dim=-1) @ F.normalize(columns, dim=-1).mT
 
 
-def ce(logits: Float[Tensor, "n c"], target: Int64[Tensor, " n"] | Float[Tensor, "n c"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy with classes or with class probabilities, in nats; at least the target's entropy."""
-    return F.cross_entropy(logits, target)
+def averaged(values: Float[Tensor, " n"], weight: Float[Tensor, " n"] | None = None) -> Float[Tensor, ""]:
+    """Mean of a batch's rows, each as often as its `weight` says (1 when None); 0, with a gradient of 0, where all weights are.
+
+    Where there are several processes, weights are added up over all of them: what DistributedDataParallel makes of their
+    shares is then the mean of the whole batch, however its weights are spread.
+    """
+    if weight is None:
+        return values.mean()
+    total, processes = weight.sum(), 1
+    if distributed.is_available() and distributed.is_initialized():
+        processes = distributed.get_world_size()
+        distributed.all_reduce(total)
+    return (values * weight).sum() * processes / torch.where(total > 0, total, 1)
+
+
+def ce(
+    logits: Float[Tensor, "n c"],
+    target: Int64[Tensor, " n"] | Float[Tensor, "n c"],
+    weight: Float[Tensor, " n"] | None = None,
+    *,
+    smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy with classes or with class probabilities, in nats; at least the target's entropy.
+
+    Args:
+        target: rows of class −1 have none, and count for nothing.
+        weight: of each row, see `averaged`.
+        smoothing: share of the target that is spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567).
+    """
+    if not target.is_floating_point():
+        known = (target >= 0).to(logits.dtype)
+        target, weight = target.clamp(min=0), known if weight is None else known * weight
+    return averaged(F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing), weight)
 
 
 def kl(
@@ -61,6 +91,7 @@ def kl(
     *,
     temperature: float = 1.0,
     direction: str = "forward",
+    weight: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
     """KL between softmax(target / τ) and softmax(output / τ), mean over rows, in nats; 0 when they agree.
 
@@ -68,16 +99,19 @@ def kl(
         target, output: logits.
         temperature: τ > 0. The gradient shrinks with τ²; where a paper multiplies by τ², so must the method.
         direction: "forward", KL(target ‖ output); "reverse", KL(output ‖ target).
+        weight: of each row, see `averaged`.
 
     Raises:
         ValueError: another direction.
     """
+    if direction not in ("forward", "reverse"):
+        raise ValueError(f"unknown direction {direction!r}; known: forward, reverse")
     log_p, log_q = (logits.div(temperature).log_softmax(dim=-1) for logits in (target, output))
-    if direction == "forward":
-        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     if direction == "reverse":
-        return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
-    raise ValueError(f"unknown direction {direction!r}; known: forward, reverse")
+        log_p, log_q = log_q, log_p
+    if weight is None:
+        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    return averaged(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1), weight)
 
 
 def match(output: Float[Tensor, "*n d"], target: Float[Tensor, "*n d"], kind: str = "cosine") -> Float[Tensor, ""]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 
 from distill.augment import photometric
 from distill.methods import Pairing
@@ -33,6 +33,7 @@ class Drawn:
         features: of the teacher by field (b, …), as stored.
         row, view: which of the rows, and which of its views the teacher's features are of.
         label: −1 where there is none.
+        weight: 1 where the stores have none.
     """
 
     pixels: UInt8[np.ndarray, "b s s 3"]
@@ -40,6 +41,7 @@ class Drawn:
     row: Int64[np.ndarray, " b"]
     view: Int64[np.ndarray, " b"]
     label: Int64[np.ndarray, " b"]
+    weight: Float32[np.ndarray, " b"]
 
 
 class Pairs:
@@ -175,7 +177,7 @@ class Pairs:
         self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], fields: Sequence[str], pixels: np.ndarray
     ) -> Drawn:
         features = {field: self.rows.gather(rows, field, view) for field in fields}
-        return Drawn(pixels, features, rows, view, self.rows.labels[rows])
+        return Drawn(pixels, features, rows, view, self.rows.labels[rows], self.rows.weight(rows, view))
 
     def _refuse_pairing(self, pairing: Pairing) -> None:
         if pairing == "one":

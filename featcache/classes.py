@@ -6,7 +6,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,6 +170,25 @@ def numbers_of(head: Head, store: Classes) -> tuple[Int[np.ndarray, " c"], str]:
         if (numbers >= 0).any() or names != list(map(str, head.labels.tolist())):
             return numbers, "name"
     return head.labels, "number"
+
+
+def ordered(head: Head, classes: Classes) -> Head:
+    """The head with one row of its weight for each of `classes`, in their order, and named as they are.
+
+    Raises `ValueError` as `match` does, and when either has a class that the other does not.
+    """
+    numbers, _ = numbers_of(head, classes)
+    own = classes.numbers.tolist()
+    missing = [number for number in own if number not in numbers.tolist()]
+    if missing or len(numbers) != len(own):
+        what = f"lacks {classes.some(missing)}" if missing else f"has {len(numbers) - len(own)} others"
+        raise ValueError(
+            f"{head.name}: its {len(numbers)} classes are not the {len(own)} of {classes.whose} ({what}); fit a head to rows of "
+            "the same classes, named alike"
+        )
+    order = np.argsort(numbers)
+    names = [classes.name(number) for number in own]
+    return replace(head, weight=head.weight[order], bias=head.bias[order], labels=np.asarray(own), class_names=names)
 
 
 def unreachable_remarks(bank: Rows, query: Rows, truth: Int[np.ndarray, " q"], role: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -70,6 +71,14 @@ class Head:
             return cls(weight, bias, numbers, str(path), metadata.get("fingerprint"), names)
         except (OSError, SafetensorError, OverflowError, ValueError) as error:
             raise ValueError(f"{path} holds no classifier ({' '.join(str(error).split())}); {remedy}") from error
+
+    @property
+    def digest(self) -> str:
+        """128-bit BLAKE2b, in hex, of weights, bias and names: not of how a file lays them out."""
+        found = hashlib.blake2b(json.dumps([self.class_names, self.labels.tolist()]).encode(), digest_size=16)
+        for values in (self.weight, self.bias):
+            found.update(np.ascontiguousarray(values, np.float64).tobytes())
+        return found.hexdigest()
 
     def to_bytes(self, **said: str) -> bytes:
         """What `read` reads, of a safetensors file; `said` is kept with it (which encoder, how it was fitted)."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int, Int64, UInt8
+from jaxtyping import Float, Float32, Int, Int64, UInt8
 
 from featcache.head import Head
 from featcache.identical import embedding_hashes, numbered
@@ -199,6 +199,34 @@ class Rows:
         or, where one keeps none, by all of the embedding."""
         return numbered(self.content if self.hashed else self.embedding_hashes)
 
+    @property
+    def classes(self) -> list[str]:
+        """Name of every class, or its number where classes have none: of the whole stores' labels, where they have some; else
+        of the head, else of the columns of the stores' logits.
+
+        Raises:
+            ValueError: none of these is there.
+        """
+        known = [np.asarray(store.labels) for store in self.stores] if (self.labels >= 0).any() else []
+        if known:
+            return list(self.class_names or ()) or [
+                str(number) for number in range(int(max(each.max() for each in known)) + 1)
+            ]
+        if self.head is not None:
+            return self.head.class_names or [str(number) for number in self.head.labels.tolist()]
+        if all("logits" in store.manifest.fields for store in self.stores):
+            return [str(number) for number in range(self.shape_of("logits")[-1])]
+        raise ValueError(
+            f"{self.name} has no classes: neither labels that its stores agree on nor logits; extract images in class "
+            "sub-folders, or give a head"
+        )
+
+    def weight(self, positions: Int[np.ndarray, " b"], view: int | np.ndarray = 0) -> Float32[np.ndarray, " b"]:
+        """How much each of these rows counts: the field `weight` where every store has it, else 1."""
+        if not all("weight" in store.manifest.fields for store in self.stores):
+            return np.ones(len(positions), np.float32)
+        return self.gather(positions, "weight", view).reshape(len(positions)).astype(np.float32)
+
     # -- features -----------------------------------------------------------------------------------------
 
     def gather(
@@ -206,11 +234,13 @@ class Rows:
     ) -> Float[np.ndarray, "b ..."]:
         """Features of the rows at these positions (0…n−1), in this order; `view` is one number for all, or one for each.
 
-        As stored, float16 or float32; the wider where the stores differ.
+        As stored, float16 or float32; the wider where the stores differ. Logits of a `head` are float32.
 
         Raises:
             ValueError: a store lacks the field.
         """
+        if field == "logits" and self.head is not None:
+            return self.head.logits(self.gather(positions, "embedding", view).astype(np.float32)).astype(np.float32)
         positions = np.asarray(positions, np.int64)
         view = np.broadcast_to(np.asarray(view, np.int64), positions.shape)
         at = [np.flatnonzero(self._store_number[positions] == number) for number in range(len(self.stores))]

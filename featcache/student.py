@@ -22,7 +22,7 @@ from featcache.specs import code_in, names_code, naming, refuse_code
 
 log = logging.getLogger("featcache")
 
-EMBEDDING = ("embedding",)
+EMBEDDING, LOGITS = ("embedding",), "logits"
 T = TypeVar("T")
 
 
@@ -104,8 +104,9 @@ class Student(nn.Module):
         Raises:
             ValueError: the student does not have one of `fields`.
         """
-        if set(fields) == set(EMBEDDING):
-            return {"embedding": self.projection(self.body(images))}
+        if set(fields) <= {*EMBEDDING, *([LOGITS] if self.classifier else ())}:
+            embedding = self.projection(self.body(images))
+            return {name: self.classifier(embedding) if name == LOGITS else embedding for name in fields}  # type: ignore[misc]
         found = self.model(images)
         # A head that widens the pooled features (MobileNetV3) leaves tokens which no shared projection fits.
         fitting = {name: value for name, value in found.items() if value.shape[-1] == self.width}

@@ -229,6 +229,8 @@ def _say_fitted(run: Any, finished_before: bool) -> None:
             f"mapping: {loss}singular values {final['mapping/singular_min']:.2f}–{final['mapping/singular_max']:.2f}, "
             f"deviation from orthogonal {final['mapping/deviation']:.3f}"
         )
+    if (run.path / "head.safetensors").exists():
+        screen.print(f"its classifier: {shown(run.path / 'head.safetensors')}, for `--head` of evalsuite's commands")
     screen.print(f"embed with it: featcache extract CORPUS --teacher run:{shown(run.path)}")
 
 
@@ -360,7 +362,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     from distill.sweep import ANY, PATHS, TABLE, TEXT, check_keys, read_toml
     from featcache.specs import naming
 
-    given = {key: value for key, value in read_toml(path).items() if key not in ("teacher", "store_digest")}
+    given = {
+        key: value for key, value in read_toml(path).items() if key not in ("teacher", "store_digest", "head_digest")
+    }
     keys = {**dict.fromkeys((*FitConfig.__dataclass_fields__, *_OF_PROCESS), ANY), "method": TEXT}
     with naming(path):
         check_keys(given, {**keys, **PATHS, "method_options": TABLE})

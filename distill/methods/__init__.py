@@ -29,6 +29,7 @@ class Batch:
         row: which row of those that `prepare` got each sample is; −1 for what is none of them.
         view: which of its stored views the teacher's features are of.
         label: class of each sample; −1 where there is none.
+        weight: how much each sample counts, as the stores' field `weight` says; 1 where they have none.
     """
 
     features: Features
@@ -36,6 +37,7 @@ class Batch:
     row: Int64[Tensor, " b"]
     view: Int64[Tensor, " b"]
     label: Int64[Tensor, " b"]
+    weight: Float[Tensor, " b"]
 
     def __getitem__(self, field: str) -> Tensor:
         return self.features[field]
@@ -63,6 +65,7 @@ class Method(nn.Module):
             teacher's are not negative either, that layer is left out.
         classifier: whether the student gets a linear classifier of the stores' classes, which stays with it: `loss` may
             read its "logits" (B, C) among `student_fields`.
+        labelled: whether a term needs labels, so that stores without any are refused. Rows without one may be among them.
     """
 
     fields: tuple[str, ...] = ("embedding",)
@@ -71,6 +74,7 @@ class Method(nn.Module):
     points: ClassVar[bool] = False
     turns: bool = True
     classifier: ClassVar[bool] = False
+    labelled: bool = False
 
     def prepare(
         self,

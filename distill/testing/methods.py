@@ -57,7 +57,12 @@ def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None
     none = torch.full((len(next(iter(features.values()))),), -1)
     inputs = torch.zeros(len(none), 3, 1, 1)
     return Batch(
-        features, inputs, none if row is None else row, torch.zeros_like(none), none if label is None else label
+        features,
+        inputs,
+        none if row is None else row,
+        torch.zeros_like(none),
+        none if label is None else label,
+        torch.ones(len(none)),
     )
 
 
@@ -248,7 +253,7 @@ class MethodContract:
                 module._buffers |= {key: there(value) for key, value in buffers.items() if value is not None}
             batch = Batch(
                 {name: there(value) for name, value in teacher.features.items()},
-                *(there(value) for value in (teacher.inputs, teacher.row, teacher.view, teacher.label)),
+                *(there(value) for value in (teacher.inputs, teacher.row, teacher.view, teacher.label, teacher.weight)),
             )
             target, terms = (
                 method.target(batch),

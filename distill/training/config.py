@@ -16,6 +16,9 @@ METHOD = "centred"
 VIEWS = ("all", "plain", "student")
 OPTIMIZERS = ("adamw", "lars")
 KEPT = ("last", "best")
+SAMPLINGS = ("each", "balanced", "weight")
+LATER = ("any_precision", "head", "sampling")
+"""Settings that `config.toml` leaves out where they are at their default, as it did before there were any."""
 LR, LR_BATCH = 3e-3, 256
 """The peak learning rate where none is given, and the batch size that it is meant for."""
 EVALUATED_SHARE = 0.05
@@ -78,14 +81,18 @@ class FitConfig:
         drop_path: rate of stochastic depth of a timm student.
         pretrained: start from the model's pretrained weights.
         precision: "fp32" or "bf16" (autocast); "auto" is bf16 on a GPU, else fp32.
+        head: a classifier on the teacher's embeddings (`evalsuite probe … --save FILE`): what it makes of the cached ones are the
+            teacher's logits, whether or not the stores have some of their own.
+        sampling: which samples an epoch draws: "each" once; "balanced", with replacement and every class as often; "weight",
+            with replacement and in proportion to the stores' field `weight`. Unlabelled samples keep their share.
         any_precision: take stores of the teacher in whatever precisions they were made.
         compile: run the student through torch.compile.
         eval_every: epochs between evaluations on the held-out rows; 0 evaluates at the end only.
         holdout: share of the samples kept out of training for that, at most 1,000 of them; 0.05 when `eval_every` is
             set and this is 0. None held out, nothing evaluated. Other samples of the same images do not train either.
-        keep: which student is saved, the "last" or the "best": of the evaluations that with the highest kNN accuracy,
-            without labels the highest cosine to the target, else Gram correlation. "best" evaluates after every epoch
-            unless `eval_every` says otherwise.
+        keep: which student is saved, the "last" or the "best": of the evaluations that with the highest accuracy of its
+            classifier, where it has one, else by kNN, without labels the highest cosine to the target, else Gram
+            correlation. "best" evaluates after every epoch unless `eval_every` says otherwise.
         method_options: keyword arguments of the method.
     """
 
@@ -110,6 +117,8 @@ class FitConfig:
     drop_path: float = 0.0
     pretrained: bool = False
     precision: str = "auto"
+    head: str = ""
+    sampling: str = "each"
     any_precision: bool = False
     compile: bool = False
     eval_every: int = 0
@@ -152,6 +161,7 @@ class FitConfig:
             ("student_augment", AUGMENTS),
             ("optimizer", OPTIMIZERS),
             ("keep", KEPT),
+            ("sampling", SAMPLINGS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")

@@ -1,14 +1,16 @@
 """Stage two: train a student against cached targets."""
 
+import copy
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from distill.methods import Fitted, fitted_tensors, load_method
 from distill.rendered import Renderings
@@ -19,7 +21,10 @@ from distill.training.progress import FitPlan, FitProgress
 from distill.training.run import Run
 from distill.training.setup import CorpusGiven, Inputs, StoreGiven, set_up
 from distill.training.step import checkpoint_bytes, make_accelerator, on_main
+from featcache.encoder import Encoder
+from featcache.head import Head
 from featcache.machine import keep_freed_memory, resolve_device
+from featcache.models.run import Trained
 from featcache.stop import stoppable
 
 __all__ = ["FitConfig", "FitPlan", "FitProgress", "fit", "load_method"]
@@ -142,8 +147,22 @@ def _train(
     if main:
         run.save_mapping(inputs.method.state_dict(), report)
         student, kept = loop.kept
-        run.finish(student, inputs.student_record | kept)
+        record = inputs.student_record | kept
+        run.finish(student, record, _head(inputs, student, record))
         loop.save(finished=True)
+
+
+def _head(inputs: Inputs, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes | None:
+    """The student's classifier as a file that evaluators read beside its embeddings; None where it has none."""
+    if not inputs.student.classifier:
+        return None
+    student = copy.deepcopy(inputs.student).cpu()
+    student.load_state_dict(weights)
+    assert student.classifier
+    encoder = Encoder.of(Trained("student", student, record))
+    weight, bias = (each.detach().double().numpy() for each in (student.classifier.weight, student.classifier.bias))
+    head = Head(weight, bias, np.arange(len(bias)), fingerprint=encoder.fingerprint, class_names=student.classes)
+    return head.to_bytes(encoder=f"student of {inputs.settings.method}")
 
 
 def _claim_and_prepare(

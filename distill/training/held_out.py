@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.methods import Batch, Method
+from distill.methods import Batch, Features, Method
 from distill.pairs import Drawn, Pairs
 
 MOST_HELD_OUT = 1_000
@@ -65,18 +65,21 @@ class HeldOut:
         self._teacher_top1: float | None = None
 
     @torch.no_grad()
-    def measure(self, embed: Callable[[Drawn], tuple[Tensor, Batch]]) -> dict[str, float]:
-        """`embed` gives the student's embeddings, float32, and the batch, on the method's device.
+    def measure(self, embed: Callable[[Drawn], tuple[Features, Batch]]) -> dict[str, float]:
+        """`embed` gives the student's embeddings and, of its classifier, logits, float32, and the batch, on the method's device.
 
         Returns:
             "holdout/gram_pearson": correlation of the cosines between samples, student's and teacher's. Where the
             method has a target, "holdout/cosine": mean cosine to it. Where there are labels, "holdout/top1@20": kNN
-            accuracy, and "holdout/teacher_top1@20" of the teacher's own embeddings.
+            accuracy, and "holdout/teacher_top1@20" of the teacher's own embeddings; where there is a classifier too,
+            "holdout/top1", its accuracy, and "holdout/nll", its mean cross-entropy, in nats.
         """
         fields = tuple(dict.fromkeys(("embedding", *self._method.fields)))
-        students, teachers, cosines = [], [], []
+        students, teachers, cosines, logits = [], [], [], []
         for batch in self._held.plain(range(len(self._held)), batch_size=EVALUATION_BATCH, fields=fields):
-            student, seen = embed(batch)
+            given, seen = embed(batch)
+            student = given["embedding"]
+            logits += [given["logits"].cpu()] if "logits" in given else []
             target = self._method.target(seen)
             if target is not None:
                 cosines.append(F.cosine_similarity(student, target, dim=-1).cpu())
@@ -87,10 +90,14 @@ class HeldOut:
         if cosines:
             found["holdout/cosine"] = float(torch.cat(cosines).mean())
         known = self._labels >= 0
+        if logits and known.any():
+            of_known, truth = torch.cat(logits)[known], self._labels[known]
+            found["holdout/top1"] = float((of_known.argmax(dim=1) == truth).double().mean())
+            found["holdout/nll"] = float(F.cross_entropy(of_known.double(), truth))
         if known.any() and len(self._bank) >= NEIGHBOURS:
             labels = torch.from_numpy(self._trained.rows.labels[self._bank])
             bank = [embed(batch) for batch in self._trained.plain(self._bank, batch_size=EVALUATION_BATCH)]
-            rows = torch.cat([output.cpu() for output, _ in bank])
+            rows = torch.cat([output["embedding"].cpu() for output, _ in bank])
             found["holdout/top1@20"] = knn_top1(rows, labels, student[known], self._labels[known])
             if self._teacher_top1 is None:
                 of_teacher = torch.cat([seen["embedding"].cpu() for _, seen in bank])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,14 +16,14 @@ from distill.training.interrupt import PutOffInterrupt
 from distill.training.progress import FitProgress
 from distill.training.run import KEEP, Run, difference
 from distill.training.schedule import learning_rate, warmup_steps
-from distill.training.setup import Inputs
+from distill.training.setup import Inputs, sampling_weights
 from distill.training.step import Training
 
 LOG_EVERY = 10
 """Steps between readings of the loss, which a GPU has to be waited for; checkpoints are written at them."""
 CURVE_POINTS = 20
 """Records of the loss by step in an epoch, at most."""
-BETTER = ("holdout/top1@20", "holdout/cosine", "holdout/gram_pearson")
+BETTER = ("holdout/top1", "holdout/top1@20", "holdout/cosine", "holdout/gram_pearson")
 """What `keep="best"` goes by: the first of these that evaluations give. The higher the better."""
 
 
@@ -65,6 +66,7 @@ class Loop:
             )
         self.training = Training(accelerator, inputs.student, inputs.method, inputs.preprocess, settings, checkpoint)
         self.interrupt = PutOffInterrupt(shared=accelerator.num_processes > 1)
+        self._sampled = sampling_weights(settings, inputs.pairs.rows)
         self._agreed = accelerator.num_processes == 1
         self._totals: dict[str, float] = checkpoint["totals"] if checkpoint else {}
         # Of the newest record by step: how far it went, and the totals there.
@@ -179,13 +181,14 @@ class Loop:
 
     def _batches(self, epoch: int) -> Iterator[Drawn]:
         method = self._inputs.method
+        weights = [each for each in (self._sampled, method.weights(epoch)) if each is not None]
         return self._inputs.pairs.epoch(
             epoch,
             batch_size=self._inputs.settings.batch_size,
             seed=self._inputs.settings.seed,
             fields=method.fields,
             pairing=method.pairing,
-            weights=method.weights(epoch),
+            weights=np.prod(weights, axis=0) if weights else None,
             start=self.step % self._per_epoch,
             process=self._accelerator.process_index,
             processes=self._accelerator.num_processes,

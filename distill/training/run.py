@@ -233,8 +233,11 @@ class Run:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):  # it can be fitted again
             return None
 
-    def finish(self, student: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+    def finish(self, student: Mapping[str, torch.Tensor], record: Mapping[str, Any], head: bytes | None = None) -> None:
+        """The student's weights, its classifier as `featcache.head.Head` reads it where it has one, and its record, last."""
         self.save_tensors("student.safetensors", student)
+        if head:
+            self._write("head.safetensors", head)
         self._write("student.json", json.dumps(record, indent=2) + "\n")
 
     def _write(self, name: str, content: str | bytes | Callable[[IO[bytes]], Any], size: int = 0) -> None:
@@ -325,7 +328,7 @@ def _resolved(key: str, value: Any) -> Any:
     """Of a store or corpus, the path at its end (`mixed:8000:photos/`) made absolute; of a list, of each."""
     if isinstance(value, list):
         return [_resolved(key, each) for each in value]
-    if key not in ("store", "corpus") or value is None or "://" in value:
+    if key not in ("store", "corpus", "head") or value is None or "://" in value:
         return value
     source, _, path = value.rpartition(":")
     return source, os.path.realpath(path)

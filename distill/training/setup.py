@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
 
 from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
 from distill.rendered import Renderings
-from distill.training.config import FitConfig
+from distill.training.config import LATER, FitConfig
 from distill.training.held_out import HeldOut, split
+from featcache.classes import Classes, ordered
 from featcache.corpora import Corpus, open_corpus
 from featcache.corpora.store import KeptImages
 from featcache.geometry import one_sided
+from featcache.head import Head
 from featcache.inputs.images import Preprocess
 from featcache.rows import Rows
 from featcache.store import FeatureStore, open_store
 from featcache.store.layout import EMBEDDING
-from featcache.student import Student, make_student
+from featcache.student import LOGITS, Student, make_student
 
 StoreGiven = FeatureStore | str | os.PathLike[str]
 CorpusGiven = Corpus | str | None
@@ -57,10 +60,12 @@ class Inputs:
         paths, specs = [str(store.path) for store in stores], [corpus.spec for corpus in self.corpora]
         digests = [store.digest for store in stores]
         one, settings = len(stores) == 1, asdict(self.settings)
-        if not settings["any_precision"]:  # as before there was such a setting
-            settings.pop("any_precision")
+        for name in LATER:
+            if settings[name] == getattr(FitConfig, name):
+                del settings[name]
         return {
             **settings,
+            **({"head_digest": self.rows.head.digest} if self.rows.head else {}),
             "store": paths[0] if one else paths,
             "store_digest": digests[0] if one else digests,
             "corpus": specs[0] if one else specs,
@@ -121,12 +126,14 @@ def set_up(
     """
     stores, corpora = open_all(store, corpus)
     torch.manual_seed(settings.seed)
-    rows, processes = Rows.of(stores, any_precision=settings.any_precision), accelerator.num_processes
+    head = Head.read(settings.head) if settings.head else None
+    rows, processes = Rows.of(stores, head, any_precision=settings.any_precision), accelerator.num_processes
     made = load_method(settings.method)
+    classes = _classes(settings, rows) if made.classifier else None
     student, preprocess, record = make_student(
         settings.student,
         teacher_preprocess(stores[0]),
-        classes=_classes(settings, rows) if made.classifier else None,
+        classes=classes,
         embedding_dim=settings.embedding_dim or None,
         image_size=settings.image_size or None,
         patch_size=settings.patch_size or None,
@@ -135,6 +142,7 @@ def set_up(
         trust_code=trust_code,
     )
     method = made(rows.embedding_dim, student.embedding_dim, **settings.method_options)
+    _refuse_no_labels(settings, method, rows)
     if _needs_projection(student, method, rows):
         student.project()
         record = student.record(preprocess)
@@ -153,11 +161,12 @@ def set_up(
         processes=processes,
         renderings=renderings,
     )
+    sampling_weights(settings, pairs.rows)
     pairs.check()
     refuse_unequal_parts(settings, len(pairs), processes)
     if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:
         refuse_single_images(student)
-    refuse_missing_fields(method, student, stores)
+    refuse_missing_fields(method, student, rows)
     return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method)
 
 
@@ -170,17 +179,50 @@ def _needs_projection(student: Student, method: Method, rows: Rows) -> bool:
 
 
 def _classes(settings: FitConfig, rows: Rows) -> list[str]:
-    """Names of the rows' classes; their numbers where they have none.
+    """Names of what the student's classifier tells apart; the columns of the rows' head are put into their order.
 
     Raises:
-        ValueError: no row is labelled.
+        ValueError: there are no classes, or only one, or the head has others.
     """
-    if not (rows.labels >= 0).any():
+    classes = rows.classes
+    if len(classes) < 2:
+        raise ValueError(
+            f"{rows.name} has one class ({classes[0]}); method {settings.method} learns to tell classes apart, so give stores "
+            "of two or more"
+        )
+    if rows.head:
+        rows.head = ordered(rows.head, Classes(rows.name, np.arange(len(classes)), classes))
+    return classes
+
+
+def _refuse_no_labels(settings: FitConfig, method: Method, rows: Rows) -> None:
+    if method.labelled and not (rows.labels >= 0).any():
         raise ValueError(
             f"method {settings.method} learns from labels, and {rows.name} has none that its stores agree on; extract images "
             "in class sub-folders, or choose another method"
         )
-    return list(rows.class_names or ()) or [str(number) for number in range(int(rows.labels.max()) + 1)]
+
+
+def sampling_weights(settings: FitConfig, rows: Rows) -> Float[np.ndarray, " n"] | None:
+    """How often each row is drawn, up to a factor; None: each once.
+
+    Raises:
+        ValueError: the rows have no labels to be balanced by, or no weights.
+    """
+    if settings.sampling == "each":
+        return None
+    if settings.sampling == "weight":
+        rows.require_field("weight")
+        return rows.weight(np.arange(len(rows))).astype(np.float64)
+    known = rows.labels >= 0
+    if not known.any():
+        raise ValueError(
+            f"sampling=balanced draws every class as often, and {rows.name} has no labels; leave sampling out, or extract "
+            "images in class sub-folders"
+        )
+    count = np.bincount(rows.labels[known])
+    share = known.sum() / np.count_nonzero(count)
+    return np.where(known, share / np.maximum(count, 1)[rows.labels.clip(min=0)], 1.0)
 
 
 def open_all(
@@ -263,18 +305,27 @@ def refuse_single_images(student: Student) -> None:
         ) from None
 
 
-def refuse_missing_fields(method: Method, student: Student, stores: list[FeatureStore]) -> None:
+def refuse_missing_fields(method: Method, student: Student, rows: Rows) -> None:
     """Features that the method reads, of the teacher and of the student.
 
     Raises:
         ValueError: one of them is not there.
     """
-    for store in stores:
-        for name in method.fields:
+    for name in method.fields:
+        if name == LOGITS and rows.head:
+            continue
+        for store in rows.stores:
             if name != EMBEDDING and name not in store.manifest.fields:
+                other = ", or give a classifier of its embeddings with --set head=FILE (`evalsuite probe … --save FILE` fits one)"
                 raise ValueError(
-                    f"{store.path}: holds no {name}, which this method needs; extract with --fields {name}"
+                    f"{store.path}: holds no {name}, which this method needs; extract with --fields {EMBEDDING},{name}"
+                    + (other if name == LOGITS else "")
                 )
+        if name == LOGITS and student.classes and rows.shape_of(name)[-1] != len(student.classes):
+            raise ValueError(
+                f"{rows.name}: its logits are of {rows.shape_of(name)[-1]} classes, its labels of {len(student.classes)}; give a "
+                "classifier of these classes with --set head=FILE (`evalsuite probe … --save FILE` fits one)"
+            )
     if set(method.student_fields) != {EMBEDDING}:
         missing = [name for name in method.student_fields if name not in student.shapes()]
         if missing:

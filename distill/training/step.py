@@ -13,12 +13,14 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
 from torch import Tensor, nn
 
-from distill.methods import Batch, Method
+from distill.methods import Batch, Features, Method
 from distill.pairs import Drawn
 from distill.training.config import FitConfig
 from distill.training.schedule import Ema, make_optimizer, train_mode
 from featcache.inputs.images import Preprocess
 from featcache.plugins import suggest
+from featcache.store.layout import EMBEDDING
+from featcache.student import LOGITS
 
 T = TypeVar("T")
 
@@ -150,13 +152,15 @@ class Training:
             self._ema.update(self.student, number)
         return terms
 
-    def embed(self, drawn: Drawn) -> tuple[Tensor, Batch]:
-        """Embeddings of the student that will be saved, as it will be used, float32, and the batch with the teacher's."""
+    def embed(self, drawn: Drawn) -> tuple[Features, Batch]:
+        """Embeddings of the student that will be saved, and logits where it has a classifier, as it will be used, float32;
+        and the batch with the teacher's."""
         batch = self._on_device(drawn)
         self.saved.eval()  # else batch norms would learn from these images, and drop-path would drop
         try:
             with self._accelerator.autocast():
-                return self.saved(batch.inputs).float(), batch
+                found = self.saved(batch.inputs, (EMBEDDING, LOGITS) if self._method.classifier else (EMBEDDING,))
+            return {name: value.float() for name, value in found.items()}, batch
         finally:
             if self.saved is self.student:
                 train_mode(self.student)
@@ -196,7 +200,7 @@ class Training:
 
         features = {name: send(rows).float() for name, rows in drawn.features.items()}
         images = self._preprocess.to_model(send(drawn.pixels))
-        return Batch(features, images, send(drawn.row), send(drawn.view), send(drawn.label))
+        return Batch(features, images, send(drawn.row), send(drawn.view), send(drawn.label), send(drawn.weight))
 
     def _seed(self, step: int) -> None:
         """What is drawn at a step (dropout) follows from its number, so a resumed run draws the same."""

@@ -2,12 +2,14 @@
 only where the user trusts it."""
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from featcache.inputs.images import image_input
 from featcache.models import Features, Model
-from featcache.student import load_student
+from featcache.student import Student, load_student
 
 
 class Trained(Model):
@@ -15,19 +17,19 @@ class Trained(Model):
 
     output = "student embedding"
 
-    def __init__(self, folder: str, trust_code: bool):
+    def __init__(self, spec: str, student: Student, record: Mapping[str, Any], files: Sequence[str] = ()):
         super().__init__()
-        student, record = load_student(folder, trust_code=trust_code)
-        self.spec, self.input = f"run:{folder}", image_input(record["preprocess"])
+        self.spec, self.input = spec, image_input(record["preprocess"])
         self.backbone, self.fields = student, student.shapes()  # "backbone" is in every fingerprint
-        self.files = tuple(map(os.path.abspath, named_files(folder)))
+        self.files = tuple(map(os.path.abspath, files))
 
     def forward(self, images: Tensor) -> Features:
         return self.backbone.features(images, tuple(self.fields))
 
 
 def open_model(rest: str, *, trust_code: bool = False) -> Trained:
-    return Trained(rest, trust_code)
+    student, record = load_student(rest, trust_code=trust_code)
+    return Trained(f"run:{rest}", student, record, named_files(rest))
 
 
 def named_files(rest: str) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from distill.methods import Batch
 from distill.objectives import gathered
-from distill.testing.methods import ROWS, STUDENT, batch_of, build, teacher_batch, total, write_token_store
+from distill.testing.methods import ROWS, STUDENT, batch_of, build, classified, teacher_batch, total, write_token_store
 from featcache.rows import Rows
 from featcache.store import open_store
 
@@ -25,7 +25,10 @@ class Training(nn.Module):
         self.student, self.method = nn.Linear(PIXELS, STUDENT), method
 
     def forward(self, images: dict[str, Tensor], teacher: Batch) -> Tensor:
-        return total(self.method.loss({name: self.student(value) for name, value in images.items()}, teacher))
+        given = {name: self.student(value) for name, value in images.items()}
+        if "logits" in self.method.student_fields:
+            given = classified(given)
+        return total(self.method.loss(given, teacher))
 
 
 def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dict[str, Tensor]]:
@@ -39,10 +42,11 @@ def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dic
     for step in range(STEPS):
         drawn = torch.Generator().manual_seed(step)
         shapes = {"embedding": (ROWS, PIXELS), "tokens": (ROWS, 9, PIXELS)}
-        images = {name: torch.randn(shapes[name], generator=drawn)[mine] for name in method.student_fields}
-        teacher = batch_of(
-            {name: value[mine] for name, value in teacher_batch(source, method.fields, step).features.items()}
-        )
+        fields = [name for name in method.student_fields if name != "logits"]
+        images = {name: torch.randn(shapes[name], generator=drawn)[mine] for name in fields}
+        whole = teacher_batch(source, method.fields, step)
+        label = torch.cat([torch.full((5,), -1), whole.label[5:]])  # the first process has half as many labels
+        teacher = batch_of({name: value[mine] for name, value in whole.features.items()}, label=label[mine])
         model.zero_grad()
         model(images, teacher).backward()
         found.append({name: weight.grad.clone() for name, weight in training.named_parameters()})

@@ -43,7 +43,8 @@ def batch(size=8, seed=0):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (size, 4, 4, 3), np.uint8)
     features = {"embedding": rng.normal(size=(size, 6)).astype(np.float16)}
-    return Drawn(pixels, features, np.arange(size), np.zeros(size, np.int64), np.full(size, -1))
+    none = np.full(size, -1)
+    return Drawn(pixels, features, np.arange(size), np.zeros(size, np.int64), none, np.ones(size, np.float32))
 
 
 def training(checkpoint=None, **settings):
