@@ -25,6 +25,7 @@ class Labelled(Method):
 
     student_fields = ("embedding", "logits")
     classifier = True
+    labelled = True
     heard: torch.Tensor
 
     def __init__(self, teacher_dim, student_dim, *, upside_down: bool = True):
@@ -116,6 +117,6 @@ def test_the_student_is_shown_what_the_method_makes_of_the_images(labelled, trai
 
 
 def test_labels_that_are_not_there_are_refused(labelled, store, images, tmp_path):
-    with pytest.raises(ValueError, match=r"method labelled learns from labels, and .*teacher\.zarr has none"):
+    with pytest.raises(ValueError, match=r"teacher\.zarr has no classes: neither labels .* nor logits"):
         distill.fit(store, str(images), out=tmp_path / "run", student="tiny", **GIVEN)
     assert not (tmp_path / "run").exists()
