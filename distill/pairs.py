@@ -129,6 +129,7 @@ class Pairs:
         seed: int,
         fields: Sequence[str] = (EMBEDDING,),
         pairing: Pairing = "one",
+        group: int = 0,
         weights: Float[np.ndarray, " samples"] | None = None,
         start: int = 0,
         process: int = 0,
@@ -142,7 +143,7 @@ class Pairs:
             number: of the epoch.
             batch_size: samples a batch, of all processes together.
             fields: of the teacher.
-            pairing: as in `distill.methods.Method`; with "group" a batch has each of its samples in every view.
+            pairing, group: as in `distill.methods.Method`; with "group" a batch has each of its samples in several views.
             weights: samples are drawn in proportion, with replacement; each once when None.
             start: batches to leave out at the beginning.
             process, processes: which of how many equal parts of every batch is wanted.
@@ -150,7 +151,7 @@ class Pairs:
         Raises:
             ValueError: the views do not allow this pairing, or the weights are not such.
         """
-        self._refuse_pairing(pairing)
+        self._refuse_pairing(pairing, group)
         rng = np.random.default_rng([seed, number])
         order, views = rng.permutation(len(self)), rng.integers(self.view_counts)
         shown = rng.integers(self.view_counts) if pairing == "independent" else views
@@ -164,8 +165,9 @@ class Pairs:
 
             def prepare(batch: Int64[np.ndarray, " b"]) -> Drawn:
                 if pairing == "group":
-                    rows = np.repeat(batch, self.view_counts[batch])
-                    view = np.tile(np.arange(self.view_counts[0]), len(batch))
+                    size = group or int(self.view_counts[0])
+                    rows, first = np.repeat(batch, size), views[batch] // size * size
+                    view = np.add.outer(first, np.arange(size)).ravel()
                     return self._drawn(rows, view, fields, self._pixels(rows, view, readers, seed, number))
                 return self._drawn(
                     batch, views[batch], fields, self._pixels(batch, shown[batch], readers, seed, number)
@@ -179,7 +181,7 @@ class Pairs:
         features = {field: self.rows.gather(rows, field, view) for field in fields}
         return Drawn(pixels, features, rows, view, self.rows.labels[rows], self.rows.weight(rows, view))
 
-    def _refuse_pairing(self, pairing: Pairing) -> None:
+    def _refuse_pairing(self, pairing: Pairing, group: int) -> None:
         if pairing == "one":
             return
         if self._views != "all":
@@ -192,6 +194,11 @@ class Pairs:
         if self.view_counts.min() < 2:
             raise ValueError(
                 f"the method pairs views ({pairing}), and a store has only one of each sample; extract with --views 2 or more"
+            )
+        if group and (self.view_counts % group).any():
+            raise ValueError(
+                f"the method takes {group} views of a sample together, and a store has {self.view_counts.max()}; extract with "
+                f"--views {group}, {2 * group} or another multiple"
             )
 
     def _shares(self, weights: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:

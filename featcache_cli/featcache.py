@@ -42,7 +42,7 @@ app.add_typer(derive.app, name="derive")
 
 
 class Augment(StrEnum):
-    none, flip, rotate4, rrc = "none", "flip", "rotate4", "rrc"
+    none, flip, rotate4, rotate4_crop, rrc = "none", "flip", "rotate4", "rotate4_crop", "rrc"
 
 
 class PixelsFormat(StrEnum):
@@ -90,7 +90,10 @@ def extract(
     ] = None,
     views: Annotated[int, typer.Option(min=1, help="Views a sample; view 0 is always the plain one.")] = 1,
     augment: Annotated[
-        Augment, typer.Option(help="What views 1, 2, … are: mirrored, turned by 90°, or random resized crops.")
+        Augment,
+        typer.Option(
+            help="What views 1, 2, … are: mirrored, turned by 90° (each of its own crop, too), or random resized crops."
+        ),
     ] = Augment.none,
     crop_area: Annotated[
         float, typer.Option(metavar="SHARE", help="Least area of a random resized crop, of the image's.")

@@ -58,7 +58,9 @@ class Method(nn.Module):
         fields: features of the teacher that `loss` reads; `prepare` may add some that the store has.
         student_fields: features of the student that `loss` reads.
         pairing: "one": the student sees the very view that the teacher's features are of; "independent": both views are
-            drawn apart; "group": all stored views of a sample stand in the batch together, sample after sample.
+            drawn apart; "group": views of a sample stand in the batch together, sample after sample.
+        group: of that pairing, how many successive views: of a store with several such groups, one is drawn every epoch.
+            0: all stored views.
         points: whether `target` gives points of the student's own space, negative coordinates included. A student whose
             embedding cannot be negative then gets a linear layer behind it.
         turns: whether those of a student as wide as its teacher point elsewhere than the teacher does. Where not, and the
@@ -71,6 +73,7 @@ class Method(nn.Module):
     fields: tuple[str, ...] = ("embedding",)
     student_fields: tuple[str, ...] = ("embedding",)
     pairing: ClassVar[Pairing] = "one"
+    group: ClassVar[int] = 0
     points: ClassVar[bool] = False
     turns: bool = True
     classifier: ClassVar[bool] = False

@@ -188,6 +188,7 @@ class Loop:
             seed=self._inputs.settings.seed,
             fields=method.fields,
             pairing=method.pairing,
+            group=method.group,
             weights=np.prod(weights, axis=0) if weights else None,
             start=self.step % self._per_epoch,
             process=self._accelerator.process_index,

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 else:
     Tensor = Any
 
-AUGMENTS = ("none", "flip", "rotate4", "rrc")
+AUGMENTS = ("none", "flip", "rotate4", "rotate4_crop", "rrc")
+BY_ID = ("rotate4_crop", "rrc")
+"""Augments whose views are drawn for each sample, of its id."""
 CROP_AREA = 0.35
 
 
@@ -29,14 +31,16 @@ class Views:
     Attributes:
         count: views a sample. View 0 is always the encoder's plain evaluation view.
         augment: what views 1, 2, … are. "none": nothing, `count` must be 1. "flip": odd views mirror the plain view.
-            "rotate4": view v turns the plain view by (v mod 4) × 90° counter-clockwise. "rrc": random resized crop
-            (area `crop_area`…1 of the image, aspect 3/4…4/3), mirrored with probability 1/2.
+            "rotate4": view v turns the plain view by (v mod 4) × 90° counter-clockwise. "rotate4_crop": as that, each
+            of its own crop: the plain view's square, moved by up to an eighth of its side each way, black beyond the
+            image. One mirroring for all of a group of four; the first, which has the plain view, has none. "rrc":
+            random resized crop (area `crop_area`…1 of the image, aspect 3/4…4/3), mirrored with probability 1/2.
         seed: changes every drawn view.
-        crop_area: least area of a random crop, as a share of the image's, above 0 and up to 1.
+        crop_area: of "rrc", least area of a random crop, as a share of the image's, above 0 and up to 1.
     """
 
     count: int = 1
-    augment: Literal["none", "flip", "rotate4", "rrc"] = "none"
+    augment: Literal["none", "flip", "rotate4", "rotate4_crop", "rrc"] = "none"
     seed: int = 0
     crop_area: float = CROP_AREA
 
@@ -46,12 +50,12 @@ class Views:
         if self.count < 1 or (self.augment == "none") != (self.count == 1):
             raise ValueError(
                 f"{self.count} views with augment {self.augment!r}: give --views 2 or more together with "
-                "--augment flip, rotate4 or rrc, or --views 1 alone"
+                "--augment flip, rotate4, rotate4_crop or rrc, or --views 1 alone"
             )
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop area {self.crop_area} is no share of an image; give one above 0 and up to 1")
         if self.crop_area != CROP_AREA and self.augment != "rrc":
-            raise ValueError(f"crop area {self.crop_area} with augment {self.augment!r}: only --augment rrc crops")
+            raise ValueError(f"crop area {self.crop_area} with augment {self.augment!r}: only --augment rrc has one")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Views":

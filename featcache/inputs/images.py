@@ -139,8 +139,12 @@ class Preprocess(Input[Image.Image, View]):
         if view == 0 or views.augment in ("flip", "rotate4"):
             box, flip, turns = self._plain_box(size), views.augment == "flip" and view % 2 == 1, view % 4
             return View(box, flip=flip, turns=turns if views.augment == "rotate4" else 0)
-        digest = hashlib.blake2b(f"{views.seed}\0{sample_id}\0{view}".encode(), digest_size=16).digest()
-        return _random_resized_crop(size, views.crop_area, random.Random(int.from_bytes(digest, "little")))
+        rng = _stream(views.seed, sample_id, view)
+        if views.augment == "rotate4_crop":
+            group = view // 4
+            flip = group > 0 and _stream(views.seed, sample_id, f"group {group}").random() < 0.5
+            return View(_moved(self._plain_box(size), rng), flip=flip, turns=view % 4, plain=False)
+        return _random_resized_crop(size, views.crop_area, rng)
 
     def render(
         self, item: Image.Image, view: View, size: tuple[int, int] | None = None
@@ -149,7 +153,7 @@ class Preprocess(Input[Image.Image, View]):
 
         At the teacher's own size the plain view is byte-identical to torchvision's Resize + CenterCrop, which
         timm and open_clip use. At any other size, and for random crops, the box is resampled once, straight
-        from the decoded image. Memory is bounded by the image and the crop, however long the image.
+        from the decoded image, which lies on a black ground. Memory is bounded by the image and the crop, however long the image.
 
         Args:
             size: (width, height) that the view was drawn for, where `item` is a smaller copy of that image.
@@ -163,7 +167,8 @@ class Preprocess(Input[Image.Image, View]):
                 image = image.resize((width, height), resample).crop((left, top, left + side, top + side))
         else:
             view = view.scaled(image.width / size[0], image.height / size[1]) if size else view
-            image = image.resize((side, side), resample, box=view.box)
+            image, box = _within(image, view.box)
+            image = image.resize((side, side), resample, box=box)
         pixels = np.asarray(ImageOps.mirror(image) if view.flip else image)
         return np.ascontiguousarray(np.rot90(pixels, view.turns)) if view.turns else pixels
 
@@ -215,11 +220,35 @@ def _line(moments: tuple[float, float, float], width: int, device: Any) -> Float
         return torch.tensor(moments, device=device).mul(255).repeat(width)
 
 
-def _random_resized_crop(size: tuple[int, int], least: float, rng: random.Random) -> View:
-    """Inception-style crop (Szegedy et al. 2015), the draw order of torchvision's RandomResizedCrop.
+def _stream(seed: int, sample_id: str, what: int | str) -> random.Random:
+    """Of one view, or of what several share. Only its `random()` is used: the one stream that Python promises never to
+    change."""
+    digest = hashlib.blake2b(f"{seed}\0{sample_id}\0{what}".encode(), digest_size=16).digest()
+    return random.Random(int.from_bytes(digest, "little"))
 
-    Only `rng.random()` is used: the one stream that Python promises never to change.
-    """
+
+def _moved(box: tuple[float, float, float, float], rng: random.Random) -> tuple[float, float, float, float]:
+    """The box moved by −4…4 thirty-seconds of its sides, each as likely: torchvision's RandomCrop(32, padding=4)."""
+    left, top, right, bottom = box
+    x, y = ((int(9 * rng.random()) - 4) / 32 * side for side in (right - left, bottom - top))
+    return left + x, top + y, right + x, bottom + y
+
+
+def _within(
+    image: Image.Image, box: tuple[float, float, float, float]
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """The image with as much black around it as the box needs, and the box in px of that."""
+    left, top, right, bottom = box
+    slack = 1e-3  # px; a plain box that is the whole image is rounded
+    x, y = (max(0, math.ceil(-start - slack)) for start in (left, top))
+    width, height = (max(side, math.ceil(end - slack)) for side, end in zip(image.size, (right, bottom), strict=True))
+    if x or y or (width, height) != image.size:
+        image = image.crop((-x, -y, width, height))
+    return image, (max(0.0, left + x), max(0.0, top + y), min(right + x, image.width), min(bottom + y, image.height))
+
+
+def _random_resized_crop(size: tuple[int, int], least: float, rng: random.Random) -> View:
+    """Inception-style crop (Szegedy et al. 2015), the draw order of torchvision's RandomResizedCrop."""
     width, height = size
     for _ in range(10):
         area = width * height * (least + (1 - least) * rng.random())

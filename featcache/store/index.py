@@ -17,6 +17,7 @@ from featcache.disk.durable import whole_file
 from featcache.disk.home import cache_home, found_under
 from featcache.disk.refusals import destination
 from featcache.disk.urls import is_url
+from featcache.inputs import BY_ID
 from featcache.store.files import files_at
 from featcache.store.layout import COSINE, METADATA
 from featcache.store.manifest import ExtractionRecord, Manifest
@@ -134,7 +135,7 @@ class KnownRows:
 
     def __init__(self, manifest: Manifest, besides: str | Path):
         self._fields = list(manifest.fields)
-        self._by_id = manifest.views.augment == "rrc"  # then a view depends on the sample's id too
+        self._by_id = manifest.views.augment in BY_ID  # then a view depends on the sample's id too
         self._stores = list(self._open(_index_folder(manifest), besides, _bits(manifest)))
         self._damaged: set[str | Path] = set()
 

@@ -41,12 +41,15 @@ def folder(tmp_path, make_images):
     return make_images(tmp_path / "images", 11)
 
 
-@pytest.fixture(params=[0.35, 0.8], ids=["crops", "mild crops"])
+RECIPES = [{"augment": "rrc", "crop_area": 0.8}, {"augment": "rotate4_crop"}]
+
+
+@pytest.fixture(params=RECIPES, ids=["crops", "turned crops"])
 def seen(request, folder, tmp_path, make_teacher):
     """Corpus, store, and what the teacher was given: pixels' bytes → (row, view). File 004 is broken."""
     (folder / "004.png").write_bytes(b"no image")
     corpus, teacher = open_corpus(str(folder)), make_teacher()
-    recipe = {"views": VIEWS, "augment": "rrc", "seed": 5, "crop_area": request.param}
+    recipe = {"views": VIEWS, "seed": 5, **request.param}
     batch = 5 * VIEWS
     store = extract(corpus, teacher, tmp_path / "s.zarr", **recipe, precision="fp32", workers=2, batch_size=batch)
     rows = [row for row in range(11) if row != 4]
@@ -202,10 +205,27 @@ def test_a_group_is_all_views_of_a_sample(seen, memory):
     assert sorted(everyone) == seen.rows
 
 
+def test_of_several_groups_one_is_drawn_anew_every_epoch(seen, memory):
+    """Of three views, groups of one and of three: any of the first, all of the second."""
+    pairs, found = Pairs(seen.store, seen.corpus, seen.preprocess, 2), set()
+    for number in range(8):
+        for drawn in pairs.epoch(number, batch_size=5, seed=0, pairing="group", group=1):
+            shown, taught = of_store(seen, drawn)
+            assert shown == taught
+            assert len(shown) == 5
+            found |= set(shown)
+    assert len(found) > 0.8 * len(seen.rows) * VIEWS
+    whole, all_views = (next(pairs.epoch(0, batch_size=5, seed=0, pairing="group", group=group)) for group in (3, 0))
+    np.testing.assert_array_equal(whole.pixels, all_views.pixels)
+
+
 def test_views_that_are_not_there_are_not_paired(seen):
     pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2, views="plain")
     with pytest.raises(ValueError, match=r"pairs views \(independent\), and views=plain has one; leave views out"):
         next(pairs.epoch(0, batch_size=5, seed=0, pairing="independent"))
+    pairs = Pairs(seen.store, seen.corpus, seen.preprocess, 2)
+    with pytest.raises(ValueError, match=r"takes 2 views of a sample together, .* 3; extract .* --views 2, 4 or"):
+        next(pairs.epoch(0, batch_size=5, seed=0, pairing="group", group=2))
 
 
 def test_samples_are_drawn_in_proportion_to_their_weights(seen):

@@ -49,32 +49,17 @@ def test_only_unseen_content_is_encoded_when_images_are_added_renamed_and_merged
     np.testing.assert_allclose(store.gather(range(len(store))), fresh.gather(range(len(fresh))), atol=1e-3)
 
 
-def test_random_crops_are_reused_for_the_same_sample_only(make_images, tmp_path):
-    folder = Path(make_images(6))
-    extract(str(folder), tiny_encoder(), tmp_path / "a.zarr", views=2, augment="rrc", **EXACT)
+@pytest.mark.parametrize("augment", ["rrc", "rotate4_crop"])
+def test_random_crops_are_reused_for_the_same_sample_only(make_images, tmp_path, augment):
+    folder, recipe = Path(make_images(6)), {"views": 2, "augment": augment, **EXACT}
+    extract(str(folder), tiny_encoder(), tmp_path / "a.zarr", **recipe)
     told = []
     shutil.copytree(folder, tmp_path / "same")
-    extract(
-        str(tmp_path / "same"),
-        tiny_encoder(),
-        tmp_path / "b.zarr",
-        views=2,
-        augment="rrc",
-        progress=told.append,
-        **EXACT,
-    )
+    extract(str(tmp_path / "same"), tiny_encoder(), tmp_path / "b.zarr", progress=told.append, **recipe)
     assert told[-1].reused == 6
     paths = sorted(p for p in (tmp_path / "same").rglob("*.*"))
     paths[0].rename(paths[0].with_name(f"other{paths[0].suffix}"))
-    extract(
-        str(tmp_path / "same"),
-        tiny_encoder(),
-        tmp_path / "c.zarr",
-        views=2,
-        augment="rrc",
-        progress=told.append,
-        **EXACT,
-    )
+    extract(str(tmp_path / "same"), tiny_encoder(), tmp_path / "c.zarr", progress=told.append, **recipe)
     assert told[-1].reused == 5
 
 

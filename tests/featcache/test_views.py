@@ -200,16 +200,16 @@ def test_flip_views_mirror_the_plain_one():
 def test_view_0_of_any_recipe_is_the_plain_view():
     draws = [
         SQUARE.draw((70, 50), Views(count=c, augment=a, seed=5), "a", 0)
-        for c, a in ((1, "none"), (2, "flip"), (2, "rrc"))
+        for c, a in ((1, "none"), (2, "flip"), (2, "rotate4"), (2, "rotate4_crop"), (2, "rrc"))
     ]
-    assert draws[0] == draws[1] == draws[2] == View(draws[0].box)
+    assert all(drawn == View(draws[0].box) for drawn in draws)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"augment": "mixup", "count": 2}, "unknown augment 'mixup'; known: none, flip, rotate4, rrc"),
-        ({"count": 2}, "2 views with augment 'none'.*--augment flip, rotate4 or rrc"),
+        ({"augment": "mixup", "count": 2}, "unknown augment 'mixup'; known: none, flip, rotate4, rotate4_crop, rrc"),
+        ({"count": 2}, "2 views with augment 'none'.*--augment flip, rotate4, rotate4_crop or rrc"),
         ({"augment": "rrc"}, "1 views with augment 'rrc': give --views 2 or more"),
         ({"count": 0}, "0 views"),
         ({"count": 2, "augment": "rrc", "crop_area": 0}, "crop area 0 is no share"),
@@ -393,3 +393,63 @@ def test_rotate4_turns_the_plain_view_counter_clockwise_by_quarters():
     for number, view in enumerate(views):
         assert view.parameters[-1] == number % 4
         np.testing.assert_array_equal(preprocess.render(image, view), np.asarray(plain.rotate(90 * number)))
+
+
+TURNED = Views(count=16, augment="rotate4_crop", seed=3)
+
+
+def test_rotate4_crop_is_random_crop_of_the_padded_image_then_a_turn():
+    """At the size of CIFAR, to the pixel: torchvision's RandomCrop(32, padding=4), whose place is told by the box."""
+    image, preprocess = noise((32, 32)), Preprocess(resize=32, crop=32, size=32)
+    padded = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)))
+    for number in range(1, 16):
+        view = preprocess.draw(image.size, TURNED, "x", number)
+        x, y = (int(start) for start in view.box[:2])
+        cut = padded[4 + y : 36 + y, 4 + x : 36 + x]
+        expected = np.rot90(cut[:, ::-1] if view.flip else cut, number % 4)
+        np.testing.assert_array_equal(preprocess.render(image, view), expected)
+
+
+def test_rotate4_crops_places_are_uniform_and_each_views_own():
+    drawn = [SQUARE.draw((36, 36), TURNED, str(sample), view) for sample in range(600) for view in range(1, 4)]
+    plain = SQUARE.draw((36, 36), Views(), "", 0).box
+    moved = np.array([np.subtract(view.box, plain) for view in drawn])
+    np.testing.assert_array_equal(moved[:, :2], moved[:, 2:])
+    for axis in range(2):
+        values, counts = np.unique(moved[:, axis], return_counts=True)
+        np.testing.assert_array_equal(values, np.arange(-4, 5))
+        assert counts.min() > 140  # of 1,800 / 9, five standard deviations
+    assert abs(np.corrcoef(moved[:, :2].T)[0, 1]) < 0.12
+    of_a_sample = moved[:, 0].reshape(600, 3)
+    assert np.abs(np.corrcoef(of_a_sample.T) - np.eye(3)).max() < 0.2
+
+
+def test_four_views_are_mirrored_together_and_the_first_four_never():
+    flips = np.array([[SQUARE.draw((40, 30), TURNED, str(i), view).flip for view in range(16)] for i in range(200)])
+    groups = flips.reshape(200, 4, 4)
+    assert (groups == groups[:, :, :1]).all()
+    assert not groups[:, 0].any()
+    assert all(70 < groups[:, group, 0].sum() < 130 for group in (1, 2, 3))
+    assert abs(np.corrcoef(groups[:, 1, 0], groups[:, 2, 0])[0, 1]) < 0.3
+
+
+def test_rotate4_crop_stays_what_it_always_was():
+    """Stores already made are replayed with these; a change here makes every one of them wrong."""
+    assert [SQUARE.draw((72, 36), TURNED, "n02/é.jpg", view).parameters for view in (1, 4, 7)] == [
+        (17, 0, 49, 32, 0, 1),
+        (24, 6, 56, 38, 1, 0),
+        (24, -2, 56, 30, 1, 3),
+    ]
+
+
+def test_a_crop_beyond_the_image_is_black_there_at_any_size():
+    """A student at another resolution, or of a smaller copy, sees the same: white where the image is, black beyond."""
+    white = Image.new("RGB", (64, 64), "white")
+    for size in (8, 32, 100):
+        preprocess = Preprocess(resize=32, crop=32, size=size, interpolation="bilinear")
+        for number in range(1, 16):
+            view = Preprocess(resize=32, crop=32, size=32).draw(white.size, TURNED, "x", number)
+            for image in (white, white.resize((16, 16))):
+                pixels = preprocess.render(image, view, white.size)
+                covered = [max(0, min(64, end) - max(0, start)) / 64 for start, end in (view.box[::2], view.box[1::2])]
+                assert pixels.mean() / 255 == pytest.approx(covered[0] * covered[1], abs=0.02)
