@@ -368,8 +368,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     keys = {**dict.fromkeys((*FitConfig.__dataclass_fields__, *_OF_PROCESS), ANY), "method": TEXT}
     with naming(path):
         check_keys(given, {**keys, **PATHS, "method_options": TABLE})
-        followed = FitConfig(student="", **{key: given[key] for key in ("epochs", "batch_size") if key in given})
-    for key in ("lr", "warmup_epochs"):  # follows again, from what the flags make of these
+        leading = {
+            key: given[key] for key in ("epochs", "batch_size", "optimizer", "schedule", "milestones") if key in given
+        }
+        followed = FitConfig(student="", **leading)
+    for key in ("lr", "warmup_epochs", "weight_decay"):  # follows again, from what the flags make of these
         if given.get(key) == getattr(followed, key):
             given.pop(key, None)
     return given

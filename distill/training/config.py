@@ -1,6 +1,7 @@
 """What decides a run's result: one record, mirrored by `config.toml`."""
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,13 +15,16 @@ from featcache.plugins import suggest
 METHOD = "centred"
 """Trained by default: the best of ours; `tintem` is the paper's."""
 VIEWS = ("all", "plain", "student")
-OPTIMIZERS = ("adamw", "lars")
+OPTIMIZERS = ("adamw", "lars", "sgd")
+SCHEDULES = ("cosine", "step")
 KEPT = ("last", "best")
 SAMPLINGS = ("each", "balanced", "weight")
-LATER = ("any_precision", "head", "sampling")
+LATER = ("any_precision", "head", "sampling", "momentum", "schedule", "milestones", "gamma")
 """Settings that `config.toml` leaves out where they are at their default, as it did before there were any."""
 LR, LR_BATCH = 3e-3, 256
 """The peak learning rate where none is given, and the batch size that it is meant for."""
+SGD_LR, SGD_LR_BATCH = 0.1, 128
+"""The same for `sgd`."""
 EVALUATED_SHARE = 0.05
 """Held out when evaluations are asked for and `holdout` is not given."""
 
@@ -63,12 +67,19 @@ class FitConfig:
         views: "all": each sample in one of its stored views, drawn anew every epoch, pixels replayed. "plain": view 0
             only. "student": view 0's features against an augmentation of the student's own.
         student_augment: with views "student": "photometric" (brightness, contrast, saturation, grey, blur) or "crops".
-        optimizer: "adamw" or "lars".
-        lr: its peak; linear warm-up, then half a cosine down to `min_lr`. Left out, 0.003 for batches of 256, and for
-            others in proportion to the square root of their size (Malladi et al. 2022, arXiv 2205.10287).
-        warmup_epochs: may be a fraction, at most `epochs`; a tenth of them when left out.
-        min_lr: at the last step.
-        weight_decay: of all weights but biases, norms, and what timm's models name by `no_weight_decay()`.
+        optimizer: "adamw", "lars", or "sgd" (Nesterov's momentum).
+        momentum: of "sgd" and "lars".
+        lr: its peak. Left out, 0.003 for batches of 256, and for others in proportion to the square root of their size
+            (Malladi et al. 2022, arXiv 2205.10287); with "sgd" 0.1 for batches of 128, and for others in proportion to
+            their size (Goyal et al. 2017, arXiv 1706.02677).
+        schedule: linear warm-up, then "cosine": half a cosine down to `min_lr`; or "step": `lr` times `gamma` at each of
+            the `milestones`.
+        milestones: with "step", epochs after which the learning rate falls, in order; may be fractions.
+        gamma: see `schedule`.
+        warmup_epochs: may be a fraction, at most `epochs`; left out, a tenth of them with "cosine", none with "step".
+        min_lr: the learning rate does not fall below it; with "cosine" that of the last step.
+        weight_decay: of all weights but biases, norms, and what timm's models name by `no_weight_decay()`. Left out,
+            0.05; with "sgd" 0.0005, there it is added to the gradients.
         clip_norm: largest norm of all gradients together; 0 does not clip.
         accumulate: parts that a step's batch is computed in, to need less memory. Losses that compare samples of a
             batch see one part at a time.
@@ -103,10 +114,14 @@ class FitConfig:
     views: str = "all"
     student_augment: str = "photometric"
     optimizer: str = "adamw"
+    momentum: float = 0.9
     lr: float | None = None
+    schedule: str = "cosine"
+    milestones: Sequence[float] = ()
+    gamma: float = 0.1
     warmup_epochs: float | None = None
     min_lr: float = 0.0
-    weight_decay: float = 0.05
+    weight_decay: float | None = None
     clip_norm: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
@@ -130,24 +145,28 @@ class FitConfig:
         for each in fields(self):
             refuse_wrong_type(each.name, getattr(self, each.name), each.type)
         object.__setattr__(self, "method", self.method.replace("-", "_"))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
         if self.warmup_epochs is None:
-            object.__setattr__(self, "warmup_epochs", self.epochs / 10)
-        if self.lr is None and type(self.batch_size) is int and self.batch_size > 0:
-            object.__setattr__(self, "lr", LR * math.sqrt(self.batch_size / LR_BATCH))
+            object.__setattr__(self, "warmup_epochs", self.epochs / 10 if self.schedule == "cosine" else 0.0)
+        if self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", 5e-4 if self.optimizer == "sgd" else 0.05)
+        if self.lr is None and self.batch_size > 0:
+            sgd, adaptive = SGD_LR * self.batch_size / SGD_LR_BATCH, LR * math.sqrt(self.batch_size / LR_BATCH)
+            object.__setattr__(self, "lr", sgd if self.optimizer == "sgd" else adaptive)
         if self.keep == "best" and not self.eval_every:
             object.__setattr__(self, "eval_every", 1)
         if self.eval_every and not self.holdout:
             object.__setattr__(self, "holdout", EVALUATED_SHARE)
-        for name in ("epochs", "batch_size", "accumulate", "lr"):
+        for name in ("epochs", "batch_size", "accumulate", "lr", "gamma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
         for name in (
             *("weight_decay", "embedding_dim", "image_size", "warmup_epochs", "min_lr", "clip_norm", "eval_every"),
-            *("ema", "holdout", "patch_size", "drop_path", "seed"),
+            *("ema", "holdout", "patch_size", "drop_path", "seed", "momentum"),
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("ema", "holdout", "drop_path"):
+        for name in ("ema", "holdout", "drop_path", "momentum"):
             if not getattr(self, name) < 1:
                 raise ValueError(f"{name} must be less than 1, got {getattr(self, name)}")
         assert self.warmup_epochs is not None
@@ -160,11 +179,14 @@ class FitConfig:
             ("views", VIEWS),
             ("student_augment", AUGMENTS),
             ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
             ("keep", KEPT),
             ("sampling", SAMPLINGS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        if self.schedule == "step":
+            self._refuse_odd_milestones()
         options = method_options(self.method)
         for name, value in self.method_options.items():
             if name not in options:
@@ -173,6 +195,30 @@ class FitConfig:
                     f"{suggest(name, options) if options else 'it has none'}"
                 )
             refuse_wrong_type(name, value, options[name])
+
+    def _refuse_odd_milestones(self) -> None:
+        marks = (0.0, *self.milestones, float(self.epochs))
+        if not self.milestones or any(first >= then for first, then in itertools.pairwise(marks)):
+            raise ValueError(
+                f"schedule step needs milestones, epochs in order between 0 and {self.epochs}, got {list(self.milestones)}; "
+                f"give them, such as milestones=[{self.epochs // 2}, {self.epochs * 3 // 4}], or schedule=cosine"
+            )
+
+    @property
+    def ignored(self) -> list[str]:
+        """A line for each setting that was given and changes nothing beside the others."""
+        own = {each.name: each.default for each in fields(self)}
+        stepped = self.schedule == "step"
+        needs = (
+            ("momentum", self.optimizer != "adamw", f"optimizer {self.optimizer}"),
+            ("milestones", stepped, f"schedule {self.schedule}"),
+            ("gamma", stepped, f"schedule {self.schedule}"),
+        )
+        return [
+            f"{name} {getattr(self, name)} changes nothing with {beside}; leave it out"
+            for name, used, beside in needs
+            if not used and getattr(self, name) != own[name]
+        ]
 
 
 def method_options(name: str) -> dict[str, Any]:

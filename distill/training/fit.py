@@ -199,6 +199,8 @@ def _mapping_of_student(inputs: Inputs) -> Fitted | None:
 
 def _warn(inputs: Inputs, accelerator: Accelerator) -> None:
     samples, batch_size = len(inputs.pairs), inputs.settings.batch_size
+    for line in inputs.settings.ignored:
+        log.warning("%s", line)
     if inputs.student.remark:
         log.warning("%s", inputs.student.remark)
     if samples < batch_size:

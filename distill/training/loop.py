@@ -15,7 +15,7 @@ from distill.pairs import Drawn
 from distill.training.interrupt import PutOffInterrupt
 from distill.training.progress import FitProgress
 from distill.training.run import KEEP, Run, difference
-from distill.training.schedule import learning_rate, warmup_steps
+from distill.training.schedule import learning_rate, steps_of
 from distill.training.setup import Inputs, sampling_weights
 from distill.training.step import Training
 
@@ -95,14 +95,13 @@ class Loop:
             KeyboardInterrupt: between two steps, a checkpoint is written.
         """
         settings, epoch, first = self._inputs.settings, self.epochs_done, self.step
-        assert settings.lr is not None
-        warmup, batch_size = warmup_steps(settings, self._per_epoch), min(settings.batch_size, len(self._inputs.pairs))
+        batch_size = min(settings.batch_size, len(self._inputs.pairs))
         at, points = self._at, max(LOG_EVERY, self._per_epoch // CURVE_POINTS // LOG_EVERY * LOG_EVERY)
         waited, began = 0.0, time.perf_counter()
         clock = began
         for batch in self._batches(epoch):
             waited += time.perf_counter() - clock
-            lr = learning_rate(self.step, self.steps, settings.lr, warmup, settings.min_lr)
+            lr = self._learning_rate()
             self._unread.append(self.training.step(batch, self.step, lr))
             self.step += 1
             self._run.begun = True
@@ -168,6 +167,13 @@ class Loop:
             self._run.log(self.history)
             self._run.save_checkpoint(self.step, state, keep=1 if finished else KEEP)
         self._saved = time.monotonic()
+
+    def _learning_rate(self) -> float:
+        settings = self._inputs.settings
+        assert settings.lr is not None
+        warmup, stepped = steps_of(settings.warmup_epochs, self._per_epoch), settings.schedule == "step"
+        milestones = [steps_of(epochs, self._per_epoch) for epochs in settings.milestones] if stepped else None
+        return learning_rate(self.step, self.steps, settings.lr, warmup, settings.min_lr, milestones, settings.gamma)
 
     def _record_step(self, lr: float) -> None:
         """The mean losses of the steps since the record before, as one more record."""

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,17 +14,29 @@ from distill.training.config import FitConfig
 from distill.training.lars import Lars
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int | None = None, least: float = 0.0) -> float:
-    """Linear warm-up over the first `warmup` steps (a tenth when None), then half a cosine down to `least` at the last."""
+def learning_rate(
+    step: int,
+    steps: int,
+    peak: float,
+    warmup: int | None = None,
+    least: float = 0.0,
+    milestones: Sequence[int] | None = None,
+    gamma: float = 0.1,
+) -> float:
+    """Linear warm-up over the first `warmup` steps (a tenth when None), then half a cosine down to `least` at the last; given
+    `milestones`, steps, instead × `gamma` at each of them, but never below `least`."""
     warmup = max(1, steps // 10 if warmup is None else warmup)
     if step < warmup:
         return peak * (step + 1) / warmup
+    if milestones is not None:
+        return max(least, peak * gamma ** bisect_right(milestones, step))
     return least + (peak - least) * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - 1 - warmup))) / 2
 
 
-def warmup_steps(settings: FitConfig, per_epoch: int) -> int:
-    assert settings.warmup_epochs is not None
-    return int(settings.warmup_epochs * per_epoch + 1e-6)
+def steps_of(epochs: float | None, per_epoch: int) -> int:
+    """Whole steps in so many epochs, which may be a fraction."""
+    assert epochs is not None
+    return int(epochs * per_epoch + 1e-6)
 
 
 def make_optimizer(modules: Sequence[nn.Module], settings: FitConfig) -> torch.optim.Optimizer:
@@ -37,7 +50,9 @@ def make_optimizer(modules: Sequence[nn.Module], settings: FitConfig) -> torch.o
     groups = [group for group in groups if group["params"]]
     assert settings.lr is not None
     if settings.optimizer == "lars":
-        return Lars(groups, lr=settings.lr)
+        return Lars(groups, lr=settings.lr, momentum=settings.momentum)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
 
 

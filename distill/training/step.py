@@ -223,7 +223,8 @@ def checkpoint_bytes(student: nn.Module, method: nn.Module, settings: FitConfig)
     held = sum(value.nbytes for module in (student, method) for value in module.state_dict().values())
     copies = bool(settings.ema) + (settings.keep == "best")
     averaged = copies * sum(value.nbytes for value in student.state_dict().values())
-    return held + averaged + trained * (1 if settings.optimizer == "lars" else 2)
+    copied = 2 if settings.optimizer == "adamw" else int(settings.optimizer == "lars" or settings.momentum > 0)
+    return held + averaged + trained * copied
 
 
 def _restore(student: nn.Module, state: dict[str, Tensor]) -> None:

@@ -540,6 +540,7 @@ def test_clipping_schedule_and_optimizer_reach_the_training(train, tmp_path):
     changed = {
         "plain": {},
         "lars": {"optimizer": "lars"},
+        "sgd": {"optimizer": "sgd", "schedule": "step", "milestones": [0.5], "gamma": 0.25},
         "clip": {"clip_norm": 1e-3, "optimizer": "lars"},
         "least": {"min_lr": 1e-3},
         "ema": {"ema": 0.5},
@@ -549,6 +550,9 @@ def test_clipping_schedule_and_optimizer_reach_the_training(train, tmp_path):
     saved = {(run.path / "student.safetensors").read_bytes() for run in runs.values()}
     assert len(saved) == len(changed)
     assert runs["least"].metrics[-1]["lr"] == pytest.approx(1e-3)
+    assert runs["sgd"].metrics[-1]["lr"] == pytest.approx(0.25 * 0.1 * BATCH / 128)
+    assert runs["sgd"].config["milestones"] == [0.5]
+    assert not {"schedule", "milestones", "gamma", "momentum"} & {*runs["plain"].config}
 
 
 def test_tokens_are_asked_for_before_the_folder_is_claimed(train, tmp_path):

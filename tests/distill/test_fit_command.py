@@ -189,6 +189,10 @@ def test_what_followed_from_another_setting_follows_again(run_folder, command, t
     other = config_of(command, f"{base} {tmp_path / 'other'} --epochs 3 --batch-size 4")
     assert other["warmup_epochs"] == pytest.approx(0.3)
     assert other["lr"] == pytest.approx(3e-3 * (4 / 256) ** 0.5)
+    sgd = config_of(
+        command, f"{base} {tmp_path / 'sgd'} --set optimizer=sgd --set schedule=step --set milestones=[0.5]"
+    )
+    assert (sgd["lr"], sgd["weight_decay"], sgd["warmup_epochs"]) == (0.1 * kept["batch_size"] / 128, 5e-4, 0.0)
     own = f"{base} {tmp_path / 'own'} --lr 0.01 --set warmup_epochs=0.5"
     assert config_of(command, own)["lr"] == 0.01
     of_own = f"--config {tmp_path / 'own' / 'config.toml'} --out {tmp_path / 'of_own'} --epochs 2 --batch-size 4"
@@ -206,7 +210,7 @@ def test_settings_lists_every_setting_and_option_with_its_default(command):
     for name, each in (listed["settings"] | listed["options"]).items():
         assert each["what"], name
     shown = command("distill settings --method mse").out
-    assert "weight_decay = 0.05" in shown
+    assert "min_lr = 0.0" in shown
     assert "options of method mse" in shown
     assert "head = " in shown
 

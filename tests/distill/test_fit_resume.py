@@ -352,7 +352,10 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused_at_once(train, tmp_path
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"ema": 0.9}, {"optimizer": "lars"}, {"method": "proteus"}, {"keep": "best", "holdout": 0.25}],
+    [
+        *({}, {"ema": 0.9}, {"optimizer": "lars"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}),
+        *({"method": "proteus"}, {"keep": "best", "holdout": 0.25}),
+    ],
     ids=str,
 )
 def test_checkpoints_are_as_large_as_announced(train, tmp_path, settings):

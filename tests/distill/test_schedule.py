@@ -13,7 +13,7 @@ from distill.methods import Method
 from distill.pairs import Drawn
 from distill.training.config import FitConfig
 from distill.training.lars import Lars
-from distill.training.schedule import Ema, learning_rate, make_optimizer, train_mode, warmup_steps
+from distill.training.schedule import Ema, learning_rate, make_optimizer, steps_of, train_mode
 from distill.training.step import Training, make_accelerator
 from featcache.inputs.images import Preprocess
 from featcache.student import open_student
@@ -76,9 +76,47 @@ def test_learning_rate_with_another_warm_up_and_end():
     assert [at[step] for step in (8, 10, 12, 16)] == pytest.approx([4, 3, 2, 1])
 
 
+@pytest.mark.parametrize("milestones", [[3.0, 7.0], [2.5], [0.1, 0.2, 9.9]], ids=str)
+def test_a_stepped_learning_rate_is_torchs(milestones):
+    """10 epochs of 20 steps; the oracle is torch's own schedule of steps, and for a while linear warm-up before it."""
+    config = FitConfig(student="tiny", epochs=10, schedule="step", milestones=milestones, gamma=0.3, lr=2.0)
+    at = [steps_of(epochs, 20) for epochs in config.milestones]
+    assert at == [round(20 * epochs) for epochs in milestones]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=2.0)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, at, gamma=0.3)
+    for step in range(200):
+        expected = optimizer.param_groups[0]["lr"]
+        assert learning_rate(step, 200, 2.0, 0, 0.0, at, 0.3) == pytest.approx(expected, rel=1e-12)
+        assert learning_rate(step, 200, 2.0, 0, 0.5, at, 0.3) == pytest.approx(max(0.5, expected))
+        optimizer.step()
+        schedule.step()
+    assert [learning_rate(step, 200, 2.0, 4, 0.0, [5], 0.3) for step in range(6)] == pytest.approx(
+        [0.5, 1, 1.5, 2, 2, 0.6]
+    )
+
+
+@pytest.mark.parametrize("milestones", [[], [0.0], [5.0, 5.0], [6.0, 4.0], [10.0], [-1.0, 3.0]], ids=str)
+def test_milestones_that_are_none_are_refused(milestones):
+    with pytest.raises(ValueError, match=r"^schedule step needs milestones, epochs in order between 0 and 10, got \["):
+        FitConfig(student="tiny", epochs=10, schedule="step", milestones=milestones)
+
+
+def test_what_changes_nothing_is_told():
+    assert FitConfig(student="tiny").ignored == []
+    given = {"momentum": 0.8, "milestones": [3.0], "gamma": 0.5}
+    assert FitConfig(student="tiny", **given).ignored == [
+        "momentum 0.8 changes nothing with optimizer adamw; leave it out",
+        "milestones (3.0,) changes nothing with schedule cosine; leave it out",
+        "gamma 0.5 changes nothing with schedule cosine; leave it out",
+    ]
+    assert FitConfig(student="tiny", optimizer="sgd", schedule="step", **given).ignored == []
+    with pytest.raises(ValueError, match=r"momentum must be less than 1, got 1\.0"):
+        FitConfig(student="tiny", momentum=1.0)
+
+
 @pytest.mark.parametrize(("epochs", "given", "steps"), [(30, None, 300), (3, None, 30), (7, None, 70), (5, 0.5, 50)])
 def test_warm_up_is_a_tenth_or_what_is_given(epochs, given, steps):
-    assert warmup_steps(FitConfig(student="tiny", epochs=epochs, warmup_epochs=given), 100) == steps
+    assert steps_of(FitConfig(student="tiny", epochs=epochs, warmup_epochs=given).warmup_epochs, 100) == steps
 
 
 # -- optimizers -------------------------------------------------------------------------------------------
@@ -139,6 +177,13 @@ def test_the_learning_rate_follows_the_batch_size_unless_it_is_given():
     assert FitConfig(student="tiny", batch_size=64, lr=3e-3).lr == 3e-3
 
 
+def test_sgds_learning_rate_and_decay_are_those_of_its_papers():
+    plain, large = (FitConfig(student="tiny", optimizer="sgd", batch_size=size) for size in (128, 512))
+    assert (plain.lr, large.lr) == pytest.approx((0.1, 0.4))
+    assert (plain.weight_decay, FitConfig(student="tiny").weight_decay) == (5e-4, 0.05)
+    assert FitConfig(student="tiny", optimizer="sgd", weight_decay=0.01).weight_decay == 0.01
+
+
 def test_frozen_parts_keep_their_statistics():
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.Dropout()),
@@ -182,6 +227,29 @@ def test_lars_is_the_papers_formula():
 def test_lars_defaults_are_the_papers():
     group = Lars([nn.Parameter(torch.ones(2, 2))], lr=1.0).param_groups[0]
     assert (group["momentum"], group["trust"]) == (0.9, 0.001)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.5, 0.0])
+def test_sgd_is_nesterovs_formula(momentum):
+    """g = ∇ + β·w, v ← m·v + g, w ← w − lr·(g + m·v) (Sutskever et al. 2013, as torch has it)."""
+    rng = np.random.default_rng(1)
+    linear = nn.Linear(3, 4).double()
+    settings = {"optimizer": "sgd", "momentum": momentum, "weight_decay": 0.02}
+    optimizer = make_optimizer((linear,), FitConfig(student="tiny", **settings))
+    expected = {name: weight.detach().numpy().copy() for name, weight in linear.named_parameters()}
+    velocity = {name: np.zeros_like(value) for name, value in expected.items()}
+    for lr in (0.5, 0.3, 0.1):
+        for name, weight in linear.named_parameters():
+            gradient = rng.normal(size=weight.shape)
+            weight.grad = torch.from_numpy(gradient)
+            gradient = gradient + (0.02 * expected[name] if name == "weight" else 0)
+            velocity[name] = momentum * velocity[name] + gradient
+            expected[name] = expected[name] - lr * (gradient + momentum * velocity[name])
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    for name, weight in linear.named_parameters():
+        np.testing.assert_allclose(weight.detach().numpy(), expected[name], rtol=1e-12)
 
 
 # -- a step -----------------------------------------------------------------------------------------------
@@ -264,7 +332,9 @@ def test_without_a_moving_average_the_student_itself_is_saved():
     assert run.saved is run.student
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "lars"}, {"ema": 0.9}, {"accumulate": 2, "clip_norm": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"optimizer": "lars"}, {"optimizer": "sgd"}, {"ema": 0.9}, {"accumulate": 2, "clip_norm": 0.1}]
+)
 def test_a_state_taken_between_any_two_steps_goes_on_bit_by_bit(settings):
     whole = training(**settings)
     for number in range(5):
