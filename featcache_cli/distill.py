@@ -427,10 +427,10 @@ def _set(given: dict[str, Any], setting: str) -> None:
     settings = {*FitConfig.__dataclass_fields__, *_OF_PROCESS} - {"method_options"}
     if key == "trackers":
         value = [value] if isinstance(value, str) else value
-    if key in settings:
-        given[key] = value
-    elif key in options:
+    if key in options:  # first: some have an option `head`, which is a setting of the others
         given["method_options"] = {**given.get("method_options", {}), key: value}
+    elif key in settings:
+        given[key] = value
     else:
         others = [name for name in plugin_names("distill.methods") if key in method_options(name)]
         remedy = f"it is an option of {', '.join(others)}" if others else suggest(key, {*settings, *options})

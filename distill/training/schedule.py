@@ -43,7 +43,7 @@ def make_optimizer(modules: Sequence[nn.Module], settings: FitConfig) -> torch.o
     """Two groups of the modules' weights: those that decay, and those of `undecayed`; frozen ones are in neither."""
     trained = {weight: None for module in modules for weight in module.parameters() if weight.requires_grad}
     kept = set().union(*map(undecayed, modules))
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [weight for weight in trained if weight not in kept], "weight_decay": settings.weight_decay},
         {"params": [weight for weight in trained if weight in kept], "weight_decay": 0.0},
     ]
