@@ -36,8 +36,8 @@ class Rows:
     Attributes:
         stores: of one encoder. `name` is their paths, for messages.
         index: (n,) row numbers, each in its own store.
-        labels: (n,), −1 where there is none, or where the stores name their classes differently.
-        class_names: None where there are none, or where the stores' differ.
+        labels: (n,), −1 where there is none, or where the stores that have some name their classes differently.
+        class_names: None where there are none, or where those of stores with labels differ.
         view_counts: (n,) views of each row.
     """
 
@@ -53,8 +53,9 @@ class Rows:
         self.index, self._store_number = index, store_number
         self.name = ", ".join(str(store.path) for store in stores)
         self.embedding_dim = stores[0].embedding_dim
-        one_naming = all(store.class_names == stores[0].class_names for store in stores)
-        self.class_names = stores[0].class_names if one_naming else None
+        labelled = [store for store in stores if len(stores) > 1 and (np.asarray(store.labels) >= 0).any()] or stores
+        one_naming = all(store.class_names == labelled[0].class_names for store in labelled)
+        self.class_names = labelled[0].class_names if one_naming else None
         self.labels: Int64[np.ndarray, " n"] = self._kept("labels") if one_naming else np.full(len(index), -1)
         self.view_counts = np.array([store.views for store in stores])[store_number]
 
