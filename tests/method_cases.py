@@ -24,6 +24,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "rkd": [{}, {"match": 1.0, "normalise": False, "angle_batch": 7}],
     "lightly_v1": [{}, {"queue": 50}],
     "ce": [{}, {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}],
+    "ega": [{}, {"edge": 0.0, "dim": 7}],
     "kd": [{}, {"alpha": 1.0, "temperature": 2.0}],
 }
 CASES = [(name, options) for name in plugin_names("distill.methods") for options in WAYS.get(name, [{}])]
