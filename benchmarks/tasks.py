@@ -1,0 +1,198 @@
+"""Does each system that learns a task earn its keep? Every one against what it has to beat, on CIFAR-10 (10,000 images).
+
+Per system (--systems) a table: top-1 and NLL on test images, mean ± sd over seeds, and against each rival the paired
+difference of top-1 with its standard error over seeds, and in how many seeds the interval of `evalsuite compare` leaves out 0.
+Learning rate, then the method's own settings, are chosen for every arm alike on a tenth of the training images; the test images are
+looked at once. Equal steps for all arms unless the arm's name says otherwise. Interrupted, it goes on where it was; processes
+may work on different systems at once.
+
+    python benchmarks/tasks.py --systems kd,ega,sskd,checkpoints,reffakd --seeds 0,1,2
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faithfulness import mean_sd
+from landmarks import first
+from photographs import arguments, unpacked
+
+import distill
+import evalsuite
+import featcache
+from distill.training.run import Run
+
+EXACT: dict[str, Any] = {"precision": "fp32", "device": "cpu"}
+VIEWS: dict[str, Any] = {"augment": "rrc", "views": 4, "crop_area": 0.6}
+RATES = (1e-3, 3e-3, 1e-2)
+CHOOSING = 1000
+"""Seed of the runs by which settings are chosen."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a student.
+
+    Attributes:
+        stores: names of teacher stores, see `Bench.store`.
+        tried: settings that are chosen among, after the learning rate.
+        passes: epochs are multiplied with this.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stores: Sequence[str] = ("lite0",)
+    tried: Sequence[Mapping[str, Any]] = ({},)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rates: Sequence[float] = RATES
+    passes: float = 1
+
+
+CE = Arm("ce", tried=({}, {"label_smoothing": 0.1}))
+TEMPERATURES = tuple({"temperature": t} for t in (2.0, 4.0))
+SYSTEMS: dict[str, dict[str, Arm]] = {
+    "kd": {
+        "kd": Arm("kd", tried=({}, {"temperature": 2.0}, {"alpha": 0.5}), settings={"head": "lite0"}),
+        "ce": CE,
+    },
+    "ega": {
+        "ega": Arm("ega", tried=tuple({"beta": b} for b in (0.02, 0.1, 0.5))),
+        "ce": CE,
+        "node only": Arm("ega", {"edge": 0.0}, tried=tuple({"beta": b} for b in (0.02, 0.1, 0.5))),
+        "edge only": Arm("ega", {"node": 0.0}, tried=tuple({"beta": b} for b in (0.02, 0.1, 0.5))),
+        "rkd, then linear": Arm("rkd", tried=({}, {"match": 1.0})),
+    },
+    "sskd": {
+        "sskd": Arm("sskd", stores=("resnet56-rotated",)),
+        "ce": replace(CE, stores=("resnet56",)),
+        "kd": Arm("kd", stores=("resnet56",), tried=TEMPERATURES),
+        "kd on the rotated views": Arm("kd", stores=("resnet56-rotated",), tried=TEMPERATURES),
+        "kd, as many images": Arm("kd", stores=("resnet56",), tried=TEMPERATURES, passes=4),
+    },
+}
+
+
+class Bench:
+    """Images, teachers' stores and runs of one work folder."""
+
+    def __init__(self, data: Path, work: Path, epochs: int, images: int, student: str):
+        self.stores, self.runs, self.epochs, self.student = work / "stores", work / "runs", epochs, student
+        whole = unpacked("cifar10-train-0", data, work)
+        self.train, self.count = str(first(whole, images) if images else whole), images or 10_000
+        self.test = str(unpacked("cifar10-test-half", data, work))
+        resnets = work / "cifar10-resnets"
+        if not resnets.exists():
+            zipfile.ZipFile(data / "cifar10-resnets.zip").extractall(resnets)
+        os.environ["CIFAR_RESNETS"] = str(resnets)
+
+    def store(self, name: str) -> featcache.FeatureStore:
+        """Of the training images, by what made it: "lite0", "resnet56", "resnet56-rotated"."""
+        if name == "lite0":
+            return featcache.extract(self.train, "builtin/efficientnet_lite0", self._path(name), **EXACT, **VIEWS)
+        views = {"augment": "rotate4_crop", "views": 12} if name.endswith("rotated") else VIEWS
+        return featcache.extract(
+            self.train, "cifar_resnets:resnet56", self._path(name), fields=("embedding", "logits"), **EXACT, **views
+        )
+
+    def _path(self, name: str) -> Path:
+        return self.stores / f"tasks-{name}-train{'' if self.count == 10_000 else self.count}.zarr"
+
+    def head(self) -> str:
+        """A probe on Lite0's embeddings of the training images."""
+        path = self.stores / f"tasks-lite0-head-{self.count}.safetensors"
+        if not path.exists():
+            test = featcache.extract(
+                self.test, "builtin/efficientnet_lite0", self.stores / "tasks-lite0-test.zarr", **EXACT
+            )
+            evalsuite.probe(self.store("lite0"), test, save=path)
+        return str(path)
+
+    def fit(self, arm: Arm, seed: int, lr: float, extra: Mapping[str, Any], **given: Any) -> Run:
+        options = {**arm.options, **extra}
+        named = "-".join([arm.method, *arm.stores, *(f"{key}={value}" for key, value in options.items())])
+        epochs = max(1, round(self.epochs * arm.passes))
+        settings = dict(arm.settings)
+        if "head" in settings:
+            settings["head"] = self.head()
+        out = self.runs / f"tasks-{self.count}-{self.student.replace(':', '-')}-{named}-{epochs}-{lr}-{seed}"
+        stores = [self.store(name) for name in arm.stores]
+        return distill.fit(
+            stores, [self.train] * len(stores), out=out, student=self.student, image_size=32, method=arm.method,
+            method_options=options, epochs=epochs, batch_size=64, lr=lr, seed=seed, precision="bf16", device="cpu",
+            resume=True, workers=1, **settings, **given,
+        )  # fmt: skip
+
+    def chosen(self, arm: Arm) -> tuple[float, Mapping[str, Any]]:
+        """Learning rate and settings of the best accuracy on a tenth of the training images."""
+
+        def held_out(lr: float, extra: Mapping[str, Any]) -> float:
+            found = self.fit(arm, CHOOSING, lr, extra, holdout=0.1).metrics[-1]
+            value = found.get("holdout/top1", found["holdout/top1@20"])
+            print(f"  held out: {arm.method} {dict(arm.options)} lr {lr} {dict(extra)}: {value:.3f}", flush=True)
+            return value
+
+        lr = max(arm.rates, key=lambda each: held_out(each, arm.tried[0])) if len(arm.rates) > 1 else arm.rates[0]
+        if len(arm.tried) == 1:
+            return lr, arm.tried[0]
+        return lr, max(arm.tried, key=lambda extra: held_out(lr, extra))
+
+    def measured(self, arm: Arm, seed: int, lr: float, extra: Mapping[str, Any]) -> evalsuite.Result:
+        """On the test images."""
+        run = self.fit(arm, seed, lr, extra)
+        if not (run.path / "head.safetensors").exists():  # a student of a space: its linear classifier, of labels
+            run = distill.fit(
+                self.store(arm.stores[0]), self.train, out=run.path.with_name(run.path.name + "-linear"),
+                student=f"run:{run.path}", method="ce", train="linear", epochs=2, batch_size=64, lr=1e-2, seed=seed,
+                precision="bf16", device="cpu", resume=True, workers=1,
+            )  # fmt: skip
+        store = featcache.extract(
+            self.test, f"run:{run.path}", self.stores / f"{run.path.name}-test.zarr", fields=("embedding", "logits"),
+            **EXACT,
+        )  # fmt: skip
+        return evalsuite.classify(store)
+
+
+def shown(system: str, bench: Bench, arms: Mapping[str, Arm], seeds: Sequence[int]) -> Iterator[str]:
+    """The system's table in Markdown, line by line; its first arm is compared with the others."""
+    results: dict[str, list[evalsuite.Result]] = {}
+    settings = {}
+    for name, arm in arms.items():
+        lr, extra = bench.chosen(arm)
+        settings[name] = ", ".join([f"lr {lr:g}", *(f"{key} {value:g}" for key, value in extra.items())])
+        results[name] = [bench.measured(arm, seed, lr, extra) for seed in seeds]
+        print(f"{system}: {name}: {[round(r.metrics['classify/top1'].value, 4) for r in results[name]]}", flush=True)
+    yield f"| {system} | top-1 | NLL | difference in top-1 ± SE | intervals without 0 | chosen |"
+    yield "|---|---|---|---|---|---|"
+    ours = results[next(iter(arms))]
+    for name, theirs in results.items():
+        of = {key: mean_sd([result.metrics[f"classify/{key}"].value for result in theirs]) for key in ("top1", "nll")}
+        against = "| | |"
+        if theirs is not ours:
+            apart = [evalsuite.compare(a, b).metrics["classify/top1"] for a, b in zip(theirs, ours, strict=True)]
+            values = np.array([each.value for each in apart])
+            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+            clear = sum(each.ci95 is not None and (each.ci95[0] > 0 or each.ci95[1] < 0) for each in apart)
+            against = f"| {values.mean():+.4f} ± {error:.4f} | {clear} of {len(apart)} |"
+        yield f"| {name} | {of['top1']} | {of['nll']} {against} {settings[name]} |"
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--images", type=int, default=0, help="the first so many, as many of each class; all when 0")
+    parser.add_argument("--student", default="tiny")
+    options = parser.parse_args()
+    bench = Bench(options.data, options.work, options.epochs, options.images, options.student)
+    for system in options.systems.split(","):
+        lines = list(shown(system, bench, SYSTEMS[system], [int(seed) for seed in options.seeds.split(",")]))
+        print("\n" + "\n".join(lines) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
