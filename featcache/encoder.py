@@ -35,6 +35,7 @@ class Encoder:
             A plain int is the length of a vector.
         output: which layer and pooling each field is, in words; part of the fingerprint.
         files: local files that the weights were loaded from, where known.
+        classes: names of the columns of its "logits", where known.
         reload: loads it again, in another process say; None for one that a program made by hand.
     """
 
@@ -44,6 +45,7 @@ class Encoder:
     fields: dict[str, Any]  # int or tuple is given, tuple is read
     output: str
     files: tuple[str, ...] = ()
+    classes: Sequence[str] | None = None
     reload: "Callable[[], Encoder] | None" = field(default=None, init=False, repr=False)
     device: torch.device = field(default=torch.device("cpu"), init=False)
     _exact: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # while they are rounded
@@ -67,6 +69,7 @@ class Encoder:
             fields=dict(model.fields),
             output=model.output,
             files=model.files,
+            classes=model.classes,
         )
 
     @property

@@ -222,6 +222,12 @@ class Rows:
             "sub-folders, or give a head"
         )
 
+    @property
+    def logit_classes(self) -> list[str] | None:
+        """Names of the columns of `logits`: the head's where there is one, else the stores', None where they do not know."""
+        known = self.head.class_names if self.head else self.stores[0].manifest.encoder.classes
+        return list(known) if known else None
+
     def weight(self, positions: Int[np.ndarray, " b"], view: int | np.ndarray = 0) -> Float32[np.ndarray, " b"]:
         """How much each of these rows counts: the field `weight` where every store has it, else 1."""
         if not all("weight" in store.manifest.fields for store in self.stores):

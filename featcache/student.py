@@ -19,10 +19,11 @@ from featcache.inputs.images import Preprocess, image_input
 from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
 from featcache.specs import code_in, names_code, naming, refuse_code
+from featcache.store.layout import LOGITS
 
 log = logging.getLogger("featcache")
 
-EMBEDDING, LOGITS = ("embedding",), "logits"
+EMBEDDING = ("embedding",)
 T = TypeVar("T")
 
 

@@ -6,8 +6,7 @@ from torchvision.transforms import v2
 from distill.methods import Batch, Features, Method
 from distill.objectives import ce
 from featcache.rows import Rows
-from featcache.store.layout import EMBEDDING
-from featcache.student import LOGITS
+from featcache.store.layout import EMBEDDING, LOGITS
 
 
 class CE(Method):

@@ -4,8 +4,7 @@ from torch import Tensor
 
 from distill.methods import Batch, Features, Method
 from distill.objectives import ce, kl
-from featcache.store.layout import EMBEDDING
-from featcache.student import LOGITS
+from featcache.store.layout import EMBEDDING, LOGITS
 
 
 class KD(Method):

@@ -24,8 +24,8 @@ from featcache.head import Head
 from featcache.inputs.images import Preprocess
 from featcache.rows import Rows
 from featcache.store import FeatureStore, open_store
-from featcache.store.layout import EMBEDDING
-from featcache.student import LOGITS, Student, make_student
+from featcache.store.layout import EMBEDDING, LOGITS
+from featcache.student import Student, make_student
 
 StoreGiven = FeatureStore | str | os.PathLike[str]
 CorpusGiven = Corpus | str | None
@@ -325,6 +325,11 @@ def refuse_missing_fields(method: Method, student: Student, rows: Rows) -> None:
             raise ValueError(
                 f"{rows.name}: its logits are of {rows.shape_of(name)[-1]} classes, its labels of {len(student.classes)}; give a "
                 "classifier of these classes with --set head=FILE (`evalsuite probe … --save FILE` fits one)"
+            )
+        if name == LOGITS and student.classes and rows.logit_classes not in (None, student.classes):
+            raise ValueError(
+                f"{rows.name}: its logits are of other classes ({', '.join(rows.logit_classes[:3])}, …), or in another order, than its "
+                f"labels ({', '.join(student.classes[:3])}, …); name the class folders as the teacher's were"
             )
     if set(method.student_fields) != {EMBEDDING}:
         missing = [name for name in method.student_fields if name not in student.shapes()]

@@ -19,8 +19,7 @@ from distill.training.config import FitConfig
 from distill.training.schedule import Ema, make_optimizer, train_mode
 from featcache.inputs.images import Preprocess
 from featcache.plugins import suggest
-from featcache.store.layout import EMBEDDING
-from featcache.student import LOGITS
+from featcache.store.layout import EMBEDDING, LOGITS
 
 T = TypeVar("T")
 

@@ -44,6 +44,11 @@ class Derivation(ABC):
     def fields(self) -> Mapping[str, Sequence[int]]:
         """Shape of one view's feature, by field; `embedding`, which is a vector, among them."""
 
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the columns of its `logits`, where it gives some and knows them."""
+        return None
+
     @abstractmethod
     def rows(self, index: Int64[np.ndarray, " b"], view: int) -> dict[str, Float[np.ndarray, "b ..."]]:
         """Every field of these rows of `inputs` (all have features there) in this view, (b, *shape): a pure function of

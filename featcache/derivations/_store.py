@@ -204,12 +204,14 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
     identity = [name, derivation.options, [store.fingerprint for store in stores]]
     seals = [manifest.sealed.digest for manifest in manifests if manifest.sealed]
     (width,) = fields[EMBEDDING]
+    classes: dict[str, Any] = {"classes": list(derivation.classes)} if derivation.classes else {}
     return Manifest(
         encoder=EncoderRecord(
             name=f"derive:{name}({names})",
             fingerprint=hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest(),
             embedding_dim=width,
             preprocess=_preprocess(manifests),
+            **classes,
         ),
         derivation=DerivationRecord(
             name=name,

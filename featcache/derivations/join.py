@@ -51,6 +51,11 @@ class Join(Derivation):
             for name, parts in self._parts.items()
         }
 
+    @property
+    def classes(self) -> Sequence[str] | None:
+        one = self._parts.get("logits", [])
+        return one[0].logit_classes if len(one) == 1 else None
+
     def rows(self, index: Int64[np.ndarray, " b"], view: int) -> dict[str, Float[np.ndarray, "b ..."]]:
         return {
             name: np.concatenate([self._values(rows, name, index, view) for rows in parts], axis=-1)

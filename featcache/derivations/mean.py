@@ -50,6 +50,15 @@ class Mean(Derivation):
         for each in inputs:
             each.require_field(self.read)
         for other in others:
+            if (
+                self.read == "logits"
+                and None not in (named := (other.logit_classes, first.logit_classes))
+                and named[0] != named[1]
+            ):
+                raise ValueError(
+                    f"{other.name} has logits of other classes, or in another order, than {first.name}: their mean would mix them; "
+                    "take checkpoints of one training"
+                )
             if (width := other.shape_of(self.read)) != first.shape_of(self.read):
                 raise ValueError(
                     f"{other.name} has {self.read} of {width[-1]} values, {first.name} of {first.shape_of(self.read)[-1]}: "
@@ -59,6 +68,10 @@ class Mean(Derivation):
     @property
     def fields(self) -> Mapping[str, Sequence[int]]:
         return dict.fromkeys(dict.fromkeys(("embedding", self.read)), self.inputs[0].shape_of(self.read))
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        return self.inputs[0].logit_classes if self.read == "logits" else None
 
     def rows(self, index: Int64[np.ndarray, " b"], view: int) -> dict[str, Float[np.ndarray, "b ..."]]:
         weights = np.asarray(self.weights or [1.0] * len(self.inputs), np.float32)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from featcache.store import StoreWriter, create_store
 from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
 from featcache.store.index import default_store_path, set_aside
-from featcache.store.layout import EMBEDDING, FLOAT16, chunk_rows
+from featcache.store.layout import EMBEDDING, FLOAT16, LOGITS, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord, refuse_field_name, versions_of
 
 
@@ -185,6 +186,7 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
         with naming(encoder.name):
             refuse_field_name(name)
     checked_ids(corpus.spec, corpus.ids, len(corpus))
+    classes: dict[str, Any] = {"classes": list(encoder.classes)} if encoder.classes and LOGITS in fields else {}
     names = None if corpus.class_names is None else list(corpus.class_names)
     checked_labels(corpus.spec, [corpus.label(i) for i in range(len(corpus))], len(corpus), names)
     return Manifest(
@@ -194,6 +196,7 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
             embedding_dim=encoder.embedding_dim,
             output=encoder.output,
             preprocess=encoder.preprocess.to_dict(),
+            **classes,
         ),
         corpus=CorpusRecord(
             spec=corpus.spec,

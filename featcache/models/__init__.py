@@ -87,6 +87,7 @@ class Model(nn.Module):
         fields: of a teacher, shape of one image's features by name.
         output: of a teacher, which layer and pooling each field is, in words; part of the fingerprint.
         files: of a teacher, local files that the weights were loaded from, where known.
+        classes: of a teacher, names of the columns of its "logits", where known.
 
         image_size: of a student, px of the images that it was made for.
         record: of a student, "architecture" and what else `rebuild_model` needs.
@@ -101,6 +102,7 @@ class Model(nn.Module):
     fields: Mapping[str, tuple[int, ...]]
     output: str
     files: tuple[str, ...] = ()
+    classes: Sequence[str] | None = None
 
     image_size: int
     record: Mapping[str, Any]

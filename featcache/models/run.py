@@ -21,6 +21,7 @@ class Trained(Model):
         super().__init__()
         self.spec, self.input = spec, image_input(record["preprocess"])
         self.backbone, self.fields = student, student.shapes()  # "backbone" is in every fingerprint
+        self.classes = student.classes
         self.files = tuple(map(os.path.abspath, files))
 
     def forward(self, images: Tensor) -> Features:

@@ -13,7 +13,7 @@ DTYPES = (FLOAT16, "float32")
 PENDING, OK, FAILED = 0, 1, 2
 CHUNK_BYTES = 16 * 2**20
 """No feature chunk is larger; its rows are the largest power of two that fits, so none is under half of it."""
-EMBEDDING, PIXELS = "embedding", "pixels"
+EMBEDDING, LOGITS, PIXELS = "embedding", "logits", "pixels"
 COSINE = "cosine"
 """Of stores in half precision: of some rows' embedding to that in fp32, NaN where it was not computed."""
 STATE = "state"

@@ -104,13 +104,15 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecord(Record):
-    """Which encoder made the features: `preprocess` as `Preprocess.to_dict` has it, `output` in words."""
+    """Which encoder made the features: `preprocess` as `Preprocess.to_dict` has it, `output` in words, `classes` the names of
+    the columns of its logits, where known."""
 
     name: str
     fingerprint: str
     embedding_dim: int | None = None
     output: str | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    classes: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from distill.training.config import FitConfig
 from distill.training.setup import sampling_weights
 from evalsuite import knn, probe
 from featcache.classes import Classes, ordered
+from featcache.derivations.mean import Mean
 from featcache.encoder import load_encoder
 from featcache.head import Head
 from featcache.rows import Rows
@@ -357,3 +358,28 @@ def test_labels_stay_where_another_store_has_none(world):
     assert rows.class_names == [*COLOURS]
     assert np.bincount(rows.labels + 1).tolist() == [20, 20, 20, 20]
     assert knn(rows.labelled(), world.stores["test"], k=[1]).metrics["top1@1"].value > 0.5
+
+
+def test_a_store_knows_which_classes_its_logits_are_of(world, tmp_path):
+    """A student as the teacher of another: names of its logits' columns go along, through ensembles too; others are refused."""
+    teacher = fitted(world, tmp_path / "teacher", method="ce", epochs=1)
+    given = {"device": "cpu", "precision": "fp32", "fields": ("embedding", "logits")}
+    store = featcache.extract(world.corpora["train"], f"run:{teacher.path}", tmp_path / "a.zarr", **given)
+    assert Rows.of(store).logit_classes == [*COLOURS]
+    mean = featcache.derive("mean", [store, store], tmp_path / "mean.zarr", of="logits")
+    assert Rows.of(mean).logit_classes == [*COLOURS]
+    joined = featcache.derive(
+        "join", [world.stores["train"], store], tmp_path / "both.zarr", take=("embedding", "logits")
+    )
+    assert Rows.of(joined).logit_classes == [*COLOURS]
+
+    (tmp_path / "others").mkdir()
+    for new, old in zip(("xanthic", "yellow", "zaffre"), COLOURS, strict=True):
+        (tmp_path / "others" / new).symlink_to(Path(world.corpora["train"]) / old)
+    other = featcache.extract(str(tmp_path / "others"), f"run:{teacher.path}", tmp_path / "b.zarr", **given)
+    with pytest.raises(ValueError, match=r"b\.zarr: its logits are of other classes \(blue, green, red, …\)"):
+        distill.fit(other, str(tmp_path / "others"), out=tmp_path / "run", student="tiny", method="kd", device="cpu")
+    turned = Head(np.eye(3, 8), np.zeros(3), np.arange(3), class_names=["red", "green", "blue"])
+    theirs = Rows.from_arrays(np.zeros((60, 8)), logits=np.zeros((60, 3)), head=turned)
+    with pytest.raises(ValueError, match="logits of other classes, or in another order"):
+        Mean(of="logits").open([Rows.of(store), theirs])
