@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from distill.methods import Batch, Features, Fitted, Method
 from distill.objectives import ce, cosines, gathered, relation_fro
 from featcache.rows import Rows
-from featcache.store.layout import EMBEDDING
-from featcache.student import LOGITS
+from featcache.store.layout import EMBEDDING, LOGITS
 
 
 class EGA(Method):
