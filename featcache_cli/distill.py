@@ -406,7 +406,12 @@ def _announce_fit(plan: Any) -> None:
         f"student of {plan.student_weights / 1e6:,.2f} M weights; {plan.steps:,} steps{done}{shared}; "
         f"checkpoints of {plan.checkpoint_bytes / 1e6:,.1f} MB"
     )
-    screen.print(f"expected: {plan.expected}")
+    if plan.classes:
+        names = ", ".join(plan.classes[:3]) + (", …" if len(plan.classes) > 3 else "")
+        none = f"; {plan.unlabelled:,} samples have no label" if plan.unlabelled else ""
+        screen.print(f"classifier: {len(plan.classes):,} classes ({shown(names)}){none}", highlight=False)
+    if plan.expected:
+        screen.print(f"expected: {plan.expected}")
 
 
 def _set(given: dict[str, Any], setting: str) -> None:

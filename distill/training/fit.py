@@ -225,4 +225,6 @@ def _plan(inputs: Inputs, loop: Loop, processes: int) -> FitPlan:
         done=loop.step,
         processes=processes,
         checkpoint_bytes=checkpoint_bytes(inputs.student, inputs.method, inputs.settings),
+        classes=inputs.student.classes or (),
+        unlabelled=inputs.pairs.rows.unlabelled,
     )

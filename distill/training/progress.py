@@ -1,6 +1,7 @@
 """What a fit tells whoever started it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 EPOCHS_A_VIEW = 4
@@ -24,6 +25,8 @@ class FitPlan:
         steps, done: in all, and of an earlier, interrupted run.
         processes: that share every batch.
         checkpoint_bytes: of one; at most three lie on the disk at once.
+        classes: names of what the student's classifier tells apart; none where it has none.
+        unlabelled: samples trained on that have no label.
     """
 
     samples: int
@@ -39,10 +42,15 @@ class FitPlan:
     done: int
     processes: int
     checkpoint_bytes: int
+    classes: Sequence[str] = ()
+    unlabelled: int = 0
 
     @property
     def expected(self) -> str:
-        """What is worth spending on next, as measured (docs/results.md, "How faithfulness grows")."""
+        """What is worth spending on next, as measured (docs/results.md, "How faithfulness grows"); "" of a classifier, for which
+        nothing was."""
+        if self.classes:
+            return ""
         seen = f"{self.samples:,} samples × {self.epochs} epochs"
         if self.epochs < EPOCHS_A_VIEW * self.view_count:
             return f"faithfulness grows with images seen, {seen} here: twice the epochs are worth twice the images"

@@ -383,3 +383,9 @@ def test_a_store_knows_which_classes_its_logits_are_of(world, tmp_path):
     theirs = Rows.from_arrays(np.zeros((60, 8)), logits=np.zeros((60, 3)), head=turned)
     with pytest.raises(ValueError, match="logits of other classes, or in another order"):
         Mean(of="logits").open([Rows.of(store), theirs])
+
+
+def test_the_plan_says_which_classes_and_how_many_rows_have_none(world, tmp_path):
+    plans = []
+    fitted(world, tmp_path / "run", "train", "plain", method="kd", head=world.head, epochs=1, announce=plans.append)
+    assert (plans[0].classes, plans[0].unlabelled, plans[0].expected) == ([*COLOURS], 20, "")
