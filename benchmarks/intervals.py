@@ -23,13 +23,17 @@ from _targets import judge
 
 from evalsuite.intervals import (
     Estimate,
+    aurc,
+    calibration_error,
     cosine_mean,
     decisions,
     difference,
     kappa,
     macro_share,
     mean_of,
+    nll,
     ranking,
+    selective_accuracy,
     share,
     spearman,
 )
@@ -104,6 +108,54 @@ def macros() -> Iterator[Case]:
                     },
                     {"macro_top1": len(rows) ** 2 / (1 / rows).sum() * (1 - float(each.mean()))},
                 )
+
+
+def answers(rng: np.random.Generator, chance: np.ndarray, temperature: float) -> dict[str, Estimate]:
+    """What is measured of answers that are right with these chances, the confidence being their log odds over the temperature;
+    the NLL as of two classes."""
+    right = rng.random(len(chance)) < chance
+    odds = np.log(chance / (1 - chance)) / temperature
+    confidence = np.clip(1 / (1 + np.exp(-odds)), 1e-6, 1 - 1e-6)
+    return {
+        "nll": nll(-np.where(right, np.log(confidence), np.log1p(-confidence))),
+        "ece": calibration_error(confidence, right, 15),
+        "aurc": aurc(confidence, right),
+        "selective": selective_accuracy(confidence, right, 0.8),
+    }
+
+
+def probabilities(sizes: tuple[int, ...] = (60, 200, 1000, 10_000), enough: int = 2_000_000) -> Iterator[Case]:
+    """Calibrated, overconfident and underconfident classifiers, right in 50, 80 and 98 of 100 cases; and two of them on the same
+    rows. The ECE may be too wide: its lower end allows for noise. A few errors decide the NLL and the others."""
+    for a, b in ((2.0, 2.0), (8.0, 2.0), (30.0, 0.7)):
+        many = np.random.default_rng(1).beta(a, b, enough)
+        truths = {t: answers(np.random.default_rng(2), many, t) for t in (1.0, 0.67, 1.67)}
+        for n in sizes:
+            wrong = n * b / (a + b)
+            if wrong < 3:  # no more than one sample in fifty has enough errors for an interval of the NLL
+                continue
+            speaking = {"nll": wrong / 4, "ece": 0.0, "aurc": wrong / 2, "selective": wrong / 4}
+            for t, truth in truths.items():
+                yield (
+                    f"n {n:,}, beta({a:g}, {b:g}), T {t:g}",
+                    {name: each.value for name, each in truth.items()},
+                    lambda rng, n=n, a=a, b=b, t=t: answers(rng, rng.beta(a, b, n), t),
+                    speaking,
+                )
+
+            def two(rng: np.random.Generator, n: int = n, a: float = a, b: float = b) -> dict[str, Estimate]:
+                chance = rng.beta(a, b, n)
+                one, other = answers(rng, chance, 1.0), answers(rng, chance, 0.67)
+                return {f"B − A, {name}": difference(one[name], other[name]) for name in one if name != "ece"}
+
+            apart = {f"B − A, {name}": truths[0.67][name].value - of.value for name, of in truths[1.0].items()}
+            del apart["B − A, ece"]
+            yield (
+                f"n {n:,}, beta({a:g}, {b:g}), T 1 and 0.67",
+                apart,
+                two,
+                {f"B − A, {name}": of for name, of in speaking.items()},
+            )
 
 
 def scores(kind: str, auroc: float) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
@@ -362,7 +414,7 @@ def main() -> None:
     options = parser.parse_args()
     targets = []
     print(f"{'case':44} {'metric':18} {'coverage':>8} {'width':>7} {'none':>6}")
-    for part in (accuracies, macros, alikes, rankings, differences, others):
+    for part in (accuracies, macros, probabilities, alikes, rankings, differences, others):
         for case in part():
             name, _, _, speaking = case
             for metric, coverage, width, none, rejected in covered(case, options.samples):

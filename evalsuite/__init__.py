@@ -10,6 +10,7 @@ from evalsuite.report import report
 
 if TYPE_CHECKING:
     from evalsuite.comparison import compare
+    from evalsuite.evaluators.classify import classify
     from evalsuite.evaluators.fidelity import fidelity
     from evalsuite.evaluators.knn import knn
     from evalsuite.evaluators.ood import ood
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from evalsuite.evaluators.robustness import robustness
     from evalsuite.result import Metric, Result
 
-__all__ = ["Metric", "Result", "compare", "fidelity", "knn", "ood", "probe", "report", "robustness"]
+__all__ = ["Metric", "Result", "classify", "compare", "fidelity", "knn", "ood", "probe", "report", "robustness"]
 
 _MODULE_OF = {"Metric": "result", "Result": "result", "compare": "comparison"}
 

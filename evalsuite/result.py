@@ -47,6 +47,8 @@ class Result:
     `samples` holds what was measured of each sample, which a report draws and a comparison pairs by `sample_id`:
 
     - knn and probe: `sample_id` (n,) and, for each accuracy, whether the sample was right, under the metric's name.
+    - classify: the same; under `classify/nll` that of each sample, under `classify/ece` the probability of the predicted class,
+      under `classify/selective_top1@C` whether it is among the surest; the first two also under `classify/calibrated/…`.
     - robustness: the same under `clean/top1@K`, `CORRUPTION/SEVERITY/top1@K` and `pgd/EPS/top1` or
       `autoattack/EPS/top1`.
     - ood, SET being `id_test`, `near/NAME`, `far/NAME` or `csid/NAME`: `sample_id/SET` (n,), `score/DETECTOR/SET` (n,), and

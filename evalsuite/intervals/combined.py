@@ -54,7 +54,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
         guard = PRIOR_ROWS / (differing + PRIOR_ROWS) * Z**2 / (n + Z**2)
         half = math.hypot(student(n - 1) * float(influence.std(ddof=1)) / math.sqrt(n), guard) if n > 1 else 1.0
         parts[source] = Part(half, half, influence)
-    return Estimate(value, parts, least=-1.0)
+    return Estimate(value, parts, least=b.least - a.most, most=b.most - a.least)
 
 
 def _tango(difference: Float[np.ndarray, " n"]) -> tuple[float, float]:

@@ -25,12 +25,14 @@ class EvaluatorContract:
         stores: the fields that are given a store; by default those that must be. Each gets rows of three labelled clusters
             in 8 dimensions, by one encoder, of the same samples and never the same values.
         options: what else it is given; small, so that it is quick.
+        logits: whether these stores hold logits of the three classes, too.
         runs: whether that is all that it needs.
     """
 
     name: str
     stores: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {}
+    logits: ClassVar[bool] = False
     runs: ClassVar[bool] = True
 
     @pytest.fixture
@@ -47,7 +49,8 @@ class EvaluatorContract:
         for name in self.stores or [name for name in inputs(registered) if name in required]:
             rows = 3 * np.eye(3, 8)[labels] + rng.normal(size=(60, 8))
             path = tmp_path / f"{name}.zarr"
-            write_store(path, rows, labels=labels, class_names=["ant", "bee", "cat"])
+            logits = rows[:, :3] if self.logits else None
+            write_store(path, rows, labels=labels, class_names=["ant", "bee", "cat"], logits=logits)
             given[name] = {"other": str(path)} if flags(registered)[name].kind == "stores" else str(path)
         return registered(**given)
 

@@ -20,6 +20,10 @@ class TestProbe(EvaluatorContract):
     name, options = "probe", {"c": 1.0, "device": "cpu"}
 
 
+class TestClassify(EvaluatorContract):
+    name, stores, logits = "classify", ("test", "calibrate"), True
+
+
 class TestFidelity(EvaluatorContract):
     name, options = "fidelity", {"k": 3}
 

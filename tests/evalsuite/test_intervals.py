@@ -12,11 +12,14 @@ from evalsuite import Metric, Result
 from evalsuite.intervals import (
     LEAST_FOR_THRESHOLD,
     LEAST_ROWS,
+    aurc,
+    calibration_error,
     cosine_mean,
     difference,
     kappa,
     macro_share,
     mean_of,
+    nll,
     ranking,
     share,
 )
@@ -233,9 +236,55 @@ def test_a_mean_of_cosines_is_students(rng):
     assert cosine_mean(np.ones(50)).none == "all of the 50 cosines are the same"
 
 
+def test_the_influences_on_the_area_under_risk_and_coverage_are_derivatives(rng):
+    """By one row's weight, of weights that keep their sum, in float64: E[wrong · −ln c], no two confidences alike."""
+    n = 400
+    confidence, right = rng.random(n), rng.random(n) < 0.7
+    order = np.argsort(-confidence)
+
+    def area(weight):
+        weight = weight / weight.sum()
+        at_least = weight[order].cumsum() - weight[order] / 2
+        return (weight * ~right)[order] @ -np.log(at_least)
+
+    found = aurc(confidence, right)
+    assert found.value == pytest.approx(area(np.ones(n)), abs=5e-3)
+    influence = found.parts["rows"].influence
+    for row in (0, 7, 100, 399):
+        moved = np.ones(n)
+        moved[row] += 1e-5
+        slope = (area(moved) - area(np.ones(n))) * n / 1e-5
+        assert slope == pytest.approx(influence[row] - influence.mean(), abs=0.02)
+
+
+def test_a_mean_of_skewed_values_has_halls_interval(rng):
+    """The bounds are where his transform of Student's ratio is ± t."""
+    values = rng.exponential(size=200)
+    low, high = nll(values).ci95
+    mean, sd, bound = values.mean(), values.std(ddof=1), t.ppf(0.975, 199)
+    skew = ((values - mean) ** 3).mean() / sd**3
+    for at, y in ((low, bound), (high, -bound)):
+        ratio = math.sqrt(200) * (mean - at) / sd
+        g = ratio + skew / math.sqrt(200) * (ratio**2 / 3 + 1 / 6) + skew**2 / 200 * ratio**3 / 27
+        assert g == pytest.approx(y, abs=2e-3)
+    assert mean - low < high - mean
+
+
+def test_few_rows_tell_nothing_of_probabilities():
+    assert "49 rows, fewer than 50" in nll(np.ones(49)).none
+    assert nll(np.append(np.zeros(99), 5.0)).none == "1 rows have a class of a probability under ½, fewer than 5"
+    assert "149 rows in 15 bins, fewer than 150" in calibration_error(np.ones(149), np.ones(149, bool), 15).none
+    assert nll(np.full(60, 2.0)).none == "all of the 60 values are the same"
+
+
 def test_no_rows_are_refused():
     none = np.zeros(0, bool)
-    for measure in (share, lambda rows: macro_share(rows, np.zeros(0, int)), lambda rows: cosine_mean(rows * 1.0)):
+    for measure in (
+        share,
+        lambda rows: macro_share(rows, np.zeros(0, int)),
+        lambda rows: cosine_mean(rows * 1.0),
+        lambda rows: nll(rows * 1.0),
+    ):
         with pytest.raises(ValueError, match="there are no rows"):
             measure(none)
 
@@ -247,7 +296,7 @@ def test_why_there_is_none_is_in_the_file(tmp_path):
     assert path.read_text().count("no_ci95") == 1
 
 
-@pytest.mark.parametrize("part", ["accuracies", "macros", "rankings", "differences"])
+@pytest.mark.parametrize("part", ["accuracies", "macros", "probabilities", "rankings", "differences"])
 def test_a_part_of_the_simulation(part, monkeypatch):
     """A few of the benchmark's cases, 60 samples each: 93 % less three standard errors."""
     from pathlib import Path
@@ -255,8 +304,12 @@ def test_a_part_of_the_simulation(part, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import intervals
 
-    given = {"sizes": ((500, 10), (50, 50)), "enough": 60_000} if part == "rankings" else {}
-    cases = [case for i, case in enumerate(getattr(intervals, part)(**given)) if i % (14 if given else 28) == 4]
+    small: dict = {
+        "rankings": {"sizes": ((500, 10), (50, 50)), "enough": 60_000},
+        "probabilities": {"sizes": (200, 1000), "enough": 400_000},
+    }
+    given, every = small.get(part, {}), {"rankings": 14, "probabilities": 5}.get(part, 28)
+    cases = [case for i, case in enumerate(getattr(intervals, part)(**given)) if i % every == 4]
     assert len(cases) >= 2
     for case in cases:
         for metric, coverage, _, none, rejected in intervals.covered(case, 60):
