@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from featcache.inputs.images import Preprocess
 from featcache.plugins import load_plugin, only_class
 from featcache.rows import Rows
 
@@ -30,6 +31,7 @@ class Batch:
         view: which of its stored views the teacher's features are of.
         label: class of each sample; −1 where there is none.
         weight: how much each sample counts, as the stores' field `weight` says; 1 where they have none.
+        preprocess: how `inputs` were made of pixels; the student's.
     """
 
     features: Features
@@ -38,6 +40,7 @@ class Batch:
     view: Int64[Tensor, " b"]
     label: Int64[Tensor, " b"]
     weight: Float[Tensor, " b"]
+    preprocess: Preprocess
 
     def __getitem__(self, field: str) -> Tensor:
         return self.features[field]
@@ -103,7 +106,11 @@ class Method(nn.Module):
         return None
 
     def inputs(self, batch: Batch, student: nn.Module) -> Tensor:
-        """What the student is shown of the batch: an attack on it, say."""
+        """What the student is shown of the batch: an attack on it, say. The student's weights get no gradient here.
+
+        Args:
+            student: gives features of images by `student(images, fields)`. Of several processes, this one's own.
+        """
         return batch.inputs
 
     def weights(self, epoch: int) -> Float[np.ndarray, " rows"] | None:

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from distill.methods import Batch, Features, Fitted, Method, fitted_tensors, load_method
-from featcache.inputs.images import PARAMETERS
+from featcache.inputs.images import PARAMETERS, Preprocess
 from featcache.rows import Rows
 from featcache.store import FeatureStore, create_store
 from featcache.store.layout import OK
@@ -63,6 +63,7 @@ def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None
         torch.zeros_like(none),
         none if label is None else label,
         torch.ones(len(none)),
+        Preprocess(resize=8, crop=8, size=8),
     )
 
 
@@ -86,6 +87,19 @@ def classified(student: Features) -> Features:
     embedding = student["embedding"]
     weight = torch.randn(embedding.shape[1], CLASSES, generator=torch.Generator().manual_seed(2))
     return {**student, "logits": embedding @ weight}
+
+
+class SmallStudent(nn.Module):
+    """Of images: embedding and logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, STUDENT, 3), nn.BatchNorm2d(STUDENT)
+        self.classifier = nn.Linear(STUDENT, CLASSES)
+
+    def forward(self, images: Tensor, fields: Sequence[str]) -> Features:
+        embedding = self.norm(self.convolution(images)).relu().mean((2, 3))
+        return {"embedding": embedding, "logits": self.classifier(embedding)}
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
@@ -206,6 +220,22 @@ class MethodContract:
             assert term.shape == (), name
             assert term.isfinite(), name
 
+    def test_what_the_student_is_shown_follows_from_the_seed_and_leaves_nothing_in_it(
+        self, method: Method, teacher: Batch
+    ) -> None:
+        batch, student = replace(teacher, inputs=torch.randn(ROWS, 3, 8, 8)), SmallStudent().train()
+        student.norm.eval()
+        shown = []
+        for _ in range(2):
+            torch.manual_seed(5)
+            shown.append(method.inputs(batch, student))
+        assert torch.equal(shown[0], shown[1])
+        assert shown[0].shape == batch.inputs.shape
+        assert shown[0].isfinite().all()
+        assert not shown[0].requires_grad
+        assert [module.training for module in student.modules()] == [True, True, False, True]
+        assert all(weight.grad is None and weight.requires_grad for weight in student.parameters())
+
     def test_loss_reaches_all_of_the_student(self, method: Method, teacher: Batch, student: Features) -> None:
         total(method.loss(student, teacher)).backward()
         for name, output in student.items():
@@ -254,6 +284,7 @@ class MethodContract:
             batch = Batch(
                 {name: there(value) for name, value in teacher.features.items()},
                 *(there(value) for value in (teacher.inputs, teacher.row, teacher.view, teacher.label, teacher.weight)),
+                teacher.preprocess,
             )
             target, terms = (
                 method.target(batch),

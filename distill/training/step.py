@@ -199,7 +199,8 @@ class Training:
 
         features = {name: send(rows).float() for name, rows in drawn.features.items()}
         images = self._preprocess.to_model(send(drawn.pixels))
-        return Batch(features, images, send(drawn.row), send(drawn.view), send(drawn.label), send(drawn.weight))
+        row, view, label, weight = (send(rows) for rows in (drawn.row, drawn.view, drawn.label, drawn.weight))
+        return Batch(features, images, row, view, label, weight, self._preprocess)
 
     def _seed(self, step: int) -> None:
         """What is drawn at a step (dropout) follows from its number, so a resumed run draws the same."""

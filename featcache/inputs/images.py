@@ -178,6 +178,11 @@ class Preprocess(Input[Image.Image, View]):
         mean, std = (_line(each, rendered.shape[2], rendered.device) for each in (self.mean, self.std))
         return rendered.flatten(2).float().sub_(mean).div_(std).view(rendered.shape).permute(0, 3, 1, 2)
 
+    def limits(self, device: Any) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+        """What `to_model` makes of black and of white pixels: the range of its values. A 255th of what lies between is one
+        step of a pixel."""
+        return _limits(self, device)
+
     def _resized(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Resized (width, height) and the crop's (left, top), rounded as torchvision rounds them."""
         (width, height), resize, crop = size, self.resize, self.crop
@@ -209,6 +214,17 @@ def image_input(record: Mapping[str, Any]) -> Preprocess:
 
 
 open_input = Preprocess.from_dict
+
+
+@cache
+def _limits(preprocess: Preprocess, device: Any) -> tuple[Tensor, Tensor]:
+    """Kept, as `_line`."""
+    import torch
+
+    with torch.inference_mode(False):  # training uses it too
+        pixels = torch.tensor([0, 255], dtype=torch.uint8, device=device)[:, None, None, None]
+        black, white = preprocess.to_model(pixels.repeat(1, 1, 1, 3))
+    return black, white
 
 
 @cache
