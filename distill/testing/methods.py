@@ -281,10 +281,10 @@ class MethodContract:
                     key: nn.Parameter(there(w), w.requires_grad) for key, w in weights.items() if w is not None
                 }
                 module._buffers |= {key: there(value) for key, value in buffers.items() if value is not None}
-            batch = Batch(
-                {name: there(value) for name, value in teacher.features.items()},
-                *(there(value) for value in (teacher.inputs, teacher.row, teacher.view, teacher.label, teacher.weight)),
-                teacher.preprocess,
+            batch = replace(
+                teacher,
+                features={name: there(value) for name, value in teacher.features.items()},
+                **{name: there(getattr(teacher, name)) for name in ("inputs", "row", "view", "label", "weight")},
             )
             target, terms = (
                 method.target(batch),
