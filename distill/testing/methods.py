@@ -284,7 +284,11 @@ class MethodContract:
             batch = replace(
                 teacher,
                 features={name: there(value) for name, value in teacher.features.items()},
-                **{name: there(getattr(teacher, name)) for name in ("inputs", "row", "view", "label", "weight")},
+                inputs=there(teacher.inputs),
+                row=there(teacher.row),
+                view=there(teacher.view),
+                label=there(teacher.label),
+                weight=there(teacher.weight),
             )
             target, terms = (
                 method.target(batch),
