@@ -13,8 +13,7 @@ from distill.methods import Batch, Features, Method
 from distill.objectives import ce
 from featcache.pgd import STRIDE, Box, ascend, refuse_epsilon
 from featcache.rows import Rows
-from featcache.store.layout import EMBEDDING
-from featcache.student import LOGITS
+from featcache.store.layout import EMBEDDING, LOGITS
 
 MEASURED = 10_000
 """Rows, at most, that the targets' entropy is taken over."""
