@@ -159,7 +159,7 @@ class Encoder:
 
 
 def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
-    """Load a frozen encoder by its spec: `LIBRARY/NAME…`, `run:PATH` for a trained student, or `MODULE:CALLABLE`.
+    """Load a frozen encoder by its spec: `LIBRARY/NAME…`, `run:PATH[@epoch=N]` for a trained student, or `MODULE:CALLABLE`.
 
     Args:
         trust_code: a student `MODULE:CALLABLE` in the folder of `run:PATH` may be imported. One in the spec is.

@@ -18,6 +18,7 @@ from featcache.geometry import one_sided
 from featcache.inputs.images import Preprocess, image_input
 from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
+from featcache.run_folder import RECORD, WEIGHTS, find, split_spec
 from featcache.specs import code_in, names_code, naming, refuse_code
 from featcache.store.layout import LOGITS
 
@@ -182,7 +183,7 @@ def open_student(
         spec: "tiny" or "tiny:FILE"; "timm/NAME", or as a teacher with weights of its own "timm/NAME[.TAG]:FILE",
             "timm/local-dir:FOLDER", "timm/hf-hub:…"; the image tower "open_clip/NAME", "open_clip/NAME:CHECKPOINT",
             "open_clip/NAME:TAG[:CHECKPOINT]"; of any other library that makes models to be trained; "run:FOLDER", the
-            student of a finished run; or "MODULE:CALLABLE", importable from here too, that returns an `nn.Module` from
+            student of a finished run, "run:FOLDER@epoch=N", one kept on the way; or "MODULE:CALLABLE", importable from here too, that returns an `nn.Module` from
             (B, 3, S, S) to (B, D).
         embedding_dim: width of its output; its own when None.
         classes: see `Student`; those of a run when None.
@@ -224,17 +225,21 @@ def make_student(
 
 
 def load_student(folder: str | os.PathLike[str], *, trust_code: bool = False) -> tuple[Student, dict[str, Any]]:
-    """The trained student of a run folder, in eval mode, and its record (`student.json`).
+    """The trained student of a run folder, in eval mode, and its record (`student.json`); of `FOLDER@epoch=N` or
+    `FOLDER@step=N` one that the run, finished or not, kept on the way.
 
     Nothing is fetched. A student `MODULE:CALLABLE` imports that module again, where code is trusted.
 
     Raises:
-        ValueError: the folder holds no finished student, its weights are not of the architecture it names, or that is
+        ValueError: the folder holds no such student, its weights are not of the architecture it names, or that is
             code and not trusted.
     """
+    if split_spec(folder)[1]:
+        kept = find(folder)
+        return _filled(kept.record, kept.path, kept.path, trust_code), kept.record
     folder = Path(folder)
     try:
-        record = json.loads((folder / "student.json").read_text())
+        record = json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, NotADirectoryError):
         unfinished = (folder / "config.toml").exists()
         remedy = (
@@ -242,20 +247,26 @@ def load_student(folder: str | os.PathLike[str], *, trust_code: bool = False) ->
         )
         raise ValueError(f"{folder}: holds no finished student (student.json); {remedy}") from None
     except ValueError:
-        raise ValueError(f"{folder / 'student.json'}: is damaged; train again with another --out") from None
-    with naming(folder / "student.json"):
+        raise ValueError(f"{folder / RECORD}: is damaged; train again with another --out") from None
+    return _filled(record, folder / RECORD, folder / WEIGHTS, trust_code), record
+
+
+def _filled(record: Any, said_in: Path, weights: Path, trust_code: bool) -> Student:
+    """A student built as a record says, with weights from a file, in eval mode."""
+    with naming(said_in):
         library, rest = _recorded_library(record, trust_code)
         model = library.rebuild_model(rest, record)
         student = _checked(record["architecture"], model, record["embedding_dim"], **_optional(record))
-    weights = folder / "student.safetensors"
     if not weights.exists():
-        raise ValueError(f"{weights}: is gone; `distill fit --out {folder} --resume` makes it from the last checkpoint")
+        raise ValueError(
+            f"{weights}: is gone; `distill fit --out {weights.parent} --resume` makes it from the last checkpoint"
+        )
     try:
         student.load_state_dict(read_weights(str(weights)))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()[:120]
         raise ValueError(f"{weights}: does not fit {record['architecture']} as built here ({reason})") from None
-    return student.eval(), record
+    return student.eval()
 
 
 def _library(spec: str) -> tuple[ModuleType, str] | None:
@@ -295,7 +306,7 @@ def _recorded_library(record: Any, trust_code: bool) -> tuple[ModuleType, str]:
 def _continued(
     spec: str, embedding_dim: int | None, classes: Sequence[str] | None, image_size: int | None, trust_code: bool
 ) -> Student:
-    """The student of a finished run; with a new projection where another width, a new classifier where other classes are
+    """The student of a run; with a new projection where another width, a new classifier where other classes are
     asked for."""
     student, record = load_student(spec.partition(":")[2], trust_code=trust_code)
     if image_size and image_size != student.image_size:

@@ -291,7 +291,7 @@ class ExportPrecision(StrEnum):
 
 @app.command("export")
 def export_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or FOLDER@epoch=N.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist.")],
     format: Annotated[
         RunFormat, typer.Option(help="safetensors for plain timm or torch; ONNX for any batch size.")

@@ -32,6 +32,7 @@ def write_card(
         difference: largest found between the exported model and the student.
         results: contents of evalsuite's result files.
     """
+    at = record.get("snapshot", {})
     config, preprocess = run.config or {}, Preprocess.from_dict(record["preprocess"])
     teacher = str(record.get("teacher", "unknown"))
     trained_on = [record["trained_on"]] if "trained_on" in record else []
@@ -59,6 +60,7 @@ def write_card(
                 ),
                 ("method", str(record.get("method", "unknown"))),
                 *([("unfinished", record["unfinished"])] if "unfinished" in record else []),
+                *([("kept on the way", "after {epoch:g} epochs, {step:,} steps".format(**at))] if at else []),
             ],
         ),
         "## Loading",
@@ -69,7 +71,7 @@ def write_card(
         f"`{student.gives} = model(pixels(Image.open(path)))`. featcache itself rounds the crop to whole pixels of the resized "
         "image, so a border may differ by a pixel.",
         "## Metrics",
-        *_metrics(run, results),
+        *_metrics(run, results, at.get("step")),
         "## Training",
         f"```toml\n{tomli_w.dumps({key: _public(value) for key, value in config.items()})}```",
         "## Licence",
@@ -111,10 +113,12 @@ def _data(config: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _metrics(run: Run, results: Sequence[dict[str, Any]]) -> list[str]:
-    final = run.metrics[-1] if run.metrics else {}
+def _metrics(run: Run, results: Sequence[dict[str, Any]], step: int | None) -> list[str]:
+    """Those of the last epoch that ended by that step, of the last of all when it is None; and the results'."""
+    metrics = [each for each in run.metrics if step is None or each["step"] <= step]
+    final = metrics[-1] if metrics else {}
     parts = [
-        "At the end of training:",
+        "At the end of training:" if step is None else "By then:",
         _table(("metric", "value"), [(name, f"{value:.6g}") for name, value in final.items()]),
     ]
     for result in results:

@@ -19,6 +19,7 @@ from distill.exporting.onnx import Preprocessed, write_onnx
 from distill.training.run import Run
 from featcache.disk.durable import appearing
 from featcache.inputs.images import Preprocess
+from featcache.run_folder import split_spec
 from featcache.student import Student, load_student
 
 FORMATS = ("safetensors", "onnx")
@@ -60,7 +61,8 @@ def export(
     trust_code: bool = False,
     results: Sequence[str | os.PathLike[str]] = (),
 ) -> Exported:
-    """Write the student of a run to a new folder, which appears whole or not at all.
+    """Write the student of a run, or of `FOLDER@epoch=N` one that it kept on the way, to a new folder, which appears whole or
+    not at all.
 
     "safetensors": `model.safetensors`, `config.json` (timm's own layout for timm models) and `README.md`, whose code
     loads it without featcache. "onnx": `model.onnx` for normalised float32 images (batch, 3, S, S), any batch size,
@@ -85,11 +87,13 @@ def export(
             raise ValueError(f"unknown {name} {given!r}; known: {', '.join(known)}")
     if with_preprocessing and format != "onnx":
         raise ValueError("preprocessing can be put into ONNX files only; give format onnx, or leave it out")
-    run, out = run if isinstance(run, Run) else Run(run), Path(out)
+    spec, out = run.path if isinstance(run, Run) else run, Path(out)
+    folder, snapshot, _ = split_spec(spec)
+    run = Run(folder)
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out}: exists; choose another name or remove it")
-    newest = unfinished and not run.finished
-    student, record = _newest(run, trust_code) if newest else load_student(run.path, trust_code=trust_code)
+    newest = unfinished and not run.finished and not snapshot
+    student, record = _newest(run, trust_code) if newest else load_student(spec, trust_code=trust_code)
     preprocess = Preprocess.from_dict(record["preprocess"])
     evaluated = [_read_result(path) for path in results]
 

@@ -19,7 +19,7 @@ OPTIMIZERS = ("adamw", "lars", "sgd")
 SCHEDULES = ("cosine", "step")
 KEPT = ("last", "best")
 SAMPLINGS = ("each", "balanced", "weight")
-LATER = ("any_precision", "head", "sampling", "momentum", "schedule", "milestones", "gamma")
+LATER = ("any_precision", "head", "sampling", "momentum", "schedule", "milestones", "gamma", "keep_checkpoints")
 """Settings that `config.toml` leaves out where they are at their default, as it did before there were any."""
 LR, LR_BATCH = 3e-3, 256
 """The peak learning rate where none is given, and the batch size that it is meant for."""
@@ -60,7 +60,8 @@ class FitConfig:
 
     Attributes:
         student: `tiny[:FILE]`, `timm/NAME`, `timm/NAME[.TAG]:FILE`, `timm/local-dir:FOLDER`, `timm/hf-hub:…`,
-            `open_clip/NAME[:TAG][:CHECKPOINT]`, `run:FOLDER` (a finished run's student) or `MODULE:CALLABLE`.
+            `open_clip/NAME[:TAG][:CHECKPOINT]`, `run:FOLDER` (a finished run's student),
+            `run:FOLDER@epoch=N` (one that a run kept on the way, see `keep_checkpoints`) or `MODULE:CALLABLE`.
         method: a name from `distill/methods/`; "tintem" is the paper's.
         epochs: passes over the samples, each in one view.
         batch_size: samples a step, over all processes and all parts of an accumulated step.
@@ -104,6 +105,8 @@ class FitConfig:
         keep: which student is saved, the "last" or the "best": of the evaluations that with the highest accuracy of its
             classifier, where it has one, else by kNN, without labels the highest cosine to the target, else Gram
             correlation. "best" evaluates after every epoch unless `eval_every` says otherwise.
+        keep_checkpoints: epochs, which may be a fraction, after each of which the student as it then is stays in the run
+            folder, as `run:FOLDER@epoch=N` and `run:FOLDER@step=N`; 0 keeps none.
         method_options: keyword arguments of the method.
     """
 
@@ -139,6 +142,7 @@ class FitConfig:
     eval_every: int = 0
     holdout: float = 0.0
     keep: str = "last"
+    keep_checkpoints: float = 0.0
     method_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -162,16 +166,16 @@ class FitConfig:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
         for name in (
             *("weight_decay", "embedding_dim", "image_size", "warmup_epochs", "min_lr", "clip_norm", "eval_every"),
-            *("ema", "holdout", "patch_size", "drop_path", "seed", "momentum"),
+            *("ema", "holdout", "patch_size", "drop_path", "seed", "momentum", "keep_checkpoints"),
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("ema", "holdout", "drop_path", "momentum"):
             if not getattr(self, name) < 1:
                 raise ValueError(f"{name} must be less than 1, got {getattr(self, name)}")
-        assert self.warmup_epochs is not None
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} is more than the {self.epochs} epochs; lower it")
+        for name in ("warmup_epochs", "keep_checkpoints"):
+            if getattr(self, name) > self.epochs:
+                raise ValueError(f"{name} {getattr(self, name)} is more than the {self.epochs} epochs; lower it")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be accumulated in {self.accumulate} equal parts")
         for name, known in (

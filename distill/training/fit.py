@@ -25,6 +25,7 @@ from featcache.encoder import Encoder
 from featcache.head import Head
 from featcache.machine import keep_freed_memory, resolve_device
 from featcache.models.run import Trained
+from featcache.run_folder import split_spec
 from featcache.stop import stoppable
 
 __all__ = ["FitConfig", "FitPlan", "FitProgress", "fit", "load_method"]
@@ -175,7 +176,7 @@ def _claim_and_prepare(
     """
     method, settings = inputs.method, inputs.settings
     if not run.finished:
-        run.refuse_small_disk(checkpoint_bytes(inputs.student, method, settings))
+        run.refuse_small_disk(checkpoint_bytes(inputs.student, method, settings), *_snapshots(inputs))
     run.open(inputs.config, resume=resume)
     if run.finished:
         return True, {}, None
@@ -186,14 +187,26 @@ def _claim_and_prepare(
     return False, report, method
 
 
+def _snapshots(inputs: Inputs) -> tuple[int, int]:
+    """How many the run will keep, and the bytes of each."""
+    settings = inputs.settings
+    if not settings.keep_checkpoints:
+        return 0, 0
+    steps = settings.epochs * inputs.pairs.batches(settings.batch_size)
+    size = sum(value.nbytes for value in inputs.student.state_dict().values())
+    return min(steps, int(settings.epochs / settings.keep_checkpoints + 1e-6)), size
+
+
 def _mapping_of_student(inputs: Inputs) -> Fitted | None:
     """The mapping of the run that the student is taken from, where this one would fit the same kind for the same teacher:
     a student that follows one mapping would have to learn another anew."""
-    source, _, folder = inputs.settings.student.partition(":")
-    earlier = Run(folder).config if source == "run" else None
+    source, _, rest = inputs.settings.student.partition(":")
+    folder = split_spec(rest)[0] if source == "run" else None
+    earlier = Run(folder).config if folder else None
     now = json.loads(json.dumps(inputs.config))
     if earlier is None or any(earlier.get(key) != now[key] for key in ("teacher", "method", "method_options")):
         return None
+    assert folder
     return Run(folder).load_mapping()
 
 

@@ -15,7 +15,7 @@ from distill.pairs import Drawn
 from distill.training.interrupt import PutOffInterrupt
 from distill.training.progress import FitProgress
 from distill.training.run import KEEP, Run, difference
-from distill.training.schedule import learning_rate, steps_of
+from distill.training.schedule import kept_after, learning_rate, steps_of
 from distill.training.setup import Inputs, sampling_weights
 from distill.training.step import Training
 
@@ -106,8 +106,11 @@ class Loop:
             self.step += 1
             self._run.begun = True
             within = self.step % self._per_epoch > 0
-            if self.step % LOG_EVERY == 0 or not within:
+            kept = kept_after(self.step, settings.keep_checkpoints, self._per_epoch)
+            if self.step % LOG_EVERY == 0 or not within or kept is not None:
                 self._read(at)
+                if kept is not None:
+                    self._keep_snapshot(kept)
                 if (self.step - epoch * self._per_epoch) % points == 0 or not within:
                     self._record_step(lr)
                 if within and time.monotonic() - self._saved >= self._seconds:
@@ -156,6 +159,11 @@ class Loop:
             return self.training.saved.state_dict(), {}
         best = dict(self._best)
         return best.pop("student"), {"kept": best}
+
+    def _keep_snapshot(self, epoch: float) -> None:
+        if self._accelerator.is_main_process:
+            record = {**self._inputs.student_record, "snapshot": {"epoch": epoch, "step": self.step}}
+            self._run.save_snapshot(self.step, self.training.saved.state_dict(), record)
 
     def save(self, finished: bool = False) -> None:
         """Write a checkpoint and the metrics so far, in the main process; the last one, without the optimizer's state, in

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from featcache.disk.durable import replacing
 from featcache.disk.refusals import writing
+from featcache.run_folder import RECORD, SNAPSHOTS, WEIGHTS
 
 log = logging.getLogger("distill")
 
@@ -61,7 +62,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return all((self.path / name).exists() for name in ("student.json", "student.safetensors"))
+        return all((self.path / name).exists() for name in (RECORD, WEIGHTS))
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -194,14 +195,15 @@ class Run:
         """Oldest first."""
         return sorted((self.path / "checkpoints").glob("step-*.pt"))
 
-    def refuse_small_disk(self, checkpoint_bytes: int) -> None:
-        """Those kept and the one being written must fit.
+    def refuse_small_disk(self, checkpoint_bytes: int, snapshots: int = 0, snapshot_bytes: int = 0) -> None:
+        """Those kept and the one being written must fit, and so many snapshots.
 
         Raises:
             OSError: they do not.
         """
         folder = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        need = (KEEP + 1 - len(self.checkpoints)) * checkpoint_bytes
+        missing = max(0, snapshots - len(list((self.path / SNAPSHOTS).glob("step-*.safetensors"))))
+        need = (KEEP + 1 - len(self.checkpoints)) * checkpoint_bytes + missing * snapshot_bytes
         free = shutil.disk_usage(folder).free
         if need > free:
             raise OSError(
@@ -220,6 +222,12 @@ class Run:
         }
         self._write(name, safetensors.torch.save(own, metadata))
 
+    def save_snapshot(self, step: int, student: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+        """A student that is kept whatever comes, as `featcache.run_folder` reads it. What a killed process left half-written
+        is written anew by the one that goes on."""
+        (self.path / SNAPSHOTS).mkdir(exist_ok=True)
+        self.save_tensors(f"{SNAPSHOTS}/step-{step:08d}.safetensors", student, {"record": json.dumps(record)})
+
     def save_mapping(self, tensors: Mapping[str, torch.Tensor], report: Mapping[str, float]) -> None:
         """The method's own tensors; what `prepare` reported goes along, as JSON in the file's metadata."""
         self.save_tensors("mapping.safetensors", tensors, {"report": json.dumps(report)})
@@ -235,10 +243,10 @@ class Run:
 
     def finish(self, student: Mapping[str, torch.Tensor], record: Mapping[str, Any], head: bytes | None = None) -> None:
         """The student's weights, its classifier as `featcache.head.Head` reads it where it has one, and its record, last."""
-        self.save_tensors("student.safetensors", student)
+        self.save_tensors(WEIGHTS, student)
         if head:
             self._write("head.safetensors", head)
-        self._write("student.json", json.dumps(record, indent=2) + "\n")
+        self._write(RECORD, json.dumps(record, indent=2) + "\n")
 
     def _write(self, name: str, content: str | bytes | Callable[[IO[bytes]], Any], size: int = 0) -> None:
         """Write beside the file, sync, then rename: it is whole or as it was.

@@ -12,6 +12,7 @@ from torch import nn
 
 from distill.training.config import FitConfig
 from distill.training.lars import Lars
+from featcache.run_folder import EPOCH_DIGITS
 
 
 def learning_rate(
@@ -37,6 +38,14 @@ def steps_of(epochs: float | None, per_epoch: int) -> int:
     """Whole steps in so many epochs, which may be a fraction."""
     assert epochs is not None
     return int(epochs * per_epoch + 1e-6)
+
+
+def kept_after(step: int, every: float, per_epoch: int) -> float | None:
+    """How many epochs a multiple of `every` is that this step, of those numbered from 1, completes; None where none is."""
+    if not every:
+        return None
+    before, now = (math.floor(each / (every * per_epoch) + 1e-6) for each in (step - 1, step))
+    return round(now * every, EPOCH_DIGITS) if now > before else None
 
 
 def make_optimizer(modules: Sequence[nn.Module], settings: FitConfig) -> torch.optim.Optimizer:

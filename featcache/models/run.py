@@ -1,5 +1,5 @@
-"""`run:PATH`: a student that `distill fit` trained, read from its run folder. That is data: code that it names is run
-only where the user trusts it."""
+"""`run:PATH`: a student that `distill fit` trained, read from its run folder, or one that it kept on the way,
+`run:PATH@epoch=N` or `run:PATH@step=N`. That is data: code that it names is run only where the user trusts it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from featcache.inputs.images import image_input
 from featcache.models import Features, Model
+from featcache.run_folder import student_files
 from featcache.student import Student, load_student
 
 
@@ -34,4 +35,4 @@ def open_model(rest: str, *, trust_code: bool = False) -> Trained:
 
 
 def named_files(rest: str) -> list[str]:
-    return [os.path.join(rest, "student.json"), os.path.join(rest, "student.safetensors")]
+    return student_files(rest)

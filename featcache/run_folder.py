@@ -1,0 +1,89 @@
+"""Students in run folders, as everybody reads them: that of a finished run, `FOLDER`, and those that were kept on the way,
+`FOLDER@epoch=N` or `FOLDER@step=N`."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+RECORD, WEIGHTS = "student.json", "student.safetensors"
+SNAPSHOTS = "snapshots"
+"""Of the students kept on the way: one file of weights each, whose record is in its metadata."""
+EPOCH_DIGITS = 4
+"""Behind the point: a third of an epoch is 0.3333."""
+SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A student that was kept after so many epochs, which may be a fraction, and steps."""
+
+    path: Path
+    record: dict[str, Any]
+    epoch: float
+    step: int
+
+
+def split_spec(spec: str | os.PathLike[str]) -> tuple[Path, str, float]:
+    """Folder, "epoch" or "step", and its number; ("", 0) for the student of a finished run.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    text = os.fspath(spec)
+    match = re.fullmatch(r"(.+)@(epoch|step)=([^@]*)", text, re.DOTALL)
+    if match is None or os.path.exists(text):  # a folder may be called so
+        return Path(text), "", 0.0
+    try:
+        return Path(match[1]), match[2], float(match[3])
+    except ValueError:
+        raise ValueError(f"{text}: {match[3]!r} is no number; give @{match[2]}=N") from None
+
+
+def student_files(spec: str | os.PathLike[str]) -> list[str]:
+    """The files that a student consists of: record and weights, or both in one.
+
+    Raises:
+        ValueError: see `split_spec`, `find`.
+    """
+    folder, of, _ = split_spec(spec)
+    return [str(find(spec).path)] if of else [os.path.join(folder, RECORD), os.path.join(folder, WEIGHTS)]
+
+
+def find(spec: str | os.PathLike[str]) -> Snapshot:
+    """The snapshot that `FOLDER@epoch=N` or `FOLDER@step=N` means.
+
+    Raises:
+        ValueError: that is not kept; the message names those that are.
+    """
+    folder, of, number = split_spec(spec)
+    kept = snapshots(folder)
+    for each in kept:
+        if abs((each.epoch if of == "epoch" else each.step) - number) < 10**-EPOCH_DIGITS:
+            return each
+    shown = [f"epoch {each.epoch:g} (step {each.step})" for each in kept[:SHOWN]]
+    more = f", … ({len(kept)} in all)" if len(kept) > SHOWN else ""
+    remedy = f"it keeps {', '.join(shown)}{more}" if kept else "it keeps none: fit with --set keep_checkpoints=EPOCHS"
+    raise ValueError(f"{folder}: keeps no student of {of} {number:g}; {remedy}")
+
+
+def snapshots(folder: Path) -> list[Snapshot]:
+    """Oldest first.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    found = []
+    for path in sorted((folder / SNAPSHOTS).glob("step-*.safetensors")):
+        try:
+            with safe_open(path, "np") as file:
+                record = json.loads(file.metadata()["record"])
+            at = record["snapshot"]
+            found.append(Snapshot(path=path, record=record, epoch=float(at["epoch"]), step=int(at["step"])))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: is damaged ({type(error).__name__}); remove it") from None
+    return found
