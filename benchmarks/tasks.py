@@ -73,6 +73,14 @@ SYSTEMS: dict[str, dict[str, Arm]] = {
         "kd on the rotated views": Arm("kd", stores=("resnet56-rotated",), tried=TEMPERATURES),
         "kd, as many images": Arm("kd", stores=("resnet56",), tried=TEMPERATURES, passes=4),
     },
+    "checkpoints": {
+        name: Arm("kd", {"alpha": 0.5}, stores=(store,), tried=tuple({"temperature": t} for t in (2.0, 5.0, 10.0)))
+        for name, store in {
+            "half-way checkpoint": "checkpoint-half",
+            "last checkpoint": "checkpoint-last",
+            "mean of both": "checkpoint-mean",
+        }.items()
+    },
 }
 
 
@@ -93,10 +101,29 @@ class Bench:
         """Of the training images, by what made it: "lite0", "resnet56", "resnet56-rotated"."""
         if name == "lite0":
             return featcache.extract(self.train, "builtin/efficientnet_lite0", self._path(name), **EXACT, **VIEWS)
+        if name.startswith("checkpoint"):
+            return self._of_checkpoints(name)
         views = {"augment": "rotate4_crop", "views": 12} if name.endswith("rotated") else VIEWS
         return featcache.extract(
             self.train, "cifar_resnets:resnet56", self._path(name), fields=("embedding", "logits"), **EXACT, **views
         )
+
+    def _of_checkpoints(self, name: str) -> featcache.FeatureStore:
+        """Logits of a `tiny` trained with labels, half-way and at the end, or their mean."""
+        if name.endswith("mean"):
+            both = [self.store("checkpoint-half"), self.store("checkpoint-last")]
+            return featcache.derive("mean", both, self._path(name), of="logits")
+        epochs = 2 * self.epochs
+        out = self.runs / f"tasks-{self.count}-checkpoints-{epochs}"
+        lite = self.store("lite0")
+        run = distill.fit(
+            lite, self.train, out=out, student="tiny", method="ce", epochs=epochs, batch_size=64, precision="bf16",
+            keep_checkpoints=self.epochs, device="cpu", resume=True, workers=1,
+        )  # fmt: skip
+        at = self.epochs if name.endswith("half") else epochs
+        teacher = f"run:{run.path}@epoch={at}"
+        fields = ("embedding", "logits")
+        return featcache.extract(self.train, teacher, self._path(name), fields=fields, **EXACT, **VIEWS)
 
     def _path(self, name: str) -> Path:
         return self.stores / f"tasks-{name}-train{'' if self.count == 10_000 else self.count}.zarr"
