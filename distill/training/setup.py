@@ -129,7 +129,10 @@ def set_up(
     head = Head.read(settings.head) if settings.head else None
     rows, processes = Rows.of(stores, head, any_precision=settings.any_precision), accelerator.num_processes
     made = load_method(settings.method)
-    classes = _classes(settings, rows) if made.classifier else None
+    _refuse_weights(rows)
+    classes = (
+        _classes(settings, rows) if made.classifier else []
+    )  # one that an earlier run trained would not fit any more
     student, preprocess, record = make_student(
         settings.student,
         teacher_preprocess(stores[0]),
@@ -193,6 +196,15 @@ def _classes(settings: FitConfig, rows: Rows) -> list[str]:
     if rows.head:
         rows.head = ordered(rows.head, Classes(rows.name, np.arange(len(classes)), classes))
     return classes
+
+
+def _refuse_weights(rows: Rows) -> None:
+    """Raises ValueError where the stores' weights are none that samples can have."""
+    weight = rows.weight(np.arange(len(rows)))
+    if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
+        raise ValueError(
+            f"{rows.name}: its field weight must be finite numbers, none negative and not all 0; make it again without such rows"
+        )
 
 
 def _refuse_no_labels(settings: FitConfig, method: Method, rows: Rows) -> None:

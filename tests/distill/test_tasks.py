@@ -27,6 +27,7 @@ from featcache.derivations.mean import Mean
 from featcache.encoder import load_encoder
 from featcache.head import Head
 from featcache.rows import Rows
+from featcache.store import create_store
 
 COLOURS = {"blue": (20, 30, 220), "green": (20, 200, 40), "red": (230, 30, 20)}
 
@@ -389,3 +390,53 @@ def test_the_plan_says_which_classes_and_how_many_rows_have_none(world, tmp_path
     plans = []
     fitted(world, tmp_path / "run", "train", "plain", method="kd", head=world.head, epochs=1, announce=plans.append)
     assert (plans[0].classes, plans[0].unlabelled, plans[0].expected) == ([*COLOURS], 20, "")
+
+
+def test_a_method_without_a_classifier_leaves_an_earlier_one_out(world, tmp_path):
+    """It would belong to another embedding than the one that is trained now."""
+    first = fitted(world, tmp_path / "first", method="ce", epochs=1)
+    run = fitted(world, tmp_path / "run", method="cosine", student=f"run:{first.path}", epochs=1, image_size=0)
+    assert "classes" not in json.loads((run.path / "student.json").read_text())
+    assert not (run.path / "head.safetensors").exists()
+
+
+def weighted(world, path, weight):
+    """A store of the training images with a field `weight`."""
+    store = world.stores["train"]
+    manifest = store.manifest.without("sealed", "wide_chunk_rows").changed(
+        fields={**store.manifest.fields, "weight": [1]}
+    )
+    made = create_store(path, manifest)
+    names = ("embedding", "label", "sample_id", "content", "view", "reason", "state")
+    for chunk in range(-(-len(store) // manifest.chunk_rows)):
+        here = slice(chunk * manifest.chunk_rows, min(len(store), (chunk + 1) * manifest.chunk_rows))
+        arrays = {name: store.read(name, here.start, here.stop) for name in names}
+        made.write_chunk(chunk, {**arrays, "weight": weight[here, None, None].astype(np.float16)})
+    made.seal()
+    return made
+
+
+def test_a_stores_weights_weigh_the_terms_and_may_draw_the_rows(world, tmp_path, monkeypatch):
+    """Only rows of class 0 weigh anything: what the others say of it is as if they had no label."""
+    weight = (Rows.of(world.stores["train"]).labels == 0).astype(float)
+    store, seen = weighted(world, tmp_path / "w.zarr", weight), []
+
+    class Recording(CE):
+        def loss(self, student, batch):
+            terms = super().loss(student, batch)
+            alone = ce(student["logits"], torch.where(batch.label == 0, 0, -1))
+            seen.append((batch.label.tolist(), batch.weight.tolist(), (terms["ce"] - alone).item()))
+            return terms
+
+    monkeypatch.setattr("distill.training.setup.load_method", lambda name: Recording)
+    for sampling, classes in (("each", {0, 1, 2}), ("weight", {0})):
+        seen.clear()
+        distill.fit(store, world.corpora["train"], out=tmp_path / sampling, student="tiny", image_size=16, method="ce", sampling=sampling, epochs=1, batch_size=10, device="cpu")  # fmt: skip
+        assert {label for labels, _, _ in seen for label in labels} == classes
+        for labels, weights, apart in seen:
+            assert weights == [float(label == 0) for label in labels]
+            assert apart == pytest.approx(0, abs=1e-6)
+    for wrong in (weight * 0, weight - 1, weight * np.inf):
+        path = tmp_path / f"{wrong.sum()}.zarr"
+        with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="its field weight must be finite numbers"):
+            distill.fit(weighted(world, path, wrong), world.corpora["train"], out=tmp_path / "no", student="tiny", method="ce", device="cpu")  # fmt: skip
