@@ -436,7 +436,7 @@ def test_a_stores_weights_weigh_the_terms_and_may_draw_the_rows(world, tmp_path,
         for labels, weights, apart in seen:
             assert weights == [float(label == 0) for label in labels]
             assert apart == pytest.approx(0, abs=1e-6)
-    for wrong in (weight * 0, weight - 1, np.where(weight, np.inf, 0)):
-        path = tmp_path / f"{wrong.max()}.zarr"
+    for number, wrong in enumerate((weight * 0, weight - 1, np.where(weight, np.inf, 0))):
+        path = tmp_path / f"{number}.zarr"
         with pytest.raises(ValueError, match="its field weight must be finite numbers"):
             distill.fit(weighted(world, path, wrong), world.corpora["train"], out=tmp_path / "no", student="tiny", method="ce", device="cpu")  # fmt: skip
