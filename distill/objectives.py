@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, distributed
 from torch.autograd import Function
 
@@ -17,7 +17,7 @@ MASKED = -1e8
 """Similarity given to masked pairs; their probability is exactly 0 in float32."""
 
 
-def gathered(rows: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
+def gathered(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
     """Rows of all processes, in the order of their ranks; `rows` itself where there is one process.
 
     A loss that every process takes of the same gathered rows has, once DistributedDataParallel has averaged over

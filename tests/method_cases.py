@@ -26,6 +26,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "ce": [{}, {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}],
     "ega": [{}, {"edge": 0.0, "dim": 7}],
     "akd": [{}, {"lam": 1.0, "norms": "train"}, {"lam": 0.0, "smoothing": 0.1, "random_start": False, "steps": 1}],
+    "sskd": [{"head_epochs": 1}, {"relation": 0.0}],
     "kd": [{}, {"alpha": 1.0, "temperature": 2.0}],
 }
 CASES = [(name, options) for name in plugin_names("distill.methods") for options in WAYS.get(name, [{}])]

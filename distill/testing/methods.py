@@ -27,23 +27,25 @@ Case = tuple[str, Mapping[str, Any]]
 FIELDS = {"embedding": (TEACHER,), "tokens": (16, TEACHER), "prefix_tokens": (2, TEACHER), "logits": (CLASSES,)}
 
 
-def write_token_store(path: Path, fields: Mapping[str, tuple[int, ...]] = FIELDS, seed: int = 0) -> FeatureStore:
-    """Random features of any shape, two views, three classes."""
+def write_token_store(
+    path: Path, fields: Mapping[str, tuple[int, ...]] = FIELDS, seed: int = 0, views: int = VIEWS
+) -> FeatureStore:
+    """Random features of any shape, three classes."""
     rng = np.random.default_rng(seed)
     manifest = Manifest(
         encoder=EncoderRecord(name="arrays", fingerprint="arrays", preprocess={}),
         corpus=CorpusRecord(spec=None, rows=ROWS, class_names=["ant", "bee", "cat"]),
-        views=ViewsRecord(count=VIEWS),
+        views=ViewsRecord(count=views),
         fields={name: list(shape) for name, shape in fields.items()},
         chunk_rows=ROWS,
     )
     store = create_store(path, manifest)
-    features = {name: rng.normal(size=(ROWS, VIEWS, *shape)).astype(np.float16) for name, shape in fields.items()}
+    features = {name: rng.normal(size=(ROWS, views, *shape)).astype(np.float16) for name, shape in fields.items()}
     rows = {
         "label": np.arange(ROWS) % CLASSES,
         "sample_id": np.array([str(i) for i in range(ROWS)], dtype=object),
         "content": np.zeros((ROWS, 16), np.uint8),
-        "view": np.zeros((ROWS, VIEWS, len(PARAMETERS)), np.float32),
+        "view": np.zeros((ROWS, views, len(PARAMETERS)), np.float32),
         "reason": np.array([""] * ROWS, dtype=object),
         "state": np.full(ROWS, OK, np.uint8),
     }
@@ -67,17 +69,22 @@ def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None
     )
 
 
-def teacher_batch(rows: Rows, fields: tuple[str, ...], view: int = 0) -> Batch:
-    """All of them, in order."""
-    every = range(len(rows))
-    features = {name: torch.from_numpy(rows.gather(every, name, view)).float() for name in fields}
-    return batch_of(features, label=torch.from_numpy(rows.labels))
+def teacher_batch(rows: Rows, fields: tuple[str, ...], view: int = 0, group: int = 1) -> Batch:
+    """All of them, in order; each in `group` views, from `view` on."""
+    every, views = np.repeat(np.arange(len(rows)), group), np.tile(np.arange(view, view + group), len(rows))
+    features = {name: torch.from_numpy(rows.gather(every, name, views)).float() for name in fields}
+    return replace(batch_of(features, label=torch.from_numpy(rows.labels[every])), view=torch.from_numpy(views))
 
 
-def student_batch(fields: tuple[str, ...], seed: int = 1, width: int = STUDENT) -> Features:
+def together(method: Method | type[Method]) -> int:
+    """In how many views a batch of `write_token_store` has each of its rows."""
+    return 1 if method.pairing != "group" else method.group or VIEWS
+
+
+def student_batch(fields: tuple[str, ...], seed: int = 1, width: int = STUDENT, rows: int = ROWS) -> Features:
     """What a student with a 3 × 3 grid might give, as leaves, and the logits of its embedding."""
     drawn = torch.Generator().manual_seed(seed)
-    shapes = {"embedding": (ROWS, width), "tokens": (ROWS, 9, width)}
+    shapes = {"embedding": (rows, width), "tokens": (rows, 9, width)}
     leaves = {name: torch.randn(shapes[name], generator=drawn).requires_grad_() for name in fields if name in shapes}
     return classified(leaves) if "logits" in fields else leaves
 
@@ -131,8 +138,8 @@ class MethodContract:
         return self.name, self.options
 
     @pytest.fixture
-    def rows(self, tmp_path: Path) -> Rows:
-        return Rows.of([write_token_store(tmp_path / "s.zarr")])
+    def rows(self, case: Case, tmp_path: Path) -> Rows:
+        return Rows.of([write_token_store(tmp_path / "s.zarr", views=load_method(case[0]).group or VIEWS)])
 
     @pytest.fixture
     def method(self, case: Case, rows: Rows) -> Method:
@@ -140,11 +147,11 @@ class MethodContract:
 
     @pytest.fixture
     def teacher(self, method: Method, rows: Rows) -> Batch:
-        return teacher_batch(rows, method.fields)
+        return teacher_batch(rows, method.fields, group=together(method))
 
     @pytest.fixture
     def student(self, method: Method) -> Features:
-        return student_batch(method.student_fields)
+        return student_batch(method.student_fields, rows=ROWS * together(method))
 
     def test_it_is_a_method_that_describes_itself(self, method: Method) -> None:
         assert isinstance(method, Method)
@@ -208,7 +215,7 @@ class MethodContract:
     def test_the_target_is_in_the_students_space(self, method: Method, teacher: Batch) -> None:
         target = method.target(teacher)
         if target is not None:
-            assert target.shape == (ROWS, STUDENT)
+            assert target.shape == (len(teacher.label), STUDENT)
             assert target.isfinite().all()
             assert not target.requires_grad
 

@@ -9,7 +9,17 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from distill.methods import Batch
 from distill.objectives import gathered
-from distill.testing.methods import ROWS, STUDENT, batch_of, build, classified, teacher_batch, total, write_token_store
+from distill.testing.methods import (
+    ROWS,
+    STUDENT,
+    batch_of,
+    build,
+    classified,
+    teacher_batch,
+    together,
+    total,
+    write_token_store,
+)
 from featcache.rows import Rows
 from featcache.store import open_store
 
@@ -37,14 +47,15 @@ def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dic
     training = model = Training(method)
     if processes > 1:
         model = nn.parallel.DistributedDataParallel(training)
-    mine = slice(rank * ROWS // processes, (rank + 1) * ROWS // processes)
+    samples = ROWS * together(method)
+    mine = slice(rank * samples // processes, (rank + 1) * samples // processes)
     found = []
     for step in range(STEPS):
         drawn = torch.Generator().manual_seed(step)
-        shapes = {"embedding": (ROWS, PIXELS), "tokens": (ROWS, 9, PIXELS)}
+        shapes = {"embedding": (samples, PIXELS), "tokens": (samples, 9, PIXELS)}
         fields = [name for name in method.student_fields if name != "logits"]
         images = {name: torch.randn(shapes[name], generator=drawn)[mine] for name in fields}
-        whole = teacher_batch(source, method.fields, step)
+        whole = teacher_batch(source, method.fields, step * together(method), together(method))
         label = torch.cat([torch.full((5,), -1), whole.label[5:]])  # the first process has half as many labels
         teacher = batch_of({name: value[mine] for name, value in whole.features.items()}, label=label[mine])
         model.zero_grad()
@@ -73,7 +84,7 @@ def process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    write_token_store(folder / "s.zarr")
+    write_token_store(folder / "s.zarr", views=8)
     multiprocessing.spawn(process, (str(folder),), PROCESSES)
     return folder
 

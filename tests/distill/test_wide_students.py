@@ -9,7 +9,7 @@ from fit_cases import TEACHER
 from method_cases import CASES, label
 
 from distill import load_method
-from distill.testing.methods import student_batch, teacher_batch, write_token_store
+from distill.testing.methods import ROWS, student_batch, teacher_batch, together, write_token_store
 from featcache.plugins import plugin_names
 from featcache.rows import Rows
 
@@ -32,11 +32,13 @@ def test_every_mapping_trains_a_wide_student(train, tmp_path, mapping):
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_every_method_takes_a_wide_student(case, tmp_path):
     name, options = case
-    source = Rows.of([write_token_store(tmp_path / "s.zarr")])
+    source = Rows.of([write_token_store(tmp_path / "s.zarr", views=4)])
     torch.manual_seed(0)
     method = load_method(name)(source.embedding_dim, WIDE, **options)
     method.prepare(source, seed=0)
-    teacher, student = teacher_batch(source, method.fields), student_batch(method.student_fields, width=WIDE)
+    group = together(method)
+    teacher = teacher_batch(source, method.fields, group=group)
+    student = student_batch(method.student_fields, width=WIDE, rows=ROWS * group)
     terms = method.loss(student, teacher)
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())
