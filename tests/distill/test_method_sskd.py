@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import make_teacher
+from fit_cases import Interrupted, interrupt_at, without_speed
+from test_tasks import painted
 
+import distill
+import featcache
 from distill.methods.sskd import SSKD, fit_projection, kept, own, rank_of, similarities
 from distill.testing.methods import (
     ROWS,
@@ -17,6 +22,7 @@ from distill.testing.methods import (
     teacher_batch,
     write_token_store,
 )
+from evalsuite import probe
 from featcache.rows import Rows
 
 FEW = {"head_epochs": 1}
@@ -187,6 +193,52 @@ def test_without_the_relation_it_is_kd_on_the_same_views(rows):
 )
 def test_labels_are_needed_for_cross_entropy_and_for_right_and_wrong(options, needed):
     assert SSKD(4, 4, **options).labelled == needed
+
+
+# -- runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Images of three classes, two groups of four rotations of each as a teacher sees them, and a head on its embeddings."""
+    folder = tmp_path_factory.mktemp("world")
+    given = {"device": "cpu", "precision": "fp32", "views": 8, "augment": "rotate4_crop"}
+    corpora = [painted(folder / name, count, seed) for seed, (name, count) in enumerate({"a": 8, "b": 4}.items())]
+    stores = [featcache.extract(each, make_teacher(), f"{each}.zarr", **given) for each in corpora]
+    probe(*stores, c=1.0, save=folder / "head.safetensors")
+    few = {"student": "tiny", "embedding_dim": 8, "image_size": 16, "device": "cpu", "epochs": 2, "batch_size": 6}
+    return stores[0], corpora[0], {**few, "head": str(folder / "head.safetensors")}
+
+
+@pytest.mark.parametrize(("method", "options"), [("sskd", {"head_epochs": 2, "head_batch_size": 8}), ("ega", {})])
+def test_a_stopped_run_goes_on_to_the_same_bits(world, tmp_path, method, options):
+    """And the teacher's head, once fitted, is not fitted again."""
+    store, corpus, given = world
+    given = {**given, "method": method, "method_options": options}
+    whole, told = distill.fit(store, corpus, out=tmp_path / "whole", **given), []
+    for stop in (2, 5):
+        with pytest.raises(Interrupted):
+            distill.fit(
+                store, corpus, out=tmp_path / "run", **given, resume=True, progress=interrupt_at("training", stop)
+            )
+    run = distill.fit(store, corpus, out=tmp_path / "run", **given, resume=True, progress=told.append)
+    assert {at.stage for at in told} == {"training"}
+    for name in ("student.safetensors", "mapping.safetensors"):
+        assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert without_speed(run.metrics) == without_speed(whole.metrics)
+
+
+def test_a_run_tells_of_the_heads_fit_and_learns(world, tmp_path):
+    store, corpus, given = world
+    told = []
+    given |= {"method": "sskd", "epochs": 12, "method_options": {"head_epochs": 4, "head_batch_size": 8}}
+    run = distill.fit(store, corpus, out=tmp_path / "run", progress=told.append, **given)
+    fitted = [(at.done, at.total) for at in told if at.stage == "mapping"]
+    assert fitted == [(step, 12) for step in range(1, 13)]
+    first, *_, last = run.metrics
+    assert 0 < first["mapping/matched"] <= 1
+    assert last["loss"] < 0.8 * first["loss"]
+    assert {"loss/ce", "loss/kl", "loss/kl_turned", "loss/relation_kl"} <= {*last}
 
 
 # -- the teacher's head -------------------------------------------------------------------------------------------
