@@ -10,6 +10,9 @@ may work on different systems at once.
 """
 
 import os
+import shutil
+import statistics
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from faithfulness import mean_sd
 from landmarks import first
 from photographs import arguments, unpacked
+from torch.nn import functional as F
 
 import distill
 import evalsuite
 import featcache
 from distill.training.run import Run
+from distill.training.schedule import make_optimizer
+from featcache.student import open_student
 
 EXACT: dict[str, Any] = {"precision": "fp32", "device": "cpu"}
 VIEWS: dict[str, Any] = {"augment": "rrc", "views": 4, "crop_area": 0.6}
@@ -207,6 +214,38 @@ def shown(system: str, bench: Bench, arms: Mapping[str, Arm], seeds: Sequence[in
         yield f"| {name} | {of['top1']} | {of['nll']} {against} {settings[name]} |"
 
 
+def costs(bench: Bench, rounds: int = 3) -> Iterator[str]:
+    """How long an epoch (not the first, which decodes) takes, in units of bare steps of the same student and batch on tensors
+    in memory: one run, in turn, medians of the pairs."""
+    student = open_student(bench.student, classes=[*"abcdefghij"], image_size=32)
+    student.to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer((student,), distill.FitConfig(student=bench.student, batch_size=64))
+    images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    label = torch.arange(64) % 10
+
+    def bare(steps: int = 60) -> float:
+        for step in range(-3, steps):
+            began = time.perf_counter() if step <= 0 else began
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = student(images, ("logits",))["logits"]
+            F.cross_entropy(logits.float(), label).backward()
+            optimizer.step()
+        return 64 * steps / (time.perf_counter() - began)
+
+    yield "| method | time of an epoch / bare steps for as many samples |"
+    yield "|---|---|"
+    for name, arm in {name: arm for arms in SYSTEMS.values() for name, arm in arms.items()}.items():
+        arm = replace(arm, passes=2 / bench.epochs)
+        ratios = []
+        for number in range(rounds):
+            speed = bare()
+            run = bench.fit(arm, CHOOSING + 1 + number, 1e-3, arm.tried[0])
+            ratios.append((speed + bare()) / 2 / run.metrics[-1]["images_per_second"])
+            shutil.rmtree(run.path)
+        yield f"| {name} | {statistics.median(ratios):.2f} ({', '.join(f'{each:.2f}' for each in ratios)}) |"
+
+
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--systems", default=",".join(SYSTEMS))
@@ -214,8 +253,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=0, help="the first so many, as many of each class; all when 0")
     parser.add_argument("--student", default="tiny")
+    parser.add_argument("--costs", action="store_true", help="measure what an epoch of each arm takes instead")
     options = parser.parse_args()
     bench = Bench(options.data, options.work, options.epochs, options.images, options.student)
+    if options.costs:
+        for line in costs(bench):
+            print(line, flush=True)
+        return
     for system in options.systems.split(","):
         lines = list(shown(system, bench, SYSTEMS[system], [int(seed) for seed in options.seeds.split(",")]))
         print("\n" + "\n".join(lines) + "\n", flush=True)
