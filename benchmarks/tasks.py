@@ -225,7 +225,8 @@ def costs(bench: Bench, rounds: int = 3) -> Iterator[str]:
 
     def bare(steps: int = 60) -> float:
         for step in range(-3, steps):
-            began = time.perf_counter() if step <= 0 else began
+            if step == 0:
+                began = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = student(images, ("logits",))["logits"]
