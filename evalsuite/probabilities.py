@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from evalsuite.judged import Judged
-from featcache.classes import Classes, numbers_of
+from featcache.classes import Classes, match, numbers_of
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
 
@@ -32,20 +33,19 @@ class Said:
 
 
 class Classifier:
-    """The logits of rows with a head, or without one those that their store keeps, and the `classes` of their columns.
-    Stored logits come without names: they are taken for the store's classes, in the order of their numbers.
+    """The logits of rows with a head, or without one those that their store keeps, and the `classes` of their columns: as the
+    head or the encoder names them; else the store's, in the order of their numbers.
 
-    Raises `ValueError` where there are no logits, or stored ones are not as many as the store's classes.
+    Raises `ValueError` where there are no logits, or stored ones without names are not as many as the store's classes.
     """
 
     def __init__(self, rows: Rows) -> None:
         rows.require_field("logits")
-        head = rows.head
-        self.name = f"the logits of {rows.name}" if head is None else head.name
-        columns = rows.shape_of("logits")[-1] if head is None else len(head.bias)
-        names = rows.class_names if head is None else head.class_names
-        if names is None:
-            names = [str(number) for number in (range(columns) if head is None else head.labels.tolist())]
+        self._head = rows.head
+        self.name = f"the logits of {rows.name}" if rows.head is None else rows.head.name
+        columns = rows.shape_of("logits")[-1] if rows.head is None else len(rows.head.bias)
+        self._named = rows.logit_classes is not None
+        names = rows.logit_classes or (rows.classes if rows.head is None else list(map(str, rows.head.labels.tolist())))
         if len(names) != columns:
             raise ValueError(
                 f"{rows.name} has {columns:,} logits and {len(names):,} classes: which logit is of which class cannot be told; "
@@ -59,8 +59,8 @@ class Classifier:
         Raises `ValueError` for a class that the classifier does not have.
         """
         classes = Classes.of(rows)
-        numbers, by = (self.classes.numbers, "number") if rows.head is None else numbers_of(rows.head, classes)
-        column = {number: at for at, number in enumerate(numbers.tolist()) if number >= 0}
+        numbers, by = self._numbers(classes)
+        column = {number: at for at, number in enumerate(numbers) if number is not None and number >= 0}
         unknown = [number for number in classes.numbers.tolist() if number not in column]
         if unknown:
             raise ValueError(
@@ -69,6 +69,15 @@ class Classifier:
             )
         found, of_row = np.unique(rows.labels, return_inverse=True)
         return np.array([column[number] for number in found.tolist()], np.int64)[of_row], by
+
+    def _numbers(self, classes: Classes) -> tuple[Sequence[int | None], str]:
+        """The store's number of each column's class, none or −1 where it has no such class."""
+        if self._head is not None:
+            numbers, by = numbers_of(self._head, classes)
+            return numbers.tolist(), by
+        if self._named:
+            return list(match(self.classes, classes).values()), "name"
+        return range(len(self.classes.numbers)), "number"
 
 
 def said(rows: Rows, truth: Int[np.ndarray, " n"], temperatures: tuple[float, ...], role: str) -> list[Said]:

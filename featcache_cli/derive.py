@@ -95,8 +95,10 @@ def _callback(name: str, cls: Any) -> Any:
         screen.print(
             f"[green]{done}[/] {shown(store.path)}: {rows_and_failed(store)}{rest} · {shown(store.encoder_name)}"
         )
-        summary = {"store": str(store.path), "reused": not made, **store_summary(store)}
         record = store.manifest.derivation
+        for line in record.said if record else ():
+            screen.print(f"[yellow]note:[/] {shown(line)}", highlight=False)
+        summary = {"store": str(store.path), "reused": not made, **store_summary(store)}
         write_json({"command": "derive", "derivation": record and record.to_json(), **summary}, to_json)
 
     *every, _ = inspect.signature(run).parameters.values()

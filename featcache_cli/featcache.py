@@ -356,7 +356,7 @@ def _derivation_in_words(record: Any) -> str:
     if record is None:
         return ""
     inputs = ", ".join(f"{each['encoder']} (digest {each['digest'][:12]})" for each in record.inputs)
-    return f"{record} · of {inputs}"
+    return " · ".join([str(record), f"of {inputs}", *record.said])
 
 
 @app.command()

@@ -22,8 +22,8 @@ else:
 class Classify(Evaluator):
     """What a classifier says of `test`'s labelled rows: the store's own `logits`, or those that `head` makes of its embeddings.
 
-    A head's classes are the store's by their names (`featcache.classes.numbers_of`); stored logits are taken for the store's
-    classes in the order of their numbers. All of the classifier's classes are in the softmax, with rows or without.
+    The classes of a head, or of an encoder that names those of its logits, are the store's by their names; stored logits without
+    names are taken for the store's classes in the order of their numbers. All of the classifier's classes are in the softmax, with rows or without.
 
     With 95 % intervals (`evalsuite.intervals`) over the test rows, the classifier and its temperature taken as they are:
 
@@ -51,7 +51,7 @@ class Classify(Evaluator):
     classifier more than another's, so that a paired difference would not hold the truth (coverage 65 to 100 % by simulation).
 
     Raises `ValueError` when there are neither logits nor a head, the head is another encoder's, test rows have no labels or
-    a class that the classifier lacks, stored logits are not as many as the store's classes, or `calibrate` is `test`.
+    a class that the classifier lacks, stored logits without names are not as many as the store's classes, or `calibrate` is `test`.
     """
 
     order = 25

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from featcache.plugins import load_plugin, only_class, suggest
 from featcache.rows import Rows
@@ -53,6 +53,22 @@ class Derivation(ABC):
     def rows(self, index: Int64[np.ndarray, " b"], view: int) -> dict[str, Float[np.ndarray, "b ..."]]:
         """Every field of these rows of `inputs` (all have features there) in this view, (b, *shape): a pure function of
         them, each row by itself, in float32."""
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Of the store's labels, the first store's unless overridden."""
+        return self.inputs[0].class_names
+
+    def labels(self, given: Int64[np.ndarray, " n"], ok: Bool[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Of every row of `inputs`, −1 for none: those of the first store, which are `given`, unless overridden. `ok` are the rows
+        that have features. Labels are the samples', not a field: the manifest's digest of its rows takes them in, so that
+        they are asked for at once, before any unit is computed."""
+        return given
+
+    @property
+    def said(self) -> Sequence[str]:
+        """What to know of the store, in lines that the manifest keeps and the command prints; after `open` and `labels`."""
+        return ()
 
     @property
     def options(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -50,8 +50,8 @@ def derive(
     """Compute features from those that stores hold of the same samples; returns the sealed store.
 
     Samples are joined by their ids, and by the hashes of their images where stores keep them. Those that not all stores
-    have are left out, and said; those that failed in one are failed rows. Labels, ids, hashes and views are the first
-    store's. An interrupted run is resumed, a damaged store repaired, a finished one returned at once.
+    have are left out, and said; those that failed in one are failed rows. Ids, hashes and views are the first store's, labels
+    too unless the derivation gives others. An interrupted run is resumed, a damaged store repaired, a finished one returned at once.
 
     Args:
         name: of the derivation, see `featcache.derivations`.
@@ -74,6 +74,7 @@ def derive(
     samples = _Samples.of(opened)
     with naming(name):
         derivation.open(samples.rows)
+        samples = replace(samples, labels=derivation.labels(samples.labels, samples.ok))
     manifest = _manifest(name, derivation, samples, dtype)
     path = default_store_path(manifest) if out is None else files_at(out).path
     if files_at(path).identity in {store.identity for store in opened}:
@@ -117,7 +118,7 @@ class _Checked(Rows):
 @dataclass(frozen=True)
 class _Samples:
     """The samples that all stores have: `rows` of each, in one order, `ok` where all have features, `reason` where one has
-    not; `labels`, `sample_ids` and `content` are the first store's."""
+    not; `labels` (before the derivation gives others), `sample_ids` and `content` are the first store's."""
 
     rows: list[Rows]
     ok: np.ndarray
@@ -220,12 +221,13 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
                 {"encoder": store.encoder_name, "fingerprint": store.fingerprint, "digest": digest}
                 for store, digest in zip(stores, seals, strict=True)
             ],
+            **({"said": list(derivation.said)} if derivation.said else {}),
         ),
         corpus=CorpusRecord(
             spec=first.corpus.spec,
             rows=len(samples),
             digest=digest_of_rows(samples.sample_ids, samples.labels.tolist()),
-            class_names=first.corpus.class_names,
+            class_names=derivation.class_names,
         ),
         views=first.views,
         fields=fields,

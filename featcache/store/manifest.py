@@ -118,11 +118,12 @@ class EncoderRecord(Record):
 @dataclass(frozen=True, kw_only=True)
 class DerivationRecord(Record):
     """How features were computed from other stores: the derivation's `name` and `options`, and of each of `inputs` the
-    encoder, its fingerprint and the digest that its store was sealed with."""
+    encoder, its fingerprint and the digest that its store was sealed with; `said` is what it says of the result, in lines."""
 
     name: str
     options: Mapping[str, Any]
     inputs: Sequence[Any]
+    said: Sequence[str] = ()
 
     def __str__(self) -> str:
         """Name and options, in words."""

@@ -15,7 +15,8 @@ ROWS, VIEWS = 7, 2
 
 
 class DerivationContract:
-    """Of the derivation `name` with `options`, of `stores` stores with embeddings (5) and logits (3) of the same samples."""
+    """Of the derivation `name` with `options`, of `stores` stores with embeddings (5) and logits (3) of the same samples
+    of three classes."""
 
     name: str
     options: ClassVar[dict[str, Any]] = {}
@@ -28,7 +29,9 @@ class DerivationContract:
         inputs = []
         for number in range(self.stores):
             embedding, logits = rng.normal(size=(ROWS, VIEWS, 5)), rng.normal(size=(ROWS, VIEWS, 3))
-            inputs.append(Rows.of(write_store(tmp_path / f"{number}.zarr", embedding, logits=logits)))
+            inputs.append(
+                Rows.of(write_store(tmp_path / f"{number}.zarr", embedding, logits=logits, labels=np.arange(ROWS) % 3))
+            )
         derivation.open(inputs)
         return derivation
 
@@ -49,6 +52,13 @@ class DerivationContract:
             rows = derivation.rows(np.arange(ROWS), view)
             assert {field: list(values.shape[1:]) for field, values in rows.items()} == fields
             assert all(values.dtype == np.float32 and len(values) == ROWS for values in rows.values())
+
+    def test_it_labels_every_row_and_says_it_in_lines(self, derivation: Derivation) -> None:
+        labels = derivation.labels(np.arange(ROWS) % 3, np.ones(ROWS, bool))
+        assert labels.shape == (ROWS,)
+        assert labels.min() >= -1
+        assert derivation.class_names is None or labels.max() < len(derivation.class_names)
+        assert all(line and "\n" not in line for line in derivation.said)
 
     def test_each_row_is_computed_by_itself(self, derivation: Derivation) -> None:
         order = np.array([3, 0, 3, 6])

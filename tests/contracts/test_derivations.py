@@ -12,5 +12,9 @@ class TestJoin(DerivationContract):
     name, options = "join", {"take": ("embedding", "embedding+logits"), "unit": True}
 
 
+class TestClassSimilarity(DerivationContract):
+    name, options, stores = "class_similarity", {"per_class": 2, "temperature": 0.1}, 1
+
+
 def test_every_registered_derivation_is_under_its_contract():
     assert {*plugin_names("featcache.derivations")} <= {each.name for each in DerivationContract.__subclasses__()}

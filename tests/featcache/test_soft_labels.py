@@ -1,0 +1,113 @@
+"""Stores of soft labels: how alike classes are, and what several teachers vote for; against slow loops."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+from typer.testing import CliRunner
+
+import featcache
+from featcache.store.from_arrays import write_store
+from featcache_cli import programs
+
+NAMES = ["ant", "bee", "cat"]
+
+
+def run(*line):
+    return CliRunner().invoke(programs.app("featcache"), list(map(str, line)))
+
+
+@pytest.fixture
+def made(tmp_path):
+    def made(name, embedding, **given):
+        given = {"fingerprint": name, "encoder_name": name, "dtype": "float32"} | given
+        return write_store(tmp_path / f"{name}.zarr", np.asarray(embedding, np.float32), **given)
+
+    return made
+
+
+def cosine(a, b):
+    return float(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def slow_table(x, labels, boost):
+    """Over all pairs of two rows, one loop each."""
+    classes = max(labels) + 1
+    table = np.zeros((classes, classes))
+    for a in range(classes):
+        for b in range(classes):
+            of = [(i, j) for i in range(len(x)) for j in range(len(x)) if labels[i] == a and labels[j] == b and i != j]
+            table[a, b] = sum(cosine(x[i], x[j]) for i, j in of) / len(of)
+    return table + boost * np.eye(classes)
+
+
+@pytest.mark.parametrize(("boost", "temperature"), [(0.0225, 1.0), (0.0, 0.05)])
+def test_the_table_is_the_mean_over_pairs(made, rng, boost, temperature):
+    labels = np.array([0, 1, 2, 0, 1, 0, 2, 1, 1])
+    x = rng.normal(size=(9, 2, 4)).astype(np.float32)  # two views; the table is of the first
+    store = made("cae", x, labels=labels, class_names=NAMES)
+    derived = featcache.derive("class_similarity", [store], per_class=0, boost=boost, temperature=temperature)
+    table = slow_table(x[:, 0].astype(float), labels.tolist(), boost)
+    expected = log_softmax(table / temperature, axis=1)
+    for view in range(2):
+        np.testing.assert_allclose(derived.gather(range(9), "logits", view), expected[labels], rtol=2e-6, atol=2e-6)
+        np.testing.assert_array_equal(derived.gather(range(9), view=view), x[:, view])
+    q = softmax(table / temperature, axis=1)
+    entropy = -(q * np.log(q)).sum(axis=1).mean() / math.log(3)
+    assert derived.manifest.derivation.said == [f"entropy of the soft labels {entropy:.4f} ln 3"]
+    assert derived.manifest.encoder.classes == NAMES
+    assert derived.labels.tolist() == labels.tolist()
+
+
+def test_a_case_by_hand(made):
+    """Class 0: (1, 0) twice; class 1: (0, 1) and (1, 0): cosines 1 within 0, 0 within 1, ½ between."""
+    x, labels = [[1, 0], [2, 0], [0, 3], [1, 0]], [0, 0, 1, 1]
+    derived = featcache.derive("class_similarity", [made("a", x, labels=labels)], boost=0.25, temperature=0.5)
+    logits = derived.gather(range(4), "logits")
+    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], [-1.5, -1.5, -0.5, -0.5], atol=1e-6)
+    np.testing.assert_allclose(np.exp(logits[0]), [0.8175745, 0.1824255], atol=1e-6)
+
+
+def test_rows_are_drawn_by_the_seed(made, rng):
+    store = made("a", rng.normal(size=(60, 4)), labels=np.arange(60) % 3, class_names=NAMES)
+
+    def table(**options):
+        derived = featcache.derive("class_similarity", [store], temperature=0.1, **options)
+        return derived.gather(range(3), "logits")
+
+    few = table(per_class=5)
+    np.testing.assert_array_equal(few, table(per_class=5, seed=42))
+    assert not np.allclose(few, table(per_class=5, seed=1))
+    np.testing.assert_array_equal(table(per_class=20), table(per_class=0))
+
+
+def test_as_published_it_is_label_smoothing_and_the_command_says_so(made, rng, tmp_path):
+    x = rng.normal(size=(100, 8)) + 3  # as an autoencoder's: every cosine is high
+    store = made("cae", x, labels=np.arange(100) % 10)
+    ran = run("derive", "class_similarity", store.path, "--out", tmp_path / "soft.zarr")
+    assert ran.exit_code == 0, ran.output
+    assert "entropy of the soft labels 0.9999 ln 10" in ran.output or "entropy of the soft labels 1.0000" in ran.output
+    assert "entropy of the soft labels" in run("info", tmp_path / "soft.zarr").output
+    sharp = featcache.derive("class_similarity", [store], tmp_path / "sharp.zarr", temperature=0.01)
+    assert float(sharp.manifest.derivation.said[0].split()[-3]) < 0.95
+
+
+def test_what_has_no_similarity_is_refused(made, rng, tmp_path):
+    x = rng.normal(size=(7, 4))
+    for store, said in (
+        ([made("a", x, labels=[0, 0, 1, 1, 2, 2, -1])], "1 of 7 rows of .* have no label"),
+        ([made("b", x, labels=[0, 0, 1, 1, 2, 2, 2], class_names=[*NAMES, "dog"])], "class dog of .* has 0 rows"),
+        ([made("c", x, labels=[0, 0, 1, 1, 1, 2, 2], failed={6: "unreadable"})], "class 2 of .* has 1 rows"),
+        ([made("d", x, labels=[0] * 7), made("e", x, labels=[0] * 7)], "2 stores are given"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            featcache.derive("class_similarity", store)
+    for options, said in (
+        ({"per_class": 1}, "give at least 2"),
+        ({"temperature": 0.0}, "give a number above 0"),
+        ({"seed": -1}, "from 0"),
+        ({"boost": math.nan}, "boost is nan"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            featcache.derive("class_similarity", [tmp_path / "a.zarr"], **options)
