@@ -206,6 +206,7 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
     seals = [manifest.sealed.digest for manifest in manifests if manifest.sealed]
     (width,) = fields[EMBEDDING]
     classes: dict[str, Any] = {"classes": list(derivation.classes)} if derivation.classes else {}
+    said: dict[str, Any] = {"said": list(derivation.said)} if derivation.said else {}
     return Manifest(
         encoder=EncoderRecord(
             name=f"derive:{name}({names})",
@@ -221,7 +222,7 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
                 {"encoder": store.encoder_name, "fingerprint": store.fingerprint, "digest": digest}
                 for store, digest in zip(stores, seals, strict=True)
             ],
-            **({"said": list(derivation.said)} if derivation.said else {}),
+            **said,
         ),
         corpus=CorpusRecord(
             spec=first.corpus.spec,
