@@ -111,3 +111,73 @@ def test_what_has_no_similarity_is_refused(made, rng, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             featcache.derive("class_similarity", [tmp_path / "a.zarr"], **options)
+
+
+VOTES = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 2], [2, 2, 1], [1, 1, 1]])
+"""Five samples, and what each of three teachers takes them for."""
+LABELS = [-1, -1, -1, 1, -1]
+
+
+@pytest.fixture
+def teachers(made, rng):
+    logits = rng.uniform(-1, 0, (3, 5, 3)) + 3 * np.eye(3)[VOTES.T]
+    x = rng.normal(size=(3, 5, 4))
+    return [made(f"t{i}", x[i], logits=logits[i], labels=LABELS, class_names=NAMES) for i in range(3)], logits
+
+
+def test_a_majority_labels_what_it_agrees_on(teachers):
+    stores, _ = teachers
+    derived = featcache.derive("vote", stores, least=0.6)
+    assert derived.labels.tolist() == [0, 0, -1, 1, 1]  # the fourth keeps its own
+    np.testing.assert_allclose(derived.gather(range(5), "weight")[:, 0], [1, 2 / 3, 1 / 3, 1, 1], rtol=1e-6)
+    shares = [[1, 0, 0], [2 / 3, 1 / 3, 0], [1 / 3, 1 / 3, 1 / 3], [0, 1 / 3, 2 / 3], [0, 1, 0]]
+    np.testing.assert_allclose(softmax(derived.gather(range(5), "logits"), axis=1), shares, atol=1e-6)
+    np.testing.assert_array_equal(derived.gather(range(5)), stores[0].gather(range(5)))
+    assert derived.manifest.derivation.said == ["3 of 4 rows that were voted on have a label by a share of 0.6 or more"]
+    assert derived.verify() == []
+    again = featcache.derive("vote", stores, least=0.6, relabel=True)
+    assert again.labels.tolist() == [0, 0, -1, 2, 1]
+    assert again.gather([3], "weight")[0, 0] == pytest.approx(2 / 3)
+
+
+def test_mean_probabilities_label_what_they_are_sure_of(teachers):
+    stores, logits = teachers
+    derived = featcache.derive("vote", stores, by="probability", temperature=2.0, least=0.5)
+    p = np.mean([softmax(each.astype(np.float32) / 2.0, axis=1) for each in logits], axis=0)
+    np.testing.assert_allclose(softmax(derived.gather(range(5), "logits"), axis=1), p, rtol=1e-5)
+    for row in (0, 1, 2, 4):
+        assert derived.labels[row] == (p[row].argmax() if p[row].max() >= 0.5 else -1)
+        assert derived.gather([row], "weight")[0, 0] == pytest.approx(p[row].max(), rel=1e-5)
+
+
+def test_a_pool_without_classes_is_named_and_its_failed_rows_have_no_vote(made, rng, tmp_path):
+    logits = rng.normal(size=(6, 2, 3))  # two views
+    pools = [
+        made(f"p{i}", rng.normal(size=(6, 2, 4)), logits=logits, failed={2: "unreadable"} if i else None)
+        for i in (0, 1)
+    ]
+    derived = featcache.derive("vote", pools, names=("ant", "bee", "cat"))
+    winners = logits.astype(np.float32)[:, 0].argmax(axis=1)
+    assert derived.labels.tolist() == [-1 if row == 2 else winners[row] for row in range(6)]
+    assert (derived.class_names, derived.manifest.encoder.classes) == (NAMES, NAMES)
+    assert derived.reasons == {"2": "unreadable"}
+    same = logits[:, 1].argmax(axis=1) == winners
+    np.testing.assert_array_equal(derived.gather(derived.ok, "weight", view=1)[:, 0], same[derived.ok])
+    ran = run("derive", "vote", *(store.path for store in pools), "--out", tmp_path / "voted.zarr", "--names", "a,b,c")
+    assert "5 of 5 rows that were voted on have a label by a share of 0 or more" in ran.output
+
+
+def test_votes_that_cannot_be_counted_are_refused(made, rng, tmp_path):
+    x, logits = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
+    one, bare = made("one", x, logits=logits, class_names=NAMES), made("bare", x)
+    wide = made("wide", x, logits=rng.normal(size=(4, 5)))
+    for stores, options, said in (
+        ([one, bare], {}, "has no logits"),
+        ([one, wide], {}, "logits of other classes"),
+        ([wide], {"names": ("a", "b")}, "2 names for the 5 classes"),
+        ([one], {"least": 1.5}, "give a share, 0 to 1"),
+        ([one], {"by": "mean"}, "give majority or probability"),
+        ([one], {"temperature": 2.0}, "says nothing of a majority"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            featcache.derive("vote", stores, tmp_path / "v.zarr", **options)

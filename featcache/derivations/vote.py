@@ -1,0 +1,125 @@
+"""Pseudo-labels: what several teachers, asked together, take a row for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+from featcache.derivations import Derivation
+from featcache.geometry import softmax
+from featcache.rows import Rows
+
+BY = ("majority", "probability")
+_BLOCK_FLOATS = 2**23  # logits voted on at once
+
+
+@dataclass(kw_only=True)
+class Vote(Derivation):
+    """Labels for rows that have none, from the logits of several stores of the same samples, in view 0.
+
+    by=majority: each store votes for its highest logit (of equal ones the first), and a class's share is that of the votes.
+    by=probability: it is the mean over stores of softmax(logits / temperature). `logits` are the logarithms of the shares (of no
+    votes: of the least float32), so that softmax(logits) are the shares again, one-hot where all vote alike.
+
+    The class of the largest share (of equal ones the first) is the row's label where that share is at least `least`, else −1;
+    `weight` is that share, in other views than the first the share of the same class there. Rows that have a label keep it, with
+    a weight of 1, unless relabel=true; their `logits` are the vote's. Beside them stands the first store's embedding. Terms on
+    labels then leave out what the teachers do not agree on, and count the rest by how far they do.
+
+    Classes are named by the first store, else by the stores' logits, else as `names` says, else by number: name them, so that
+    stores of labelled rows and of pseudo-labelled ones can train one student.
+
+    Share of agreement of an ensemble as confidence: Lakshminarayanan et al. 2017, arXiv 1612.01474 (probability); a threshold on it
+    for pseudo-labels: Sohn et al. 2020, arXiv 2001.07685 (FixMatch, 0.95).
+    """
+
+    by: str = field(default="majority", metadata={"help": "majority (one vote a store) or probability (their mean)."})
+    least: float = field(default=0.0, metadata={"help": "Share that the winning class needs, to be a row's label."})
+    temperature: float = field(default=1.0, metadata={"help": "Of by=probability: softmax(logits / temperature)."})
+    relabel: bool = field(default=False, metadata={"help": "Vote on rows that have a label, too."})
+    names: tuple[str, ...] = field(
+        default=(), metadata={"help": "Of the logits' classes, in their order, where no store names them."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.by not in BY:
+            raise ValueError(f"by is {self.by!r}; give {' or '.join(BY)}")
+        if not 0 <= self.least <= 1:
+            raise ValueError(f"least is {self.least}; give a share, 0 to 1")
+        if not 0 < self.temperature < np.inf:
+            raise ValueError(f"temperature is {self.temperature}; give a number above 0")
+        if self.temperature != 1 and self.by == "majority":
+            raise ValueError("temperature says nothing of a majority; leave it out, or give by=probability")
+
+    def open(self, inputs: Sequence[Rows]) -> None:
+        super().open(inputs)
+        first, *others = inputs
+        for each in inputs:
+            each.require_field("logits")
+        known = {tuple(found) for each in inputs if (found := each.logit_classes)}
+        widths = {int(each.shape_of("logits")[-1]) for each in inputs}
+        if len(known) > 1 or len(widths) > 1:
+            raise ValueError(
+                f"{first.name} and {', '.join(each.name for each in others)} have logits of other classes, or in another order; "
+                "give stores whose logits are of the same classes"
+            )
+        (self._width,) = widths
+        named = list(next(iter(known))) if known else None
+        self._names = first.class_names or named or list(self.names) or None
+        if named and first.class_names and named != list(first.class_names):
+            raise ValueError(
+                f"{first.name} has other classes, or in another order, than its logits; name the class folders as the teachers' were"
+            )
+        if self._names is not None and len(self._names) != self._width:
+            raise ValueError(f"{len(self._names)} names for the {self._width} classes of the logits; give one a class")
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        return self._names
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        return self._names
+
+    @property
+    def fields(self) -> Mapping[str, Sequence[int]]:
+        return {"embedding": self.inputs[0].shape_of("embedding"), "logits": [self._width], "weight": [1]}
+
+    def labels(self, given: Int64[np.ndarray, " n"], ok: Bool[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The winners where nothing else is known; needs a pass over the logits of all stores."""
+        asked = np.flatnonzero(ok if self.relabel else ok & (given < 0))
+        found, size = given.copy(), max(1, _BLOCK_FLOATS // self._width)
+        for start in range(0, len(asked), size):
+            rows = asked[start : start + size]
+            shares = self._shares(rows, 0)
+            found[rows] = np.where(shares.max(axis=1) >= np.float32(self.least), shares.argmax(axis=1), -1)
+        self._labelled, self._asked = int((found[asked] >= 0).sum()), len(asked)
+        return found
+
+    @property
+    def said(self) -> list[str]:
+        return [
+            f"{self._labelled:,} of {self._asked:,} rows that were voted on have a label by a share of {self.least:g} or more"
+        ]
+
+    def _shares(self, index: Int64[np.ndarray, " b"], view: int) -> Float32[np.ndarray, "b c"]:
+        """Of every class, summing to 1."""
+        total = np.zeros((len(index), self._width), np.float32)
+        for rows in self.inputs:
+            logits = rows.gather(index, "logits", view).astype(np.float32)
+            if self.by == "majority":
+                total[np.arange(len(index)), logits.argmax(axis=1)] += 1
+            else:
+                total += softmax(logits / np.float32(self.temperature))
+        return total / np.float32(len(self.inputs))
+
+    def rows(self, index: Int64[np.ndarray, " b"], view: int) -> dict[str, Float[np.ndarray, "b ..."]]:
+        shares, first = self._shares(index, view), self.inputs[0]
+        won = (shares if view == 0 else self._shares(index, 0)).argmax(axis=1)
+        kept = (first.labels[index] >= 0) & (not self.relabel)
+        return {
+            "embedding": first.gather(index, "embedding", view).astype(np.float32),
+            "logits": np.log(np.maximum(shares, np.finfo(np.float32).tiny)),
+            "weight": np.where(kept, np.float32(1), shares[np.arange(len(index)), won])[:, None],
+        }
