@@ -20,7 +20,7 @@ from distill.training.config import METHOD, FitConfig
 from distill.training.setup import open_all, set_up
 from distill.training.step import make_accelerator
 from featcache.plugins import suggest
-from featcache.specs import naming, refuse_code
+from featcache.specs import naming, refuse_code, refuse_code_of_corpora
 
 
 def _text(value: Any) -> bool:
@@ -193,6 +193,7 @@ def check(sweep: Sweep, runs: Sequence[NamedRun], trust_code: bool = False) -> N
     Raises:
         ValueError: something cannot be had or does not fit, with all runs that it concerns; nothing has been trained.
     """
+    refuse_code_of_corpora("corpus", sweep.corpus, trust_code)
     with naming("store and corpus"):
         stores, corpora = open_all(sweep.store, sweep.corpus)
     accelerator = make_accelerator("cpu", "fp32", [], "")

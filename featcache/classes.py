@@ -172,6 +172,25 @@ def numbers_of(head: Head, store: Classes) -> tuple[Int[np.ndarray, " c"], str]:
     return head.labels, "number"
 
 
+def columns_of(head: Head, labels: Int[np.ndarray, " n"], classes: Classes) -> Int[np.ndarray, " n"]:
+    """For each label the row of the head's weight that stands for its class; -1 for −1. `classes` are those of the labels.
+
+    Raises `ValueError` as `match` does, and when the head does not know one of them.
+    """
+    numbers, by = numbers_of(head, classes)
+    unknown = np.setdiff1d(classes.numbers, numbers)
+    if len(unknown) and by == "name":
+        raise ValueError(
+            f"{classes.whose} has {len(unknown)} classes that {head.name} does not know ({classes.some(unknown)}); "
+            "fit a head to the same classes, named alike"
+        )
+    if len(unknown):
+        raise ValueError(f"{head.name} knows no class {unknown[0]} of {classes.whose}; fit a head to the same classes")
+    order = np.argsort(numbers)
+    columns = order[np.searchsorted(numbers, labels, sorter=order).clip(max=len(numbers) - 1)]
+    return np.where(labels >= 0, columns, -1)
+
+
 def ordered(head: Head, classes: Classes) -> Head:
     """The head with one row of its weight for each of `classes`, in their order, and named as they are.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,6 +99,18 @@ def ascend(
             (gradient,) = torch.autograd.grad(loss(at), at)
         at = ball.project(at.detach() + step * ball.steepest(gradient))
     return at.detach()
+
+
+def log_odds(logits: Float[Tensor, "b c"], own: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Against the own class of each image, which attacks make large.
+
+    Cross-entropy is log(1 + exp(odds)): its gradient points the same way, but rounds to zero on images that the classifier
+    is sure of.
+    """
+    import torch
+
+    own = own[:, None]
+    return logits.scatter(1, own, -torch.inf).logsumexp(dim=1) - logits.gather(1, own)[:, 0]
 
 
 def refuse_epsilon(epsilon: float | int) -> None:

@@ -31,6 +31,13 @@ def refuse_code(place: object, spec: object, trust_code: bool) -> None:
         )
 
 
+def refuse_code_of_corpora(place: object, corpora: object, trust_code: bool) -> None:
+    """The same of the spec of a corpus, or of several: an `adversarial:` one has a teacher, and may have a decoder."""
+    for corpus in [corpora] if isinstance(corpora, str) else corpora if isinstance(corpora, list | tuple) else []:
+        for code in re.findall(r"(?=adversarial:(.+?)::)|(?<=@decoder=)([\w.]+:\w+)", str(corpus)):
+            refuse_code(place, code[0] or code[1], trust_code)
+
+
 @contextmanager
 def naming(place: object) -> Iterator[None]:
     """A ValueError raised within says first where: a file, a key in it, a plugin."""

@@ -194,7 +194,7 @@ def fit(
 def _given(config: Path | None, flags: dict[str, Any], settings: list[str], trust_code: bool) -> dict[str, Any]:
     """The arguments of `distill.fit`, from a run's config.toml; flags win over it, and `settings`, KEY=VALUE, over these.
     Refuses code that the file alone names, unless it is trusted."""
-    from featcache.specs import refuse_code
+    from featcache.specs import refuse_code, refuse_code_of_corpora
 
     given = _read_config(config) if config else {}
     method, options, student = given.get("method", METHOD), given.pop("method_options", {}), given.get("student")
@@ -203,6 +203,8 @@ def _given(config: Path | None, flags: dict[str, Any], settings: list[str], trus
         _set(given, setting)
     if flags["student"] is None and given.get("student") == student:
         refuse_code(config, student, trust_code)
+    if flags["corpus"] is None:
+        refuse_code_of_corpora(config, given.get("corpus"), trust_code)
     if given.get("method", METHOD) == method:  # another method has other options
         given["method_options"] = {**options, **given.get("method_options", {})}
     return given

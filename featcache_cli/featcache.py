@@ -66,8 +66,8 @@ def extract(
         typer.Argument(
             metavar="CORPUS",
             help="A folder of images (class sub-folders give labels) or its URL, wds:SHARDS.tar, hf:NAME:SPLIT, "
-            "torchvision:NAME:SPLIT, a .csv, .tsv or .parquet of paths, digits:train|test, mixed:COUNT:CORPUS or "
-            "corrupted:NAME:SEVERITY:CORPUS. @image=NAME and @label=NAME after it choose among several. "
+            "torchvision:NAME:SPLIT, a .csv, .tsv or .parquet of paths, digits:train|test, mixed:COUNT:CORPUS, "
+            "corrupted:NAME:SEVERITY:CORPUS or adversarial:TEACHER::HEAD::CORPUS. @image=NAME and @label=NAME after it choose among several. "
             "Kinds: {featcache.corpora}.",
         ),
     ],

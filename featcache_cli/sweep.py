@@ -147,7 +147,7 @@ class _Evaluation:
     def __init__(self, asked: Any, folder: Path, device: str, workers: int | None, trust_code: bool):
         import featcache
         from evalsuite import detectors
-        from featcache.specs import naming, refuse_code
+        from featcache.specs import naming, refuse_code, refuse_code_of_corpora
 
         given = asked.evaluate
         self._trust_code = trust_code
@@ -160,6 +160,7 @@ class _Evaluation:
         refuse_code('its teacher (teacher = "" is none)', self.teacher, trust_code)
         self._of_teacher: dict[str, Any] = {}
         for part, corpus in self._corpora.items():  # refuses before anything is trained
+            refuse_code_of_corpora(part, corpus, trust_code)
             with naming(part):
                 featcache.open_corpus(corpus)
         for spec in self._detectors:

@@ -30,7 +30,7 @@ class TinyModule(nn.Module):
 
 def hash_of(image: torch.Tensor) -> str:
     """Of one normalised image; the same however it lies in memory."""
-    return hashlib.sha256(image.float().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(image.detach().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def tiny_encoder(weights: int = 0, resize: int = 18) -> Encoder:

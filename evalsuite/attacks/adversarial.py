@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from evalsuite.accuracy import guessing
 from evalsuite.judged import near_chance
-from featcache.classes import Classes, numbers_of
+from featcache.classes import Classes, columns_of
 from featcache.head import Head
-from featcache.pgd import STRIDE, Box, ascend, refuse_epsilon
+from featcache.pgd import STRIDE, Box, ascend, log_odds, refuse_epsilon
 
 if TYPE_CHECKING:
     from featcache import Corpus, Encoder
@@ -173,18 +173,15 @@ def attack(
 
     x = torch.from_numpy(pixels).to(encoder.device).float()
     weight, bias = (torch.from_numpy(part).to(x) for part in (head.weight, head.bias))
-    own = torch.from_numpy(target).to(x.device)[:, None]
+    own = torch.from_numpy(target).to(x.device)
 
     def against(at: Any) -> Any:
-        """The log-odds against the true classes. Cross-entropy is log(1 + exp(odds)): its gradient has the same sign, but
-        rounds to zero on images that the head is sure of."""
         embedding = embedding_of(encoder, at)
         if not embedding.requires_grad:
             raise ValueError(
                 f"{encoder.name} lets no gradient through to its pixels; use an encoder without no_grad or detach"
             )
-        logits = torch.nn.functional.linear(embedding, weight, bias)
-        return (logits.scatter(1, own, -torch.inf).logsumexp(dim=1) - logits.gather(1, own)[:, 0]).sum()
+        return log_odds(torch.nn.functional.linear(embedding, weight, bias), own).sum()
 
     at = x + epsilon * torch.from_numpy(start).to(x)
     at = ascend(against, at, Box.around(x, epsilon, 0, 255), step=STRIDE * epsilon / steps, steps=steps)
@@ -224,16 +221,4 @@ def embedding_of(encoder: Encoder, pixels: Any) -> Any:
 def _target(head: Head, corpus: Corpus) -> Int[np.ndarray, " n"]:
     """For each sample the row of the head's weight that stands for its class; -1 for samples without a label."""
     labels = np.array([corpus.label(i) for i in range(len(corpus))], np.int64)
-    classes = Classes(corpus.spec, np.unique(labels[labels >= 0]), corpus.class_names)
-    numbers, by = numbers_of(head, classes)
-    unknown = np.setdiff1d(classes.numbers, numbers)
-    if len(unknown) and by == "name":
-        raise ValueError(
-            f"{corpus.spec} has {len(unknown)} classes that {head.name} does not know ({classes.some(unknown)}); "
-            "fit a head to the same classes, named alike"
-        )
-    if len(unknown):
-        raise ValueError(f"{head.name} knows no class {unknown[0]} of {corpus.spec}; fit a head to the same classes")
-    order = np.argsort(numbers)
-    target = order[np.searchsorted(numbers, labels, sorter=order).clip(max=len(numbers) - 1)]
-    return np.where(labels >= 0, target, -1)
+    return columns_of(head, labels, Classes(corpus.spec, np.unique(labels[labels >= 0]), corpus.class_names))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 from tiny import tiny_encoder
 
 from featcache import KeptPixels, extract
@@ -27,6 +28,12 @@ def folder(root: Path) -> str:
             Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(path)
     (root / "b/._1.png").write_bytes(b"no image")
     return str(root)
+
+
+def adversarial(root: Path) -> str:
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    save_file({"weight": np.eye(2, 6), "bias": np.zeros(2)}, root / "h.safetensors", {"class_names": '["a", "b"]'})
+    return f"adversarial:python:tiny:tiny_encoder::{root / 'h.safetensors'}@codes=4::{folder(root / 'photos')}"
 
 
 def corrupted(root: Path) -> str:
@@ -85,6 +92,7 @@ def torchvision(root: Path) -> str:
 
 
 SPECS: dict[str, Callable[[Path], str]] = {
+    "adversarial": adversarial,
     "corrupted": corrupted,
     "digits": digits,
     "folder": folder,

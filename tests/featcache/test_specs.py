@@ -2,7 +2,7 @@
 
 import pytest
 
-from featcache.specs import names_code, refuse_code, split_specs
+from featcache.specs import names_code, refuse_code, refuse_code_of_corpora, split_specs
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,23 @@ def test_code_is_refused_where_a_file_names_it(spec):
 def test_other_specs_name_no_code(spec):
     assert not names_code(spec)
     refuse_code("x.toml", spec, False)
+
+
+@pytest.mark.parametrize(
+    ("corpora", "code"),
+    [
+        ("photos/", None),
+        (None, None),
+        ("adversarial:timm/resnet18:w.safetensors::h.safetensors@epsilon=2::photos/", None),
+        ("adversarial:evil:make::h.safetensors::photos/", "evil:make"),
+        (["photos/", "mixed:10:adversarial:timm/resnet18::@decoder=evil.vq:make@epsilon=2::photos/"], "evil.vq:make"),
+        ("adversarial:timm/resnet18::::adversarial:python:evil:make::::photos/", "python:evil:make"),
+    ],
+)
+def test_corpora_of_files_run_no_code_unless_it_is_trusted(corpora, code):
+    refuse_code_of_corpora("c.toml", corpora, trust_code=True)
+    if code is None:
+        refuse_code_of_corpora("c.toml", corpora, trust_code=False)
+        return
+    with pytest.raises(ValueError, match=f"^c.toml: names code, {code}, .*--trust-code"):
+        refuse_code_of_corpora("c.toml", corpora, trust_code=False)
