@@ -17,9 +17,21 @@ METHOD = "centred"
 VIEWS = ("all", "plain", "student")
 OPTIMIZERS = ("adamw", "lars", "sgd")
 SCHEDULES = ("cosine", "step")
+TRAINED = ("all", "linear")
 KEPT = ("last", "best")
 SAMPLINGS = ("each", "balanced", "weight")
-LATER = ("any_precision", "head", "sampling", "momentum", "schedule", "milestones", "gamma", "keep_checkpoints")
+LATER = (
+    "any_precision",
+    "head",
+    "sampling",
+    "momentum",
+    "schedule",
+    "milestones",
+    "gamma",
+    "keep_checkpoints",
+    "train",
+    "layer_decay",
+)
 """Settings that `config.toml` leaves out where they are at their default, as it did before there were any."""
 LR, LR_BATCH = 3e-3, 256
 """The peak learning rate where none is given, and the batch size that it is meant for."""
@@ -81,6 +93,9 @@ class FitConfig:
         min_lr: the learning rate does not fall below it; with "cosine" that of the last step.
         weight_decay: of all weights but biases, norms, and what timm's models name by `no_weight_decay()`. Left out,
             0.05; with "sgd" 0.0005, there it is added to the gradients.
+        train: "all" of the student, or of one that is trained already "linear", its classifier alone: body and projection stay
+            as they are, running statistics of norms too, and so do embeddings.
+        layer_decay: factor of the learning rate from each layer of the student to that below; 1 trains all at the same.
         clip_norm: largest norm of all gradients together; 0 does not clip.
         accumulate: parts that a step's batch is computed in, to need less memory. Losses that compare samples of a
             batch see one part at a time.
@@ -125,6 +140,8 @@ class FitConfig:
     warmup_epochs: float | None = None
     min_lr: float = 0.0
     weight_decay: float | None = None
+    train: str = "all"
+    layer_decay: float = 1.0
     clip_norm: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
@@ -184,11 +201,14 @@ class FitConfig:
             ("student_augment", AUGMENTS),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
+            ("train", TRAINED),
             ("keep", KEPT),
             ("sampling", SAMPLINGS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if self.schedule == "step":
             self._refuse_odd_milestones()
         options = method_options(self.method)
@@ -217,6 +237,7 @@ class FitConfig:
             ("momentum", self.optimizer != "adamw", f"optimizer {self.optimizer}"),
             ("milestones", stepped, f"schedule {self.schedule}"),
             ("gamma", stepped, f"schedule {self.schedule}"),
+            ("layer_decay", self.train == "all", f"train {self.train}"),
         )
         return [
             f"{name} {getattr(self, name)} changes nothing with {beside}; leave it out"

@@ -4,7 +4,7 @@ import copy
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,15 +48,27 @@ def kept_after(step: int, every: float, per_epoch: int) -> float | None:
     return round(now * every, EPOCH_DIGITS) if now > before else None
 
 
-def make_optimizer(modules: Sequence[nn.Module], settings: FitConfig) -> torch.optim.Optimizer:
-    """Two groups of the modules' weights: those that decay, and those of `undecayed`; frozen ones are in neither."""
+def make_optimizer(
+    modules: Sequence[nn.Module], settings: FitConfig, scale: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
+    """Of the modules' weights, in groups: those that decay, then those of `undecayed`; frozen ones are in none.
+
+    Args:
+        scale: what the learning rate is multiplied by for some weights, which is then its group's "lr_scale"; 1 for others.
+    """
     trained = {weight: None for module in modules for weight in module.parameters() if weight.requires_grad}
     kept = set().union(*map(undecayed, modules))
+    by: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for weight in sorted(trained, key=lambda weight: weight in kept):
+        by.setdefault((weight in kept, scale.get(weight, 1.0) if scale else 1.0), []).append(weight)
     groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in trained if weight not in kept], "weight_decay": settings.weight_decay},
-        {"params": [weight for weight in trained if weight in kept], "weight_decay": 0.0},
+        {
+            "params": weights,
+            "weight_decay": 0.0 if exempt else settings.weight_decay,
+            **({"lr_scale": times} if scale else {}),
+        }
+        for (exempt, times), weights in by.items()
     ]
-    groups = [group for group in groups if group["params"]]
     assert settings.lr is not None
     if settings.optimizer == "lars":
         return Lars(groups, lr=settings.lr, momentum=settings.momentum)
@@ -72,12 +84,16 @@ def undecayed(module: nn.Module) -> set[nn.Parameter]:
     for part in module.modules():
         names: Any = getattr(part, "no_weight_decay", None)
         own = set(names()) if callable(names) else set()
-        norm = isinstance(part, _NORMS) or re.search("norm$", type(part).__name__, re.IGNORECASE)
+        norm = is_norm(part)
         for name, weight in part.named_parameters():
             direct = "." not in name
             if name in own or (direct and (weight.ndim <= 1 or name.endswith("bias") or norm)):
                 found.add(weight)
     return found
+
+
+def is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _NORMS) or bool(re.search("norm$", type(module).__name__, re.IGNORECASE))
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -149,6 +149,8 @@ def set_up(
     if _needs_projection(student, method, rows):
         student.project()
         record = student.record(preprocess)
+    if settings.train == "linear":
+        _train_classifier_alone(settings, student)
     if not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
@@ -171,6 +173,21 @@ def set_up(
         refuse_single_images(student)
     refuse_missing_fields(method, student, rows)
     return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method)
+
+
+def _train_classifier_alone(settings: FitConfig, student: Student) -> None:
+    """Freeze the rest: `train_mode` then leaves its running statistics alone too.
+
+    Raises:
+        ValueError: there is no classifier.
+    """
+    if not student.classifier:
+        raise ValueError(
+            f"train=linear trains the student's classifier alone, and method {settings.method} gives it none; choose "
+            "method=ce or kd, or leave train out"
+        )
+    student.requires_grad_(False)
+    student.classifier.requires_grad_(True)
 
 
 def _needs_projection(student: Student, method: Method, rows: Rows) -> bool:

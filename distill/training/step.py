@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from distill.methods import Batch, Features, Method
 from distill.pairs import Drawn
 from distill.training.config import FitConfig
+from distill.training.layers import layer_scales
 from distill.training.schedule import Ema, make_optimizer, train_mode
 from featcache.inputs.images import Preprocess
 from featcache.plugins import suggest
 from featcache.store.layout import EMBEDDING, LOGITS
+from featcache.student import Student
 
 T = TypeVar("T")
 
@@ -124,7 +126,11 @@ class Training:
         self._weights = [w for w in (*student.parameters(), *method.parameters()) if w.requires_grad]
         # Those that begin with −∞ or NaN, such as masks of attention, are meant so.
         self._finite = {name for name, buffer in _floating(student) if bool(buffer.isfinite().all())}
-        self._optimizer = make_optimizer((student, method), settings)
+        scale = None
+        if settings.layer_decay < 1:
+            assert isinstance(student, Student)
+            scale = layer_scales(student, settings.layer_decay)
+        self._optimizer = make_optimizer((student, method), settings, scale)
         if checkpoint and "optimizer" in checkpoint:  # of a finished run it is gone
             self._optimizer.load_state_dict(checkpoint["optimizer"])
 
@@ -132,7 +138,7 @@ class Training:
         """The step of that number; returns the terms of this process's share of the batch, on the device."""
         self._seed(number)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self._optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
         parts = self._settings.accumulate
