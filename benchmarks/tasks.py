@@ -169,7 +169,11 @@ class Bench:
             print(f"  held out: {arm.method} {dict(arm.options)} lr {lr} {dict(extra)}: {value:.3f}", flush=True)
             return value
 
-        lr = max(arm.rates, key=lambda each: held_out(each, arm.tried[0])) if len(arm.rates) > 1 else arm.rates[0]
+        found = {lr: held_out(lr, arm.tried[0]) for lr in arm.rates}
+        while len(found) > 1 and (lr := max(found, key=lambda each: found[each])) in (least := min(found), max(found)):
+            further = lr / 3 if lr == least else lr * 3  # the best may lie beyond
+            found[further] = held_out(further, arm.tried[0])
+        lr = max(found, key=lambda each: found[each])
         if len(arm.tried) == 1:
             return lr, arm.tried[0]
         return lr, max(arm.tried, key=lambda extra: held_out(lr, extra))
