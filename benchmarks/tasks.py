@@ -14,7 +14,7 @@ import shutil
 import statistics
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ from featcache.student import open_student
 EXACT: dict[str, Any] = {"precision": "fp32", "device": "cpu"}
 VIEWS: dict[str, Any] = {"augment": "rrc", "views": 4, "crop_area": 0.6}
 RATES = (1e-3, 3e-3, 1e-2)
+CORRUPTIONS = ("gaussian_noise", "defocus_blur", "contrast", "jpeg_compression")
+Figures = dict[str, tuple[evalsuite.Result, str]]
+"""By title, a result and which of its metrics is meant."""
 CHOOSING = 1000
 """Seed of the runs by which settings are chosen."""
 
@@ -178,44 +181,84 @@ class Bench:
             return lr, arm.tried[0]
         return lr, max(arm.tried, key=lambda extra: held_out(lr, extra))
 
-    def measured(self, arm: Arm, seed: int, lr: float, extra: Mapping[str, Any]) -> evalsuite.Result:
-        """On the test images."""
+    def trained(self, arm: Arm, seed: int, lr: float, extra: Mapping[str, Any]) -> Run:
+        """With a classifier in any case."""
         run = self.fit(arm, seed, lr, extra)
-        if not (run.path / "head.safetensors").exists():  # a student of a space: its linear classifier, of labels
-            run = distill.fit(
-                self.store(arm.stores[0]), self.train, out=run.path.with_name(run.path.name + "-linear"),
-                student=f"run:{run.path}", method="ce", train="linear", epochs=2, batch_size=64, lr=1e-2, seed=seed,
-                precision="bf16", device="cpu", resume=True, workers=1,
-            )  # fmt: skip
-        store = featcache.extract(
-            self.test, f"run:{run.path}", self.stores / f"{run.path.name}-test.zarr", fields=("embedding", "logits"),
-            **EXACT,
+        if (run.path / "head.safetensors").exists():
+            return run
+        return distill.fit(  # a student of a space: its linear classifier, of labels
+            self.store(arm.stores[0]), self.train, out=run.path.with_name(run.path.name + "-linear"),
+            student=f"run:{run.path}", method="ce", train="linear", epochs=2, batch_size=64, lr=1e-2, seed=seed,
+            precision="bf16", device="cpu", resume=True, workers=1,
         )  # fmt: skip
-        return evalsuite.classify(store)
+
+    def classified(self, run: Run, corpus: str, name: str) -> evalsuite.Result:
+        fields, out = ("embedding", "logits"), self.stores / f"{run.path.name}-{name}.zarr"
+        return evalsuite.classify(featcache.extract(corpus, f"run:{run.path}", out, fields=fields, **EXACT))
+
+    def clean(self, run: Run) -> Figures:
+        """On the test images."""
+        found = self.classified(run, self.test, "test")
+        return {"top-1": (found, "classify/top1"), "NLL": (found, "classify/nll")}
+
+    def corrupted(self, run: Run) -> Figures:
+        """On 1,000 test images, clean and (one result after the other) corrupted."""
+        some = str(first(Path(self.test), 1000))
+        found = {"corrupted": self.classified(run, f"corrupted:{CORRUPTIONS[0]}:3:{some}", CORRUPTIONS[0])}
+        found |= {name: self.classified(run, f"corrupted:{name}:3:{some}", name) for name in CORRUPTIONS[1:]}
+        found["top-1"] = self.classified(run, self.test, "test")
+        return {name: (each, "classify/top1") for name, each in found.items()}
+
+    def attacked(self, run: Run, corpus: Path | None = None, steps: int = 20) -> Figures:
+        """On 1,000 test images, clean and attacked."""
+        corpus = corpus or first(Path(self.test), 1000)
+        encoder = f"run:{run.path}"
+        bank = featcache.extract(str(corpus), encoder, self.stores / f"{run.path.name}-{corpus.name}.zarr", **EXACT)
+        found = evalsuite.robustness(
+            encoder, str(corpus), bank, self.stores / f"{run.path.name}-{corpus.name}-robustness",
+            corruptions=["brightness"], severities=[1], pgd=[8], pgd_steps=steps, any_precision=True,
+            head=run.path / "head.safetensors", device="cpu", precision="fp32",
+        )  # fmt: skip
+        return {f"PGD-{steps}": (found, "pgd/8/top1"), "clean": (found, "pgd/0/top1")}
+
+
+MEASURES: dict[str, Callable[[Bench, Run], Figures]] = {"akd": Bench.attacked, "dad": Bench.corrupted}
+"""Where not the accuracy on clean test images is what counts. The first figure is what arms are compared by."""
 
 
 def shown(system: str, bench: Bench, arms: Mapping[str, Arm], seeds: Sequence[int]) -> Iterator[str]:
     """The system's table in Markdown, line by line; its first arm is compared with the others."""
-    results: dict[str, list[evalsuite.Result]] = {}
+    found: dict[str, list[Figures]] = {}
     settings = {}
     for name, arm in arms.items():
         lr, extra = bench.chosen(arm)
-        settings[name] = ", ".join([f"lr {lr:g}", *(f"{key} {value:g}" for key, value in extra.items())])
-        results[name] = [bench.measured(arm, seed, lr, extra) for seed in seeds]
-        print(f"{system}: {name}: {[round(r.metrics['classify/top1'].value, 4) for r in results[name]]}", flush=True)
-    yield f"| {system} | top-1 | NLL | difference in top-1 ± SE | intervals without 0 | chosen |"
-    yield "|---|---|---|---|---|---|"
-    ours = results[next(iter(arms))]
-    for name, theirs in results.items():
-        of = {key: mean_sd([result.metrics[f"classify/{key}"].value for result in theirs]) for key in ("top1", "nll")}
-        against = "| | |"
-        if theirs is not ours:
-            apart = [evalsuite.compare(a, b).metrics["classify/top1"] for a, b in zip(theirs, ours, strict=True)]
-            values = np.array([each.value for each in apart])
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-            clear = sum(each.ci95 is not None and (each.ci95[0] > 0 or each.ci95[1] < 0) for each in apart)
-            against = f"| {values.mean():+.4f} ± {error:.4f} | {clear} of {len(apart)} |"
-        yield f"| {name} | {of['top1']} | {of['nll']} {against} {settings[name]} |"
+        settings[name] = ", ".join([f"lr {lr:.2g}", *(f"{key} {value:g}" for key, value in extra.items())])
+        runs = [bench.trained(arm, seed, lr, extra) for seed in seeds]
+        found[name] = [MEASURES.get(system, Bench.clean)(bench, run) for run in runs]
+        print(f"{system}: {name}: {[values(each) for each in found[name]]}", flush=True)
+    titles = list(values(found[name][0]))
+    yield f"| {system} | {' | '.join(titles)} | difference in {titles[0]} ± SE | intervals without 0 | chosen |"
+    yield f"|{'---|' * (len(titles) + 4)}"
+    ours = found[next(iter(arms))]
+    for name, theirs in found.items():
+        cells = [mean_sd([values(each)[title] for each in theirs]) for title in titles]
+        cells += ["", ""] if theirs is ours else against(theirs, ours, titles[0])
+        yield f"| {name} | {' | '.join(cells)} | {settings[name]} |"
+
+
+def values(figures: Figures) -> dict[str, float]:
+    return {title: result.metrics[key].value for title, (result, key) in figures.items()}
+
+
+def against(theirs: Sequence[Figures], ours: Sequence[Figures], title: str) -> list[str]:
+    """Mean difference of a figure, paired by seed; and in how many seeds the interval over the images leaves out 0."""
+    apart = [
+        evalsuite.compare(a[title][0], b[title][0]).metrics[a[title][1]] for a, b in zip(theirs, ours, strict=True)
+    ]
+    of_seeds = np.array([each.value for each in apart])
+    error = of_seeds.std(ddof=1) / np.sqrt(len(of_seeds)) if len(of_seeds) > 1 else float("nan")
+    clear = sum(each.ci95 is not None and (each.ci95[0] > 0 or each.ci95[1] < 0) for each in apart)
+    return [f"{of_seeds.mean():+.4f} ± {error:.4f}", f"{clear} of {len(apart)}"]
 
 
 def costs(bench: Bench, rounds: int = 3) -> Iterator[str]:
