@@ -62,11 +62,14 @@ class Arm:
     passes: float = 1
 
 
-CE = Arm("ce", tried=({}, {"label_smoothing": 0.1}))
+CE = Arm("ce", tried=({}, {"label_smoothing": 0.1}, {"label_smoothing": 0.2}, {"mixup": 0.2}, {"cutmix": 1.0}))
+KD = tuple(
+    {"alpha": alpha, "temperature": t} for alpha, t in ((0.9, 4.0), (0.9, 2.0), (0.5, 4.0), (0.5, 2.0), (0.5, 1.0))
+)
 TEMPERATURES = tuple({"temperature": t} for t in (2.0, 4.0))
 SYSTEMS: dict[str, dict[str, Arm]] = {
     "kd": {
-        "kd": Arm("kd", tried=({}, {"temperature": 2.0}, {"alpha": 0.5}), settings={"head": "lite0"}),
+        "kd": Arm("kd", tried=KD, settings={"head": "lite0"}),
         "ce": CE,
     },
     "ega": {
@@ -172,14 +175,21 @@ class Bench:
             print(f"  held out: {arm.method} {dict(arm.options)} lr {lr} {dict(extra)}: {value:.3f}", flush=True)
             return value
 
-        found = {lr: held_out(lr, arm.tried[0]) for lr in arm.rates}
-        while len(found) > 1 and (lr := max(found, key=lambda each: found[each])) in (least := min(found), max(found)):
-            further = lr / 3 if lr == least else lr * 3  # the best may lie beyond
-            found[further] = held_out(further, arm.tried[0])
-        lr = max(found, key=lambda each: found[each])
+        def best_rate(extra: Mapping[str, Any]) -> float:
+            found = {lr: held_out(lr, extra) for lr in arm.rates}
+            while len(found) > 1 and (lr := max(found, key=lambda each: found[each])) in (
+                least := min(found),
+                max(found),
+            ):
+                further = lr / 3 if lr == least else lr * 3  # the best may lie beyond
+                found[further] = held_out(further, extra)
+            return max(found, key=lambda each: found[each])
+
+        lr = best_rate(arm.tried[0])
         if len(arm.tried) == 1:
             return lr, arm.tried[0]
-        return lr, max(arm.tried, key=lambda extra: held_out(lr, extra))
+        extra = max(arm.tried, key=lambda extra: held_out(lr, extra))
+        return best_rate(extra), extra
 
     def trained(self, arm: Arm, seed: int, lr: float, extra: Mapping[str, Any]) -> Run:
         """With a classifier in any case."""
