@@ -24,6 +24,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "rkd": [{}, {"match": 1.0, "normalise": False, "angle_batch": 7}],
     "lightly_v1": [{}, {"queue": 50}],
     "ce": [{}, {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}],
+    "autoencoder": [{}, {"sigmoid": True}],
     "ega": [{}, {"edge": 0.0, "dim": 7}],
     "akd": [{}, {"lam": 1.0, "norms": "train"}, {"lam": 0.0, "smoothing": 0.1, "random_start": False, "steps": 1}],
     "sskd": [{"head_epochs": 1}, {"relation": 0.0}],

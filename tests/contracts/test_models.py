@@ -10,13 +10,17 @@ NAMES = plugin_names("featcache.models")
 
 
 class TestLibraries(ModelContract):
-    @pytest.fixture(params=[name for name in NAMES if name not in ("python", "tiny")])
+    @pytest.fixture(params=[name for name in NAMES if name not in ("python", "tiny", "conv_autoencoder")])
     def registered(self, request):
         return request.param
 
 
 class TestTiny(ModelContract):
     name = student = "tiny"
+
+
+class TestConvAutoencoder(ModelContract):
+    name = student = "conv_autoencoder"
 
 
 class TestPython(ModelContract):
