@@ -61,13 +61,23 @@ class ClassSimilarity(Derivation):
                 f"{unlabelled:,} of {len(rows):,} rows of {rows.name} have no label, and so no class whose similarities they "
                 "could have; derive from a store of labelled images only"
             )
-        scaled = self._table(rows) / self.temperature
-        self.logits = scaled - logsumexp(scaled)[:, None]
-        """ln q (C, C), a row a class."""
+        self.logits = self.soft_labels(rows, np.flatnonzero(np.isin(rows.index, rows.stores[0].ok)))
 
-    def _table(self, rows: Rows) -> Float64[np.ndarray, "c c"]:
-        """S with its boost. Raises `ValueError` for a class with fewer than two rows that have features."""
-        rng, usable = np.random.default_rng(self.seed), np.flatnonzero(np.isin(rows.index, rows.stores[0].ok))
+    def soft_labels(self, rows: Rows, usable: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "c c"]:
+        """ln q, a row a class.
+
+        Args:
+            usable: positions of the rows that have features.
+
+        Raises:
+            ValueError: a class has fewer than two of them.
+        """
+        scaled = self._table(rows, usable) / self.temperature
+        return scaled - logsumexp(scaled)[:, None]
+
+    def _table(self, rows: Rows, usable: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "c c"]:
+        """S with its boost."""
+        rng = np.random.default_rng(self.seed)
         classes, (width,) = len(rows.classes), rows.shape_of("embedding")
         total, own, count = np.zeros((classes, width)), np.zeros(classes), np.zeros(classes)
         for label, name in enumerate(rows.classes):
@@ -84,8 +94,8 @@ class ClassSimilarity(Derivation):
 
     @property
     def entropy(self) -> float:
-        """Of the soft labels, the mean over classes, as a share of ln C: 1 where they say nothing."""
-        return float(-(np.exp(self.logits) * self.logits).sum(axis=1).mean() / math.log(len(self.logits)))
+        """Of the soft labels, as `entropy_share`."""
+        return entropy_share(self.logits)
 
     @property
     def said(self) -> list[str]:
@@ -105,3 +115,8 @@ class ClassSimilarity(Derivation):
             "embedding": rows.gather(index, "embedding", view).astype(np.float32),
             "logits": self.logits[rows.labels[index]].astype(np.float32),
         }
+
+
+def entropy_share(log_q: Float[np.ndarray, "c c"]) -> float:
+    """Entropy of soft labels, the mean over classes, as a share of ln C: 1 where they say nothing."""
+    return float(-(np.exp(log_q) * log_q).sum(axis=1).mean() / math.log(len(log_q)))

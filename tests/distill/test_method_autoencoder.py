@@ -99,4 +99,4 @@ def test_the_student_takes_no_weights_and_says_what_it_does(tmp_path, store, ima
     with pytest.raises(ValueError, match="takes no weights; give run:FOLDER"):
         distill.fit(store, str(images), out=tmp_path / "r", student="conv_autoencoder:x", method="autoencoder")
     with pytest.raises(ValueError, match=r"is trained here, .* `distill fit --student conv_autoencoder"):
-        featcache.extract(str(images), "conv_autoencoder", tmp_path / "s.zarr")
+        featcache.extract(str(images), "conv_autoencoder:x", tmp_path / "s.zarr")
