@@ -1,6 +1,7 @@
 """ReffAKD (arXiv 2404.09886): soft labels from how alike the classes are in some space, an autoencoder's say."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -57,9 +58,8 @@ class ReffAKD(Method):
         for name, value in {"temperature": temperature, "table_temperature": table_temperature}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be greater than 0, got {value}")
-        ClassSimilarity(per_class=per_class, boost=boost)  # refuses what it cannot take
         self._alpha, self._temperature, self._shuffled = alpha, temperature, shuffled
-        self._table = {"per_class": per_class, "boost": boost, "temperature": table_temperature}
+        self._similarity = ClassSimilarity(per_class=per_class, boost=boost, temperature=table_temperature)
         self.soft: Tensor
         self.register_buffer("soft", torch.zeros(0, 0))
 
@@ -76,7 +76,7 @@ class ReffAKD(Method):
         Raises:
             ValueError: a class has fewer than two rows.
         """
-        log_q = ClassSimilarity(**self._table, seed=seed).soft_labels(rows, np.arange(len(rows)))
+        log_q = replace(self._similarity, seed=seed).soft_labels(rows, np.arange(len(rows)))
         if self._shuffled:
             drawn = np.random.default_rng(seed)
             for label, row in enumerate(log_q):
