@@ -16,9 +16,22 @@ if TYPE_CHECKING:
     from evalsuite.evaluators.ood import ood
     from evalsuite.evaluators.probe import probe
     from evalsuite.evaluators.robustness import robustness
+    from evalsuite.evaluators.select import select
     from evalsuite.result import Metric, Result
 
-__all__ = ["Metric", "Result", "classify", "compare", "fidelity", "knn", "ood", "probe", "report", "robustness"]
+__all__ = [
+    "Metric",
+    "Result",
+    "classify",
+    "compare",
+    "fidelity",
+    "knn",
+    "ood",
+    "probe",
+    "report",
+    "robustness",
+    "select",
+]
 
 _MODULE_OF = {"Metric": "result", "Result": "result", "compare": "comparison"}
 

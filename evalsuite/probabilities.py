@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from evalsuite.judged import Judged
 from featcache.classes import Classes, match, numbers_of
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
@@ -80,13 +79,17 @@ class Classifier:
         return range(len(self.classes.numbers)), "number"
 
 
-def said(rows: Rows, truth: Int[np.ndarray, " n"], temperatures: tuple[float, ...], role: str) -> list[Said]:
-    """What is said of the rows, at each temperature, in one pass. Warns where the classifier is right next to as often as by
-    chance, or takes one class for another."""
-    judged, start = Judged(rows, rows, role), 0
+def said(
+    rows: Rows,
+    truth: Int[np.ndarray, " n"],
+    temperatures: tuple[float, ...] = (1.0,),
+    look: Callable[[Mapping[str, Float[np.ndarray, "_ c"]]], None] = lambda block: None,
+) -> list[Said]:
+    """What is said of the rows, at each temperature, in one pass; `look` sees their logits block by block."""
+    start = 0
     found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in temperatures]
     for block in rows.blocks_of(["logits"]):
-        judged.see(block)
+        look(block)
         logits = block["logits"].astype(np.float64)
         true = truth[start : start + len(logits)][:, None]
         start += len(logits)
@@ -97,7 +100,6 @@ def said(rows: Rows, truth: Int[np.ndarray, " n"], temperatures: tuple[float, ..
             parts.append(
                 (true[:, 0], logits.argmax(axis=1), place, whole - own[:, 0] / temperature, np.exp(top - whole))
             )
-    judged.record()
     return [Said(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
 
 

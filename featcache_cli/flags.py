@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import StrEnum
 from functools import partial
+from pathlib import PurePath
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -79,6 +80,8 @@ def spelling(name: str, flag: Flag) -> str:
 
 
 def _option(name: str, flag: Flag) -> Any:
+    if flag.kind == "listed":
+        return typer.Argument(help=flag.help, metavar=flag.metavar)
     shown: dict[str, Any] = {} if flag.shown is None else {"show_default": flag.shown}
     return typer.Option(
         *(flag.names or (spelling(name, flag),)),
@@ -96,7 +99,7 @@ def _kind(flag: Flag, hint: Any) -> Any:
     if flag.choices:
         return StrEnum("Choice", {each: each for each in flag.choices})
     single, repeated = _types(hint)
-    if flag.kind == "stores" or (str in repeated and flag.read is None):
+    if flag.kind in ("stores", "listed") or (str in repeated and flag.read is None):
         return list[str]
     if flag.read is not None or repeated:
         return str
@@ -106,7 +109,7 @@ def _kind(flag: Flag, hint: Any) -> Any:
 def _reader(flag: Flag, hint: Any) -> Callable[[Any], Any] | None:
     """What makes the value of what is given: numbers of a comma list, a mapping of `NAME=STORE`."""
     if flag.read is not None or flag.kind != "option":
-        return _named if flag.kind == "stores" else flag.read
+        return {"stores": _named, "listed": _listed}.get(flag.kind, flag.read)
     repeated = _types(hint)[1]
     return next((partial(numbers, kind=kind) for kind in (float, int) if kind in repeated), None)
 
@@ -129,3 +132,12 @@ def _named(given: list[str]) -> dict[str, str]:
             raise ValueError("give NAME=STORE, each NAME once")
         named[name] = path
     return named
+
+
+def _listed(given: list[str]) -> dict[str, str]:
+    """`NAME=STORE` as they are, others named by their files."""
+    named = [item if "=" in item else f"{PurePath(item).name.removesuffix('.zarr')}={item}" for item in given]
+    try:
+        return _named(named)
+    except ValueError:
+        raise ValueError("give each store a name of its own, NAME=STORE") from None

@@ -146,7 +146,8 @@ class Evaluator:
 class Flag:
     """How a field is given in the command line, where that does not follow from its type.
 
-    `kind` is `store`, `stores` (`NAME=STORE`, repeated) or `option`. `names` replace `--field-name`; `least` is the least
+    `kind` is `store`, `stores` (`NAME=STORE`, repeated), `listed` (the same without a flag, the name by default the file's) or
+    `option`. `names` replace `--field-name`; `least` is the least
     number, `shown` what help says of a default None; `read` makes the value of the text that is given, and raises
     `ValueError` with what to give instead; `file` says that it is a file, `read` or `written`.
     """
@@ -171,6 +172,11 @@ def store(help: str, default: Any = MISSING, **given: Any) -> Any:
 def named_stores(help: str, **given: Any) -> Any:
     """A field for any number of stores by name; None for none."""
     return field(default=None, metadata={"flag": Flag(help, "stores", metavar="NAME=STORE", **given)})
+
+
+def listed_stores(help: str) -> Any:
+    """A field for stores by name, which are the command's arguments: `NAME=STORE`, or `STORE`, called as its file is."""
+    return field(metadata={"flag": Flag(help, "listed", metavar="[NAME=]STORE…")})
 
 
 def option(default: Any = MISSING, help: str = "", **given: Any) -> Any:

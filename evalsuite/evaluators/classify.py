@@ -90,6 +90,7 @@ class Classify(Evaluator):
     def run(self) -> Result:
         import numpy as np
 
+        from evalsuite.judged import Judged
         from evalsuite.probabilities import Classifier, fit_temperature, said
         from evalsuite.result import Result, content_of, versions
         from featcache.head import Head
@@ -105,7 +106,9 @@ class Classify(Evaluator):
         if "calibrate" in rows:
             Classifier(rows["calibrate"])
             temperature = fit_temperature(rows["calibrate"], classifier.columns(rows["calibrate"])[0])
-        found = said(test, truth, (1.0,) if temperature is None else (1.0, temperature), "test")
+        judged = Judged(test, test, "test")
+        found = said(test, truth, (1.0,) if temperature is None else (1.0, temperature), judged.see)
+        judged.record()  # warns where classes seem to be others
         metrics, samples, chance = self._measured(found, classifier)
         counts = {name: each.record() | {"unlabelled": whole[name].unlabelled} for name, each in rows.items()}
         so = "its temperature was fitted to them"

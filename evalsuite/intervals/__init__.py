@@ -24,7 +24,7 @@ from evalsuite.intervals.combined import difference, mean_of
 from evalsuite.intervals.confidence import aurc, calibration_error, nll, risk_coverage, selective_accuracy, surest
 from evalsuite.intervals.estimate import LEAST_ROWS, Estimate, Part
 from evalsuite.intervals.ranks import LEAST_FOR_THRESHOLD, ranking
-from evalsuite.intervals.shares import LEAST_FOR_MEAN, cosine_mean, kappa, macro_share, share
+from evalsuite.intervals.shares import LEAST_FOR_MEAN, by_influence, cosine_mean, kappa, macro_share, share
 
 __all__ = [
     "LEAST_FOR_MEAN",
@@ -33,6 +33,7 @@ __all__ = [
     "Estimate",
     "Part",
     "aurc",
+    "by_influence",
     "calibration_error",
     "cosine_mean",
     "decisions",

@@ -61,18 +61,25 @@ def macro_share(correct: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) 
     return Estimate(value, {"rows": Part(*score_bounds(value, 1 / inverse), np.asarray(correct, np.float64))})
 
 
+def by_influence(
+    value: float, influence: Float[np.ndarray, " n"], least: float = -math.inf, most: float = math.inf
+) -> Estimate:
+    """A value whose rows have these influences, as its variance says: Student's t. No interval for fewer than `LEAST_FOR_MEAN`
+    rows, of which a few far off would not show, nor where all are the same."""
+    n = len(influence)
+    if n < LEAST_FOR_MEAN:
+        return Estimate(value, {}, f"{n} rows, fewer than {LEAST_FOR_MEAN}", least, most)
+    half = student(n - 1) * float(influence.std(ddof=1)) / math.sqrt(n)
+    if half == 0:
+        return Estimate(value, {}, f"all of the {n:,} values are the same", least, most)
+    return Estimate(value, {"rows": Part(half, half, influence)}, None, least, most)
+
+
 def cosine_mean(cosines: Float[np.ndarray, " n"]) -> Estimate:
-    """The mean of cosines, one a row: Student's t. No interval for fewer than `LEAST_FOR_MEAN` rows, of which a few far
-    off would not show, nor where all are the same. Raises `ValueError` for no rows."""
+    """The mean of cosines, one a row, `by_influence`. Raises `ValueError` for no rows."""
     if cosines.size == 0:
         raise ValueError("there are no rows: a mean needs at least one")
-    n, value = len(cosines), float(cosines.mean())
-    if n < LEAST_FOR_MEAN:
-        return Estimate(value, {}, f"{n} rows, fewer than {LEAST_FOR_MEAN}", least=-1.0)
-    half = student(n - 1) * float(cosines.std(ddof=1)) / math.sqrt(n)
-    if half == 0:
-        return Estimate(value, {}, f"all of the {n:,} cosines are the same", least=-1.0)
-    return Estimate(value, {"rows": Part(half, half, cosines)}, least=-1.0)
+    return by_influence(float(cosines.mean()), cosines, -1.0, 1.0)
 
 
 def kappa(a: Int[np.ndarray, " q"], b: Int[np.ndarray, " q"], n_classes: int) -> Estimate:

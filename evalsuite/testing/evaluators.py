@@ -51,7 +51,9 @@ class EvaluatorContract:
             path = tmp_path / f"{name}.zarr"
             logits = rows[:, :3] if self.logits else None
             write_store(path, rows, labels=labels, class_names=["ant", "bee", "cat"], logits=logits)
-            given[name] = {"other": str(path)} if flags(registered)[name].kind == "stores" else str(path)
+            kind = flags(registered)[name].kind
+            named = {"stores": {"other": str(path)}, "listed": {"one": str(path), "other": str(path)}}
+            given[name] = named.get(kind, str(path))
         return registered(**given)
 
     def test_it_is_a_frozen_dataclass_that_needs_a_store_and_says_what_it_does(

@@ -24,6 +24,10 @@ class TestClassify(EvaluatorContract):
     name, stores, logits = "classify", ("test", "calibrate"), True
 
 
+class TestSelect(EvaluatorContract):
+    name, stores, options = "select", ("stores", "of"), {"c": (1.0,), "device": "cpu"}
+
+
 class TestFidelity(EvaluatorContract):
     name, options = "fidelity", {"k": 3}
 
@@ -45,7 +49,7 @@ def test_no_two_flags_are_spelled_alike(name):
     options = [each.annotation.__metadata__[0] for each in parameters(load(name))]
     assert list(flags(load(name))) == [each.name for each in parameters(load(name))]
     assert all(option.help for option in options)
-    spelled = [flag for option in options for flag in option.param_decls]
+    spelled = [flag for option in options for flag in option.param_decls or ()]  # arguments have none
     assert len(spelled) == len(set(spelled))
 
 

@@ -233,7 +233,7 @@ def test_a_mean_of_cosines_is_students(rng):
     half = t.ppf(0.975, 59) * cosines.std(ddof=1) / math.sqrt(60)
     assert cosine_mean(cosines).ci95 == pytest.approx((cosines.mean() - half, cosines.mean() + half), abs=1e-5)
     assert cosine_mean(cosines[:49]).none == "49 rows, fewer than 50"
-    assert cosine_mean(np.ones(50)).none == "all of the 50 cosines are the same"
+    assert cosine_mean(np.ones(50)).none == "all of the 50 values are the same"
 
 
 def test_the_influences_on_the_area_under_risk_and_coverage_are_derivatives(rng):
