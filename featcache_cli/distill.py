@@ -103,7 +103,7 @@ def fit(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER or MODULE:CALLABLE. "
+            help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER[@epoch=N] or MODULE:CALLABLE. "
             "Libraries: {featcache.models}.",
         ),
     ] = None,

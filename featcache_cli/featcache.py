@@ -75,7 +75,7 @@ def extract(
         list[str],
         typer.Option(
             metavar="SPEC",
-            help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH, or MODULE:CALLABLE; "
+            help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH[@epoch=N], or MODULE:CALLABLE; "
             "timm/NAME.TAG:FILE and open_clip/NAME:TAG:FILE with weights on disk. "
             "Repeat, or with commas, for several in one pass over the images. Libraries: {featcache.models}.",
         ),
