@@ -73,7 +73,7 @@ class Tuning:
                 epochs=self.epochs, **choosing,
             )  # fmt: skip
             student, epochs = f"run:{start.path}", self.after
-        named = f"{first}{name.replace(' ', '-')}-{epochs}-{lr}"
+        named = f"{first}{name.replace(',', '').replace(' ', '-')}-{epochs}-{lr}"
         return self.fit(
             self.labelled, named, seed, student=student, method="ce", epochs=epochs, lr=lr, **arm.settings, **choosing
         )
