@@ -67,6 +67,7 @@ KD = tuple(
     {"alpha": alpha, "temperature": t} for alpha, t in ((0.9, 4.0), (0.9, 2.0), (0.5, 4.0), (0.5, 2.0), (0.5, 1.0))
 )
 TEMPERATURES = tuple({"temperature": t} for t in (2.0, 4.0))
+SHARES = tuple({"alpha": alpha, "temperature": t} for alpha, t in ((0.1, 1.0), (0.5, 1.0), (0.1, 5.0), (0.5, 5.0)))
 SYSTEMS: dict[str, dict[str, Arm]] = {
     "kd": {
         "kd": Arm("kd", tried=KD, settings={"head": "lite0"}),
@@ -78,6 +79,17 @@ SYSTEMS: dict[str, dict[str, Arm]] = {
         "node only": Arm("ega", {"edge": 0.0}, tried=tuple({"beta": b} for b in (0.02, 0.1, 0.5))),
         "edge only": Arm("ega", {"node": 0.0}, tried=tuple({"beta": b} for b in (0.02, 0.1, 0.5))),
         "rkd, then linear": Arm("rkd", tried=({}, {"match": 1.0})),
+    },
+    "reffakd": {
+        "published table": Arm("reffakd", stores=("autoencoder",), tried=SHARES),
+        "table at 0.03": Arm("reffakd", {"table_temperature": 0.03}, stores=("autoencoder",), tried=SHARES),
+        "classes permuted": Arm(
+            "reffakd", {"table_temperature": 0.03, "control": "shuffled"}, stores=("autoencoder",), tried=SHARES
+        ),
+        "smoothing of equal entropy": Arm(
+            "reffakd", {"table_temperature": 0.03, "control": "even"}, stores=("autoencoder",), tried=SHARES
+        ),
+        "ce": replace(CE, stores=("autoencoder",)),
     },
     "sskd": {
         "sskd": Arm("sskd", stores=("resnet56-rotated",)),
@@ -114,12 +126,23 @@ class Bench:
         """Of the training images, by what made it: "lite0", "resnet56", "resnet56-rotated"."""
         if name == "lite0":
             return featcache.extract(self.train, "builtin/efficientnet_lite0", self._path(name), **EXACT, **VIEWS)
+        if name == "autoencoder":
+            return self._of_autoencoder()
         if name.startswith("checkpoint"):
             return self._of_checkpoints(name)
         views = {"augment": "rotate4_crop", "views": 12} if name.endswith("rotated") else VIEWS
         return featcache.extract(
             self.train, "cifar_resnets:resnet56", self._path(name), fields=("embedding", "logits"), **EXACT, **views
         )
+
+    def _of_autoencoder(self) -> featcache.FeatureStore:
+        """What one trained on these images makes of them."""
+        out = self.runs / f"tasks-{self.count}-autoencoder-{self.epochs}"
+        run = distill.fit(
+            self.store("lite0"), self.train, out=out, student="conv_autoencoder", method="autoencoder", image_size=32,
+            epochs=self.epochs, batch_size=64, precision="bf16", device="cpu", resume=True, workers=1,
+        )  # fmt: skip
+        return featcache.extract(self.train, f"run:{run.path}", self._path("autoencoder"), **EXACT, **VIEWS)
 
     def _of_checkpoints(self, name: str) -> featcache.FeatureStore:
         """Logits of a `tiny` trained with labels, half-way and at the end, or their mean."""

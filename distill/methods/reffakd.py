@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Float64
+from scipy.optimize import brentq
 from torch import Tensor
 
 from distill.methods import Batch, Features, Fitted, Method
@@ -12,6 +14,8 @@ from distill.objectives import ce
 from featcache.derivations.class_similarity import ClassSimilarity, entropy_share
 from featcache.rows import Rows
 from featcache.store.layout import EMBEDDING, LOGITS
+
+CONTROLS = ("none", "shuffled", "even")
 
 
 class ReffAKD(Method):
@@ -32,8 +36,8 @@ class ReffAKD(Method):
         table_temperature: T_q, 1 in the paper. At 0.02 to 0.05 q tells classes apart.
         per_class: rows of each class that are compared, drawn by seed; 0: all.
         boost: added to a class's similarity to itself.
-        shuffled: of every class, the similarities to the others change places: soft labels of equal entropy that mean nothing,
-            to compare with.
+        control: soft labels to compare with, of the same entropy, class by class. "shuffled": the other classes' shares change
+            places, so that they mean nothing; "even": all others have the same share, label smoothing. "none": the paper's.
     """
 
     student_fields = (EMBEDDING, LOGITS)
@@ -50,7 +54,7 @@ class ReffAKD(Method):
         table_temperature: float = 1.0,
         per_class: int = 40,
         boost: float = 0.0225,
-        shuffled: bool = False,
+        control: str = "none",
     ):
         super().__init__()
         if not 0 < alpha <= 1:
@@ -58,7 +62,9 @@ class ReffAKD(Method):
         for name, value in {"temperature": temperature, "table_temperature": table_temperature}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be greater than 0, got {value}")
-        self._alpha, self._temperature, self._shuffled = alpha, temperature, shuffled
+        if control not in CONTROLS:
+            raise ValueError(f"unknown control {control!r}; known: {', '.join(CONTROLS)}")
+        self._alpha, self._temperature, self._control = alpha, temperature, control
         self._similarity = ClassSimilarity(per_class=per_class, boost=boost, temperature=table_temperature)
         self.soft: Tensor
         self.register_buffer("soft", torch.zeros(0, 0))
@@ -77,12 +83,8 @@ class ReffAKD(Method):
             ValueError: a class has fewer than two rows.
         """
         log_q = replace(self._similarity, seed=seed).soft_labels(rows, np.arange(len(rows)))
-        if self._shuffled:
-            drawn = np.random.default_rng(seed)
-            for label, row in enumerate(log_q):
-                others = np.delete(np.arange(len(row)), label)
-                row[others] = row[drawn.permutation(others)]
-        self.soft = torch.from_numpy(np.exp(log_q)).float()
+        soft = even(log_q) if self._control == "even" else np.exp(log_q)
+        self.soft = torch.from_numpy(shuffled(soft, seed) if self._control == "shuffled" else soft).float()
         return {"entropy": entropy_share(log_q)}
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
@@ -92,3 +94,31 @@ class ReffAKD(Method):
             "ce": (1 - self._alpha) * ce(student[LOGITS], batch.label, batch.weight),
         }
         return {name: term for name, term in terms.items() if name != "ce" or self._alpha < 1}
+
+
+def shuffled(soft: Float64[np.ndarray, "c c"], seed: int) -> Float64[np.ndarray, "c c"]:
+    """Every class's own share, and those of the others in another order."""
+    drawn, found = np.random.default_rng(seed), soft.copy()
+    for label, row in enumerate(found):
+        others = np.delete(np.arange(len(row)), label)
+        row[others] = row[drawn.permutation(others)]
+    return found
+
+
+def even(log_q: Float64[np.ndarray, "c c"]) -> Float64[np.ndarray, "c c"]:
+    """Label smoothing of the same entropy, class by class: the own share at least 1 / C, the rest spread evenly."""
+    classes = len(log_q)
+
+    def entropy(own: float) -> float:
+        rest = (1 - own) / (classes - 1)
+        return float(-own * np.log(own) - (1 - own) * np.log(rest))
+
+    found = np.empty_like(log_q)
+    for label, row in enumerate(log_q):
+        wanted = -(np.exp(row) * row).sum()
+        least, most = 1 / classes, 1 - 1e-12
+        inside = entropy(most) < wanted < entropy(least)
+        own = brentq(lambda share, wanted=wanted: entropy(share) - wanted, least, most) if inside else least
+        found[label] = (1 - own) / (classes - 1)
+        found[label, label] = own
+    return found

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.methods.reffakd import ReffAKD
+from distill.methods.reffakd import ReffAKD, even
 from distill.testing.methods import batch_of
 from featcache.rows import Rows
 
@@ -68,14 +68,23 @@ def test_the_least_is_where_the_softened_student_is_the_soft_label():
 
 def test_the_control_has_the_same_entropies_and_other_classes():
     given = np.random.default_rng(0).normal(size=(30, 4)), [*range(6)] * 5
-    (method, report), (control, shuffled) = (
-        prepared(*given, table_temperature=0.1, shuffled=shuffled) for shuffled in (False, True)
+    (method, report), (control, shuffled), (smooth, _) = (
+        prepared(*given, table_temperature=0.1, control=control) for control in ("none", "shuffled", "even")
     )
     own, other = (np.sort(each.soft.numpy(), axis=1) for each in (method, control))
     np.testing.assert_array_equal(own, other)
     assert report["entropy"] == pytest.approx(shuffled["entropy"])
     np.testing.assert_array_equal(method.soft.diagonal(), control.soft.diagonal())
     assert (method.soft != control.soft).any(dim=1).sum() >= 5
+    entropies = [-(each.soft.double() * each.soft.double().log()).sum(1).numpy() for each in (method, smooth)]
+    np.testing.assert_allclose(*entropies, rtol=1e-5)
+    others = smooth.soft[~torch.eye(6, dtype=torch.bool)].reshape(6, 5)
+    assert (others == others[:, :1]).all()
+    assert (smooth.soft.diagonal() > others[:, 0]).all()
+
+
+def test_soft_labels_that_say_nothing_are_smoothed_to_nothing():
+    np.testing.assert_allclose(even(np.log(np.full((4, 4), 0.25))), 0.25)
 
 
 def test_a_class_without_two_rows_is_refused():
@@ -89,6 +98,7 @@ def test_a_class_without_two_rows_is_refused():
         ({"alpha": 0.0}, r"alpha must be above 0 \(that is method ce\)"),
         ({"temperature": 0.0}, "temperature must be greater than 0"),
         ({"table_temperature": -1.0}, "table_temperature must be greater than 0"),
+        ({"control": "odd"}, "unknown control 'odd'; known: none, shuffled, even"),
         ({"per_class": 1}, "per_class is 1; give at least 2"),
     ],
 )
