@@ -106,6 +106,18 @@ SYSTEMS: dict[str, dict[str, Arm]] = {
             "mean of both": "checkpoint-mean",
         }.items()
     },
+    "akd": {
+        "λ 0.5, early-stopped teacher": Arm("akd", {"lam": 0.5}, stores=("robust-early",)),
+        "λ 0.5, last teacher": Arm("akd", {"lam": 0.5}, stores=("robust-last",)),
+        "λ 1, early-stopped teacher": Arm("akd", {"lam": 1.0}, stores=("robust-early",)),
+        "adversarial training": Arm("akd", {"lam": 0.0}),
+        "smoothing of equal entropy": Arm("akd", {"lam": 0.0, "smoothing": "equal"}),
+    },
+    "dad": {
+        "dad": Arm("dad", stores=("resnet56", "attacked")),
+        "reconstructed, not attacked": Arm("dad", stores=("resnet56", "reconstructed")),
+        "kd, as many images": Arm("kd", stores=("resnet56",), tried=({"temperature": 4.0, "alpha": 0.5},), passes=2),
+    },
 }
 
 
@@ -116,6 +128,7 @@ class Bench:
         self.stores, self.runs, self.epochs, self.student = work / "stores", work / "runs", epochs, student
         whole = unpacked("cifar10-train-0", data, work)
         self.train, self.count = str(first(whole, images) if images else whole), images or 10_000
+        self.spare = unpacked("cifar10-train-1", data, work)
         self.test = str(unpacked("cifar10-test-half", data, work))
         resnets = work / "cifar10-resnets"
         if not resnets.exists():
@@ -130,9 +143,16 @@ class Bench:
             return self._of_autoencoder()
         if name.startswith("checkpoint"):
             return self._of_checkpoints(name)
+        if name.startswith("robust"):
+            return self._of_robust(name)
         views = {"augment": "rotate4_crop", "views": 12} if name.endswith("rotated") else VIEWS
         return featcache.extract(
-            self.train, "cifar_resnets:resnet56", self._path(name), fields=("embedding", "logits"), **EXACT, **views
+            self.corpus(name),
+            "cifar_resnets:resnet56",
+            self._path(name),
+            fields=("embedding", "logits"),
+            **EXACT,
+            **views,
         )
 
     def _of_autoencoder(self) -> featcache.FeatureStore:
@@ -143,6 +163,25 @@ class Bench:
             epochs=self.epochs, batch_size=64, precision="bf16", device="cpu", resume=True, workers=1,
         )  # fmt: skip
         return featcache.extract(self.train, f"run:{run.path}", self._path("autoencoder"), **EXACT, **VIEWS)
+    def corpus(self, store: str) -> str:
+        epsilon = {"attacked": 2, "reconstructed": 0}.get(store)
+        return (
+            self.train if epsilon is None else f"adversarial:cifar_resnets:resnet56::@epsilon={epsilon}::{self.train}"
+        )
+
+    def _of_robust(self, name: str) -> featcache.FeatureStore:
+        """Logits of a student that was trained adversarially, half-way and at the end."""
+        run = self.fit(SYSTEMS["akd"]["adversarial training"], CHOOSING - 1, 3e-3, {}, keep_checkpoints=self.epochs / 2)
+        at = self.epochs / 2 if name.endswith("early") else self.epochs
+        fields = ("embedding", "logits")
+        return featcache.extract(
+            self.train, f"run:{run.path}@epoch={at:g}", self._path(name), fields=fields, **EXACT, **VIEWS
+        )
+
+    def _smoothing(self) -> float:
+        """Of the entropy that the targets of AKD have, λ 0.5."""
+        run = self.fit(SYSTEMS["akd"]["λ 0.5, early-stopped teacher"], CHOOSING, 3e-3, {}, holdout=0.1)
+        return float(run.metrics[-1]["mapping/equal_smoothing"])
 
     def _of_checkpoints(self, name: str) -> featcache.FeatureStore:
         """Logits of a `tiny` trained with labels, half-way and at the end, or their mean."""
@@ -176,6 +215,8 @@ class Bench:
 
     def fit(self, arm: Arm, seed: int, lr: float, extra: Mapping[str, Any], **given: Any) -> Run:
         options = {**arm.options, **extra}
+        if options.get("smoothing") == "equal":
+            options["smoothing"] = self._smoothing()
         named = "-".join([arm.method, *arm.stores, *(f"{key}={value}" for key, value in options.items())])
         epochs = max(1, round(self.epochs * arm.passes))
         settings = dict(arm.settings)
@@ -184,7 +225,7 @@ class Bench:
         out = self.runs / f"tasks-{self.count}-{self.student.replace(':', '-')}-{named}-{epochs}-{lr}-{seed}"
         stores = [self.store(name) for name in arm.stores]
         return distill.fit(
-            stores, [self.train] * len(stores), out=out, student=self.student, image_size=32, method=arm.method,
+            stores, [self.corpus(name) for name in arm.stores], out=out, student=self.student, image_size=32, method=arm.method,
             method_options=options, epochs=epochs, batch_size=64, lr=lr, seed=seed, precision="bf16", device="cpu",
             resume=True, workers=1, **settings, **given,
         )  # fmt: skip
@@ -195,6 +236,9 @@ class Bench:
         def held_out(lr: float, extra: Mapping[str, Any]) -> float:
             found = self.fit(arm, CHOOSING, lr, extra, holdout=0.1).metrics[-1]
             value = found.get("holdout/top1", found["holdout/top1@20"])
+            if arm.method == "akd":  # new images, attacked
+                run = self.fit(arm, CHOOSING, lr, extra, holdout=0.1)
+                value = values(self.attacked(run, first(self.spare, 500), steps=10))["PGD-10"]
             print(f"  held out: {arm.method} {dict(arm.options)} lr {lr} {dict(extra)}: {value:.3f}", flush=True)
             return value
 
