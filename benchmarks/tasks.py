@@ -95,7 +95,7 @@ SYSTEMS: dict[str, dict[str, Arm]] = {
         "sskd": Arm("sskd", stores=("resnet56-rotated",)),
         "ce": replace(CE, stores=("resnet56",)),
         "kd": Arm("kd", stores=("resnet56",), tried=TEMPERATURES),
-        "kd on the rotated views": Arm("kd", stores=("resnet56-rotated",), tried=TEMPERATURES),
+        "kd on the same rotated views": Arm("sskd", {"relation": 0.0}, stores=("resnet56-rotated",)),
         "kd, as many images": Arm("kd", stores=("resnet56",), tried=TEMPERATURES, passes=4),
     },
     "checkpoints": {
