@@ -81,15 +81,15 @@ SYSTEMS: dict[str, dict[str, Arm]] = {
         "rkd, then linear": Arm("rkd", tried=({}, {"match": 1.0})),
     },
     "reffakd": {
-        "published table": Arm("reffakd", stores=("autoencoder",), tried=SHARES),
         "table at 0.03": Arm("reffakd", {"table_temperature": 0.03}, stores=("autoencoder",), tried=SHARES),
+        "published table": Arm("reffakd", stores=("autoencoder",), tried=SHARES),
         "classes permuted": Arm(
             "reffakd", {"table_temperature": 0.03, "control": "shuffled"}, stores=("autoencoder",), tried=SHARES
         ),
         "smoothing of equal entropy": Arm(
             "reffakd", {"table_temperature": 0.03, "control": "even"}, stores=("autoencoder",), tried=SHARES
         ),
-        "ce": replace(CE, stores=("autoencoder",)),
+        "ce": CE,
     },
     "sskd": {
         "sskd": Arm("sskd", stores=("resnet56-rotated",)),
@@ -124,8 +124,9 @@ SYSTEMS: dict[str, dict[str, Arm]] = {
 class Bench:
     """Images, teachers' stores and runs of one work folder."""
 
-    def __init__(self, data: Path, work: Path, epochs: int, images: int, student: str):
+    def __init__(self, data: Path, work: Path, epochs: int, images: int, student: str, rates: Sequence[float]):
         self.stores, self.runs, self.epochs, self.student = work / "stores", work / "runs", epochs, student
+        self.rates = rates
         whole = unpacked("cifar10-train-0", data, work)
         self.train, self.count = str(first(whole, images) if images else whole), images or 10_000
         self.spare = unpacked("cifar10-train-1", data, work)
@@ -163,6 +164,7 @@ class Bench:
             epochs=self.epochs, batch_size=64, precision="bf16", device="cpu", resume=True, workers=1,
         )  # fmt: skip
         return featcache.extract(self.train, f"run:{run.path}", self._path("autoencoder"), **EXACT, **VIEWS)
+
     def corpus(self, store: str) -> str:
         epsilon = {"attacked": 2, "reconstructed": 0}.get(store)
         return (
@@ -242,9 +244,11 @@ class Bench:
             print(f"  held out: {arm.method} {dict(arm.options)} lr {lr} {dict(extra)}: {value:.3f}", flush=True)
             return value
 
+        rates = self.rates or arm.rates
+
         def best_rate(extra: Mapping[str, Any]) -> float:
-            found = {lr: held_out(lr, extra) for lr in arm.rates}
-            while len(found) > 1 and (lr := max(found, key=lambda each: found[each])) in (
+            found = {lr: held_out(lr, extra) for lr in rates}
+            while not self.rates and (lr := max(found, key=lambda each: found[each])) in (
                 least := min(found),
                 max(found),
             ):
@@ -256,7 +260,7 @@ class Bench:
         if len(arm.tried) == 1:
             return lr, arm.tried[0]
         extra = max(arm.tried, key=lambda extra: held_out(lr, extra))
-        return best_rate(extra), extra
+        return lr if self.rates else best_rate(extra), extra
 
     def trained(self, arm: Arm, seed: int, lr: float, extra: Mapping[str, Any]) -> Run:
         """With a classifier in any case."""
@@ -378,9 +382,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=0, help="the first so many, as many of each class; all when 0")
     parser.add_argument("--student", default="tiny")
+    parser.add_argument(
+        "--rates", default="", help="learning rates to try, no others; else until the best is not the last"
+    )
     parser.add_argument("--costs", action="store_true", help="measure what an epoch of each arm takes instead")
     options = parser.parse_args()
-    bench = Bench(options.data, options.work, options.epochs, options.images, options.student)
+    rates = [float(each) for each in options.rates.split(",") if each]
+    bench = Bench(options.data, options.work, options.epochs, options.images, options.student, rates)
     if options.costs:
         for line in costs(bench):
             print(line, flush=True)
