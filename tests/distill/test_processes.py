@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from distill.training.fit import fit
 from distill.training.run import Run
+from featcache.run_folder import snapshots
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 METHODS = ["proteus", "relation", "landmarks", "joint", "rkd", "lightly_v1"]
@@ -68,6 +69,15 @@ def test_weights_and_metrics_are_those_of_one_process(runs, name):
     mine, theirs = (load_file(run.path / "student.safetensors") for run in (one, two))
     for key, weight in mine.items():
         torch.testing.assert_close(theirs[key], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_students_kept_on_the_way_are_those_of_one_process(runs):
+    one, two = (snapshots(runs / number / "rkd") for number in "12")
+    assert [each.step for each in one] == [each.step for each in two] == [2, 4, 6]
+    for mine, theirs in zip(one, two, strict=True):
+        weights = load_file(theirs.path)
+        for key, weight in load_file(mine.path).items():
+            torch.testing.assert_close(weights[key], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_only_one_process_writes(runs):

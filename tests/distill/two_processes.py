@@ -18,7 +18,7 @@ METHODS = {
     "relation": {"method": "tintem", "method_options": {"mapping_steps": 2, "mapping_batch_size": 8, "relation": 0.5}},
     "landmarks": {"method_options": {"mapping_steps": 2, "mapping_batch_size": 8, "landmarks": 9}},
     "joint": {"method": "tintem", "method_options": {"joint": True}},
-    "rkd": {},
+    "rkd": {"optimizer": "sgd", "layer_decay": 0.9, "keep_checkpoints": 2 / 3},
     "lightly_v1": {"method_options": {"queue": 24}},
 }
 
