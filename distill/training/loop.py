@@ -94,8 +94,7 @@ class Loop:
             RuntimeError: the loss or a weight became NaN or infinite.
             KeyboardInterrupt: between two steps, a checkpoint is written.
         """
-        settings, epoch, first = self._inputs.settings, self.epochs_done, self.step
-        batch_size = min(settings.batch_size, len(self._inputs.pairs))
+        settings, epoch, seen = self._inputs.settings, self.epochs_done, 0
         at, points = self._at, max(LOG_EVERY, self._per_epoch // CURVE_POINTS // LOG_EVERY * LOG_EVERY)
         waited, began = 0.0, time.perf_counter()
         clock = began
@@ -104,6 +103,7 @@ class Loop:
             lr = self._learning_rate()
             self._unread.append(self.training.step(batch, self.step, lr))
             self.step += 1
+            seen += len(batch.row) * self._accelerator.num_processes
             self._run.begun = True
             within = self.step % self._per_epoch > 0
             kept = kept_after(self.step, settings.keep_checkpoints, self._per_epoch)
@@ -117,7 +117,7 @@ class Loop:
                     self.save()
             seconds = time.perf_counter() - began
             at.done, at.wait = self.step, waited / seconds
-            at.images_per_second = (self.step - first) * batch_size / seconds
+            at.images_per_second = seen / seconds
             try:
                 if self._progress:
                     self._progress(replace(at))

@@ -66,7 +66,7 @@ class FitProgress:
         done, total: steps of that stage.
         loss: mean over the epoch when it was last read (every tenth step), NaN before.
         terms: the same of the method's terms, by name; the loss is their sum.
-        images_per_second: over the epoch so far.
+        images_per_second: over the epoch so far; views of a sample that stand in a batch together count each.
         wait: share of the epoch's time spent waiting for batches, 0…1.
     """
 
