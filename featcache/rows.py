@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
 
 from featcache.head import Head
 from featcache.identical import embedding_hashes, numbered
@@ -194,6 +194,12 @@ class Rows:
     def embedding_hashes(self) -> UInt8[np.ndarray, "n 16"]:
         """Equal where all of the embedding is; takes a pass over the rows."""
         return embedding_hashes(self.blocks())
+
+    @property
+    def adversarial(self) -> Bool[np.ndarray, " n"]:
+        """Which rows are of `adversarial:` corpora: of images made of others, under the ids of those."""
+        specs = [str(store.manifest.corpus.spec) for store in self.stores]
+        return np.array([spec.startswith("adversarial:") for spec in specs])[self._store_number]
 
     def images(self) -> Int64[np.ndarray, " n"]:
         """The same number for rows of the same image, whatever their names and stores: known by the hashes that stores keep,

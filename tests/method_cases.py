@@ -28,6 +28,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "ega": [{}, {"edge": 0.0, "dim": 7}],
     "akd": [{}, {"lam": 1.0, "norms": "train"}, {"lam": 0.0, "smoothing": 0.1, "random_start": False, "steps": 1}],
     "reffakd": [{}, {"table_temperature": 0.1, "control": "shuffled"}, {"control": "even"}],
+    "dad": [{}, {"temperature": 1.0}],
     "sskd": [{"head_epochs": 1}, {"relation": 0.0}],
     "kd": [{}, {"alpha": 1.0, "temperature": 2.0}],
 }

@@ -28,30 +28,47 @@ FIELDS = {"embedding": (TEACHER,), "tokens": (16, TEACHER), "prefix_tokens": (2,
 
 
 def write_token_store(
-    path: Path, fields: Mapping[str, tuple[int, ...]] = FIELDS, seed: int = 0, views: int = VIEWS
+    path: Path,
+    fields: Mapping[str, tuple[int, ...]] = FIELDS,
+    seed: int = 0,
+    views: int = VIEWS,
+    count: int = ROWS,
+    spec: str | None = None,
 ) -> FeatureStore:
     """Random features of any shape, three classes."""
     rng = np.random.default_rng(seed)
     manifest = Manifest(
         encoder=EncoderRecord(name="arrays", fingerprint="arrays", preprocess={}),
-        corpus=CorpusRecord(spec=None, rows=ROWS, class_names=["ant", "bee", "cat"]),
+        corpus=CorpusRecord(spec=spec, rows=count, class_names=["ant", "bee", "cat"]),
         views=ViewsRecord(count=views),
         fields={name: list(shape) for name, shape in fields.items()},
-        chunk_rows=ROWS,
+        chunk_rows=count,
     )
     store = create_store(path, manifest)
-    features = {name: rng.normal(size=(ROWS, views, *shape)).astype(np.float16) for name, shape in fields.items()}
+    features = {name: rng.normal(size=(count, views, *shape)).astype(np.float16) for name, shape in fields.items()}
     rows = {
-        "label": np.arange(ROWS) % CLASSES,
-        "sample_id": np.array([str(i) for i in range(ROWS)], dtype=object),
-        "content": np.zeros((ROWS, 16), np.uint8),
-        "view": np.zeros((ROWS, views, len(PARAMETERS)), np.float32),
-        "reason": np.array([""] * ROWS, dtype=object),
-        "state": np.full(ROWS, OK, np.uint8),
+        "label": np.arange(count) % CLASSES,
+        "sample_id": np.array([str(i) for i in range(count)], dtype=object),
+        "content": np.zeros((count, 16), np.uint8),
+        "view": np.zeros((count, views, len(PARAMETERS)), np.float32),
+        "reason": np.array([""] * count, dtype=object),
+        "state": np.full(count, OK, np.uint8),
     }
     store.write_chunk(0, {**features, **rows})
     store.seal()
     return store
+
+
+def write_token_rows(folder: Path, views: int = VIEWS) -> Rows:
+    """Half of `ROWS` of a store, half of one of adversarial images made of its own."""
+    for number, spec in enumerate(("photos/", "adversarial:arrays::::photos/")):
+        write_token_store(folder / f"{number}.zarr", seed=number, views=views, count=ROWS // 2, spec=spec)
+    return read_token_rows(folder)
+
+
+def read_token_rows(folder: Path) -> Rows:
+    """What `write_token_rows` has written."""
+    return Rows.of([folder / "0.zarr", folder / "1.zarr"])
 
 
 def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None = None) -> Batch:
@@ -139,7 +156,7 @@ class MethodContract:
 
     @pytest.fixture
     def rows(self, case: Case, tmp_path: Path) -> Rows:
-        return Rows.of([write_token_store(tmp_path / "s.zarr", views=load_method(case[0]).group or VIEWS)])
+        return write_token_rows(tmp_path, views=load_method(case[0]).group or VIEWS)
 
     @pytest.fixture
     def method(self, case: Case, rows: Rows) -> Method:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from distill.methods import Batch, Features, Method
 from distill.pairs import Drawn, Pairs
+from featcache.rows import Rows
 
 MOST_HELD_OUT = 1_000
 BANK_ROWS = 20_000
@@ -22,21 +23,43 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 EVALUATION_BATCH = 256
 
 
+def same_images(rows: Rows) -> Int64[np.ndarray, " n"]:
+    """The same number for rows of the same image; an adversarial one is the same as those of its id, of which it was made."""
+    images, made = rows.images(), rows.adversarial
+    if not made.any():
+        return images
+    ids, root = rows.sample_ids, list(range(int(images.max()) + 1))
+
+    def root_of(number: int) -> int:
+        while root[number] != number:
+            number = root[number]
+        return number
+
+    shared, first = set(ids[made].tolist()), dict[str, int]()
+    for sample_id, number in zip(ids.tolist(), images.tolist(), strict=True):
+        if sample_id in shared:
+            root[root_of(number)] = root_of(first.setdefault(sample_id, number))
+    return np.array([root_of(number) for number in images.tolist()], np.int64)
+
+
 def split(
-    images: Int64[np.ndarray, " samples"], share: float, seed: int
+    images: Int64[np.ndarray, " samples"], share: float, seed: int, never: Bool[np.ndarray, " samples"] | None = None
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
     """Which samples train and which are held out, both in order: a fixed random `share`, at most 1,000.
 
     Args:
         images: the same number for samples of the same image. Of each image that is held out one sample is; the others
             are in neither part, since a student that trains on one has seen them all.
+        never: samples that are not held out, and of which there is no share.
 
     Raises:
         ValueError: one of the two would be too few.
     """
     samples = len(images)
     order = np.random.default_rng([seed, samples]).permutation(samples)
-    drawn = np.sort(order[: min(MOST_HELD_OUT, round(share * samples))])
+    if never is not None:
+        order = order[~never[order]]
+    drawn = np.sort(order[: min(MOST_HELD_OUT, round(share * len(order)))])
     held = drawn[np.sort(np.unique(images[drawn], return_index=True)[1])]
     trained = np.flatnonzero(~np.isin(images, images[held]))
     if share and not (len(held) >= 4 and len(trained)):

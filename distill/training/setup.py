@@ -15,7 +15,7 @@ from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
 from distill.rendered import Renderings
 from distill.training.config import LATER, FitConfig
-from distill.training.held_out import HeldOut, split
+from distill.training.held_out import HeldOut, same_images, split
 from featcache.classes import Classes, ordered
 from featcache.corpora import Corpus, open_corpus
 from featcache.corpora.store import KeptImages
@@ -79,7 +79,7 @@ class Inputs:
 
     @property
     def copies(self) -> int:
-        """Samples of images that are held out under another name, which are in neither part."""
+        """Samples of images that are held out under another name, or that were made of one, which are in neither part."""
         return len(self.rows) - len(self.pairs) - len(self.held)
 
     @property
@@ -154,8 +154,8 @@ def set_up(
     if not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
-    images = rows.images() if settings.holdout else np.arange(len(rows))
-    trained, held = split(images, settings.holdout, settings.seed)
+    images, made = same_images(rows) if settings.holdout else np.arange(len(rows)), rows.adversarial
+    trained, held = split(images, settings.holdout, settings.seed, never=None if made.all() else made)
     pairs = Pairs(
         rows.pick(trained),
         corpora,

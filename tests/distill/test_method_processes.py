@@ -15,13 +15,13 @@ from distill.testing.methods import (
     batch_of,
     build,
     classified,
+    read_token_rows,
     teacher_batch,
     together,
     total,
-    write_token_store,
+    write_token_rows,
 )
 from featcache.rows import Rows
-from featcache.store import open_store
 
 PROCESSES, STEPS, PIXELS = 2, 2, 5
 
@@ -57,7 +57,8 @@ def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dic
         images = {name: torch.randn(shapes[name], generator=drawn)[mine] for name in fields}
         whole = teacher_batch(source, method.fields, step * together(method), together(method))
         label = torch.cat([torch.full((5,), -1), whole.label[5:]])  # the first process has half as many labels
-        teacher = batch_of({name: value[mine] for name, value in whole.features.items()}, label=label[mine])
+        row = torch.arange(ROWS).repeat_interleave(together(method))
+        teacher = batch_of({name: value[mine] for name, value in whole.features.items()}, row[mine], label[mine])
         model.zero_grad()
         model(images, teacher).backward()
         found.append({name: weight.grad.clone() for name, weight in training.named_parameters()})
@@ -75,7 +76,7 @@ def gathered_gradient(rank: int) -> tuple[Tensor, Tensor]:
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
-    source = Rows.of([open_store(f"{folder}/s.zarr")])
+    source = read_token_rows(Path(folder))
     found = {label(case): gradients(case, source, rank, PROCESSES) for case in CASES}
     torch.save({"methods": found, "gathered": gathered_gradient(rank)}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -84,14 +85,14 @@ def process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    write_token_store(folder / "s.zarr", views=8)
+    write_token_rows(folder, views=8)
     multiprocessing.spawn(process, (str(folder),), PROCESSES)
     return folder
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_the_averaged_gradient_is_that_of_the_whole_batch(folder, case):
-    alone = gradients(case, Rows.of([open_store(folder / "s.zarr")]))
+    alone = gradients(case, read_token_rows(folder))
     for rank in range(PROCESSES):
         together = torch.load(folder / f"{rank}.pt")["methods"][label(case)]
         for step in range(STEPS):

@@ -9,9 +9,8 @@ from fit_cases import TEACHER
 from method_cases import CASES, label
 
 from distill import load_method
-from distill.testing.methods import ROWS, student_batch, teacher_batch, together, write_token_store
+from distill.testing.methods import ROWS, student_batch, teacher_batch, together, write_token_rows
 from featcache.plugins import plugin_names
-from featcache.rows import Rows
 
 WIDE = TEACHER + 5
 
@@ -32,7 +31,7 @@ def test_every_mapping_trains_a_wide_student(train, tmp_path, mapping):
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_every_method_takes_a_wide_student(case, tmp_path):
     name, options = case
-    source = Rows.of([write_token_store(tmp_path / "s.zarr", views=4)])
+    source = write_token_rows(tmp_path, views=4)
     torch.manual_seed(0)
     method = load_method(name)(source.embedding_dim, WIDE, **options)
     method.prepare(source, seed=0)
