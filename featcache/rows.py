@@ -199,7 +199,8 @@ class Rows:
     def adversarial(self) -> Bool[np.ndarray, " n"]:
         """Which rows are of `adversarial:` corpora: of images made of others, under the ids of those."""
         specs = [str(store.manifest.corpus.spec) for store in self.stores]
-        return np.array([spec.startswith("adversarial:") for spec in specs])[self._store_number]
+        made: Bool[np.ndarray, " s"] = np.array([spec.startswith("adversarial:") for spec in specs])
+        return np.take(made, self._store_number)
 
     def images(self) -> Int64[np.ndarray, " n"]:
         """The same number for rows of the same image, whatever their names and stores: known by the hashes that stores keep,

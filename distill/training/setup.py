@@ -154,8 +154,9 @@ def set_up(
     if not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
-    images, made = same_images(rows) if settings.holdout else np.arange(len(rows)), rows.adversarial
-    trained, held = split(images, settings.holdout, settings.seed, never=None if made.all() else made)
+    images = same_images(rows) if settings.holdout else np.arange(len(rows))
+    derived = rows.adversarial
+    trained, held = split(images, settings.holdout, settings.seed, never=None if derived.all() else derived)
     pairs = Pairs(
         rows.pick(trained),
         corpora,
