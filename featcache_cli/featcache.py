@@ -104,6 +104,12 @@ def extract(
     dtype: Annotated[
         derive.Dtype, typer.Option(help="What features are kept in; float32 where float16 loses what tells them apart.")
     ] = derive.Dtype.float16,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="K", help="Keep the K largest logits alone, for --fields logits.", show_default="all"
+        ),
+    ] = None,
     pixels: Annotated[
         int | None,
         typer.Option(
@@ -162,6 +168,7 @@ def extract(
     request = {
         "corpus": corpus, "teachers": teachers, "outs": outs, "views": views, "augment": augment.value,
         "crop_area": crop_area, "fields": fields, "dtype": dtype.value, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
+        **({"top_k": top_k} if top_k else {}),
     }  # fmt: skip
     known = None if overwrite else receipts.recall(request)
     if known is not None:
@@ -181,7 +188,7 @@ def extract(
         told = _Told(encoders, update)
         stores = featcache.extract_all(
             images, encoders, outs, views=views, augment=augment.value, crop_area=crop_area,
-            fields=fields.split(","), dtype=dtype.value,
+            fields=fields.split(","), dtype=dtype.value, top_k=top_k,
             pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
             batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
             max_failures=max_failures, overwrite=overwrite, engine=computing, announce=told.plan, progress=told.progress,
@@ -272,6 +279,9 @@ def _say_extracted(
         worst, checked = made["extraction"].get("cosine"), made["extraction"].get("checked")
         faithful = f", cosine to fp32 ≥ {worst:.5f} ({checked:,} rows checked)" if checked and worst is not None else ""
         screen.print(f"[green]{done}[/] {shown(made['store'])}: {rows}{rest} · {kept}{faithful}")
+        if (left := made["extraction"].get("outside_mean")) is not None:
+            worst = made["extraction"]["outside_worst"]
+            screen.print(f"probability outside the largest logits: mean {left:.4g}, worst {worst:.4g}", highlight=False)
         if said := unfaithful(ExtractionRecord.from_json(made["extraction"])):
             screen.print(f"[yellow]warning:[/] {shown(made['store'])}: {said}")
         begun = "finished already" if made["reused"] else "begun" if at and at.resumed else ""
@@ -319,6 +329,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
     }
     if to_json != "-":
         manifest, table, dtype = opened.manifest, make_table(store, "", ""), opened.manifest.dtype
+        top = ", the {} largest kept"
         state = (
             "sealed"
             if opened.sealed
@@ -335,7 +346,13 @@ def info(store: StorePath, to_json: Json = None) -> None:
             ("passed over", in_words(manifest.corpus.passed_over)),
             ("views", " ".join(f"{k}={v}" for k, v in manifest.views.to_json().items() if k != "parameters")),
             ("output", manifest.encoder.output or ""),
-            ("fields", ", ".join(f"{k} ({' × '.join(map(str, v))} {dtype(k)})" for k, v in manifest.fields.items())),
+            (
+                "fields",
+                ", ".join(
+                    f"{k} ({' × '.join(map(str, v))} {dtype(k)}{top.format(manifest.top_k[k]) if k in manifest.top_k else ''})"
+                    for k, v in manifest.fields.items()
+                ),
+            ),
             ("pixels", f"{kept.size} px, {kept.format}" if (kept := manifest.pixels) else "not kept"),
             ("preprocess", " ".join(f"{k}={v}" for k, v in manifest.encoder.preprocess.items())),
             ("extraction", " ".join(f"{k}={v}" for k, v in manifest.extraction.to_json().items())),

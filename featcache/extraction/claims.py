@@ -79,6 +79,7 @@ def _difference(store: FeatureStore, manifest: Manifest) -> str:
         ("views", None),
         ("fields", None),
         ("dtypes", None),
+        ("top_k", None),
         ("pixels", None),
     ):
         was, now = theirs.get(section), ours.get(section)

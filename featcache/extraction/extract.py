@@ -93,6 +93,7 @@ def extract_all(
     crop_area: float = CROP_AREA,
     fields: Iterable[str] = (EMBEDDING,),
     dtype: str = FLOAT16,
+    top_k: int | None = None,
     pixels: KeptPixels | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -117,6 +118,8 @@ def extract_all(
         views, augment, seed, crop_area: the recipe of `featcache.inputs.Views`.
         fields: features to keep, of each teacher's `fields`; the embedding always is.
         dtype: that features are kept in, "float16" or "float32". Not what the encoder computes in: see `precision`.
+        top_k: keep only so many of the largest logits, as ln p, and how much probability is left for the others together, over
+            which readers spread it evenly. The manifest says how much that is.
         pixels: keep the decoded and resized images too.
         batch_size: images a forward pass; by default 16 on a CPU, 256 on a GPU.
         workers: threads that read, decode and resize; by default one a core.
@@ -139,7 +142,7 @@ def extract_all(
     """
     settings = ExtractSettings(
         recipe=Views(count=views, augment=augment, seed=seed, crop_area=crop_area),  # type: ignore[arg-type]
-        fields=tuple(fields), dtype=dtype, pixels=pixels, batch_size=batch_size, workers=workers, device=device,
+        fields=tuple(fields), dtype=dtype, top_k=top_k, pixels=pixels, batch_size=batch_size, workers=workers, device=device,
         precision=precision, max_failures=max_failures, overwrite=overwrite,
     )  # fmt: skip
     engine = open_engine(engine) if isinstance(engine, str) else engine

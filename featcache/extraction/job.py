@@ -17,6 +17,7 @@ from featcache.store import StoreWriter
 from featcache.store.comparable import FAITHFUL
 from featcache.store.index import KnownRows
 from featcache.store.layout import EMBEDDING
+from featcache.store.top_k import pack
 
 log = logging.getLogger("featcache")
 
@@ -157,8 +158,11 @@ class Job:
         encoded = self.encoder.encode_padded(images, self.batch, fields)
         embedding = encoded[EMBEDDING].cpu().numpy()
         finite = torch.stack([values.flatten(1).isfinite().all(1) for values in encoded.values()]).all(0).cpu()
+        manifest = self.store.manifest
         stored = {
-            name: values.to(getattr(torch, self.store.layout[name].dtype)).cpu().numpy()
+            name: pack(values, manifest.top_k[name], manifest.dtype(name))
+            if name in manifest.top_k
+            else values.to(getattr(torch, manifest.dtype(name))).cpu().numpy()
             for name, values in encoded.items()
         }
         features, lost = {}, {}
@@ -169,6 +173,8 @@ class Job:
                 if all(values.isfinite().all() for values in in_fp32(self.encoder, waiting[position], fields).values()):
                     lost[position] = f"not finite in {self.encoder.precision.name}; extract again with --precision fp32"
                     self._warn(unit.start + position, "they are not finite, and in fp32 they are")
+            elif not finite[mine].all() and manifest.top_k:  # of packed words `Unit` cannot tell
+                lost[position] = "its features are not finite"
             elif unit.check and unit.check.wants(position):
                 unit.check.add(position, waiting[position], embedding[mine])
         return features, lost

@@ -186,6 +186,11 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
         with naming(encoder.name):
             refuse_field_name(name)
     checked_ids(corpus.spec, corpus.ids, len(corpus))
+    if settings.top_k and settings.top_k >= encoder.fields[LOGITS][0]:
+        raise ValueError(
+            f"--top-k {settings.top_k}: {encoder.name} has {encoder.fields[LOGITS][0]} logits; leave it out"
+        )
+    top_k: dict[str, Any] = {"top_k": {LOGITS: settings.top_k}} if settings.top_k else {}
     classes: dict[str, Any] = {"classes": list(encoder.classes)} if encoder.classes and LOGITS in fields else {}
     names = None if corpus.class_names is None else list(corpus.class_names)
     checked_labels(corpus.spec, [corpus.label(i) for i in range(len(corpus))], len(corpus), names)
@@ -208,6 +213,7 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
         views=ViewsRecord(**recipe.record, parameters=list(PARAMETERS)),
         fields={name: list(encoder.fields[name]) for name in fields},
         dtypes=dict.fromkeys(fields, dtype) if dtype != FLOAT16 else {},
+        **top_k,
         pixels=settings.pixels,
         chunk_rows=chunk_rows(np.dtype(dtype).itemsize * recipe.count * encoder.embedding_dim, len(corpus)),
         versions=versions_of("torch", "timm", "zarr", "pillow", "numpy"),

@@ -8,7 +8,8 @@ import numpy as np
 from featcache.disk.refusals import writing
 from featcache.store import StoreWriter
 from featcache.store.index import discard_replaced, register
-from featcache.store.layout import COSINE
+from featcache.store.layout import COSINE, OK
+from featcache.store.top_k import outside, words
 
 log = logging.getLogger("featcache")
 
@@ -33,7 +34,7 @@ def finished(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
 
 
 def _sealed(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
-    """Its manifest says how far its features are from fp32 at worst."""
+    """Its manifest says how far its features are from fp32 at worst, and what is left out where only the largest are kept."""
     manifest = store.manifest
     if not len(store.ok):
         reason = next(iter(store.reasons.values()))
@@ -46,5 +47,24 @@ def _sealed(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
             known = cosines[~np.isnan(cosines)]
             worst = round(float(known.min()), 6) if len(known) else None
             manifest = manifest.changed(extraction=manifest.extraction.changed(cosine=worst, checked=len(known)))
+        for name in manifest.top_k:
+            manifest = manifest.changed(extraction=manifest.extraction.changed(**_outside(store, name)))
         store.seal(manifest, tails=tails)
     return store
+
+
+def _outside(store: StoreWriter, name: str) -> dict[str, float]:
+    """The probability outside the largest values of a field, mean and worst over rows and views."""
+    k, (classes,), dtype = store.manifest.top_k[name], store.manifest.fields[name], store.manifest.dtype(name)
+    total, count, worst = 0.0, 0, 0.0
+    for rows in (store.rows_of(unit) for unit in range(store.chunks)):
+        ok = store.state[rows.start : rows.stop] == OK
+        left = outside(
+            store.read(name, rows.start, rows.stop)[ok].reshape(-1, words(classes, k, dtype)), classes, k, dtype
+        )
+        total, count, worst = (
+            total + float(left.sum(dtype=np.float64)),
+            count + left.size,
+            max(worst, *left.tolist(), 0.0),
+        )
+    return {"outside_mean": float(f"{total / count:.4g}"), "outside_worst": float(f"{worst:.4g}")}

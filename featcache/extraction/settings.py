@@ -6,7 +6,7 @@ from featcache.inputs import Views
 from featcache.inputs.images import KeptPixels
 from featcache.machine import cores, resolve_device
 from featcache.store.comparable import exact_name
-from featcache.store.layout import DTYPES, EMBEDDING, FLOAT16
+from featcache.store.layout import DTYPES, EMBEDDING, FLOAT16, LOGITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class ExtractSettings:
     recipe: Views
     fields: tuple[str, ...] = (EMBEDDING,)
     dtype: str = FLOAT16
+    top_k: int | None = None
     pixels: KeptPixels | None = None
     batch_size: int | None = None
     workers: int | None = None
@@ -32,6 +33,10 @@ class ExtractSettings:
         resolve_device(self.device)
         if self.precision != "auto":
             exact_name(self.precision)
+        if self.top_k is not None and (self.top_k < 1 or LOGITS not in self.fields):
+            raise ValueError(
+                f"--top-k {self.top_k}: of the logits at least 1 is kept, where --fields names them; give both"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"--dtype {self.dtype}: unknown; known: {', '.join(DTYPES)}")
 

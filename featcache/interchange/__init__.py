@@ -156,6 +156,11 @@ def export_store(
     of, store = load_format(format), store if isinstance(store, FeatureStore) else open_store(store)
     if not store.sealed:
         store = open_store(store.path)  # raises, and says how to finish it
+    if store.manifest.top_k:
+        kept = ", ".join(f"{k} largest {name}" for name, k in store.manifest.top_k.items())
+        raise ValueError(
+            f"{store.path} keeps the {kept} only, which no format holds; extract without --top-k to export"
+        )
     of.require(Path(out))
     with writing(out, AGAIN, "OUT"), appearing(_local(out), folder=of.folder) as building:
         of.write(store, _units(store, progress), building, as_is=as_is)

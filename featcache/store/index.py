@@ -205,7 +205,8 @@ def _entries(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, str]]
 
 def _recipe(manifest: Manifest) -> list[Any]:
     wide = [manifest.dtypes] if manifest.dtypes else []
-    return [manifest.encoder.fingerprint, manifest.views.to_json(), manifest.fields, *wide]
+    top = [manifest.top_k] if manifest.top_k else []
+    return [manifest.encoder.fingerprint, manifest.views.to_json(), manifest.fields, *wide, *top]
 
 
 def _bits(manifest: Manifest) -> list[Any]:

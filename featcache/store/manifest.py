@@ -18,9 +18,11 @@ import numpy as np
 
 from featcache.inputs.images import PARAMETERS, KeptPixels
 from featcache.store.layout import COSINE, DTYPES, EMBEDDING, FLOAT16, PIXELS, STATE, ArrayLayout, chunk_rows
+from featcache.store.top_k import words
 
-FORMAT, WIDE_FORMAT = 2, 3
-"""Of a store of float16 features, and of one where some are wider: what knows only the first must not read the second."""
+FORMAT, WIDE_FORMAT, TOP_FORMAT = 2, 3, 4
+"""Of a store of float16 features, of one where some are wider, and of one that keeps a field's largest values only: what knows
+only the first must not read the others."""
 _NAME = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # files that Windows does not make
 _TAKEN = {"label", "sample_id", "content", "view", "reason", STATE, PIXELS, "image_size", COSINE} | {
@@ -162,6 +164,7 @@ class ExtractionRecord(Record):
         precision: exact name, see `featcache.precision`; `machine`: kind of machine; `batch_size`: images a forward pass.
         cosine: the worst of an embedding to that in fp32; None where it was not (yet) computed.
         checked: rows that it was computed of. Written in half precision only: then there is an array `cosine`.
+        outside_mean, outside_worst: where only the largest logits are kept, the probability of the others, over rows and views.
         imported, dtype: of features that another program made, the file's name and dtype.
     """
 
@@ -171,6 +174,8 @@ class ExtractionRecord(Record):
     precision: str | None = None
     cosine: float | int | None = None
     checked: int | None = None
+    outside_mean: float | int | None = None
+    outside_worst: float | int | None = None
     imported: str | None = None
     dtype: str | None = None
 
@@ -198,6 +203,7 @@ class Manifest(Record):
         fields: shape of one view's feature, by field.
         derivation: of what was computed from other stores; None: an encoder's.
         dtypes: of the fields that are not float16; not written where all are.
+        top_k: how many of its largest values each of these fields keeps (`featcache.store.top_k`); not written where none does.
         pixels: how the images are kept; None: they are not.
         chunk_rows: rows of a unit. wide_chunk_rows: rows of a chunk of each wide array; by default as many, or fewer, so
             that no chunk is over 16 MiB.
@@ -214,6 +220,7 @@ class Manifest(Record):
     views: ViewsRecord
     fields: Mapping[str, Sequence[int]]
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    top_k: Mapping[str, int] = field(default_factory=dict)
     pixels: KeptPixels | None = None
     chunk_rows: int
     wide_chunk_rows: Mapping[str, int] = field(default_factory=dict)
@@ -234,6 +241,10 @@ class Manifest(Record):
             raise ValueError("a size that is no whole number above 0")
         if unknown := {*self.dtypes.values()} - {*DTYPES} or {*self.dtypes} - {*self.fields}:
             raise ValueError(f"dtypes name {unknown.pop()!r}")
+        for name, k in self.top_k.items():
+            shape = self.fields.get(name, ())
+            if not (len(shape) == 1 and 0 < k < shape[0]):
+                raise ValueError(f"the {k} largest of {name}, which is {list(shape)}")
         if rows > MOST_ROWS or rows / unit > MOST_UNITS or max(self.field_bytes.values()) > MOST_ROW_BYTES:
             raise ValueError(f"sizes that no store has ({rows:,} rows in units of {unit:,}, fields {self.fields})")
         if "wide_chunk_rows" not in self.written:
@@ -254,11 +265,11 @@ class Manifest(Record):
         """Plain values, as zarr.json has them."""
         first = {"format": self.format, "wide_chunk_rows": dict(self.wide_chunk_rows)}
         whole = {**first, **super().to_json(), "sealed": _plain(self.sealed)}
-        return {name: value for name, value in whole.items() if value or name != "dtypes"}
+        return {name: value for name, value in whole.items() if value or name not in ("dtypes", "top_k")}
 
     @property
     def format(self) -> int:
-        return format_of({"dtypes": self.dtypes})
+        return format_of({"dtypes": self.dtypes, "top_k": self.top_k})
 
     def dtype(self, field: str) -> str:
         """Of a feature array: one of `DTYPES`."""
@@ -272,10 +283,16 @@ class Manifest(Record):
     @property
     def field_bytes(self) -> dict[str, int]:
         """Bytes of a row of each feature array, all views."""
-        views = self.views.count
+        kept = {name: self._kept(name) for name in self.fields}
         return {
-            name: np.dtype(self.dtype(name)).itemsize * views * math.prod(shape) for name, shape in self.fields.items()
+            name: np.dtype(dtype).itemsize * self.views.count * math.prod(shape)
+            for name, (shape, dtype) in kept.items()
         }
+
+    def _kept(self, name: str) -> tuple[Sequence[int], str]:
+        """Shape and dtype of one view of a feature as it is on the disk."""
+        shape, dtype = self.fields[name], self.dtype(name)
+        return ([words(shape[0], self.top_k[name], dtype)], "uint16") if name in self.top_k else (shape, dtype)
 
     @property
     def wide_arrays(self) -> list[str]:
@@ -286,9 +303,8 @@ class Manifest(Record):
     def layout(self) -> dict[str, ArrayLayout]:
         """Every array of the store; `STATE` is the last."""
         unit, views, wide = self.chunk_rows, self.views.count, self.wide_chunk_rows
-        arrays = {
-            name: ArrayLayout((views, *shape), self.dtype(name), wide[name]) for name, shape in self.fields.items()
-        }
+        kept = {name: self._kept(name) for name in self.fields}
+        arrays = {name: ArrayLayout((views, *shape), dtype, wide[name]) for name, (shape, dtype) in kept.items()}
         if self.pixels:
             arrays |= {PIXELS: ArrayLayout((), "variable_length_bytes", wide[PIXELS])}
             arrays |= {"image_size": ArrayLayout((2,), "int32", unit)}
@@ -306,7 +322,7 @@ class Manifest(Record):
 
 def format_of(record: Mapping[str, Any]) -> int:
     """The format that a manifest of this JSON is of."""
-    return WIDE_FORMAT if record.get("dtypes") else FORMAT
+    return TOP_FORMAT if record.get("top_k") else WIDE_FORMAT if record.get("dtypes") else FORMAT
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -18,7 +18,8 @@ from featcache.store.files import files_at, looks_like_store
 from featcache.store.gather import MappedRows
 from featcache.store.integrity import find_damage
 from featcache.store.layout import EMBEDDING, FAILED, METADATA, OK, STATE, ArrayLayout, chunk_name
-from featcache.store.manifest import FORMAT, WIDE_FORMAT, Manifest, format_of
+from featcache.store.manifest import FORMAT, TOP_FORMAT, Manifest, format_of
+from featcache.store.top_k import unpack
 
 
 def open_store(path: str | os.PathLike[str]) -> "FeatureStore":
@@ -76,7 +77,7 @@ class FeatureStore:
             ) from None
         if found != known:
             raise ValueError(
-                f"{path}: store format {found}, this featcache reads {FORMAT} and {WIDE_FORMAT}; extract it again"
+                f"{path}: store format {found}, this featcache reads {FORMAT} to {TOP_FORMAT}; extract it again"
             )
 
     # -- what it holds ------------------------------------------------------------------------------------
@@ -187,7 +188,8 @@ class FeatureStore:
             view: one view number for all rows, or (B,), one for each.
 
         Returns:
-            (B, D), or (B, T, D) for tokens, in the stored dtype (float16 or float32).
+            (B, D), or (B, T, D) for tokens, in the stored dtype (float16 or float32); in float32 where only the largest values are
+            kept, `featcache.store.top_k.unpack`ed.
 
         Raises:
             ValueError: no such field, or a chunk is gone or cut short. IndexError: a row or view out of range.
@@ -203,7 +205,7 @@ class FeatureStore:
         ):
             raise IndexError(f"{self.path}: row or view out of range ({len(self)} rows, {self.views} views)")
         try:
-            return self._rows.gather(rows, field, view)
+            return self._whole(field, self._rows.gather(rows, field, view))
         except (FileNotFoundError, ValueError) as error:
             raise self._damaged(field, error) from None
 
@@ -228,7 +230,12 @@ class FeatureStore:
         rows = np.asarray(rows, np.int64)
         chunks = np.unique(rows // self.layout[field].chunk_rows).tolist()
         self.files.fetch_all(chunk_name(self.layout, field, chunk) for chunk in chunks)
-        return np.asarray(self.array(field).oindex[rows, view])
+        return self._whole(field, np.asarray(self.array(field).oindex[rows, view]))
+
+    def _whole(self, field: str, kept: np.ndarray) -> np.ndarray:
+        """Rows of a feature, of what is kept of them."""
+        k = self.manifest.top_k.get(field)
+        return kept if k is None else unpack(kept, self.manifest.fields[field][0], k, self.manifest.dtype(field))
 
     def row(self, name: str, row: int) -> np.ndarray:
         """One row of any array of fixed width: "content" (16,), "view" (V, P), or a feature (V, D)."""
