@@ -151,7 +151,7 @@ class Pairs:
         Raises:
             ValueError: the views do not allow this pairing, or the weights are not such.
         """
-        self._refuse_pairing(pairing, group)
+        self.refuse_pairing(pairing, group)
         rng = np.random.default_rng([seed, number])
         order, views = rng.permutation(len(self)), rng.integers(self.view_counts)
         shown = rng.integers(self.view_counts) if pairing == "independent" else views
@@ -181,24 +181,26 @@ class Pairs:
         features = {field: self.rows.gather(rows, field, view) for field in fields}
         return Drawn(pixels, features, rows, view, self.rows.labels[rows], self.rows.weight(rows, view))
 
-    def _refuse_pairing(self, pairing: Pairing, group: int) -> None:
+    def refuse_pairing(self, pairing: Pairing, group: int = 0) -> None:
+        """Raises ValueError where the views that there are cannot be paired so."""
         if pairing == "one":
             return
         if self._views != "all":
             raise ValueError(f"the method pairs views ({pairing}), and views={self._views} has one; leave views out")
-        if pairing == "group" and len(np.unique(self.view_counts)) > 1:
+        uneven = self.view_counts[self.view_counts % group > 0] if group else self.view_counts[:0]
+        if len(uneven):
             raise ValueError(
-                "the method takes all views of a sample together, and the stores have different numbers of them; extract "
-                "them with the same --views"
+                f"the method takes {group} views of a sample together, and a store has {uneven[0]}; extract with "
+                f"--views {group}, {2 * group} or another multiple"
             )
         if self.view_counts.min() < 2:
             raise ValueError(
                 f"the method pairs views ({pairing}), and a store has only one of each sample; extract with --views 2 or more"
             )
-        if group and (self.view_counts % group).any():
+        if pairing == "group" and not group and len(np.unique(self.view_counts)) > 1:
             raise ValueError(
-                f"the method takes {group} views of a sample together, and a store has {self.view_counts.max()}; extract with "
-                f"--views {group}, {2 * group} or another multiple"
+                "the method takes all views of a sample together, and the stores have different numbers of them; extract "
+                "them with the same --views"
             )
 
     def _shares(self, weights: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:

@@ -168,6 +168,7 @@ def set_up(
         renderings=renderings,
     )
     sampling_weights(settings, pairs.rows)
+    pairs.refuse_pairing(method.pairing, method.group)
     pairs.check()
     refuse_unequal_parts(settings, len(pairs), processes)
     if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:

@@ -228,6 +228,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(world, tmp_path, method, options
     assert without_speed(run.metrics) == without_speed(whole.metrics)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "sskd", "views": "plain"}, r"pairs views \(group\), and views=plain has one; leave views out"),
+        ({"method": "ega", "views": "student"}, r"pairs views \(independent\), and views=student has one"),
+    ],
+)
+def test_views_that_cannot_be_paired_are_refused_before_there_is_a_run(world, tmp_path, given, message):
+    store, corpus, few = world
+    with pytest.raises(ValueError, match=message):
+        distill.fit(store, corpus, out=tmp_path / "run", **few, **given)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_tells_of_the_heads_fit_and_learns(world, tmp_path):
     store, corpus, given = world
     told = []
