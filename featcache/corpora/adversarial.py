@@ -30,7 +30,6 @@ from featcache.disk.durable import whole_file
 from featcache.disk.home import writable_home
 from featcache.head import Head
 from featcache.inputs.images import KeptPixels, Preprocess, decode
-from featcache.machine import cores, resolve_device
 from featcache.pgd import L2Ball, ascend, log_odds
 from featcache.specs import options_in
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from featcache.encoder import Encoder
-else:  # corpora are opened without torch
+else:  # a name is looked up without torch
     Encoder = Tensor = Any
 
 VERSION = 1
@@ -219,6 +218,8 @@ class _Maker:
 
     def images(self) -> Iterator[bytes | str]:
         """The PNG file of each row, or why there is none."""
+        from featcache.machine import cores, resolve_device
+
         self._encoder.to(resolve_device("auto"))
         with ThreadPoolExecutor(cores()) as pool:
             decoder = self._decoder or Codebook.fit(
