@@ -37,13 +37,48 @@ methods = ["cosine", "mse"]
 students = ["tiny"]
 common = {epochs = 1, batch_size = 8}
 """
+TEACHER = "timm/vit_small_patch14_dinov2.lvd142m"
+NEEDED = {
+    "teacher.zarr": ("photos/", TEACHER),
+    "teacher-test.zarr": ("photos-test/", TEACHER),
+    "teacher-pets.zarr": ("pets/", TEACHER),
+    "labelled.zarr": ("labelled/", TEACHER),
+    "student-test.zarr": ("photos-test/", "run:runs/a"),
+    "student-pets.zarr": ("pets/", "run:runs/a"),
+    "held-out.zarr": ("a/", "run:runs/a"),
+    "epoch50.zarr": ("photos/", "run:runs/a"),
+    "epoch100.zarr": ("photos/", "run:runs/a"),
+}
+"""Stores that lines take for granted, and of what they are made where there are none yet."""
+LEARNING = (
+    "evalsuite probe --train teacher.zarr",
+    "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --views 4",
+    "distill fit --method akd",
+    "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --views 12",
+    "distill fit --store teacher.zarr --corpus photos/ --student conv_autoencoder",
+    "distill fit --store teacher.zarr --corpus photos/ --student tiny --out runs/a ",
+    "distill fit --store teacher.zarr --corpus photos/ --student timm/resnet18 --method ce",
+    "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out clean.zarr",
+)
+"""How the blocks about students that learn a task begin; each takes for granted what those before it made."""
 SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 """Given to every fit besides: README's students train for 100 epochs at 224 px."""
 
 
+NOISE = pytest.mark.filterwarnings(
+    *(f"ignore:{said}:RuntimeWarning" for said in ("C = ", ".*next to chance", ".*logits say nothing of their classes"))
+)
+"""These pictures are, and students of one epoch know nothing."""
+
+
+def begins(text: str, beginning: str) -> bool:
+    """Whether a line of the block does."""
+    return re.search(f"^{re.escape(beginning)}", text, re.MULTILINE) is not None
+
+
 def commands_of(beginning: str) -> list[str]:
     """The lines of the first block with a command that begins so, comments and installation left out."""
-    block = next(text for _, text in BLOCKS if re.search(f"^{re.escape(beginning)}", text, re.MULTILINE))
+    block = next(text for _, text in BLOCKS if begins(text, beginning))
     lines = [line.partition("#")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line and not line.startswith(("pip ", "torchrun "))]
 
@@ -53,8 +88,8 @@ def test_every_block_of_commands_is_run_here():
     programs_of = re.compile(r"^(featcache|distill|evalsuite) \w", re.MULTILINE)
     blocks = [text for _, text in BLOCKS if programs_of.search(text) and NOT_HERE not in text]
     run = [
-        next(text for text in blocks if begin in text)
-        for begin in (QUICK_START, EVALUATIONS, TEACHERS, FITS + " --store a.zarr")
+        next(text for text in blocks if begins(text, begin))
+        for begin in (QUICK_START, EVALUATIONS, TEACHERS, FITS + " --store a.zarr", *LEARNING)
     ]
     assert sorted(blocks) == sorted(run)
 
@@ -118,15 +153,19 @@ def command(monkeypatch, capsys):
     return command
 
 
-@pytest.mark.filterwarnings("ignore:C = :RuntimeWarning")  # these pictures are noise
+def make_what_is_needed(line: str, folder: Path, command) -> None:
+    for store, (corpus, encoder) in NEEDED.items():
+        written = f"--out {store}" in line
+        if re.search(rf"(?<![\w-]){re.escape(store)}", line) and not written and not (folder / store).exists():
+            command(f"featcache extract {corpus} --teacher {encoder} --out {store}")
+
+
+@NOISE
 def test_the_quick_start_trains_and_measures(folder, command):
     """A teacher of 384 dimensions, a student of 512; what the lines take for granted is made when they need it."""
     lines, ran = commands_of(QUICK_START) + commands_of(EVALUATIONS), []
     for line in lines:
-        for name, encoder in (("teacher", "timm/vit_small_patch14_dinov2.lvd142m"), ("student", "run:runs/a")):
-            for corpus, store in (("photos-test/", f"{name}-test.zarr"), ("pets/", f"{name}-pets.zarr")):
-                if store in line and not (folder / store).exists():
-                    command(f"featcache extract {corpus} --teacher {encoder} --out {store}")
+        make_what_is_needed(line, folder, command)
         if line.startswith("evalsuite compare"):
             for name in ("a", "b"):
                 command(f"evalsuite knn --bank student.zarr --query student-test.zarr --k 5 --json {name}.json")
@@ -179,6 +218,26 @@ def test_the_examples_of_fit_train(folder, command):
             command(line)
     assert (folder / "student" / "README.md").exists()
     assert {path.name for path in (folder / "runs").iterdir()} == {"b", "c", "sweep"}
+
+
+@NOISE
+def test_the_examples_of_students_that_learn_a_task_run(folder, command):
+    pytest.importorskip("skimage", reason="robustness is an extra")
+    (folder / "labelled").symlink_to(folder / "photos")
+    ran = []
+    for line in (line for begin in LEARNING for line in commands_of(begin)):
+        make_what_is_needed(line, folder, command)
+        line = line.replace("--epochs 30 --set keep_checkpoints=15", "--set keep_checkpoints=1.0")
+        line = line.replace("@epoch=15", "@epoch=1").replace("timm/resnet18 --method ce", "tiny --method ce")
+        line += {"distill fit": f" {SHORT}", "evalsuite robustness": " --corruptions fog --severity 1"}.get(
+            " ".join(line.split()[:2]), ""
+        )
+        command(line)
+        ran.append(line)
+    made = {path.name for path in (folder / "runs").iterdir()}
+    assert made >= {"kd", "ce", "ega", "robust", "sskd", "ae", "reffakd", "a", "b", "c", "t"}
+    for name in ("kd", "ce", "ega", "robust", "sskd", "reffakd", "b", "c", "t"):
+        assert (folder / "runs" / name / "head.safetensors").exists(), name
 
 
 def test_the_python_code_runs(folder, monkeypatch):
