@@ -54,6 +54,7 @@ LEARNING = (
     "evalsuite probe --train teacher.zarr",
     "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --views 4",
     "distill fit --method akd",
+    "featcache extract adversarial:timm/vit_small_patch14_dinov2.lvd142m::head.safetensors@epsilon=2",
     "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --views 12",
     "distill fit --store teacher.zarr --corpus photos/ --student conv_autoencoder",
     "distill fit --store teacher.zarr --corpus photos/ --student tiny --out runs/a ",
@@ -235,8 +236,8 @@ def test_the_examples_of_students_that_learn_a_task_run(folder, command):
         command(line)
         ran.append(line)
     made = {path.name for path in (folder / "runs").iterdir()}
-    assert made >= {"kd", "ce", "ega", "robust", "sskd", "ae", "reffakd", "a", "b", "c", "t"}
-    for name in ("kd", "ce", "ega", "robust", "sskd", "reffakd", "b", "c", "t"):
+    assert made >= {"kd", "ce", "ega", "robust", "dad", "sskd", "ae", "reffakd", "a", "b", "c", "t"}
+    for name in ("kd", "ce", "ega", "robust", "dad", "sskd", "reffakd", "b", "c", "t"):
         assert (folder / "runs" / name / "head.safetensors").exists(), name
 
 
