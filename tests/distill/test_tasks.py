@@ -440,3 +440,32 @@ def test_a_stores_weights_weigh_the_terms_and_may_draw_the_rows(world, tmp_path,
         path = tmp_path / f"{number}.zarr"
         with pytest.raises(ValueError, match="its field weight must be finite numbers"):
             distill.fit(weighted(world, path, wrong), world.corpora["train"], out=tmp_path / "no", student="tiny", method="ce", device="cpu")  # fmt: skip
+
+
+def test_stores_that_others_are_made_of_teach(world, tmp_path):
+    """Two trained teachers: their largest logits alone, their votes on images without a label, and how alike classes look."""
+    runs = [fitted(world, tmp_path / f"t{seed}", method="ce", epochs=8, seed=seed) for seed in (0, 1)]
+    given = {"device": "cpu", "precision": "fp32", "fields": ("embedding", "logits")}
+    unlabelled = tmp_path / "unlabelled"
+    unlabelled.mkdir()
+    for path in Path(world.corpora["train"]).rglob("*.png"):
+        (unlabelled / f"{path.parent.name}-{path.name}").symlink_to(path)
+    seen = [
+        featcache.extract(str(unlabelled), f"run:{run.path}", tmp_path / f"s{number}.zarr", **given)
+        for number, run in enumerate(runs)
+    ]
+    largest = featcache.extract(world.corpora["train"], f"run:{runs[0].path}", tmp_path / "top.zarr", top_k=2, **given)
+    votes = featcache.derive("vote", seen, tmp_path / "vote.zarr", least=0.9)
+    alike = featcache.derive("class_similarity", [world.stores["train"]], tmp_path / "alike.zarr", temperature=0.03)
+    assert Rows.of(votes).class_names == [*COLOURS]
+    assert 0 < Rows.of(votes).unlabelled < 60 or (Rows.of(votes).weight(np.arange(60)) == 1).all()
+    for name, store, corpus, method in (
+        ("top", largest, world.corpora["train"], "kd"),
+        ("vote", votes, str(unlabelled), "ce"),
+        ("alike", alike, world.corpora["train"], "kd"),
+    ):
+        run = distill.fit(
+            store, corpus, out=tmp_path / name, student="tiny", embedding_dim=8, image_size=16, method=method, epochs=8,
+            batch_size=10, device="cpu",
+        )  # fmt: skip
+        assert classified(run, world, "test")[0] > 0.6, name
