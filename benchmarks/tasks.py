@@ -246,6 +246,8 @@ class Bench:
             return value
 
         rates = self.rates or arm.rates
+        if len(rates) == len(arm.tried) == 1:
+            return rates[0], arm.tried[0]
 
         def best_rate(extra: Mapping[str, Any]) -> float:
             found = {lr: held_out(lr, extra) for lr in rates}
