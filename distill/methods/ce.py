@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from distill.methods import Batch, Features, Method
+from distill.methods._options import refuse_negative
 from distill.objectives import ce
 from featcache.rows import Rows
 from featcache.store.layout import EMBEDDING, LOGITS
@@ -41,9 +42,7 @@ class CE(Method):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be from 0 up to less than 1, got {label_smoothing}")
-        for name, alpha in {"mixup": mixup, "cutmix": cutmix}.items():
-            if not alpha >= 0:
-                raise ValueError(f"{name} must not be negative, got {alpha}")
+        refuse_negative(mixup=mixup, cutmix=cutmix)
         self._smoothing, self._alphas = label_smoothing, {v2.MixUp: mixup, v2.CutMix: cutmix}
         self._mixing: v2.RandomChoice | None = None
         self._mixed: Tensor | None = None

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.methods import Batch, Features, Fitted, Method
+from distill.methods._options import refuse_negative
 from distill.objectives import ce, cosines, gathered, relation_fro
 from featcache.rows import Rows
 from featcache.store.layout import EMBEDDING, LOGITS
@@ -53,9 +54,7 @@ class EGA(Method):
         dim: int = 0,
     ):
         super().__init__()
-        for name, value in {"node": node, "edge": edge, "dim": dim}.items():
-            if not value >= 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        refuse_negative(node=node, edge=edge, dim=dim)
         if not (beta > 0 and node + edge > 0):
             raise ValueError(
                 f"beta {beta}, node {node}, edge {edge}: nothing is left of the teacher; that is method ce"

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from distill.methods import Batch, Features, Method
+from distill.methods._options import refuse_not_positive
 from distill.objectives import ce, kl
 from featcache.store.layout import EMBEDDING, LOGITS
 
@@ -29,8 +30,7 @@ class KD(Method):
         super().__init__()
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be above 0 (that is method ce) and at most 1, got {alpha}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be greater than 0, got {temperature}")
+        refuse_not_positive(temperature=temperature)
         self._alpha, self._temperature, self.labelled = alpha, temperature, alpha < 1
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:

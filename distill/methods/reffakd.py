@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from distill.methods import Batch, Features, Fitted, Method
+from distill.methods._options import refuse_not_positive
 from distill.objectives import ce
 from featcache.derivations.class_similarity import ClassSimilarity, entropy_share
 from featcache.rows import Rows
@@ -59,9 +60,7 @@ class ReffAKD(Method):
         super().__init__()
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be above 0 (that is method ce) and at most 1, got {alpha}")
-        for name, value in {"temperature": temperature, "table_temperature": table_temperature}.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be greater than 0, got {value}")
+        refuse_not_positive(temperature=temperature, table_temperature=table_temperature)
         if control not in CONTROLS:
             raise ValueError(f"unknown control {control!r}; known: {', '.join(CONTROLS)}")
         self._alpha, self._temperature, self._control = alpha, temperature, control

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.methods import Batch, Features, Method
 from distill.methods._heads import make_head
+from distill.methods._options import refuse_negative
 from distill.objectives import gathered, match
 
 
@@ -39,9 +40,7 @@ class RKD(Method):
         match: float = 0.0,
     ):
         super().__init__()
-        for name, weight in {"distance": distance, "angle": angle, "match": match}.items():
-            if not weight >= 0:
-                raise ValueError(f"{name} must not be negative, got {weight}")
+        refuse_negative(distance=distance, angle=angle, match=match)
         if angle_batch < 3:
             raise ValueError(f"angle_batch must be 3 or more, got {angle_batch}: an angle is between three samples")
         self._distance, self._angle, self._match = distance, angle, match

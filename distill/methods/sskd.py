@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from distill.methods import Batch, Features, Fitted, Method, fitted_tensors
+from distill.methods._options import refuse_negative, refuse_not_positive
 from distill.objectives import ce, cosines, gathered, kl
 from featcache.rows import Rows
 from featcache.store.layout import EMBEDDING, LOGITS
@@ -76,17 +77,13 @@ class SSKD(Method):
         self._temperatures = {"kd": kd_temperature, "turned": turned_temperature, "relation": relation_temperature}
         self._keep = {"turned": turned_keep, "relation": relation_keep}
         self._epochs, self._lr, self._batch_size = head_epochs, head_lr, head_batch_size
-        for name, value in {"ce": ce, "kd": kd, "turned": turned, "relation": relation}.items():
-            if not value >= 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        refuse_negative(ce=ce, kd=kd, turned=turned, relation=relation)
         for name, value in self._keep.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}_keep must be a share from 0 to 1, got {value}")
         positive = {f"{name}_temperature": value for name, value in self._temperatures.items()}
         positive |= {"head_epochs": head_epochs, "head_lr": head_lr, "head_batch_size": head_batch_size}
-        for name, value in positive.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be greater than 0, got {value}")
+        refuse_not_positive(**positive)
         if not kd + turned + relation > 0:
             raise ValueError("kd, turned and relation are 0: nothing is left of the teacher; that is method ce")
         self.labelled = ce > 0 or turned_keep < 1
