@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import make_teacher
 from fit_cases import Interrupted, interrupt_at
 from PIL import Image
 from safetensors.torch import load_file
+from small_world import make_teacher
 
 import distill
 import evalsuite

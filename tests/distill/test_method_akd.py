@@ -8,6 +8,7 @@ import pytest
 import torch
 from fit_cases import Interrupted, interrupt_at, without_speed
 from safetensors.torch import load_file
+from small_world import make_images
 from tiny import tiny_encoder
 from torch import distributed, multiprocessing, nn
 
@@ -191,8 +192,6 @@ def test_what_cannot_be_is_refused(options, message):
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
     """`train(out, ...)`: a small fit on three classes of 12 images, whose store has logits."""
-    from conftest import make_images  # not above: the processes that this file's tests spawn find another conftest
-
     folder = tmp_path_factory.mktemp("classes")
     for seed, name in enumerate("abc"):
         make_images(folder / "images" / name, 12, seed=seed)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_images
 from fit_cases import Interrupted, interrupt_at, without_speed
 from PIL import Image
+from small_world import make_images
 from tiny import tiny_encoder
 
 import distill

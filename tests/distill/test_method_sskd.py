@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_teacher
 from fit_cases import Interrupted, interrupt_at, without_speed
+from small_world import make_teacher
 from test_tasks import painted
 
 import distill

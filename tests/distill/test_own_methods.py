@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from conftest import make_images, make_teacher
 from fit_cases import Interrupted, interrupt_at
 from safetensors.torch import load_file
+from small_world import make_images, make_teacher
 
 import distill.methods
 import featcache

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import make_teacher
 from fit_cases import Interrupted, interrupt_at
 from PIL import Image
+from small_world import make_teacher
 
 import distill
 import featcache

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import make_images, make_teacher
 from fit_cases import Interrupted, interrupt_at
 from PIL import Image
+from small_world import make_images, make_teacher
 
 import distill
 import featcache
