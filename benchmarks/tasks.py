@@ -37,6 +37,16 @@ EXACT: dict[str, Any] = {"precision": "fp32", "device": "cpu"}
 VIEWS: dict[str, Any] = {"augment": "rrc", "views": 4, "crop_area": 0.6}
 RATES = (1e-3, 3e-3, 1e-2)
 CORRUPTIONS = ("gaussian_noise", "defocus_blur", "contrast", "jpeg_compression")
+SHIFTED = {
+    "automobile": ("n02814533", "n03100240", "n03670208", "n04285008"),
+    "bird": ("n01855672", "n02002724", "n02056570", "n02058221"),
+    "cat": ("n02123045", "n02123394", "n02124075"),
+    "dog": ("n02085620", "n02094433", "n02099601", "n02099712", "n02106662", "n02113799"),
+    "frog": ("n01641577", "n01644900"),
+    "ship": ("n03662601",),
+    "truck": ("n03796401",),
+}
+"""Tiny-ImageNet's classes by the class of CIFAR-10 that they belong to; airplanes, deer and horses it has none."""
 Figures = dict[str, tuple[evalsuite.Result, str]]
 """By title, a result and which of its metrics is meant."""
 CHOOSING = 1000
@@ -124,13 +134,16 @@ SYSTEMS: dict[str, dict[str, Arm]] = {
 class Bench:
     """Images, teachers' stores and runs of one work folder."""
 
-    def __init__(self, data: Path, work: Path, epochs: int, images: int, student: str, rates: Sequence[float]):
+    def __init__(
+        self, data: Path, work: Path, epochs: int, images: int, student: str, rates: Sequence[float], autoattack: bool
+    ):
         self.stores, self.runs, self.epochs, self.student = work / "stores", work / "runs", epochs, student
-        self.rates = rates
+        self.rates, self.autoattack = rates, autoattack
         whole = unpacked("cifar10-train-0", data, work)
         self.train, self.count = str(first(whole, images) if images else whole), images or 10_000
         self.spare = unpacked("cifar10-train-1", data, work)
         self.test = str(unpacked("cifar10-test-half", data, work))
+        self.shifted = _shifted(unpacked("tiny-imagenet-val-half", data, work))
         resnets = work / "cifar10-resnets"
         if not resnets.exists():
             zipfile.ZipFile(data / "cifar10-resnets.zip").extractall(resnets)
@@ -285,24 +298,45 @@ class Bench:
         return {"top-1": (found, "classify/top1"), "NLL": (found, "classify/nll")}
 
     def corrupted(self, run: Run) -> Figures:
-        """On 1,000 test images, clean and (one result after the other) corrupted."""
+        """On 1,000 test images, clean and (one result after the other) corrupted; and on Tiny-ImageNet's of the same classes."""
         some = str(first(Path(self.test), 1000))
         found = {"corrupted": self.classified(run, f"corrupted:{CORRUPTIONS[0]}:3:{some}", CORRUPTIONS[0])}
         found |= {name: self.classified(run, f"corrupted:{name}:3:{some}", name) for name in CORRUPTIONS[1:]}
+        found["Tiny-ImageNet"] = self.classified(run, self.shifted, "shifted")
         found["top-1"] = self.classified(run, self.test, "test")
         return {name: (each, "classify/top1") for name, each in found.items()}
 
     def attacked(self, run: Run, corpus: Path | None = None, steps: int = 20) -> Figures:
-        """On 1,000 test images, clean and attacked."""
+        """On 1,000 test images, clean and attacked; on 100 of them by AutoAttack where that is asked for."""
+        autoattack = [8] if self.autoattack and not corpus else []
         corpus = corpus or first(Path(self.test), 1000)
+        robust = self._robust(run, corpus, pgd=[8], pgd_steps=steps)
+        found = {f"PGD-{steps}": (robust, "pgd/8/top1"), "clean": (robust, "pgd/0/top1")}
+        if autoattack:
+            few = self._robust(run, first(Path(self.test), 100), autoattack=autoattack)
+            found["AutoAttack"] = (few, "autoattack/8/top1")
+        return found
+
+    def _robust(self, run: Run, corpus: Path, **attacks: Any) -> evalsuite.Result:
         encoder = f"run:{run.path}"
         bank = featcache.extract(str(corpus), encoder, self.stores / f"{run.path.name}-{corpus.name}.zarr", **EXACT)
-        found = evalsuite.robustness(
-            encoder, str(corpus), bank, self.stores / f"{run.path.name}-{corpus.name}-robustness",
-            corruptions=["brightness"], severities=[1], pgd=[8], pgd_steps=steps, any_precision=True,
+        return evalsuite.robustness(
+            encoder, str(corpus), bank, self.stores / f"{run.path.name}-{corpus.name}-robustness", **attacks,
+            corruptions=["brightness"], severities=[1], any_precision=True,
             head=run.path / "head.safetensors", device="cpu", precision="fp32",
         )  # fmt: skip
-        return {f"PGD-{steps}": (found, "pgd/8/top1"), "clean": (found, "pgd/0/top1")}
+
+
+def _shifted(images: Path) -> str:
+    """Tiny-ImageNet's images as classes of CIFAR-10."""
+    out = images.with_name(f"{images.name}-as-cifar10")
+    if not out.exists():
+        partial = out.with_name(f"{out.name}.partial")
+        for name, of in SHIFTED.items():
+            for each in of:
+                shutil.copytree(images / each, partial / name, dirs_exist_ok=True)
+        partial.rename(out)
+    return str(out)
 
 
 MEASURES: dict[str, Callable[[Bench, Run], Figures]] = {"akd": Bench.attacked, "dad": Bench.corrupted}
@@ -387,10 +421,13 @@ def main() -> None:
     parser.add_argument(
         "--rates", default="", help="learning rates to try, no others; else until the best is not the last"
     )
+    parser.add_argument("--autoattack", action="store_true", help="of akd: 100 test images under AutoAttack too (slow)")
     parser.add_argument("--costs", action="store_true", help="measure what an epoch of each arm takes instead")
     options = parser.parse_args()
     rates = [float(each) for each in options.rates.split(",") if each]
-    bench = Bench(options.data, options.work, options.epochs, options.images, options.student, rates)
+    bench = Bench(
+        options.data, options.work, options.epochs, options.images, options.student, rates, options.autoattack
+    )
     if options.costs:
         for line in costs(bench):
             print(line, flush=True)
