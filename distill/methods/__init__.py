@@ -3,7 +3,7 @@ group `distill.methods`, each entry naming such a module. A file defines exactly
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -17,6 +17,23 @@ Features = dict[str, Tensor]
 """What an encoder gives for a batch: "embedding" (B, D), and where asked for "tokens" (B, T, D), "prefix_tokens" (B, P, D)."""
 Fitted = tuple[dict[str, Tensor], dict[str, float]]
 """What an earlier `prepare` left: the tensors of `fitted_tensors`, and the report."""
+
+
+class Preparing(TypedDict, total=False):
+    """What `Method.prepare` is told beside the rows.
+
+    Attributes:
+        seed: of all that is drawn; always there.
+        progress: called with (steps done, steps).
+        fitted: what a `prepare` of the same (rows, seed) left, to be taken instead of fitting again; a method may ignore it,
+            and does where it is not its own.
+    """
+
+    seed: Required[int]
+    progress: Callable[[int, int], None] | None
+    fitted: Fitted | None
+
+
 Pairing = Literal["one", "independent", "group"]
 
 
@@ -82,19 +99,8 @@ class Method(nn.Module):
     classifier: ClassVar[bool] = False
     labelled: bool = False
 
-    def prepare(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Fit what is fitted before training, as a function of (rows, seed); returns what to report of it.
-
-        Args:
-            fitted: what a `prepare` of the same (rows, seed) left, to be taken instead of fitting again; a method
-                may ignore it, and does where it is not its own.
 
         Raises:
             ValueError: the rows do not suit the method.

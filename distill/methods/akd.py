@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from distill.methods import Batch, Features, Method
+from distill.methods import Batch, Features, Method, Preparing
 from distill.objectives import ce
 from featcache.pgd import STRIDE, Box, ascend, refuse_epsilon
 from featcache.rows import Rows
@@ -86,7 +87,7 @@ class AKD(Method):
         self._epsilon, self._steps, self._step = epsilon, steps, step_size or STRIDE * epsilon / steps
         self._random_start, self._norms = random_start, norms
 
-    def prepare(self, rows: Rows, **settings: object) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Measure how soft the targets are."""
         if not self._lam:
             return {}

@@ -1,9 +1,11 @@
 """Labels alone, without a teacher: what every student that learns a task is compared with."""
 
+from typing import Unpack
+
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from distill.methods import Batch, Features, Method
+from distill.methods import Batch, Features, Method, Preparing
 from distill.methods._options import refuse_negative
 from distill.objectives import ce
 from featcache.rows import Rows
@@ -47,7 +49,7 @@ class CE(Method):
         self._mixing: v2.RandomChoice | None = None
         self._mixed: Tensor | None = None
 
-    def prepare(self, rows: Rows, **settings: object) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Look for labels.
 
         Raises:

@@ -1,9 +1,11 @@
 """DAD (Zhou et al. 2023, arXiv 2311.01441): the teacher's answers to images that are hard for it, beside those to clean ones."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
-from distill.methods import Batch, Features, Method
+from distill.methods import Batch, Features, Method, Preparing
 from distill.objectives import ce, kl
 from featcache.rows import Rows
 from featcache.store.layout import EMBEDDING, LOGITS
@@ -42,7 +44,7 @@ class DAD(Method):
         self._temperature, self._weight = temperature, weight
         self.register_buffer("adversarial", torch.zeros(0, dtype=torch.bool))
 
-    def prepare(self, rows: Rows, **settings: object) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Learn which rows are which.
 
         Raises:

@@ -1,12 +1,12 @@
 """EGA (Ma et al. 2022, arXiv 2211.13264): the student's graph of a batch laid on the teacher's."""
 
-from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.methods import Batch, Features, Fitted, Method
+from distill.methods import Batch, Features, Method, Preparing
 from distill.methods._options import refuse_negative
 from distill.objectives import ce, cosines, gathered, relation_fro
 from featcache.rows import Rows
@@ -64,17 +64,10 @@ class EGA(Method):
         self.student_head = nn.Linear(student_dim, dim or student_dim)
         self.teacher_classifier: nn.Linear | None = None
 
-    def prepare(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Make the classifier of the teacher's head, as wide as there are classes."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(given["seed"])
             self.teacher_classifier = nn.Linear(self.teacher_head.out_features, len(rows.classes))
         return {}
 

@@ -1,7 +1,8 @@
 """Ours: TinTeM, and at every step each sample's place among the same landmarks, as the teacher sees it."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.methods import Batch, Features, Fitted
+from distill.methods import Batch, Features, Preparing
 from distill.methods.tintem import TinTeM
 from distill.objectives import MASKED, relation_kl
 from featcache.rows import Rows
@@ -91,21 +92,14 @@ class Landmarks(TinTeM):
         for name in ("landmarks", "mapped_landmarks", "landmark_rows"):
             self.register_buffer(name, None, persistent=False)
 
-    def prepare(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Fit the mapping, or take the one that is fitted already; draw the landmarks, in their plain views.
 
         Raises:
             ValueError: as in `tintem`.
         """
-        report = super().prepare(rows, seed=seed, progress=progress, fitted=fitted)
-        drawn = np.random.default_rng(seed).choice(len(rows), min(self._count, len(rows)), replace=False)
+        report = super().prepare(rows, **given)
+        drawn = np.random.default_rng(given["seed"]).choice(len(rows), min(self._count, len(rows)), replace=False)
         self.landmark_rows = torch.from_numpy(drawn)
         landmarks = torch.from_numpy(rows.gather(drawn)).float()
         self.landmarks, self.mapped_landmarks = (F.normalize(x, dim=-1) for x in (landmarks, self._map(landmarks)))

@@ -1,13 +1,13 @@
 """The first distillation of lightly-train: what the teacher finds similar among the samples of recent batches."""
 
-from collections.abc import Callable
+from typing import Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.methods import Batch, Features, Fitted, Method
+from distill.methods import Batch, Features, Method, Preparing
 from distill.objectives import cosines, gathered, kl
 from featcache.rows import Rows
 
@@ -41,14 +41,7 @@ class LightlyV1(Method):
         self.queue: Tensor
         self.register_buffer("queue", torch.zeros(queue, teacher_dim))
 
-    def prepare(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         size = len(self.queue) or QUEUES[np.searchsorted(SAMPLES, len(rows), side="right")]
         self.queue = self.queue.new_zeros(size, self.queue.shape[1])
         return {"queue": float(size)}

@@ -1,10 +1,10 @@
 """Proteus (Zhang et al. 2025, arXiv 2407.10366), without its masked-patch term: the usual student-side head."""
 
-from collections.abc import Callable
+from typing import Unpack
 
 from torch import Tensor
 
-from distill.methods import Batch, Features, Fitted, Method
+from distill.methods import Batch, Features, Method, Preparing
 from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import match
@@ -27,14 +27,7 @@ class Proteus(Method):
         self.fields = self.student_fields = ("embedding", "tokens") if tokens else ("embedding",)
         self.tokens_head = make_head("layernorm_linear", student_dim, teacher_dim) if tokens else None
 
-    def prepare(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         if self.tokens_head:
             check_tokens(rows)
         return {}

@@ -1,7 +1,7 @@
 """ReffAKD (arXiv 2404.09886): soft labels from how alike the classes are in some space, an autoencoder's say."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from scipy.optimize import brentq
 from torch import Tensor
 
-from distill.methods import Batch, Features, Fitted, Method
+from distill.methods import Batch, Features, Method, Preparing
 from distill.methods._options import refuse_not_positive
 from distill.objectives import ce
 from featcache.derivations.class_similarity import ClassSimilarity, entropy_share
@@ -68,22 +68,15 @@ class ReffAKD(Method):
         self.soft: Tensor
         self.register_buffer("soft", torch.zeros(0, 0))
 
-    def prepare(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Make the table of soft labels.
 
         Raises:
             ValueError: a class has fewer than two rows.
         """
-        log_q = replace(self._similarity, seed=seed).soft_labels(rows, np.arange(len(rows)))
+        log_q = replace(self._similarity, seed=given["seed"]).soft_labels(rows, np.arange(len(rows)))
         soft = even(log_q) if self._control == "even" else np.exp(log_q)
-        self.soft = torch.from_numpy(shuffled(soft, seed) if self._control == "shuffled" else soft).float()
+        self.soft = torch.from_numpy(shuffled(soft, given["seed"]) if self._control == "shuffled" else soft).float()
         return {"entropy": entropy_share(log_q)}
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
 """SSKD (Xu et al. 2020, arXiv 2006.07114): what the teacher makes of rotated images, as a task of its own."""
 
 from collections.abc import Callable
+from typing import Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from distill.methods import Batch, Features, Fitted, Method, fitted_tensors
+from distill.methods import Batch, Features, Method, Preparing, fitted_tensors
 from distill.methods._options import refuse_negative, refuse_not_positive
 from distill.objectives import ce, cosines, gathered, kl
 from featcache.rows import Rows
@@ -90,14 +91,7 @@ class SSKD(Method):
         self.student_head = projection(student_dim) if relation else None
         self.teacher_head = frozen(projection(teacher_dim)) if relation else None
 
-    def prepare(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Fit the teacher's projection head, or take the one that is fitted already.
 
         Returns:
@@ -110,12 +104,14 @@ class SSKD(Method):
         _refuse_other_views(rows)
         if self.teacher_head is None:
             return {}
-        if fitted:
+        if fitted := given.get("fitted"):
             mine = {name: value.shape for name, value in fitted_tensors(self).items()}
             if mine == {name: value.shape for name, value in fitted[0].items()}:
                 self.load_state_dict(fitted[0], strict=False)
                 return fitted[1]
-        head, report = fit_projection(rows, self._epochs, self._lr, self._batch_size, seed, progress)
+        head, report = fit_projection(
+            rows, self._epochs, self._lr, self._batch_size, given["seed"], given.get("progress")
+        )
         self.teacher_head = frozen(head)
         return report
 

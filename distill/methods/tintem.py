@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from distill.mappings import FeatureMapping, load_mapping, orthogonality, restored
-from distill.methods import Batch, Features, Fitted, Method
+from distill.methods import Batch, Features, Method, Preparing
 from distill.methods._heads import make_head
 from distill.methods._tokens import check_tokens, class_and_patches, resize_tokens
 from distill.objectives import TEMPERATURES, cosines, gathered, match, relation_kl
@@ -93,14 +94,7 @@ class TinTeM(Method):
     def _known(self) -> set[str]:
         return set(inspect.signature(self._mapping_class).parameters)
 
-    def prepare(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        fitted: Fitted | None = None,
-    ) -> dict[str, float]:
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Fit the mapping, or take the one that is fitted already; with `joint` there is nothing to fit.
 
         Raises:
@@ -112,15 +106,15 @@ class TinTeM(Method):
             self.fields = (EMBEDDING, "tokens", "prefix_tokens") if prefix else (EMBEDDING, "tokens")
         if self._joint:
             return {}
-        options = {"temperatures": self._temperatures, "seed": seed}
+        options = {"temperatures": self._temperatures, "seed": given["seed"]}
         options = {name: value for name, value in options.items() if name in self._known}
         mapping = self._mapping_class(self._student_dim, **options, **self._options)
-        if fitted:
+        if fitted := given.get("fitted"):
             tensors = {name.removeprefix("mapping."): tensor for name, tensor in fitted[0].items()}
             self.mapping = restored(mapping, tensors, rows.embedding_dim)
             if self.mapping:
                 return fitted[1]
-        self.mapping = mapping.fit(rows, progress).module()
+        self.mapping = mapping.fit(rows, given.get("progress")).module()
         return {**orthogonality(mapping.weight_), **getattr(mapping, "report_", {})}
 
     def target(self, batch: Batch) -> Tensor:
