@@ -24,15 +24,16 @@ from pytorch_ood.metrics import OODMetrics
 from safetensors.numpy import save_file
 
 import evalsuite
-from evalsuite.detectors._moments import principal
+from evalsuite.detectors._ranges import principal
 from featcache import write_store
+from featcache.rows import Rows
 
 FEATURES = {
     "knn": lambda w, b: peer.KNN(None),
     "mahalanobis": lambda w, b: peer.Mahalanobis(None),
     "rmd": lambda w, b: peer.RMD(None),
     "gmm": lambda w, b: peer.GMM(None),
-    "vim": lambda w, b: peer.ViM(None, principal(w.shape[1]), w, b),
+    "vim": lambda w, b: peer.ViM(None, principal("vim:components", None, Rows.from_arrays(w.numpy())), w, b),
 }
 LOGITS = {
     "msp": lambda: peer.MaxSoftmax(None),

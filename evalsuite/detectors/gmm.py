@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evalsuite.detectors import Detector
+from evalsuite.detectors._mixture import Mixture
 from evalsuite.detectors._moments import Gaussians, Moments, moments, pieces
 from featcache.geometry import logsumexp
 from featcache.rows import Rows
@@ -23,8 +24,7 @@ class GMM(Detector):
     choice; the better one when classes have fewer rows than dimensions). The logarithm is taken of the sum
     without leaving it: OpenOOD's `log(Σ exp(·) + 1e-45)` underflows and gives every row the same score.
 
-    `full` holds classes × d × d float64, twice while fitting, and refuses above 2 GiB of them; `tied` holds d × d
-    and classes × d.
+    `full` holds classes × d × d float64 and refuses above 2 GiB of them; `tied` holds d × d and classes × d.
     """
 
     covariance: str = "full"
@@ -61,28 +61,40 @@ class GMM(Detector):
         diagonal = np.arange(covariances.shape[-1])
         covariances[:, diagonal, diagonal] += self.reg
         half_log_det = np.empty(len(covariances))
-        self.gaussians_ = []
-        for c, covariance in enumerate(covariances):
+        for c in range(len(covariances)):
             try:
-                lower = np.linalg.cholesky(covariance)
+                covariances[c], half_log_det[c] = _inverse_root(covariances[c])
             except np.linalg.LinAlgError:
                 whose = f"class {m.classes[c]} of " if full else ""
                 raise ValueError(
                     f"the covariance of {whose}{bank.name} is not positive definite; use a larger gmm:reg={self.reg!r}"
                 ) from None
-            half_log_det[c] = np.log(np.diag(lower)).sum()
-            means = m.class_mean[c : c + 1] if full else m.class_mean
-            self.gaussians_.append(Gaussians(means, np.linalg.inv(lower).T))
         self.log_weight_ = np.log(m.count / m.count.sum()) - half_log_det - 0.5 * len(diagonal) * np.log(2 * np.pi)
+        if full:
+            self.mixture_ = Mixture(m.class_mean, covariances, self.log_weight_)
+        else:
+            self.gaussians_ = Gaussians(m.class_mean, covariances[0].T)
         return self
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """The negative log-likelihood."""
-        scores = []
-        for x in pieces(features, len(self.log_weight_)):
-            squared = np.concatenate([gaussians.squared_distance(x) for gaussians in self.gaussians_], axis=1)
-            scores.append(-logsumexp(self.log_weight_ - 0.5 * squared))
-        return np.concatenate(scores)
+        return np.concatenate([-self._log_density(x) for x in pieces(features, len(self.log_weight_))])
+
+    def _log_density(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        if self.covariance == "tied":
+            return logsumexp(self.log_weight_ - 0.5 * self.gaussians_.squared_distance(x))
+        # A subclass follows what is done to its rows: it is shown the formula.
+        return self.mixture_.log_density(x) if type(x) is np.ndarray else self.mixture_.every_log_density(x)
+
+
+def _inverse_root(covariance: Float[np.ndarray, "d d"]) -> tuple[Float[np.ndarray, "d d"], float]:
+    """L⁻¹ and log det L, where LLᵀ is the covariance. Raises `LinAlgError` when it is not positive definite."""
+    from scipy.linalg.lapack import dtrtri
+
+    lower = np.linalg.cholesky(covariance)
+    inverse, failed = dtrtri(lower, lower=1)
+    assert not failed
+    return inverse, float(np.log(np.diag(lower)).sum())
 
 
 def _check(m: Moments, bank: Rows) -> None:
@@ -113,11 +125,12 @@ def _class_covariances(m: Moments, bank: Rows) -> np.ndarray:
     covariances = np.zeros((len(m.classes), bank.embedding_dim, bank.embedding_dim))
     start = 0
     for block in bank.blocks_of(("embedding",)):
-        for x in pieces(block["embedding"], bank.embedding_dim):
-            label = np.searchsorted(m.classes, bank.labels[start : start + len(x)])
-            for c in np.unique(label):
-                centred = x[label == c] - m.class_mean[c]
+        x = block["embedding"]
+        label = np.searchsorted(m.classes, bank.labels[start : start + len(x)])
+        for c in np.unique(label):
+            for rows in pieces(x[label == c], bank.embedding_dim):
+                centred = rows - m.class_mean[c]
                 covariances[c] += centred.T @ centred
-            start += len(x)
+        start += len(x)
     covariances /= m.count[:, None, None]
     return covariances

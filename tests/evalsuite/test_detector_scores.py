@@ -1,5 +1,7 @@
 """Each detector against the slow way, and against the peer that also has it."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -267,6 +269,29 @@ def test_gmm_tells_rows_apart_far_from_every_mean(data):
     for covariance in ("full", "tied"):
         far = build(f"gmm:covariance={covariance}").fit(data.bank()).score(1000 * data.ood)
         assert len(np.unique(far)) == len(far)
+
+
+class Followed(np.ndarray):
+    """Rows of a subclass of NumPy's array, which a detector scores by its plain formula."""
+
+
+@pytest.mark.parametrize("rows_of_a_class", [40, 12])
+@pytest.mark.parametrize("apart", [0.2, 3.0])
+def test_gmm_leaves_out_only_classes_that_add_nothing(rng, apart, rows_of_a_class):
+    """Well-conditioned covariances and singular ones, classes that overlap and ones that do not: float32 changes nothing."""
+    width, classes = 24, 6
+    centres, mix = apart * rng.normal(size=(classes, width)), rng.normal(size=(width, width))
+    labels = np.repeat(np.arange(classes), rows_of_a_class)
+    bank = ((centres[labels] + rng.normal(size=(len(labels), width))) @ mix).astype(np.float32)
+    near = (bank[::3] + 0.1 * rng.normal(size=bank[::3].shape)).astype(np.float32)
+    x = np.concatenate([near, 1e3 * near, 1e30 * near, bank[:5], np.zeros((1, width), np.float32)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of singular covariances
+        detector = build("gmm").fit(Rows.from_arrays(bank, labels))
+    np.testing.assert_allclose(detector.score(x), detector.score(x.view(Followed)), rtol=1e-12, atol=1e-10)
+    counting = detector.mixture_._counting(x.astype(np.float64))
+    assert counting.any(axis=1).all()
+    assert counting[: len(near)].mean() < (0.3 if apart > 1 else 0.9)
 
 
 def test_directions_in_which_the_bank_does_not_vary_are_left_out(data):
