@@ -58,11 +58,23 @@ def averaged(values: Float[Tensor, " n"], weight: Float[Tensor, " n"] | None = N
     """
     if weight is None:
         return values.mean()
+    total, processes = _added_up(weight)
+    return (values * weight).sum() * processes / total
+
+
+def of_mean_one(weight: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Weights over their mean in the batch of all processes; zeros where all are. Of weights all alike, exactly ones."""
+    total, processes = _added_up(weight)
+    return weight * (len(weight) * processes / total)
+
+
+def _added_up(weight: Float[Tensor, " n"]) -> tuple[Float[Tensor, ""], int]:
+    """Weights of all processes together, 1 where that is 0; and how many processes there are."""
     total, processes = weight.sum(), 1
     if distributed.is_available() and distributed.is_initialized():
         processes = distributed.get_world_size()
         distributed.all_reduce(total)
-    return (values * weight).sum() * processes / torch.where(total > 0, total, 1)
+    return torch.where(total > 0, total, 1), processes
 
 
 def ce(
@@ -136,12 +148,22 @@ def match(output: Float[Tensor, "*n d"], target: Float[Tensor, "*n d"], kind: st
     raise ValueError(f"unknown match {kind!r}; known: cosine, huber, l2, mse")
 
 
-def relation_fro(target: Float[Tensor, "n m"], output: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
+def relation_fro(
+    target: Float[Tensor, "n m"], output: Float[Tensor, "n m"], weight: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, ""]:
     """‖target − output‖ of two matrices of similarities, Frobenius; neither squared nor divided, so it grows with n.
 
     As in EGA (arXiv 2211.13264).
+
+    Args:
+        weight: of each sample, where rows and columns are the same ones; 1 when None. A pair counts w_i w_j: n √(Σ w_i w_j d_ij² / (Σ w_i)²). The matrices are of all
+            processes' samples, and so are these. 0, with a gradient of 0, where all are.
     """
-    return torch.linalg.matrix_norm(target - output)
+    apart = target - output
+    if weight is not None:
+        share = of_mean_one(weight).sqrt()
+        apart = share[:, None] * apart * share
+    return torch.linalg.matrix_norm(apart)
 
 
 def relation_kl(

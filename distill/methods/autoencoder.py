@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.methods import Batch, Features, Method
-from distill.objectives import match
+from distill.objectives import match, of_mean_one
 from featcache.models.conv_autoencoder import CHANNELS, SIZE
 from featcache.store.layout import EMBEDDING
 
@@ -14,7 +14,8 @@ from featcache.store.layout import EMBEDDING
 class Autoencoder(Method):
     """The image itself from the student's embedding, through a decoder; the teacher is not asked (arXiv 2404.09886).
 
-    L = mean over pixels and channels of (decoder(s) − x)², x the image as the student takes it, that is normalised. The decoder
+    L = mean over pixels and channels of (decoder(s) − x)², x the image as the student takes it, that is normalised; over
+    images, the mean by the rows' weights. The decoder
     mirrors the student `conv_autoencoder`: three transposed 4 × 4 convolutions of stride 2, 48 → 24 → 12 → 3 channels, ReLU between
     them, eight times as wide and high as the map that it begins with. Any other student may be trained too: one whose
     embedding is not 48 × n × n numbers gets a Linear to 48 × 4 × 4 before it. Images of another size than what comes out are
@@ -44,4 +45,5 @@ class Autoencoder(Method):
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         image = F.adaptive_avg_pool2d(batch.inputs, self._size)
-        return {"mse": match(self.decoder(student[EMBEDDING]), image, "mse")}
+        share = of_mean_one(batch.weight).sqrt()[:, None, None, None]  # squared, it is how much an image counts
+        return {"mse": match(share * self.decoder(student[EMBEDDING]), share * image, "mse")}

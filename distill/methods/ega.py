@@ -24,6 +24,9 @@ class EGA(Method):
     Norms are of the whole batch, neither squared nor divided by its size: β suits one batch size. Teacher and student see
     views that are drawn apart, so a store needs two or more.
 
+    A row's weight counts in every term: the cross-entropies are weighted means; in both norms a pair counts w_i w_j, weights
+    relative to their mean in the batch (`relation_fro`), so that β means the same whatever they are.
+
     Heads: Linear on the teacher's side, fed by "teacher_ce" alone, the cross-entropy of a classifier of its own; no
     gradient of node or edge reaches it. Linear on the student's side, fed by node and edge. Both are left behind. In the
     authors' code the student's classifier reads that head; here it reads the embedding, which is what stays.
@@ -79,11 +82,13 @@ class EGA(Method):
             "teacher_ce": ce(self.teacher_classifier(of_teacher), batch.label, batch.weight),
         }
         teacher, output = gathered(of_teacher.detach()), gathered(self.student_head(student[EMBEDDING]))
+        weight = gathered(batch.weight)
         if self._node:
             between = correlations(teacher, output)
-            terms["node"] = self._node * relation_fro(torch.eye(len(between), device=between.device), between)
+            terms["node"] = self._node * relation_fro(torch.eye(len(between), device=between.device), between, weight)
         if self._edge:
-            terms["edge"] = self._edge * relation_fro(correlations(teacher, teacher), correlations(output, output))
+            within = correlations(teacher, teacher), correlations(output, output)
+            terms["edge"] = self._edge * relation_fro(*within, weight)
         return terms
 
 

@@ -10,6 +10,7 @@ from torch import nn
 import distill
 import featcache
 from distill.methods.autoencoder import Autoencoder
+from distill.objectives import match
 from distill.testing.methods import batch_of
 from featcache.rows import Rows
 
@@ -57,6 +58,22 @@ def test_golden_values():
         assert method.loss({"embedding": torch.zeros(2, 768)}, of_images(images))["mse"].item() == pytest.approx(
             expected
         )
+
+
+def test_images_count_as_often_as_their_weights_say():
+    """In float64, one image at a time; all alike they change no bit."""
+    torch.manual_seed(0)
+    method, embedding, images = Autoencoder(12, 48), torch.randn(3, 48), torch.randn(3, 3, 8, 8)
+
+    def loss(*weight):
+        batch = replace(of_images(images), weight=torch.tensor(weight))
+        return method.loss({"embedding": embedding}, batch)["mse"].item()
+
+    decoded = method.decoder(embedding).detach().double()
+    each = (decoded - images.double()).square().mean((1, 2, 3)).tolist()
+    assert loss(0.5, 0.0, 2.0) == pytest.approx((0.5 * each[0] + 2 * each[2]) / 2.5, rel=1e-5)
+    assert loss(1.0, 1.0, 1.0) == loss(4.0, 4.0, 4.0) == match(decoded.float(), images, "mse").item()
+    assert loss(0.0, 0.0, 0.0) == 0
 
 
 def test_the_least_is_at_the_image_itself():

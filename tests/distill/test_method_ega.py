@@ -1,6 +1,7 @@
 """EGA against its formula in float64, and whom each term reaches."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,27 @@ def test_golden_values(rows):
     assert terms == pytest.approx(
         {"ce": math.log(2), "teacher_ce": terms["teacher_ce"], "node": 2**0.5, "edge": 2**0.5}
     )
+
+
+def test_every_term_counts_a_row_as_often_as_its_weight_says(rows):
+    method, _ = build("ega", {"beta": 1.0, "node": 1.0, "edge": 1.0}, rows)
+    student = student_batch(method.student_fields)
+    teacher = replace(teacher_batch(rows, method.fields), label=torch.arange(len(rows)) % CLASSES)
+    n = len(teacher.label)
+    weight = torch.tensor(np.random.default_rng(0).uniform(0, 3, n), dtype=torch.float32)
+    found = {name: term.item() for name, term in method.loss(student, replace(teacher, weight=weight)).items()}
+    w = weight.double().numpy()
+    with torch.no_grad():
+        of_teacher = method.teacher_head(teacher["embedding"])
+        x_t, x_s = (x.double().numpy() for x in (of_teacher, method.student_head(student["embedding"])))
+        logits = {"ce": student["logits"], "teacher_ce": method.teacher_classifier(of_teacher)}
+    for name, given in logits.items():
+        log_p = given.double().log_softmax(1)[torch.arange(n), teacher.label].detach().numpy()
+        assert found[name] == pytest.approx(-(w * log_p).sum() / w.sum(), rel=1e-5)
+    both = np.corrcoef(np.concatenate([x_t, x_s]))
+    for name, apart in (("node", both[:n, n:] - np.eye(n)), ("edge", both[:n, :n] - both[n:, n:])):
+        pairs = sum(w[i] * w[j] * apart[i, j] ** 2 for i in range(n) for j in range(n))
+        assert found[name] == pytest.approx(n * math.sqrt(pairs) / w.sum(), rel=1e-5)
 
 
 def test_norms_are_neither_squared_nor_divided(rows):

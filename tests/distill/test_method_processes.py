@@ -1,5 +1,6 @@
 """Two processes with half a batch each, averaged as DistributedDataParallel does, are one process with the whole batch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dic
         label = torch.cat([torch.full((5,), -1), whole.label[5:]])  # the first process has half as many labels
         row = torch.arange(ROWS).repeat_interleave(together(method))
         teacher = batch_of({name: value[mine] for name, value in whole.features.items()}, row[mine], label[mine])
+        teacher = replace(teacher, weight=torch.linspace(0.5, 2, samples)[mine])
         model.zero_grad()
         model(images, teacher).backward()
         found.append({name: weight.grad.clone() for name, weight in training.named_parameters()})

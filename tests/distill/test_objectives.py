@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.objectives import TEMPERATURES, ce, cosines, gathered, kl, match, relation_fro, relation_kl
+from distill.objectives import TEMPERATURES, ce, cosines, gathered, kl, match, of_mean_one, relation_fro, relation_kl
 
 STYLES = [(True, True), (True, False), (False, True), (False, False)]
 
@@ -310,6 +310,36 @@ def test_relation_fro(rng):
     loss.backward()
     assert loss.item() == 0
     assert at_minimum.grad.abs().max() == 0
+
+
+def test_weighted_relation_fro_is_a_loop_over_pairs(rng):
+    a, b = rng.normal(size=(2, 5, 5))
+    weight = np.array([0, 1, 0.25, 3, 1])
+    pairs = sum(weight[i] * weight[j] * (a[i, j] - b[i, j]) ** 2 for i in range(5) for j in range(5))
+    expected = 5 * np.sqrt(pairs) / weight.sum()
+
+    def found(weight):
+        return relation_fro(torch.from_numpy(a), torch.from_numpy(b), torch.tensor(weight)).item()
+
+    assert found(weight) == pytest.approx(expected, rel=1e-12)
+    assert found(4 * weight) == pytest.approx(expected, rel=1e-12)
+    assert found(np.full(5, 0.3)) == pytest.approx(found(np.ones(5)), rel=1e-12)
+    assert found(np.ones(5)) == relation_fro(torch.from_numpy(a), torch.from_numpy(b)).item()
+    golden = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.zeros(2, 2), torch.tensor([3.0, 1.0])
+    assert relation_fro(*golden).item() == pytest.approx(2 * np.sqrt(3 * 1 * (1 + 4)) / 4)
+
+
+def test_rows_that_count_for_nothing_leave_no_gradient():
+    output = torch.ones(3, 3).requires_grad_()
+    loss = relation_fro(torch.zeros(3, 3), output, torch.zeros(3))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(output.grad, torch.zeros(3, 3))
+
+
+def test_weights_over_their_mean():
+    assert of_mean_one(torch.tensor([1.0, 0.0, 5.0])).tolist() == [0.5, 0, 2.5]
+    assert of_mean_one(torch.zeros(2)).tolist() == [0, 0]
 
 
 def test_one_process_gathers_its_own_rows():
