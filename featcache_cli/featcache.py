@@ -446,7 +446,7 @@ def export(
     store: StorePath,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The file or folder to write; must not exist.")],
     format: Annotated[
-        str, typer.Option(metavar="NAME", help="{featcache.interchange}; npy and clip-retrieval are folders.")
+        str, typer.Option(metavar="NAME", help="{featcache.interchange}; npy, lance and clip-retrieval are folders.")
     ],
     as_is: Annotated[
         bool, typer.Option("--as-is", help="clip-retrieval: keep the embeddings' lengths instead of making them 1.")
@@ -473,7 +473,7 @@ def import_(
         str,
         typer.Argument(
             metavar="SRC",
-            help="An export, a .npy, .parquet or .safetensors, or a clip-retrieval folder. Formats: {featcache.interchange}.",
+            help="An export, a .npy, .parquet or .safetensors, a Lance dataset or a clip-retrieval folder. Formats: {featcache.interchange}.",
         ),
     ],
     store: Annotated[str, typer.Argument(metavar="STORE", help="The store to make; must not exist.")],

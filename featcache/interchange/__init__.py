@@ -7,11 +7,12 @@ What an export looks like, N rows, V views, D-d embeddings; with one view the V 
     parquet         one file, a row a sample: embedding (view 0), embedding_1 (view 1) …, label, class_name,
                     sample_id, content, view, state, reason
     safetensors     one file: the same tensors; the strings are JSON in its metadata
+    lance           a folder, a Lance dataset (LanceDB's table) with the columns of parquet
     clip-retrieval  a folder: img_emb/img_emb_0000.npy …, metadata/metadata_0000.parquet … (image_path, sample_id,
                     label, class_name, content, view), in text order, as clip-retrieval and embedding-reader have it
 
 All of them carry the store's manifest with a checksum of every array, so that coming back is exact: the store
-imported from npy, parquet or safetensors has the same bytes as the store exported. clip-retrieval's layout holds one
+imported from npy, parquet, safetensors or lance has the same bytes as the store exported. clip-retrieval's layout holds one
 embedding a row and nothing of failed rows, and promises unit vectors; what it cannot hold is left out and named.
 
 Formats are plugins: other packages add theirs through the entry-point group `featcache.interchange`.
@@ -64,10 +65,12 @@ class Format:
     Attributes:
         folder: whether it writes a folder rather than a file.
         reads: what of other programs it reads, in words.
+        by_chance: why two exports of one store differ in their bytes, in words; "" where they do not.
     """
 
     folder: ClassVar[bool] = False
     reads: ClassVar[str]
+    by_chance: ClassVar[str] = ""
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether what is at `path`, a folder or a file with `head` as its first bytes (9 at most), is of it."""
@@ -180,7 +183,8 @@ def import_store(
     `src` is known by its contents: a folder or file that `export_store` wrote; a .npy of (N, D); a folder with
     embedding.npy and, if there, label.npy and sample_id.txt; a .parquet with a column `embedding` (lists of
     floats) and, if there, `label` (numbers, or names) or `class_name`, and `sample_id` or `image_path`; a
-    .safetensors with a tensor `embedding` and, if there, `label`; a folder that clip-retrieval wrote. Other columns,
+    .safetensors with a tensor `embedding` and, if there, `label`; a Lance dataset with the columns that a .parquet has; a
+    folder that clip-retrieval wrote. Other columns,
     captions among them, have no place in a store. Rows without an id are numbered.
 
     Fingerprint: stores compare only when theirs are equal. An export keeps the one of its store. Anything else gets

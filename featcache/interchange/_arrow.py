@@ -4,13 +4,15 @@ import contextlib
 import importlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache.interchange._arrays import STRINGS, Arrays, layout
+from featcache.interchange._arrays import STRINGS, Arrays, Source, layout
+from featcache.interchange._foreign import check_embeddings, foreign_manifest, identify
+from featcache.interchange._own import parse_manifest
 from featcache.store.layout import COSINE, STATE
 from featcache.store.manifest import Manifest
 
@@ -61,12 +63,63 @@ def to_table(unit: Arrays, fields: Sequence[str], class_names: Sequence[str] | N
 
 
 @contextlib.contextmanager
-def whole(path: Path, remedy: str = "write it again") -> Iterator[None]:
-    """What pyarrow cannot read is refused as the file that it is of."""
+def whole(path: Path, remedy: str = "write it again", kind: str = "parquet file") -> Iterator[None]:
+    """What pyarrow, or Lance, cannot read is refused as the file that it is of."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); {remedy}") from None
+    except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a whole {kind} ({str(error).splitlines()[0]}); {remedy}") from None
+
+
+def regrouped(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """Record batches as tables of exactly `size` rows, the last one shorter."""
+    waiting: Any = None
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        while len(waiting) >= size:
+            yield waiting.slice(0, size)
+            waiting = waiting.slice(size)
+    if waiting is not None and len(waiting):
+        yield waiting
+
+
+Tables = Callable[[list[str] | None, int], Iterator[Any]]
+"""tables(columns, n) yields the columns of these names, or all, n rows at a time."""
+
+
+def of_tables(path: Path, rows: int, schema: Any, text: str | None, tables: Tables) -> Source:
+    """A source of so many rows: an export that has `text` for its manifest, or what another program wrote."""
+    if text is None:
+        return _foreign(path, rows, schema, tables)
+    manifest = parse_manifest(text, path)
+    return Source(rows, manifest, lambda size: (from_table(table, manifest, path) for table in tables(None, size)))
+
+
+def _foreign(path: Path, rows: int, schema: Any, tables: Tables) -> Source:
+    if "embedding" not in schema.names:
+        raise ValueError(
+            f"{path}: no column `embedding`, only {', '.join(schema.names)}; rename the column that holds it"
+        )
+    kind = schema.field("embedding").type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise ValueError(f"{path}: embedding is {kind}, not lists of floats; write it as lists")
+    first = next(tables(["embedding"], 1), None)
+    width = 0 if first is None else len(first["embedding"][0].as_py() or [])
+    dtype = str(kind.value_type.to_pandas_dtype().__name__) if pa.types.is_floating(kind.value_type) else str(kind)
+    check_embeddings(path, (rows, width), dtype)
+    known = [name for name in DESCRIBING if name in schema.names]
+    beside = describe(next(tables(known, rows))) if known else {}
+    class_names = identify(beside, path)
+
+    def blocks(size: int) -> Iterator[Arrays]:
+        start = 0
+        for table in tables(["embedding"], size):
+            here = slice(start, start := start + len(table))
+            described = {name: array[here] for name, array in beside.items()}
+            yield {"embedding": list_values(table["embedding"], width, path), **described}
+
+    return Source(rows, foreign_manifest(path, rows, width, dtype, class_names), blocks)
 
 
 def from_table(table: Any, manifest: Manifest, path: Path) -> Arrays:

@@ -7,19 +7,8 @@ from typing import Any
 
 from featcache.interchange import Format
 from featcache.interchange._arrays import Arrays, Checksums, Source
-from featcache.interchange._arrow import (
-    DESCRIBING,
-    describe,
-    from_table,
-    list_values,
-    pa,
-    pq,
-    require_pyarrow,
-    to_table,
-    whole,
-)
-from featcache.interchange._foreign import check_embeddings, foreign_manifest, identify
-from featcache.interchange._own import manifest_text, parse_manifest
+from featcache.interchange._arrow import of_tables, pa, pq, regrouped, require_pyarrow, to_table, whole
+from featcache.interchange._own import manifest_text
 from featcache.store import FeatureStore
 
 
@@ -57,53 +46,10 @@ class Parquet(Format):
     def read(self, path: Path) -> Source:
         with whole(path):
             file = pq.ParquetFile(path, memory_map=True)
-        rows, text = file.metadata.num_rows, (file.metadata.metadata or {}).get(b"featcache")
-        return _read_foreign(path, file, rows) if text is None else _read_own(path, file, rows, text.decode())
+        text = (file.metadata.metadata or {}).get(b"featcache")
 
+        def tables(columns: list[str] | None, size: int) -> Iterator[Any]:
+            with whole(path):
+                yield from regrouped(file.iter_batches(batch_size=size, columns=columns), size)
 
-def _read_own(path: Path, file: Any, rows: int, text: str) -> Source:
-    manifest = parse_manifest(text, path)
-
-    def blocks(size: int) -> Iterator[Arrays]:
-        for table in _tables(file, None, size, path):
-            yield from_table(table, manifest, path)
-
-    return Source(rows, manifest, blocks)
-
-
-def _read_foreign(path: Path, file: Any, rows: int) -> Source:
-    names = file.schema_arrow.names
-    if "embedding" not in names:
-        raise ValueError(f"{path}: no column `embedding`, only {', '.join(names)}; rename the column that holds it")
-    kind = file.schema_arrow.field("embedding").type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise ValueError(f"{path}: embedding is {kind}, not lists of floats; write it as lists")
-    first = next(_tables(file, ["embedding"], 1, path), None)
-    width = 0 if first is None else len(first["embedding"][0].as_py() or [])
-    dtype = str(kind.value_type.to_pandas_dtype().__name__) if pa.types.is_floating(kind.value_type) else str(kind)
-    check_embeddings(path, (rows, width), dtype)
-    beside = describe(file.read(columns=[name for name in DESCRIBING if name in names]))
-    class_names = identify(beside, path)
-
-    def blocks(size: int) -> Iterator[Arrays]:
-        start = 0
-        for table in _tables(file, ["embedding"], size, path):
-            here = slice(start, start := start + len(table))
-            described = {name: array[here] for name, array in beside.items()}
-            yield {"embedding": list_values(table["embedding"], width, path), **described}
-
-    return Source(rows, foreign_manifest(path, rows, width, dtype, class_names), blocks)
-
-
-def _tables(file: Any, columns: list[str] | None, size: int, path: Path) -> Iterator[Any]:
-    """`columns` of a parquet file, exactly `size` rows at a time, however its row groups are cut."""
-    waiting: Any = None
-    with whole(path):
-        for batch in file.iter_batches(batch_size=size, columns=columns):
-            table = pa.Table.from_batches([batch])
-            waiting = table if waiting is None else pa.concat_tables([waiting, table])
-            while len(waiting) >= size:
-                yield waiting.slice(0, size)
-                waiting = waiting.slice(size)
-    if waiting is not None and len(waiting):
-        yield waiting
+        return of_tables(path, file.metadata.num_rows, file.schema_arrow, text and text.decode(), tables)

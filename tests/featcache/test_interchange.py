@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 ROWS, WIDTH, CLASSES, PER_CHUNK = 11, 5, 3, 4  # the last chunk is short
-WHOLE = ("npy", "parquet", "safetensors")
+WITH_LANCE = pytest.param("lance", marks=pytest.mark.skipif(not find_spec("lance"), reason="pylance is not installed"))
+WHOLE = ("npy", "parquet", "safetensors", WITH_LANCE)
 IDS = ["a/ü.png", "back\\slash", "line\nbreak", "r\r", "\\n", "日本.jpg", " x ", "", "u\u2028v", 'q"', "z"]
 
 
@@ -188,6 +190,68 @@ def test_pyarrow_reads_parquet(tmp_path):
     metadata = pq.read_metadata(tmp_path / "out.parquet")
     assert json.loads(metadata.metadata[b"featcache"])["encoder"] == store.manifest.encoder.to_json()
     assert metadata.num_row_groups == store.chunks  # so that a reader can stream it, too
+
+
+def test_lance_reads_lance(tmp_path):
+    lance = pytest.importorskip("lance")
+    store = make_store(tmp_path / "s.zarr")
+    export_store(store, tmp_path / "out.lance", "lance")
+    dataset = lance.dataset(str(tmp_path / "out.lance"))
+    table = dataset.to_table()
+    for column, field, view in (("embedding", "embedding", 0), ("logits_1", "logits", 1)):
+        assert table.schema.field(column).type == pa.list_(pa.float16(), *store.manifest.fields[field])
+        np.testing.assert_array_equal(np.array(table[column].to_pylist(), np.float16), gathered(store, field)[:, view])
+    assert table["sample_id"].to_pylist() == IDS
+    assert table["label"].to_pylist() == store.labels.tolist()
+    assert dataset.version == 1
+    # What is nearest is what a loop over the vectors finds.
+    query = np.asarray(table["embedding"][4].as_py(), np.float32)
+    found = dataset.to_table(
+        nearest={"column": "embedding", "q": query, "k": 4, "metric": "cosine"},
+        columns=["sample_id", "_distance"],
+        filter="state = 1",
+        prefilter=True,
+    )
+    ok, vectors = store.ok, gathered(store)[store.ok, 0].astype(np.float64)
+    apart = 1 - vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+    nearest = np.argsort(apart)[:4]
+    assert found["sample_id"].to_pylist() == [IDS[ok[i]] for i in nearest]
+    np.testing.assert_allclose(found["_distance"].to_numpy(), apart[nearest], atol=1e-3)  # float16
+
+
+def test_another_programs_lance_dataset(tmp_path):
+    lance = pytest.importorskip("lance")
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(floats().ravel()), WIDTH)
+    table = pa.table({"embedding": vectors, "label": ["cat", None, *["ant"] * 9], "caption": ["words"] * ROWS})
+    lance.write_dataset(table, str(tmp_path / "x"), max_rows_per_file=4)
+    store = import_store(tmp_path / "x", tmp_path / "s.zarr", encoder_name="m")
+    np.testing.assert_array_equal(store.gather(range(ROWS)), floats().astype(np.float16))
+    assert store.labels.tolist() == [1, -1, *[0] * 9]
+    lance.dataset(str(tmp_path / "x")).delete("label = 'cat'")
+    assert import_store(tmp_path / "x", tmp_path / "t.zarr").labels.tolist() == [-1, *[0] * 9]
+
+
+def test_a_lance_export_that_was_changed_is_refused(tmp_path):
+    lance = pytest.importorskip("lance")
+    export_store(make_store(tmp_path / "s.zarr"), tmp_path / "out", "lance")
+    dataset = lance.dataset(str(tmp_path / "out"))
+    dataset.update({"label": "1"}, where="label = 0")
+    with pytest.raises(ValueError, match=r"changed since the export"):
+        import_store(tmp_path / "out", tmp_path / "b.zarr")
+    dataset.delete("label = 1")
+    with pytest.raises(ValueError, match="11 when it was exported; export again"):
+        import_store(tmp_path / "out", tmp_path / "b.zarr")
+    export_store(tmp_path / "s.zarr", tmp_path / "cut", "lance")
+    shutil.rmtree(tmp_path / "cut/data")
+    with pytest.raises(ValueError, match="cut: not a whole Lance dataset"):
+        import_store(tmp_path / "cut", tmp_path / "b.zarr")
+    assert names(tmp_path) == ["cut", "out", "s.zarr"]
+
+
+def test_without_pylance_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lance", None)
+    with pytest.raises(ValueError, match=r"Lance needs pylance: pip install 'featcache\[lance\]'"):
+        export_store(make_store(tmp_path / "s.zarr"), tmp_path / "out", "lance")
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -488,7 +552,9 @@ def test_what_is_no_sealed_store_is_not_exported(tmp_path):
     for store in (tmp_path / "s.zarr", FeatureStore(tmp_path / "s.zarr")):
         with pytest.raises(ValueError, match="extraction has not finished"):
             export_store(store, tmp_path / "out", "npy")
-    with pytest.raises(ValueError, match="--format csv: unknown; known: clip-retrieval, npy, parquet, safetensors"):
+    with pytest.raises(
+        ValueError, match="--format csv: unknown; known: clip-retrieval, lance, npy, parquet, safetensors"
+    ):
         export_store(tmp_path / "t.zarr", tmp_path / "out", "csv")
     with pytest.raises(ValueError, match="already a Zarr group"):
         import_store(tmp_path / "t.zarr", tmp_path / "out")
