@@ -11,17 +11,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Int64, Shaped, UInt64
 
 from evalsuite.metrics import lower_is_better
-from evalsuite.result import Metric, Result
+from evalsuite.recorded import Recorded
+from evalsuite.result import Metric, Result, content_of
+from featcache.rows import Rows
 
-Tone = Literal["", "id", "csid", "near", "far", "quiet", "strong"]
-"""How a series looks: "" as the encoder of its name, or in the next colour; of ID or OOD rows as such; pale and without
-a key (`quiet`), or in ink (`strong`)."""
+Tone = Literal["", "id", "csid", "near", "far", "class", "rest", "quiet", "strong"]
+"""How a series looks: "" as the encoder of its name, or in the next colour; of ID or OOD rows as such; of one class in the
+next colour of classes; grey, as what is no class of those (`rest`); pale and without a key (`quiet`), or in ink (`strong`)."""
 Better = Literal["", "higher", "lower"]
 
 BINS = 48  # of a histogram
@@ -55,10 +57,12 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Named:
-    """A result, and under which name the page shows the encoder it is about."""
+    """A result, under which name the page shows the encoder it is about, and the stores that it names, as far as they may
+    be read again."""
 
     encoder: str
     result: Result
+    stores: Recorded = field(default_factory=Recorded.none)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +237,65 @@ class Histogram(Chart):
         return cls(low=low, high=high, sets=sets, **given)
 
 
+class Sample(NamedTuple):
+    """Which image: its sample's id, and the first 8 bytes of its hash as `Result.samples` has them, 0 where there is none."""
+
+    id: str
+    content: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Those of a set of rows, by arrays that `Result.samples` holds, or stores."""
+
+    ids: Shaped[np.ndarray, " n"]
+    content: UInt64[np.ndarray, " n"]
+
+    @classmethod
+    def of(cls, result: Result, key: str = "") -> Samples | None:
+        """Of a result's set (`/id_test`); None where it does not say. `content` in files of before it was kept is unknown."""
+        ids = result.samples.get(f"sample_id{key}")
+        return None if ids is None else cls(ids, result.samples.get(f"content{key}", np.zeros(len(ids), np.uint64)))
+
+    @classmethod
+    def of_rows(cls, rows: Rows) -> Samples:
+        return cls(rows.sample_ids, content_of(rows))
+
+    def picked(self, rows: Shaped[np.ndarray, " _"]) -> Samples:
+        """Those of some rows, by their numbers or by whether each is among them."""
+        return Samples(self.ids[rows], self.content[rows])
+
+    def at(self, rows: Int[np.ndarray, " _"] | Sequence[int]) -> list[Sample]:
+        return [Sample(str(self.ids[row]), int(self.content[row])) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A sample's picture with words below; `mark` frames it: as one that should not be here (`wrong`), or is on the other
+    side too (`shared`). In the page it is a number among its pictures."""
+
+    picture: Sample | int
+    words: str = ""
+    mark: Literal["", "wrong", "shared"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """Pictures in a row, or side by side in several `groups` by their names; at its head its name and perhaps a picture."""
+
+    name: str
+    groups: Mapping[str, Sequence[Picture]]
+    head: Picture | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery(Chart):
+    """Strips of pictures. What has no picture (no corpus or store gives one) is left out of the page."""
+
+    strips: Sequence[Strip]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Places:
     """Some of `rows` points; `x` and `y` are whole numbers, from 0 to `STEPS` over the chart's `low` to `high`."""
@@ -242,11 +305,13 @@ class Places:
     y: Sequence[int]
     rows: int
     tone: Tone = ""
+    pictures: Sequence[Sample | int] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cloud(Chart):
-    """Sets of many points, both axes on one scale."""
+    """Sets of many points, both axes on one scale; of some the `pictures` of the samples that they are, shown to who points
+    at them."""
 
     x: Axis
     y: Axis
@@ -257,20 +322,25 @@ class Cloud(Chart):
 
     @classmethod
     def of(
-        cls, places: Mapping[str, Shaped[np.ndarray, "_ 2"]], tones: Mapping[str, Tone], points: int, **given: Any
+        cls,
+        places: Mapping[str, Shaped[np.ndarray, "_ 2"]],
+        tones: Mapping[str, Tone],
+        points: int,
+        samples: Mapping[str, Samples | None] | None = None,
+        **given: Any,
     ) -> Cloud:
-        """Of each set's points, at most `points` of them, evenly spread over its rows."""
-        kept = {
-            name: each[np.linspace(0, len(each) - 1, min(len(each), points)).round().astype(np.int64)]
-            for name, each in places.items()
-        }
+        """Of each set's points, at most `points` of them, evenly spread over its rows; `samples` are theirs."""
+        chosen = {name: evenly(len(each), points) for name, each in places.items()}
+        kept = {name: each[chosen[name]] for name, each in places.items()}
         pooled = np.concatenate(list(kept.values())).astype(np.float64)
         low, high = pooled.min(axis=0), pooled.max(axis=0)
         width = np.where(high > low, high - low, 1.0)
         sets = []
         for name, each in kept.items():
             x, y = np.rint((each - low) / width * STEPS).astype(int).T.tolist()
-            sets.append(Places(name=name, x=x, y=y, rows=len(places[name]), tone=tones.get(name, "")))
+            pictures = of.at(chosen[name]) if (of := (samples or {}).get(name)) else ()
+            tone = tones.get(name, "")
+            sets.append(Places(name=name, x=x, y=y, rows=len(places[name]), tone=tone, pictures=pictures))
         return cls(low=low.tolist(), high=(low + width).tolist(), sets=sets, **given)
 
 
@@ -293,6 +363,12 @@ class Section:
     title: str
     about: str
     charts: Sequence[Chart]
+
+
+def evenly(rows: int, points: int) -> Int64[np.ndarray, " _"]:
+    """At most `points` row numbers, evenly spread over the rows."""
+    spread: Int64[np.ndarray, " _"] = np.linspace(0, rows - 1, min(rows, points)).round().astype(np.int64)
+    return spread
 
 
 def rows_said(counts: Sequence[int], noun: str) -> str:

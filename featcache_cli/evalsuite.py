@@ -114,11 +114,23 @@ def report(
         "report.html"
     ),
     title: Annotated[str, typer.Option(help="Its heading.")] = "Evaluation report",
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="Show images of this corpus that the results are about, small; repeat for more. Stores that keep images "
+            "(extract --pixels) need none.",
+        ),
+    ] = None,
+    stores: Annotated[
+        bool,
+        typer.Option(help="Read the stores that results name, where they still are: classes, neighbours, kept images."),
+    ] = True,
     to_json: Json = None,
 ) -> None:
-    """One HTML page about results: tables, score histograms, ROC curves, maps. It needs no network.
+    """One HTML page about results: tables, images, score histograms, ROC curves, maps. It needs no network.
 
-    [dim]evalsuite report runs/*.json teacher=teacher.ood.json --out report.html[/dim]
+    [dim]evalsuite report runs/*.json teacher=teacher.ood.json --images photos-test/ --out report.html[/dim]
     """
     import evalsuite
 
@@ -135,7 +147,10 @@ def report(
             path = item
         paths.append(path)
     _keep_apart([out, to_json], paths)
-    page = evalsuite.report(paths, out, names=names, title=title)
+    with bar("report", "images") as progress:
+        page = evalsuite.report(
+            paths, out, names=names, title=title, images=images or (), stores=stores, progress=progress
+        )
     screen.print(f"[green]written[/] {shown(page)}: {len(paths)} results, {page.stat().st_size / 1e6:.1f} MB")
     write_json({"command": "report", "out": str(page), "results": paths, "bytes": page.stat().st_size}, to_json)
 

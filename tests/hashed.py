@@ -9,8 +9,9 @@ from featcache.store import FeatureStore, StoreWriter
 
 
 def with_images(store: FeatureStore, images: Iterable[object]) -> FeatureStore:
-    """The sealed store, sealed again with the hash of `images`, a name for each row; None is no image at all."""
-    hashes = [bytes(16) if each is None else content_hash(str(each).encode()) for each in images]
+    """The sealed store, sealed again with the hash of `images`, a name or the encoded file for each row; None is no image at all."""
+    encoded = [each if each is None or isinstance(each, bytes) else str(each).encode() for each in images]
+    hashes = [bytes(16) if each is None else content_hash(each) for each in encoded]
     content = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
     assert len(content) == len(store)
     store = StoreWriter(store.path)

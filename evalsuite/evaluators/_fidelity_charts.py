@@ -5,7 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from evalsuite.charts import Axis, Dots, Headline, Named, Scatter, Section, at_k, knn_first, most_held, rows_said
+from evalsuite.charts import (
+    Axis,
+    Dots,
+    Headline,
+    Named,
+    Scatter,
+    Section,
+    Table,
+    at_k,
+    knn_first,
+    most_held,
+    rows_said,
+)
+from evalsuite.evaluators import _fidelity_neighbours
+from evalsuite.result import Metric
 
 _BEFORE = ("gram_pearson", "gram_pearson_centred", "cka_debiased", "cka_debiased_unit")
 _AFTER = ("agreement/top1", "agreement/kappa", "cosine_mapped", "procrustes")
@@ -59,7 +73,29 @@ def charts(results: Sequence[Named]) -> list[Section]:
     return [
         Section("tradeoff", "Fidelity", "Accuracy and fidelity", about, drawn),
         Section("followed", "Scores followed", "OOD scores beside the teacher's", about_scores, followed),
+        _fidelity_neighbours.section(results),
+        Section(
+            "fidelity-classes",
+            "Fidelity by class",
+            "Fidelity by class",
+            "What the rows of each class have in common in both spaces, with 95 % intervals over them.",
+            [table for each in results if (table := _classes(each))],
+        ),
     ]
+
+
+def _classes(each: Named) -> Table | None:
+    """A row a class, a column a metric."""
+    rows: dict[str, dict[str, Metric]] = {}
+    for name, metric in each.result.metrics.items():
+        if match := re.fullmatch(r"per_class/(.+)/(mutual_knn@\d+|agreement/top1|cosine_mapped)", name, re.DOTALL):
+            rows.setdefault(match[1], {})[match[2]] = metric
+    columns = list(dict.fromkeys(what for of in rows.values() for what in of))
+    if not rows:
+        return None
+    cells = [[name, *(of.get(what) for what in columns)] for name, of in rows.items()]
+    titles = [Axis.of(what).name for what in columns]
+    return Table(title=each.encoder, columns=["class", *titles], rows=cells, note=_rows([each]), wide=True)
 
 
 def _followed(names: Iterable[str]) -> dict[tuple[str, str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +12,6 @@ from jaxtyping import Float
 from evalsuite.charts import (
     Axis,
     Chart,
-    Cloud,
     Dots,
     Headline,
     Histogram,
@@ -19,18 +19,16 @@ from evalsuite.charts import (
     Named,
     Section,
     Series,
-    Tone,
     knn_first,
     repeated_means,
     rows_said,
 )
+from evalsuite.evaluators import _ood_edges, _ood_maps
+from evalsuite.evaluators._ood_sets import detectors, sets, threshold, title, tones
 from evalsuite.result import Result
 
-_GROUPS: tuple[Tone, ...] = ("id", "csid", "near", "far")
 _CURVE_POINTS, _LEAST_CURVE_POINTS = 160, 16  # of a ROC curve
 _ALL_CURVE_POINTS = 30_000  # of all curves, some 16 bytes each
-_MAP_POINTS, _LEAST_MAP_POINTS = 2000, 50  # of each set on a map
-_ALL_MAP_POINTS = 80_000  # of all maps, some 10 bytes each
 
 
 def headlines(results: Sequence[Named]) -> list[Headline]:
@@ -79,15 +77,8 @@ def charts(results: Sequence[Named]) -> list[Section]:
             "the dashed diagonal is chance.",
             _rocs(scores),
         ),
-        Section(
-            "map",
-            "Map",
-            "Map of embeddings",
-            "Unit embeddings on the two principal directions of the ID training rows, one scale for both axes, and each "
-            "encoder has its own; at most 2,000 rows a set, evenly spread over it. Two directions show little of a space: sets "
-            "that overlap here may be far apart in it.",
-            _maps({each.encoder: of for each in results if (of := _places(each.result))}),
-        ),
+        *_ood_edges.sections(results),
+        _ood_maps.section(results),
     ]
 
 
@@ -145,57 +136,45 @@ def _rows_of(results: Sequence[Named], group: str, name: str) -> str:
     return f"{rows_said(of_id, 'ID')} and {rows_said(of_ood, 'OOD rows')}" if min(of_ood) else ""
 
 
-def _title(key: str) -> str:
-    group, _, name = key.partition("/")
-    return {"id_test": "ID test", "csid": f"ID, shifted: {name}"}.get(group) or f"{group}-OOD: {name}"
-
-
-def _tones(keys: Iterable[str]) -> dict[str, Tone]:
-    return {_title(key): next(group for group in _GROUPS if key.startswith(group)) for key in keys}
-
-
-def _sets(result: Result, kind: str) -> dict[str, np.ndarray]:
-    """What samples hold for each set, under `kind/`: `id_test` first, then csid, near, far."""
-    found = {
-        name.removeprefix(f"{kind}/"): values
-        for name, values in result.samples.items()
-        if name.startswith(f"{kind}/") and len(values) and values.dtype.kind in "fiu"
-    }
-    order = ("id_test", *_GROUPS[1:])
-    known = {name: values for name, values in found.items() if name.partition("/")[0] in order}
-    return dict(sorted(known.items(), key=lambda each: order.index(each[0].partition("/")[0])))
-
-
 def _scores(result: Result) -> dict[str, dict[str, Float[np.ndarray, " _"]]]:
     """Each detector's scores by set, not-a-number left out."""
-    ending = "/id_test"
-    detectors = [
-        name.removeprefix("score/").removesuffix(ending)
-        for name in result.samples
-        if name.startswith("score/") and name.endswith(ending)
-    ]
     return {
         detector: {
             key: kept
-            for key, values in _sets(result, f"score/{detector}").items()
+            for key, values in sets(result, f"score/{detector}").items()
             if len(kept := values[~np.isnan(values)].astype(np.float64))
         }
-        for detector in detectors
+        for detector in detectors(result)
     }
 
 
 def _histograms(scores: Mapping[tuple[str, str], Mapping[str, Float[np.ndarray, " _"]]]) -> list[Chart]:
     return [
-        Histogram.of(
-            {_title(key): values for key, values in found.items()},
-            _tones(found),
-            title=encoder,
-            where={"Detector": detector},
-            axis=Axis(name="score (higher: more OOD)", column="score"),
-        )
+        _histogram(encoder, detector, found)
         for (encoder, detector), found in scores.items()
         if any(np.isfinite(values).any() for values in found.values())
     ]
+
+
+def _histogram(encoder: str, detector: str, found: Mapping[str, Float[np.ndarray, " _"]]) -> Histogram:
+    """With the threshold that keeps 95 % of ID, where there are ID rows; where it is beyond the axis, in words alone."""
+    of_all = {title(key): values for key, values in found.items()}
+    axis, drawn = Axis(name="score (higher: more OOD)", column="score"), tones(found)
+    histogram = Histogram.of(of_all, drawn, title=encoder, where={"Detector": detector}, axis=axis)
+    if "id_test" not in found:
+        return histogram
+    limit = threshold(found["id_test"])
+    shown = histogram.low <= limit <= histogram.high
+    beyond = [
+        f"{title(key)} {100 * (values > limit).mean():.1f} %"
+        for key, values in found.items()
+        if not key.startswith("id_test")
+    ]
+    said = f"Dashed: the threshold {limit:.4g}" if shown else f"The threshold {limit:.4g}, beyond the axis,"
+    note = (
+        f"{said} keeps 95 % of ID test. Above it: {', '.join(beyond)}." if beyond else f"{said} keeps 95 % of ID test."
+    )
+    return replace(histogram, axis=replace(axis, line=limit if shown else None), note=note)
 
 
 def _rocs(scores: Mapping[tuple[str, str], Mapping[str, Float[np.ndarray, " _"]]]) -> list[Chart]:
@@ -253,27 +232,3 @@ def _spread_over(position: Float[np.ndarray, " t"], points: int) -> np.ndarray:
     """The numbers of at most `points` + 1 entries of a rising array, evenly spread over its range, both ends among them."""
     wanted = np.linspace(position[0], position[-1], points)
     return np.unique(np.append(np.searchsorted(position, wanted).clip(max=len(position) - 1), [0, len(position) - 1]))
-
-
-def _places(result: Result) -> dict[str, np.ndarray]:
-    return {
-        key: values
-        for key, values in _sets(result, "map").items()
-        if values.ndim == 2 and values.shape[1] == 2 and np.isfinite(values).all()
-    }
-
-
-def _maps(maps: Mapping[str, Mapping[str, np.ndarray]]) -> list[Chart]:
-    points = _ALL_MAP_POINTS // max(1, sum(map(len, maps.values())))
-    points = int(np.clip(points, _LEAST_MAP_POINTS, _MAP_POINTS))
-    return [
-        Cloud.of(
-            {_title(key): values for key, values in found.items()},
-            _tones(found),
-            points,
-            title=encoder,
-            x=Axis(name="1st direction", column="x"),
-            y=Axis(name="2nd direction", column="y"),
-        )
-        for encoder, found in maps.items()
-    ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from evalsuite.evaluators import Headline, Named, OfStores, Result, Store, function, option, store
+from evalsuite.evaluators import OfStores, Result, Store, function, option, store
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dinov2": {"k": (10, 20, 100, 200), "temperature": 0.07},
@@ -65,6 +65,7 @@ class Knn(OfStores):
     summary = "k-nearest-neighbour classification: micro (top1, top5) and macro accuracy."
     examples = ("evalsuite knn --bank train.zarr --query test.zarr --k 10,20 --json knn.json",)
     doing = "searching"
+    drawing = "evalsuite.evaluators._knn_charts"
     outcomes = ("preset", "k")
 
     bank: Store = store("Labelled rows that vote.")
@@ -128,12 +129,6 @@ class Knn(OfStores):
             samples,
             remarks=sides.remarks(truth, where, "they are among their own neighbours"),
         )
-
-    @classmethod
-    def headlines(cls, results: Sequence[Named]) -> list[Headline]:
-        from evalsuite.charts import at_k, rows_of
-
-        return at_k(results, "top1", "kNN top‑1", rows_of(results, "query", "queries"))
 
 
 knn = function(Knn)

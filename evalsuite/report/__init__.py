@@ -6,14 +6,15 @@ Python says what is drawn, in the records of `evalsuite.charts`; `page/` draws t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evalsuite.result import Result
+    from featcache.corpora import Corpus
 else:  # NumPy: too slow for an annotation
-    Result = Any
+    Corpus = Result = Any
 
 
 def report(
@@ -22,13 +23,24 @@ def report(
     *,
     names: Mapping[str, str] | None = None,
     title: str = "Evaluation report",
+    images: Sequence[str | Corpus] = (),
+    stores: bool = True,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
     """Write one HTML page about `results` (in memory, or files that evaluators wrote) and return its path.
 
     The page loads nothing from anywhere and holds the numbers it draws: a summary with a row an encoder, score
     histograms and ROC curves of each OOD detector, accuracy against fidelity, accuracy under corruption, a map of
     the embeddings, and every metric, input and parameter. Parts without data are left out: histograms, curves and
-    maps need the samples that evaluators write beside their JSON.
+    maps need the samples that evaluators write beside their JSON; classes on maps, the direction from ID to OOD, tables of
+    classes, confused classes and neighbours the stores that results name, where they still are (in local folders, at the
+    paths in the results; `stores=False` leaves them alone).
+
+    `images` are corpora, open or by their specs, whose images are shown small: the OOD taken for ID, the ID taken for OOD, confused
+    classes, neighbours in both spaces, and the points of maps. Images that stores keep need not be given. They are found by the
+    samples' ids, and shown only where their hashes are those of the images that were measured (none of stores that keep no
+    hashes); what is not shown is said, and warned of where `images` are given. A page has at most 1,000 pictures, as many as fit. `progress` hears how many are done, of
+    how many.
 
     Results of one encoder (one fingerprint) share a row. `names` gives encoders the names they are shown under, by
     fingerprint, by encoder name or by a result's path as given in `results`; results of one encoder under two
@@ -46,4 +58,4 @@ def report(
     """
     from evalsuite.report.write import write
 
-    return write(results, out, names or {}, title)
+    return write(results, out, names or {}, title, images, stores, progress)

@@ -22,6 +22,7 @@ def render(title: str, data: Mapping[str, Any]) -> str:
     style, script = _part("page.css"), bundled(_PAGE / "page.js")
     policy = (
         "default-src 'none'",
+        *(["img-src data:"] if data.get("pictures") else []),
         f"script-src {_hash(script)}",
         f"style-src {_hash(style)}",
         "base-uri 'none'",

@@ -8,16 +8,21 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from evalsuite import evaluators
 from evalsuite.charts import Axis, Chart, Headline, Named, Scatter, Section, repeated_means
+from evalsuite.recorded import Recorded
 from evalsuite.report import comparisons
 from evalsuite.report.encoders import ResultFile, Row, conflicts, group, held
+from evalsuite.report.pictures import Pictures, Progress, illustrated, opened
 from evalsuite.report.render import render
 from evalsuite.result import Metric, Result, refuse_inputs, whole_file
+from featcache.corpora import Corpus
 from featcache.disk.refusals import require_writable
 
 _MOST_BYTES = 3_000_000  # of a page; a larger one is slow to open and to send
+_MOST_OF_PICTURES = 1_700_000  # bytes of it
 _SHOWN_NOTICES = 12
 
 
@@ -26,6 +31,9 @@ def write(
     out: str | os.PathLike[str],
     names: Mapping[str, str],
     title: str,
+    images: Sequence[str | Corpus] = (),
+    stores: bool = True,
+    progress: Progress = lambda *_: None,
 ) -> Path:
     """What `evalsuite.report` does."""
     if not results:
@@ -35,7 +43,8 @@ def write(
     sources = [ResultFile.of(each, number) for number, each in enumerate(results, 1)]
     rows = group(sources, names)
     of_rows = held(sources, len(rows))
-    headlines, sections = _shown(rows, sources)
+    recorded, given = Recorded(read=stores), opened(images, [])
+    headlines, sections = _shown(rows, sources, recorded)
     data = {
         "title": title,
         "version": importlib.metadata.version("featcache"),
@@ -44,9 +53,11 @@ def write(
         "results": [source.record() for source in sources],
         "headlines": headlines,
         "best": [best(each, rows, of_rows) for each in headlines],
-        "sections": sections,
         "repeated": sorted({name for found in of_rows for name in repeated_means(found)}),
+        "unread": [f"{path}: {why}" for path, why in recorded.left_out.items()],
     }
+    corpora = [*given, *opened([], recorded.opened)]
+    data |= _pictured(sections, Pictures(corpora, _room(title, data, sections)), bool(images), progress)
     target, page = Path(out), render(title, data).encode()
     if len(page) > _MOST_BYTES:
         warnings.warn(
@@ -58,6 +69,22 @@ def write(
     with whole_file(target) as file:
         file.write(page)
     return target
+
+
+def _room(title: str, data: Mapping[str, Any], sections: Sequence[Section]) -> int:
+    """Bytes that pictures may take of the page."""
+    bare = len(render(title, {**data, "sections": illustrated(sections, Pictures([], 0))}))
+    return min(_MOST_OF_PICTURES, int(0.97 * _MOST_BYTES) - bare)
+
+
+def _pictured(sections: Sequence[Section], pictures: Pictures, asked: bool, progress: Progress) -> dict[str, Any]:
+    """The sections with their pictures, and what to know of these; warns where images that were asked for are not shown."""
+    shown = illustrated(sections, pictures, progress)
+    remarks = pictures.remarks() if pictures.corpora else []
+    if asked:
+        for remark in remarks:
+            warnings.warn(f"images: {remark}", RuntimeWarning, stacklevel=4)
+    return {"sections": [each for each in shown if each.charts], "pictures": pictures.shown, "unpictured": remarks}
 
 
 def _notices(rows: Sequence[Row], sources: Sequence[ResultFile]) -> list[str]:
@@ -80,15 +107,17 @@ def _notices(rows: Sequence[Row], sources: Sequence[ResultFile]) -> list[str]:
     return notices
 
 
-def _shown(rows: Sequence[Row], sources: Sequence[ResultFile]) -> tuple[list[Headline], list[Section]]:
-    """The summary's columns that any encoder has, and the sections that have anything to draw."""
+def _shown(
+    rows: Sequence[Row], sources: Sequence[ResultFile], stores: Recorded
+) -> tuple[list[Headline], list[Section]]:
+    """The summary's columns that any encoder has, and the sections of all."""
     headlines: list[Headline] = []
     sections: list[Section] = []
     commands = {each.result.command for each in sources} & set(evaluators.names())
     for command in evaluators.in_order(commands):
         evaluator = evaluators.load(command)
         of_command = [
-            Named(row.name, each.result)
+            Named(row.name, each.result, stores)
             for number, row in enumerate(rows)
             for each in sources
             if each.row == number and each.result.command == command
@@ -107,7 +136,7 @@ def _shown(rows: Sequence[Row], sources: Sequence[ResultFile]) -> tuple[list[Hea
     ]
     compared = {each.file: each.result for each in sources if each.result.command == "compare"}
     sections.append(comparisons.section(compared, list(rows)))
-    return headlines, [each for each in sections if each.charts]
+    return headlines, sections
 
 
 def _against(chart: Chart, quality: Mapping[str, Axis]) -> Chart | None:

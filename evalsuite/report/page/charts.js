@@ -1,7 +1,7 @@
 // One function for each kind of chart, each from its record in evalsuite/charts.py. It gives what `plot` wants, `keys` for
 // a legend, the `table` that is saved, and `controls` and a `note` where it has them. `hidden` holds names not to draw.
 
-import { encoders, fixed, held, holders, lookOf, percent, said, shown, whole } from "./data.js";
+import { encoders, fixed, held, holders, lookOf, percent, pictures, said, shown, whole } from "./data.js";
 import { pick, svg } from "./elements.js";
 import { axes, brief, clipped, domain, drawing, ends, line, path, shape, ticks, whisker, widthOf } from "./plot.js";
 
@@ -226,7 +226,8 @@ function histogram(chart, hidden) {
 
 function cloud(chart, hidden) {
   const { low, high, steps, sets } = chart,
-    value = (axis, step) => low[axis] + (step / steps) * (high[axis] - low[axis]);
+    value = (axis, step) => low[axis] + (step / steps) * (high[axis] - low[axis]),
+    place = (a, b) => `${fixed(a, 3)}, ${fixed(b, 3)}`;
   const draw = (width) => {
     const height = Math.round(Math.min(width, 380)),
       [pad, room, slices] = [10, 24, 12];
@@ -246,15 +247,17 @@ function cloud(chart, hidden) {
           const [a, b] = [value(0, set.x[n]), value(1, set.y[n])],
             at = { x: Math.round(X(a) * 10) / 10, y: Math.round(Y(b) * 10) / 10 };
           parts.push(look.shape(at.x, at.y, 2));
-          marks.push({ ...at, text: `${set.name}\n${fixed(a, 3)}, ${fixed(b, 3)}` });
+          const image = pictures[set.pictures?.[n]];
+          marks.push({ ...at, image, text: [set.name, image?.name, place(a, b)].filter(Boolean).join("\n") });
         }
         node.append(svg("path", { d: parts.join(""), class: "places", paint: { fill: look.colour } }));
       }
     const mean = (of) => of.reduce((sum, each) => sum + each, 0) / of.length;
-    const keyed = drawn.map(({ x, y, ...set }, n) => {
+    const middles = drawn.map(({ x, y }, n) => {
       const [a, b] = [value(0, mean(x)), value(1, mean(y))];
-      return { x: X(a), y: Y(b), text: `${about[n]}\nmiddle at ${fixed(a, 3)}, ${fixed(b, 3)}` };
+      return { x: X(a), y: Y(b), text: `${about[n]}\nmiddle at ${place(a, b)}` };
     });
+    const keyed = [...middles, ...marks.filter(({ image }) => image)];
     const rod = ticks(0, Math.max(high[0] - low[0], 1e-12), 3),
       long = rod.found[1] || high[0] - low[0];
     node.append(
@@ -272,7 +275,10 @@ function cloud(chart, hidden) {
     ),
   });
   const keys = keysOf(sets).map((key, n) => ({ ...key, note: `${whole(sets[n].rows)} rows` }));
-  return { draw, reach: 14, keys, table };
+  const places = sets.reduce((sum, { x }) => sum + x.length, 0),
+    seen = sets.reduce((sum, set) => sum + (set.pictures || []).filter((n) => n >= 0).length, 0);
+  const note = seen > 0 && `${whole(seen)} of ${whole(places)} places show their picture, by pointer or arrow keys.`;
+  return { draw, reach: 14, keys, table, note };
 }
 
 export const KINDS = { Dots: dots, Scatter: scatter, Lines: lines, Histogram: histogram, Cloud: cloud };

@@ -17,6 +17,10 @@ export const svg = (tag, attributes, ...children) => make("http://www.w3.org/200
 /** A name that may break after its separators. */
 export const breakable = (name) => name.split(/(?<=[/_:,.@-])/).flatMap((part, n) => (n ? [el("wbr"), part] : [part]));
 
+/** A picture of the page, { name, source }: its name is its alternative text. */
+export const picture = ({ name, source }, size) =>
+  el("img", { src: source, alt: name, title: name, width: size, height: size });
+
 export function pick(label, options, change) {
   const select = el(
     "select",

@@ -1,7 +1,7 @@
 // Drawings that fit their box and are read by pointer, touch and arrow keys; and their axes.
 
 import { axisName, digitsOf, fixed } from "./data.js";
-import { el, svg } from "./elements.js";
+import { el, picture, svg } from "./elements.js";
 
 const tip = document.getElementById("tip"),
   spoken = document.getElementById("said");
@@ -9,8 +9,8 @@ let follow = null; // puts the tip where its mark now is
 let byKeys = false; // then a pointer that only lies there changes nothing
 addEventListener("scroll", () => follow?.(), { passive: true, capture: true });
 
-function showTip(text, x, y) {
-  tip.textContent = text;
+function showTip(text, image, x, y) {
+  tip.replaceChildren(...(image ? [picture(image, 96)] : []), text);
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const above = y - height - 14;
@@ -20,7 +20,7 @@ function showTip(text, x, y) {
 
 /** A drawing that is drawn again when its box changes. `draw(width)` gives its `node` and its `marks`, { x, y, text } in
     pixels, read by whoever points near them (`byX`: above or below) or presses arrow keys (`keyed`, if those are others);
-    a mark's `node` stands out meanwhile. */
+    a mark's `node` stands out meanwhile, and its `image` is shown. */
 export function plot({ label, draw, byX = false, reach = 42 }) {
   let drawn = { marks: [] },
     at = -1,
@@ -43,7 +43,7 @@ export function plot({ label, draw, byX = false, reach = 42 }) {
     leave();
     follow = () => {
       const box = host.getBoundingClientRect();
-      showTip(mark.text, box.left + mark.x, box.top + mark.y);
+      showTip(mark.text, mark.image, box.left + mark.x, box.top + mark.y);
     };
     ring.setAttribute("cx", mark.x);
     ring.setAttribute("cy", mark.y);

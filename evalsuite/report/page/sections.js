@@ -3,6 +3,7 @@
 import { KINDS } from "./charts.js";
 import { isEncoder, legend, who } from "./data.js";
 import { el, pick, saves } from "./elements.js";
+import { galleryOf } from "./gallery.js";
 import { plot } from "./plot.js";
 import { tableOf } from "./table.js";
 
@@ -77,6 +78,7 @@ export function drawn(record) {
     plots = [];
     const made = chosen.map((chart) => {
       if (chart.kind === "Table") return tableOf(chart);
+      if (chart.kind === "Gallery") return galleryOf(chart);
       const of = KINDS[chart.kind](chart, hidden, redraw),
         drawing = plot({ label: [chart.title, ...Object.values(chart.where || {})].join(", "), ...of });
       plots.push(drawing);

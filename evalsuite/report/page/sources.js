@@ -1,6 +1,6 @@
 // Where the numbers come from.
 
-import { encoders, results } from "./data.js";
+import { DATA, encoders, results } from "./data.js";
 import { breakable, el, saves } from "./elements.js";
 import { section } from "./sections.js";
 
@@ -20,6 +20,15 @@ const facts = (title, value) =>
       flat(value).map(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]),
     ),
   ];
+
+/** What was not read again, or has no picture. */
+const notes = () =>
+  [
+    ["Stores that were not read again", DATA.unread],
+    ["Pictures", DATA.unpictured],
+  ]
+    .filter(([, lines]) => lines.length)
+    .map(([title, lines]) => el("p", { class: "foot" }, `${title}: ${lines.join("; ")}.`));
 
 export function sources() {
   const name = ({ encoder }) => (encoder === null ? "" : encoders[encoder].name);
@@ -72,6 +81,7 @@ export function sources() {
           ),
         ),
       ),
+      notes(),
     ),
   );
 }
