@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photo_cases import HOSTILE_CLASS, make_world
 from report_cases import (
     BREAKOUT,
     FORMULA,
@@ -452,3 +453,81 @@ def test_results_without_samples_make_a_page(chromium, tmp_path: Path) -> None:
     assert (opened.wrong, nothing.wrong, only.wrong) == ([], [], [])
     nothing.page.close()
     only.page.close()
+
+
+@pytest.fixture(scope="module")
+def pictured(chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    world = make_world(tmp_path_factory.mktemp("world"))
+    page = report(
+        world.results, tmp_path_factory.mktemp("page") / "r.html", names={"vit": "teacher"}, images=world.images
+    )
+    opened = Opened(chromium, page)
+    yield opened
+    assert opened.wrong == [], "nothing is asked for from elsewhere, and the policy lets the pictures in"
+    opened.page.close()
+
+
+def test_pictures_are_shown_and_hostile_names_stay_text(pictured: Opened) -> None:
+    sizes = "all => all.map(each => [each.naturalWidth, each.alt, each.src.slice(0, 23)])"
+    found = pictured.page.eval_on_selector_all("main img", sizes)
+    assert len(found) > 60
+    assert {(width, source) for width, _, source in found} == {(64, "data:image/webp;base64,")}
+    assert any(alt.startswith(f"{HOSTILE_CLASS}/") for _, alt, _ in found), "a name is alternative text"
+    assert pictured.page.locator("main img[src=x], main b").count() == 0
+    assert HOSTILE_CLASS in pictured.page.locator("#knn-classes").inner_text()
+    strips = pictured.page.locator("#neighbours .strip")
+    assert strips.count() == 8
+    for side in strips.first.locator(".group").all():
+        assert side.locator("img").count() == 4
+    left, right = (side.bounding_box() for side in strips.first.locator(".group").all())
+    assert left["y"] == right["y"], "side by side"
+    assert left["x"] + left["width"] <= right["x"]
+
+
+def test_a_map_shows_pictures_by_pointer_and_by_keys(pictured: Opened) -> None:
+    drawn, tip = pictured.page.locator("#map .plot").first, pictured.page.locator("#tip")
+    drawn.focus()
+    for _ in range(3):  # two sets' middles have none
+        pictured.page.keyboard.press("ArrowRight")
+    by_keys = tip.locator("img").get_attribute("alt")
+    assert by_keys in (pictured.page.locator("#said").text_content() or "").split("\n")
+    box, ring = drawn.bounding_box(), drawn.locator(".ring")
+    x, y = (float(ring.get_attribute(name)) for name in ("cx", "cy"))
+    pictured.page.keyboard.press("Escape")
+    assert tip.is_hidden()
+    pictured.page.mouse.move(box["x"] + x, box["y"] + y)
+    assert tip.locator("img").get_attribute("alt") == by_keys
+    assert tip.locator("img").evaluate("each => each.complete && each.naturalWidth") == 64
+    pictured.page.keyboard.press("ArrowLeft")
+    assert tip.inner_text().startswith("near-OOD: moths, 27 of 27 rows"), "a set's middle"
+    assert tip.locator("img").count() == 0
+    pictured.page.locator("#map select").select_option("ID against OOD")
+    assert "from ID to OOD →" in pictured.page.locator("#map .plot").first.inner_text()
+    pictured.page.locator("#map select").select_option("by class")
+    assert HOSTILE_CLASS in pictured.page.locator("#map .legend").inner_text()
+    assert "63 of 63 places show their picture" in pictured.page.locator("#map .foot").first.inner_text()
+
+
+def test_galleries_can_be_saved(pictured: Opened) -> None:
+    with pictured.page.expect_download() as download:
+        pictured.page.locator("#edges .save button", has_text="CSV").first.click()
+    rows = list(csv.DictReader(Path(download.value.path()).read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 16
+    assert rows[0].keys() == {"encoder", "detector", "strip", "of", "group", "place", "sample", "words"}
+    assert (rows[0]["strip"], rows[0]["place"]) == ("near-OOD: moths", "1")
+    alts = pictured.page.locator("#edges figure").first.locator("img").evaluate_all("all => all.map(each => each.alt)")
+    assert [row["sample"] for row in rows] == alts
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_galleries_fit_and_print(chromium, pictured: Opened, width: int) -> None:
+    path = Path(pictured.page.url.removeprefix("file://"))
+    opened = Opened(chromium, path, width)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    opened.page.emulate_media(media="print")
+    cut = "all => all.filter(each => getComputedStyle(each).breakInside !== 'avoid').length"
+    assert opened.page.eval_on_selector_all(".strip", cut) == 0
+    assert opened.page.locator("#edges .save").first.is_hidden()
+    assert opened.page.pdf(format="A4", landscape=True).startswith(b"%PDF")
+    assert opened.wrong == []
+    opened.page.close()
