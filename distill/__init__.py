@@ -1,9 +1,42 @@
-"""distill, stage two: small students that keep the teacher's angles."""
+"""distill, stage two: small students that keep the teacher's angles.
 
-from distill.exporting.export import Exported, export
-from distill.methods import load_method
-from distill.training.config import FitConfig
-from distill.training.fit import fit
-from distill.training.run import Run
+The names below are imported when they are first used, so that looking at runs needs no torch.
+"""
 
-__all__ = ["Exported", "FitConfig", "Run", "export", "fit", "load_method"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.exporting.export import Exported, export
+    from distill.methods import load_method
+    from distill.training.config import FitConfig
+    from distill.training.fit import fit, preview
+    from distill.training.run import Run
+    from distill.training.runs import RunState, runs, watch
+
+__all__ = ["Exported", "FitConfig", "Run", "RunState", "export", "fit", "load_method", "preview", "runs", "watch"]
+
+_MODULE_OF = {
+    "Exported": "exporting.export",
+    "FitConfig": "training.config",
+    "Run": "training.run",
+    "RunState": "training.runs",
+    "export": "exporting.export",
+    "fit": "training.fit",
+    "load_method": "methods",
+    "preview": "training.fit",
+    "runs": "training.runs",
+    "watch": "training.runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -110,6 +110,11 @@ class Pairs:
         """Which pixels are rendered once, in words."""
         return "rendered every epoch" if self._augment == "crops" else self._rendered.description
 
+    def renderings_in(self, epochs: int) -> int:
+        """How many images are read and rendered in so many epochs, about."""
+        again = self._augment == "crops" or not self._rendered.all_kept
+        return len(self) * epochs if again else min(int(self.view_counts.sum()), len(self) * epochs)
+
     def check(self) -> None:
         """Compare some images of each corpus with what the teacher saw.
 

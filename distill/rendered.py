@@ -47,6 +47,11 @@ class Rendered:
         self._lock = threading.Lock()
 
     @property
+    def all_kept(self) -> bool:
+        """Whether there is room for all of them."""
+        return self._folder is not None or self._fit == self._wanted
+
+    @property
     def description(self) -> str:
         """Which of them are rendered once, and where they are kept, in words."""
         kept = self._wanted if self._folder else self._fit

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from featcache.corpora import Corpus, open_corpus
     from featcache.derivations._store import derive
     from featcache.encoder import Encoder, load_encoder
-    from featcache.extraction.extract import extract, extract_all
+    from featcache.extraction.extract import extract, extract_all, preview
     from featcache.inputs import Views
     from featcache.inputs.images import KeptPixels, Preprocess
     from featcache.interchange import export_store, import_store
@@ -34,6 +34,7 @@ __all__ = [
     "load_encoder",
     "open_corpus",
     "open_store",
+    "preview",
     "write_store",
 ]
 
@@ -53,6 +54,7 @@ _MODULE_OF = {
     "load_encoder": "encoder",
     "open_corpus": "corpora",
     "open_store": "store",
+    "preview": "extraction.extract",
     "write_store": "store.from_arrays",
 }
 

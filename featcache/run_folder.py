@@ -11,6 +11,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 RECORD, WEIGHTS = "student.json", "student.safetensors"
+METRICS = "metrics.jsonl"
+LOCK = ".lock"
+"""Locked while a process trains in the folder; the operating system lets go of it when the process dies."""
+FAILED = "failed.json"
+"""Why the process that trained there last ended with an error; gone once another goes on."""
 SNAPSHOTS = "snapshots"
 """Of the students kept on the way: one file of weights each, whose record is in its metadata."""
 EPOCH_DIGITS = 4

@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import math
 import os
 import re
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,20 +15,24 @@ import typer.main
 
 from featcache_cli.flags import plugin_option, takes
 from featcache_cli.mapping import mapping
+from featcache_cli.runs import ls, watch
 from featcache_cli.screen import (
     Device,
     DeviceOption,
+    DryRun,
     Json,
     ListsPlugins,
     TrustCode,
     Workers,
     bar,
+    duration,
     make_table,
     program,
     rate,
     results,
     screen,
     shown,
+    would,
     write_json,
 )
 from featcache_cli.sweep import sweep
@@ -133,6 +139,7 @@ def fit(
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting or method option; see `distill settings`."),
     ] = None,
     trust_code: TrustCode = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Train a student so that it behaves like the teacher.
@@ -165,6 +172,22 @@ def fit(
     if missing:
         raise typer.BadParameter(f"give {', '.join(missing)}")
     finished_before = Run(given["out"]).finished
+    if dry_run:
+        with screen.status("first images"):
+            plan = distill.preview(
+                given.pop("store"),
+                given.pop("corpus", None),
+                device=device.value,
+                workers=workers,
+                resume=resume,
+                trust_code=trust_code,
+                **given,
+            )
+        _announce_fit(plan)
+        if finished_before:
+            screen.print(f"nothing is left to train: {shown(given['out'])} is finished", highlight=False)
+        would("fit", {"run": str(given["out"]), **asdict(plan), "bytes": plan.bytes_to_write}, to_json)
+        return
     with bar("fit", "steps") as update:
 
         def show(at: Any) -> None:
@@ -351,6 +374,8 @@ def export_run(
 
 
 app.command()(sweep)
+app.command()(ls)
+app.command()(watch)
 app.command(cls=ListsPlugins)(mapping)
 
 
@@ -412,6 +437,15 @@ def _announce_fit(plan: Any) -> None:
         names = ", ".join(plan.classes[:3]) + (", …" if len(plan.classes) > 3 else "")
         none = f"; {plan.unlabelled:,} samples have no label" if plan.unlabelled else ""
         screen.print(f"classifier: {len(plan.classes):,} classes ({shown(names)}){none}", highlight=False)
+    if plan.snapshots:
+        each = f"{plan.snapshot_bytes / 1e6:,.1f} MB"
+        screen.print(f"students kept on the way: {plan.snapshots:,} of {each}", highlight=False)
+    if plan.input:
+        speed = f"about {duration(plan.seconds)}, by a few images" if math.isfinite(plan.seconds) else "time unknown"
+        screen.print(
+            f"input: {shown(plan.input)} · {plan.precision} · at most {plan.bytes_to_write / 1e6:,.1f} MB on the disk · {speed}",
+            highlight=False,
+        )
     if plan.expected:
         screen.print(f"expected: {plan.expected}")
 

@@ -13,6 +13,7 @@ from featcache_cli.demo import demo
 from featcache_cli.screen import (
     Device,
     DeviceOption,
+    DryRun,
     Json,
     ListsPlugins,
     StorePath,
@@ -21,6 +22,7 @@ from featcache_cli.screen import (
     bar,
     count_or_auto,
     counted,
+    duration,
     make_table,
     numbered,
     program,
@@ -30,12 +32,13 @@ from featcache_cli.screen import (
     screen,
     shown,
     store_summary,
+    would,
     write_json,
 )
 
 if TYPE_CHECKING:
     from featcache.extraction.extract import ExtractionProgress
-    from featcache.extraction.plan import ExtractionPlan
+    from featcache.extraction.plan import ExtractionPlan, Foreseen
 
 app = program("featcache", "Stage one: run a frozen teacher once over your images and keep what it saw.")
 app.add_typer(derive.app, name="derive")
@@ -146,6 +149,7 @@ def extract(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store made from something else.")] = False,
     engine: Annotated[str, typer.Option(metavar="NAME", help="Where it is computed: {featcache.engines}.")] = "local",
     trust_code: TrustCode = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Embed a corpus. Run it again to resume after an interruption; a finished store is reused.
@@ -170,7 +174,7 @@ def extract(
         "crop_area": crop_area, "fields": fields, "dtype": dtype.value, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
         **({"top_k": top_k} if top_k else {}),
     }  # fmt: skip
-    known = None if overwrite else receipts.recall(request)
+    known = None if overwrite or dry_run else receipts.recall(request)
     if known is not None:
         _say_passed_over(known[0].get("passed_over", {}))
         _say_extracted(known, None, precision.value, to_json)
@@ -183,16 +187,23 @@ def extract(
     encoders = [featcache.load_encoder(spec, trust_code=trust_code) for spec in teachers]
     images = featcache.open_corpus(corpus)
     _say_begun(encoders, images, views)
+    given: dict[str, Any] = {
+        "views": views, "augment": augment.value, "crop_area": crop_area, "fields": fields.split(","), "dtype": dtype.value,
+        "top_k": top_k, "pixels": featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
+        "batch_size": batch_size, "workers": workers, "device": device.value, "precision": precision.value,
+        "max_failures": max_failures, "overwrite": overwrite,
+    }  # fmt: skip
+    if dry_run:
+        with screen.status("first images, precision"):
+            plan = featcache.preview(images, encoders, outs, **given)
+        _would_extract(plan, encoders, images, to_json)
+        return
     with bar("extract", "images") as update:
         update(0, len(images), "first images, precision", "prepare")
         told = _Told(encoders, update)
         stores = featcache.extract_all(
-            images, encoders, outs, views=views, augment=augment.value, crop_area=crop_area,
-            fields=fields.split(","), dtype=dtype.value, top_k=top_k,
-            pixels=featcache.KeptPixels(size=pixels, format=pixels_format.value) if pixels else None,
-            batch_size=batch_size, workers=workers, device=device.value, precision=precision.value,
-            max_failures=max_failures, overwrite=overwrite, engine=computing, announce=told.plan, progress=told.progress,
-        )  # fmt: skip
+            images, encoders, outs, **given, engine=computing, announce=told.plan, progress=told.progress
+        )
     summaries = [
         {
             "store": path,
@@ -218,22 +229,44 @@ class _Told:
 
     def plan(self, plan: "ExtractionPlan") -> None:
         """The preflight: what the encoders are shown; what will be written, where, and how long it may take."""
-        self.unfinished.update(str(store.path) for store in plan.unfinished)
-        for encoder in self._encoders:
-            of = f" of {encoder.name}" if len(self._encoders) > 1 else ""
-            screen.print(shown(f"input{of}: {encoder.preprocess}"), highlight=False)
-        where = shown(", ".join(str(store.path) for store in plan.unfinished))
-        screen.print(
-            f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to {where} "
-            f"({plan.bytes_free / 1e9:,.1f} GB free) · about {plan.seconds:,.0f} s at {rate(plan.samples_per_second)} rows/s",
-            highlight=False,
-        )
-        screen.print(f"precision: {shown(', '.join(plan.precisions))}", highlight=False)
+        self.unfinished.update(plan.places)
+        _say_plan(plan, self._encoders)
 
     def progress(self, at: "ExtractionProgress") -> None:
         self.at = at
         speed = f"{rate(at.images_per_second)} images/s" if at.images_per_second else ""
         self._update(at.done, at.rows, " · ".join(filter(None, [speed, f"{at.failed:,} failed" if at.failed else ""])))
+
+
+def _say_plan(plan: "Foreseen", encoders: list[Any]) -> None:
+    """What the encoders are shown; what is written, where, in what precision, and how long it may take."""
+    for encoder in encoders:
+        of = f" of {encoder.name}" if len(encoders) > 1 else ""
+        screen.print(shown(f"input{of}: {encoder.preprocess}"), highlight=False)
+    screen.print(
+        f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to "
+        f"{shown(', '.join(plan.places))} ({plan.bytes_free / 1e9:,.1f} GB free) · about {duration(plan.seconds)} at "
+        f"{rate(plan.samples_per_second)} rows/s, by a few images",
+        highlight=False,
+    )
+    screen.print(f"precision: {shown(', '.join(plan.precisions))}", highlight=False)
+
+
+def _would_extract(plan: "Foreseen", encoders: list[Any], images: Any, to_json: str | None) -> None:
+    """What a dry run found."""
+    from featcache.corpora import passed_over
+
+    if plan.places:
+        _say_plan(plan, encoders)
+    else:
+        screen.print(f"nothing to compute: all {plan.rows:,} rows are there", highlight=False)
+    found = {
+        "images": len(images), "classes": len(images.class_names or ()), "passed_over": dict(passed_over(images)),
+        "inputs": {encoder.name: encoder.preprocess.to_dict() for encoder in encoders}, "stores": plan.places,
+        "rows_to_do": plan.rows - plan.done, "bytes": plan.bytes_to_write, "precisions": plan.precisions,
+        "seconds": plan.seconds if plan.places else 0.0,
+    }  # fmt: skip
+    would("extract", found, to_json)
 
 
 def _say_begun(encoders: list[Any], images: Any, views: int) -> None:

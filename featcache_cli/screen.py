@@ -110,6 +110,12 @@ Json = Annotated[
 DeviceOption = Annotated[Device, typer.Option(help="'auto' takes a GPU when there is one.")]
 
 
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check it, say what would be done, and write nothing; with --json -, as JSON."),
+]
+
+
 def count_or_auto(text: str) -> int | None:
     """The value of an option `N|auto`; auto is None, the same as leaving the option out."""
     if text == "auto":
@@ -199,6 +205,14 @@ def rate(a_second: float) -> str:
     return f"{a_second:,.0f}" if a_second >= 9.95 else f"{a_second:.2g}"
 
 
+def duration(seconds: float) -> str:
+    """Such as `40 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    for size, unit, until in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800)):
+        if seconds < until:
+            return f"{rate(seconds / size)} {unit}"
+    return f"{rate(seconds / 86_400)} days"
+
+
 def counted(rows: int, failed: int, where: str = "`featcache info` lists them") -> str:
     return numbered(rows, "row") + (f", [yellow]{failed:,} failed[/] ({where})" if failed else "")
 
@@ -220,6 +234,13 @@ def write_json(summary: dict[str, Any], to: str | None) -> None:
         print(text)
     elif to:
         write_whole(to, text + "\n")
+
+
+def would(command: str, plan: dict[str, Any], to_json: str | None) -> None:
+    """The end of a dry run, which writes no file."""
+    screen.print("[bold]dry run[/]: nothing was written", highlight=False)
+    if to_json == "-":
+        write_json({"command": command, "dry_run": True, **plan}, to_json)
 
 
 def write_whole(path: str | Path, text: str) -> None:

@@ -87,6 +87,7 @@ class Method(nn.Module):
             teacher's are not negative either, that layer is left out.
         classifier: whether the student gets a linear classifier of the stores' classes, which stays with it: `loss` may
             read its "logits" (B, C) among `student_fields`.
+        passes: forward and backward passes of the student that a step takes, for an estimate of its time.
         labelled: whether a term needs labels, so that stores without any are refused. Rows without one may be among them.
     """
 
@@ -98,6 +99,7 @@ class Method(nn.Module):
     turns: bool = True
     classifier: ClassVar[bool] = False
     labelled: bool = False
+    passes: int = 1
 
     def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Fit what is fitted before training, as a function of (rows, seed); returns what to report of it.

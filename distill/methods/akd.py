@@ -86,6 +86,7 @@ class AKD(Method):
         self._lam, self._temperature, self._smoothing = lam, temperature, smoothing
         self._epsilon, self._steps, self._step = epsilon, steps, step_size or STRIDE * epsilon / steps
         self._random_start, self._norms = random_start, norms
+        self.passes = 1 + steps
 
     def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Measure how soft the targets are."""

@@ -18,6 +18,7 @@ from distill.training.board import tensorboard
 from distill.training.config import FitConfig, refuse_wrong_type
 from distill.training.loop import Loop
 from distill.training.progress import FitPlan, FitProgress
+from distill.training.rehearsal import rehearse
 from distill.training.run import Run
 from distill.training.setup import CorpusGiven, Inputs, StoreGiven, set_up
 from distill.training.step import checkpoint_bytes, make_accelerator, on_main
@@ -28,7 +29,7 @@ from featcache.models.run import Trained
 from featcache.run_folder import split_spec
 from featcache.stop import stoppable
 
-__all__ = ["FitConfig", "FitPlan", "FitProgress", "fit", "load_method"]
+__all__ = ["FitConfig", "FitPlan", "FitProgress", "fit", "load_method", "preview"]
 
 log = logging.getLogger("distill")
 
@@ -86,14 +87,9 @@ def fit(
         RuntimeError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
     """
     settings = FitConfig(**config)
-    refuse_wrong_type("checkpoint_minutes", checkpoint_minutes, float)
-    if not checkpoint_minutes >= 0:
-        raise ValueError(f"checkpoint_minutes must not be negative, got {checkpoint_minutes}")
-    device = resolve_device(device)
-    if device == "cpu":
+    accelerator = _accelerator(settings, device, trackers, str(out), checkpoint_minutes)
+    if accelerator.device.type == "cpu":
         keep_freed_memory()
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
-    accelerator = make_accelerator(device, "bf16" if bf16 else "fp32", list(trackers), str(out))
     inputs = set_up(settings, store, corpus, accelerator, workers, trust_code, renderings)
     with Run(out) as run:
         finished, report, inputs.method = on_main(
@@ -104,6 +100,47 @@ def fit(
             _train(run, inputs, accelerator, loop, report, workers, announce)
             accelerator.wait_for_everyone()
     return run
+
+
+def preview(
+    store: StoreGiven | Sequence[StoreGiven],
+    corpus: CorpusGiven | Sequence[CorpusGiven] = None,
+    *,
+    out: str | os.PathLike[str],
+    device: str = "auto",
+    workers: int | None = None,
+    resume: bool = False,
+    checkpoint_minutes: float = 10.0,
+    trackers: Sequence[Any] = (),
+    trust_code: bool = False,
+    renderings: Renderings | None = None,
+    **config: Any,
+) -> FitPlan:
+    """What `fit` of the same arguments is going to do, and how long that may take, by a few images. Nothing is written.
+
+    Raises:
+        As `fit`, where that would before it trains; but for what a method says of the rows when it is prepared.
+    """
+    settings = FitConfig(**config)
+    accelerator = _accelerator(settings, device, trackers, str(out), checkpoint_minutes)
+    inputs = set_up(settings, store, corpus, accelerator, workers, trust_code, renderings)
+    run, steps = Run(out), settings.epochs * inputs.pairs.batches(settings.batch_size)
+    if not run.finished:
+        run.refuse_small_disk(checkpoint_bytes(inputs.student, inputs.method, settings), *_snapshots(inputs))
+    run.refuse(inputs.config, resume=resume)
+    done = steps if run.finished else int(run.checkpoints[-1].stem.partition("-")[2]) if run.checkpoints else 0
+    return _plan(inputs, steps, done, accelerator)
+
+
+def _accelerator(
+    settings: FitConfig, device: str, trackers: Sequence[Any], folder: str, checkpoint_minutes: float
+) -> Accelerator:
+    refuse_wrong_type("checkpoint_minutes", checkpoint_minutes, float)
+    if not checkpoint_minutes >= 0:
+        raise ValueError(f"checkpoint_minutes must not be negative, got {checkpoint_minutes}")
+    device = resolve_device(device)
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
+    return make_accelerator(device, "bf16" if bf16 else "fp32", list(trackers), folder)
 
 
 def _train(
@@ -123,7 +160,7 @@ def _train(
     if main:
         _warn(inputs, accelerator)
         if announce:
-            announce(_plan(inputs, loop, accelerator.num_processes))
+            announce(_plan(inputs, loop.steps, loop.step, accelerator))
     with tensorboard(run, loop.epoch_start + 1) if main else nullcontext() as board, loop.interrupt:
         for epoch in range(loop.epochs_done + 1, settings.epochs + 1):
             metrics = loop.train_epoch() | {f"mapping/{name}": value for name, value in report.items()}
@@ -223,7 +260,8 @@ def _warn(inputs: Inputs, accelerator: Accelerator) -> None:
         log.warning("batch norms see only their process's share of the batch on a CPU")
 
 
-def _plan(inputs: Inputs, loop: Loop, processes: int) -> FitPlan:
+def _plan(inputs: Inputs, steps: int, done: int, accelerator: Accelerator) -> FitPlan:
+    snapshots, snapshot_bytes = _snapshots(inputs)
     return FitPlan(
         samples=len(inputs.pairs),
         failed=inputs.failed,
@@ -234,10 +272,15 @@ def _plan(inputs: Inputs, loop: Loop, processes: int) -> FitPlan:
         view_count=int(inputs.pairs.view_counts.max()),
         pixels=inputs.pairs.pixels,
         student_weights=sum(weight.numel() for weight in inputs.student.parameters()),
-        steps=loop.steps,
-        done=loop.step,
-        processes=processes,
+        steps=steps,
+        done=done,
+        processes=accelerator.num_processes,
         checkpoint_bytes=checkpoint_bytes(inputs.student, inputs.method, inputs.settings),
         classes=inputs.student.classes or (),
         unlabelled=inputs.pairs.rows.unlabelled,
+        snapshots=snapshots,
+        snapshot_bytes=snapshot_bytes,
+        input=str(inputs.preprocess),
+        precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+        seconds=rehearse(inputs, accelerator, steps - done) if done < steps else 0.0,
     )

@@ -21,6 +21,8 @@ from distill.training.step import Training
 
 LOG_EVERY = 10
 """Steps between readings of the loss, which a GPU has to be waited for; checkpoints are written at them."""
+TOLD_SECONDS = 5.0
+"""Between writings of `metrics.jsonl` within an epoch, at least: who watches the run sees its curve grow."""
 CURVE_POINTS = 20
 """Records of the loss by step in an epoch, at most."""
 BETTER = ("holdout/top1", "holdout/top1@20", "holdout/cosine", "holdout/gram_pearson")
@@ -76,7 +78,7 @@ class Loop:
         self.unwritten = [record for record in self.history if record["step"] > self.epoch_start]
         self._at = FitProgress("training", self.step, self.steps)
         self._unread: list[dict[str, Tensor]] = []
-        self._saved = time.monotonic()
+        self._saved = self._told = time.monotonic()
 
     @property
     def epochs_done(self) -> int:
@@ -174,7 +176,7 @@ class Loop:
             state = {"step": self.step, **curves, **made, **self.training.state(optimizer=not finished)}
             self._run.log(self.history)
             self._run.save_checkpoint(self.step, state, keep=1 if finished else KEEP)
-        self._saved = time.monotonic()
+        self._saved = self._told = time.monotonic()
 
     def _learning_rate(self) -> float:
         settings = self._inputs.settings
@@ -191,6 +193,9 @@ class Loop:
         losses = {f"loss/{name}": value for name, value in terms.items()}
         self.unwritten.append({"step": self.step, "loss": sum(terms.values()), **losses, "lr": lr})
         self.history.append(self.unwritten[-1])
+        if self._accelerator.is_main_process and time.monotonic() - self._told >= TOLD_SECONDS:
+            self._run.log(self.history)  # records of steps after the newest checkpoint go when the run is resumed
+            self._told = time.monotonic()
         self._recorded = {"step": self.step, "totals": dict(self._totals)}
 
     def _batches(self, epoch: int) -> Iterator[Drawn]:

@@ -25,6 +25,10 @@ class FitPlan:
         steps, done: in all, and of an earlier, interrupted run.
         processes: that share every batch.
         checkpoint_bytes: of one; at most three lie on the disk at once.
+        snapshots, snapshot_bytes: students that are kept on the way, and the bytes of each.
+        input: what the student is shown, in words.
+        precision: that it is trained in, "fp32" or "bf16".
+        seconds: of the steps that are left, about, by a few images (see `distill.training.rehearsal`); NaN where unknown.
         classes: names of what the student's classifier tells apart; none where it has none.
         unlabelled: samples trained on that have no label.
     """
@@ -44,6 +48,16 @@ class FitPlan:
     checkpoint_bytes: int
     classes: Sequence[str] = ()
     unlabelled: int = 0
+    snapshots: int = 0
+    snapshot_bytes: int = 0
+    input: str = ""
+    precision: str = "fp32"
+    seconds: float = math.nan
+
+    @property
+    def bytes_to_write(self) -> int:
+        """At most at once, but for curves: three checkpoints, what is kept on the way, and the student."""
+        return 3 * self.checkpoint_bytes + self.snapshots * self.snapshot_bytes + 4 * self.student_weights
 
     @property
     def expected(self) -> str:

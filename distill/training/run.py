@@ -19,16 +19,16 @@ import tomli_w
 import torch
 from safetensors import SafetensorError, safe_open
 
-from featcache.disk.durable import replacing
-from featcache.disk.refusals import writing
-from featcache.run_folder import RECORD, SNAPSHOTS, WEIGHTS
+from featcache.disk.durable import is_held, replacing
+from featcache.disk.refusals import refuse_unmakeable, writing
+from featcache.run_folder import FAILED, LOCK, METRICS, RECORD, SNAPSHOTS, WEIGHTS
 
 log = logging.getLogger("distill")
 
 KEEP = 2
 """Checkpoints kept; older ones go. The last but one is for a disk that loses the last."""
-LOCK = ".lock"
-"""Locked while a process trains in the folder; the operating system lets go of it when the process dies."""
+BUSY = "{}: another process is training in it; wait for it, or choose another --out"
+BELOW_FILE = "{}: lies below a file; choose another --out"
 RESUMES = "continue with `distill fit --out {} --resume`: what is done is kept"
 
 
@@ -56,6 +56,9 @@ class Run:
         if failed and self._made is not None and not self.begun:
             self._give_up(self._made)
         if self._lock:
+            if self.begun and kind is not None and issubclass(kind, Exception):
+                with contextlib.suppress(OSError):  # a full disk, say
+                    self._write(FAILED, json.dumps({"reason": " ".join(f"{error}".split()) or kind.__name__}) + "\n")
             if self.finished:
                 (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
@@ -81,7 +84,7 @@ class Run:
     def records(self) -> list[dict[str, Any]]:
         """All of `metrics.jsonl`, oldest first: of each epoch one with its number, "epoch"; and of groups of steps, the
         last of which is "step", the means of the losses."""
-        file = self.path / "metrics.jsonl"
+        file = self.path / METRICS
         try:
             return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         except ValueError:
@@ -96,25 +99,52 @@ class Run:
         """
         # Through TOML and back, so that lists and tuples compare equal.
         config = tomllib.loads(tomli_w.dumps(config))
-        if self.path.is_file():
-            raise ValueError(f"{self.path}: is a file; choose another --out")
+        self._refuse_place()
         made: list[Path] = []
         if self.config is None:
-            if self.path.exists() and any(p.suffix != ".partial" and p.name != LOCK for p in self.path.iterdir()):
-                raise ValueError(f"{self.path}: is not empty and holds no run; choose another --out")
             made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             try:
                 with writing(self.path):
                     self.path.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
-                raise ValueError(f"{self.path}: lies below a file; choose another --out") from None
+                raise ValueError(BELOW_FILE.format(self.path)) from None
         if not self.finished:
             self._take_lock()
+            (self.path / FAILED).unlink(missing_ok=True)
         if self.config is None:
             self._made = made
             self._write("config.toml", tomli_w.dumps(config))
             (self.path / "checkpoints").mkdir(exist_ok=True)
-        elif changed := difference(self.config, config):
+        else:
+            self._refuse_config(self.config, config, resume)
+            if not self.finished and _places(self.config) != _places(config):  # moved: the next --resume finds it
+                self._write("config.toml", tomli_w.dumps(config))
+
+    def refuse(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Raises what `open` would; nothing is made, claimed or written."""
+        config = tomllib.loads(tomli_w.dumps(config))
+        self._refuse_place()
+        try:
+            with writing(self.path):
+                refuse_unmakeable(self.path)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(BELOW_FILE.format(self.path)) from None
+        if not self.finished and is_held(self.path / LOCK):
+            raise ValueError(BUSY.format(self.path))
+        if self.config is not None:
+            self._refuse_config(self.config, config, resume)
+
+    def _refuse_place(self) -> None:
+        """Raises ValueError where something else is there than a run, or nothing."""
+        if self.path.is_file():
+            raise ValueError(f"{self.path}: is a file; choose another --out")
+        others = self.path.iterdir() if self.config is None and self.path.exists() else ()
+        if any(p.suffix != ".partial" and p.name != LOCK for p in others):
+            raise ValueError(f"{self.path}: is not empty and holds no run; choose another --out")
+
+    def _refuse_config(self, was: Mapping[str, Any], config: Mapping[str, Any], resume: bool) -> None:
+        """Raises ValueError where the run there is another one, or `resume` is not set for one that is not finished."""
+        if changed := difference(was, config):
             begun = (
                 f"choose another --out (and --student run:{self.path} to train its student further)"
                 if self.finished
@@ -123,12 +153,10 @@ class Run:
                 else "nothing is trained there yet: remove it"
             )
             raise ValueError(f"{self.path}: holds a run with another configuration ({changed}); {begun}")
-        elif not resume and not self.finished:
+        if not resume and not self.finished:
             raise ValueError(
                 f"{self.path}: holds this run, unfinished; continue it with --resume, or choose another --out"
             )
-        elif not self.finished and _places(self.config) != _places(config):  # moved: the next --resume finds it
-            self._write("config.toml", tomli_w.dumps(config))
 
     def _take_lock(self) -> None:
         """Raises ValueError where another process has it."""
@@ -137,9 +165,7 @@ class Run:
             with writing(self.path):
                 lock.acquire()
         except filelock.Timeout:
-            raise ValueError(
-                f"{self.path}: another process is training in it; wait for it, or choose another --out"
-            ) from None
+            raise ValueError(BUSY.format(self.path)) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
@@ -159,7 +185,7 @@ class Run:
                 folder.rmdir()
 
     def log(self, records: list[dict[str, Any]]) -> None:
-        self._write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))
+        self._write(METRICS, "".join(json.dumps(r) + "\n" for r in records))
 
     def save_checkpoint(self, step: int, state: dict[str, Any], keep: int = KEEP) -> None:
         """After `step` steps; all but the newest `keep` checkpoints go, and what a killed process left half-written."""

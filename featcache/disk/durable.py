@@ -81,6 +81,20 @@ def appearing(path: Path, *, folder: bool, making_room: Callable[[], None] | Non
         shutil.rmtree(around, ignore_errors=True)
 
 
+def is_held(lock: Path) -> bool:
+    """Whether a process holds this lock, as far as this machine can tell. Writes nothing."""
+    try:
+        import fcntl
+
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed, at once
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # of another system; or there is no such file
+        return False
+    return False
+
+
 def _clear_killed(folder: Path, begin: str) -> None:
     """Take away what killed processes left of `appearing`: the folders whose lock nobody holds."""
     for left in folder.glob(f"{glob.escape(begin)}*{_PARTIAL}"):

@@ -63,6 +63,21 @@ def destination(path: str | os.PathLike[str]) -> Path:
     return real
 
 
+def refuse_unmakeable(path: Path) -> None:
+    """What making this folder, and those above it, would raise; nothing is made.
+
+    Raises:
+        OSError: the system's own.
+    """
+    missing = [each for each in (path, *path.absolute().parents) if not os.path.lexists(each)]
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        kind, number = (NotADirectoryError, errno.ENOTDIR) if missing else (FileExistsError, errno.EEXIST)
+        raise kind(number, os.strerror(number), str(path))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(missing[-1] if missing else path))
+
+
 def refuse_mount_point(path: str | os.PathLike[str]) -> None:
     """A folder that a disk is mounted at can be filled, but neither replaced nor removed.
 

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from featcache.corpora import Corpus
-from featcache.disk.refusals import refuse_inside_store, refuse_mount_point, writing
+from featcache.disk.durable import is_held
+from featcache.disk.refusals import refuse_inside_store, refuse_mount_point, refuse_unmakeable, writing
 from featcache.extraction.samples import content_now, prefetch
+from featcache.extraction.unit import Unit
 from featcache.inputs.images import PARAMETERS
 from featcache.store import FeatureStore, StoreWriter
-from featcache.store.files import Files, files_at, looks_like_store
+from featcache.store.files import BUSY, Files, files_at, looks_like_store
+from featcache.store.integrity import find_damage
 from featcache.store.layout import PENDING
 from featcache.store.manifest import Manifest
 
@@ -40,6 +43,31 @@ def claim(path: str | Path, manifest: Manifest, overwrite: bool, held: contextli
         for damage in store.mend() if store is not None else ():
             log.warning("%s: %s; mended", path, damage)
         return store
+
+
+def look(path: str | Path, manifest: Manifest, overwrite: bool) -> tuple[StoreWriter | None, np.ndarray]:
+    """The store that `claim` would give, as it is, and which of its rows are to be computed (all, where there is none);
+    nothing is made, locked or mended."""
+    with writing(path):
+        files = files_at(path)
+        if not files.exists():
+            refuse_inside_store(files.root)
+        refuse_unmakeable(files.root.parent)
+        store = _existing(path, manifest, overwrite)
+        damage = find_damage(store.files, store.manifest) if store else []
+        if store and store.sealed and not damage:
+            return store, np.zeros(len(store), bool)
+        if is_held(Path(f"{files.root}.lock")):
+            raise ValueError(BUSY.format(path))
+        if store is None:
+            refuse_mount_point(files.root)
+            return None, np.ones(manifest.corpus.rows, bool)
+    units = {*store.pending_chunks(), *(where for where, _ in damage if isinstance(where, int))}
+    pending = np.isin(np.arange(len(store)) // store.manifest.chunk_rows, list(units))
+    saved = Unit.load(store)
+    if saved and saved.number in units:
+        pending[saved.start : saved.start + saved.done] = False
+    return store, pending
 
 
 def _existing(path: str | Path, manifest: Manifest, overwrite: bool) -> StoreWriter | None:
@@ -122,14 +150,19 @@ def store_bytes(manifest: Manifest) -> int:
     return rows * (features + kept + 8 + 16 + 1)
 
 
+def nearest(folder: Path) -> Path:
+    """The folder, or of those above it the lowest that is there."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+
+
 def refuse_small_disks(new: Sequence[tuple[Files, Manifest]]) -> None:
     """Stores that are not there yet must fit; those of one disk together."""
     disks: dict[int, list[tuple[Files, int]]] = {}
     for files, manifest in new:
-        disks.setdefault(files.root.parent.stat().st_dev, []).append((files, store_bytes(manifest)))
+        disks.setdefault(nearest(files.root.parent).stat().st_dev, []).append((files, store_bytes(manifest)))
     for stores in disks.values():
         folder = stores[0][0].root.parent
-        need, free = sum(size for _, size in stores), shutil.disk_usage(folder).free
+        need, free = sum(size for _, size in stores), shutil.disk_usage(nearest(folder)).free
         if need > free:
             names = ", ".join(str(files.path) for files, _ in stores)
             raise OSError(

@@ -10,7 +10,7 @@ from typing import Any
 from featcache.corpora import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.engines import Engine, Report, open_engine
-from featcache.extraction.plan import ExtractionPlan, planned
+from featcache.extraction.plan import ExtractionPlan, Foreseen, foreseen, planned
 from featcache.extraction.sealing import finished
 from featcache.extraction.settings import ExtractSettings
 from featcache.inputs import CROP_AREA, Views
@@ -79,6 +79,34 @@ def extract(
         As `extract_all`.
     """
     return extract_all(corpus, [teacher], None if out is None else [out], **settings)[0]
+
+
+def preview(
+    corpus: Corpus | str,
+    teachers: Sequence[Encoder | str],
+    outs: Sequence[str | os.PathLike[str]] | None = None,
+    *,
+    views: int = 1,
+    augment: str = "none",
+    seed: int = 0,
+    crop_area: float = CROP_AREA,
+    fields: Iterable[str] = (EMBEDDING,),
+    **settings: Any,
+) -> Foreseen:
+    """What `extract_all` of the same arguments is going to do, and how long that may take, by a few images. Nothing is
+    written; loading a teacher may download its weights.
+
+    Raises:
+        As `extract_all`, where that would before its first batch.
+    """
+    asked = ExtractSettings(
+        recipe=Views(count=views, augment=augment, seed=seed, crop_area=crop_area),  # type: ignore[arg-type]
+        fields=tuple(fields),
+        **settings,
+    )
+    corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
+    encoders = [load_encoder(teacher) if isinstance(teacher, str) else teacher for teacher in teachers]
+    return foreseen(corpus, encoders, outs, asked)
 
 
 @stoppable()

@@ -21,9 +21,12 @@ from featcache.store.comparable import NAMES, exact_name
 from featcache.store.index import recorded_extractions
 
 log = logging.getLogger("featcache")
+MEASURED = "measured, once for this encoder on this kind of machine"
 
 
-def settle(fingerprint: str, machine: str, requested: str, measure: Callable[[], str]) -> tuple[str, str]:
+def settle(
+    fingerprint: str, machine: str, requested: str, measure: Callable[[], str], *, keep: bool = True
+) -> tuple[str, str]:
     """The precision of an encoder's new store on this kind of machine, and why, in words.
 
     Args:
@@ -31,13 +34,18 @@ def settle(fingerprint: str, machine: str, requested: str, measure: Callable[[],
         machine: as `machine_kind` names it.
         requested: "auto", or a precision, for this store alone unless it is the first.
         measure: finds the precision for an encoder that has none yet; one process at a time does.
+        keep: for later stores; else nothing is written.
 
     Raises:
         ValueError: an unknown precision.
     """
     asked = None if requested == "auto" else exact_name(requested)
     place = _place(fingerprint, machine)
-    if (found := _read(place)) is None:
+    if not keep:
+        found = _read(place, mend=False) or _of_known_stores(fingerprint, machine)
+        if not (found or asked):
+            return measure(), MEASURED
+    elif (found := _read(place)) is None:
         with contextlib.ExitStack() as held:
             refused = None
             try:
@@ -54,7 +62,7 @@ def settle(fingerprint: str, machine: str, requested: str, measure: Callable[[],
                 refused = error
             if not (found or asked):
                 if chosen and refused is None:
-                    return chosen, "measured, once for this encoder on this kind of machine"
+                    return chosen, MEASURED
                 log.warning(
                     "%s cannot be written (%s): a precision that is measured could not be kept for later stores, so it is "
                     "fp32; make it writable, set FEATCACHE_HOME, or give --precision",
@@ -70,7 +78,7 @@ def _place(fingerprint: str, machine: str) -> Path:
     return cache_home() / "precision" / f"{name}.json"
 
 
-def _read(place: Path) -> str | None:
+def _read(place: Path, mend: bool = True) -> str | None:
     try:
         name = json.loads(place.read_text())["precision"]
     except FileNotFoundError:
@@ -80,7 +88,8 @@ def _read(place: Path) -> str | None:
     if name not in NAMES:
         log.warning("%s: damaged; the precision is chosen anew", place)
         with contextlib.suppress(OSError):
-            place.unlink()
+            if mend:
+                place.unlink()
         return None
     return str(name)
 

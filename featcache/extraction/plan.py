@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from featcache.corpora import Corpus, passed_over
 from featcache.disk.refusals import writing
 from featcache.encoder import Encoder
-from featcache.extraction.claims import changed_images, claim, refuse_small_disks, store_bytes
+from featcache.extraction.claims import changed_images, claim, look, nearest, refuse_small_disks, store_bytes
 from featcache.extraction.job import Job
 from featcache.extraction.rehearsal import FewImages, how_computed, rehearse
 from featcache.extraction.samples import digest_of_corpus
@@ -21,7 +22,7 @@ from featcache.extraction.settings import ExtractSettings
 from featcache.extraction.work import ExtractionWork, Pass
 from featcache.inputs.images import PARAMETERS
 from featcache.specs import naming
-from featcache.store import StoreWriter, create_store
+from featcache.store import FeatureStore, StoreWriter, create_store
 from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
 from featcache.store.index import default_store_path, set_aside
@@ -30,41 +31,50 @@ from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, View
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionPlan:
+class Foreseen:
+    """What an extraction would do.
+
+    Attributes:
+        places: paths or URLs of the stores that are not finished, one a teacher.
+        rows: samples in the corpus.
+        done: samples that need no more work.
+        samples_per_second: of reading and encoding, measured on a few images; infinite when there is nothing to do.
+        bytes_to_write: of all stores; kept images are guessed.
+        bytes_free: on the disk of the first.
+        precisions: of each unfinished store, and why that one, in words.
+    """
+
+    places: list[str]
+    rows: int
+    done: int
+    samples_per_second: float
+    bytes_to_write: int
+    bytes_free: int
+    precisions: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """Expected, if no row can be taken from another store."""
+        return (self.rows - self.done) / self.samples_per_second
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionPlan(Foreseen):
     """What an extraction is about to do.
 
     Attributes:
         stores: one a teacher, in their order.
         unfinished: those of them that are not finished: created, or opened to be resumed.
-        rows: samples in the corpus.
-        done: samples that need no more work.
-        failed: of those, at most in any store: whose image could not be read.
-        samples_per_second: of reading and encoding, measured on a few images; infinite when there is nothing to do.
-        bytes_to_write: of all stores; kept images are guessed.
-        precisions: of each unfinished store, and why that one, in words.
+        failed: of the samples done, at most in any store: whose image could not be read.
         spans: what is to be computed, each a range of rows of whole units of every store.
         work: what computes it.
     """
 
     stores: list[StoreWriter]
     unfinished: list[StoreWriter]
-    rows: int
-    done: int
     failed: int
-    samples_per_second: float
-    bytes_to_write: int
-    precisions: list[str]
     spans: list[range]
     work: ExtractionWork
-
-    @property
-    def bytes_free(self) -> int:
-        return self.unfinished[0].bytes_free
-
-    @property
-    def seconds(self) -> float:
-        """Expected, if no row can be taken from another store."""
-        return (self.rows - self.done) / self.samples_per_second
 
 
 @contextlib.contextmanager
@@ -85,41 +95,99 @@ def planned(
         refuse_small_disks(
             [(at, made) for at, made, found in zip(places, manifests, claimed, strict=True) if not found]
         )
-        images = FewImages(corpus, settings.recipe, pool)
-        stores, jobs, precisions, encoding, reading = [], [], [], 0.0, 0.0
+        trial = _Trial(FewImages(corpus, settings.recipe, pool), settings)
+        stores, jobs = [], []
         for place, manifest, encoder, store in zip(places, manifests, encoders, claimed, strict=True):
             if store is None or not store.sealed:
-                pixels, seconds = images.first(encoder.preprocess)
-                made, why = how_computed(place.path, store, encoder, images, settings)
-                manifest = manifest.changed(extraction=made)
-                encoding += settings.recipe.count * rehearse(encoder, manifest, pixels)
-                reading = max(reading, seconds)
+                manifest = trial.of(place, store, manifest, encoder)
                 store = store or _created(place, manifest, settings.overwrite)
                 job = Job(encoder, store, corpus, saves=saves)
                 job.forget_changed(pool)
                 jobs.append(job)
-                precisions.append(f"{made.precision} ({why})")
             stores.append(store)
-        # A GPU encodes while the cores read; without one they do one after the other.
-        a_sample = reading + encoding if settings.processor == "cpu" else max(reading, encoding)
-        yield _plan(stores, precisions, Pass(corpus, jobs, settings), a_sample, saves)
+        yield _plan(stores, trial, Pass(corpus, jobs, settings), saves)
 
 
-def _plan(
-    stores: list[StoreWriter], precisions: list[str], opened: Pass, a_sample: float, saves: bool
-) -> ExtractionPlan:
-    """What is left to do for what is `opened`, at so many seconds `a_sample`."""
+def foreseen(
+    corpus: Corpus,
+    encoders: Sequence[Encoder],
+    outs: Sequence[str | os.PathLike[str]] | None,
+    settings: ExtractSettings,
+) -> Foreseen:
+    """What the plan would be; refused as it would be, and nothing is written."""
+    manifests = [manifest_of(corpus, encoder, settings) for encoder in encoders]
+    places = _one_each(outs or [default_store_path(manifest) for manifest in manifests], encoders)
+    size, paths, wanted = 0, list[str](), np.zeros(len(corpus), bool)
+    with ThreadPoolExecutor(settings.readers) as pool:
+        looked = [look(at.path, made, settings.overwrite) for at, made in zip(places, manifests, strict=True)]
+        found = _unchanged([store for store, _ in looked], corpus, settings, pool)
+        new = [(at, made) for at, made, store in zip(places, manifests, found, strict=True) if not store]
+        refuse_small_disks(new)
+        trial = _Trial(FewImages(corpus, settings.recipe, pool), settings, keep=False)
+        for place, manifest, encoder, store, (_, pending) in zip(
+            places, manifests, encoders, found, looked, strict=True
+        ):
+            pending = pending if store else np.ones(len(corpus), bool)
+            if store is None or pending.any() or not store.sealed:
+                trial.of(place, store, manifest, encoder)
+                wanted |= pending
+                size += store_bytes(manifest) * int(pending.sum()) // len(corpus)
+                paths.append(str(place.path))
+    return Foreseen(
+        places=paths,
+        rows=len(corpus),
+        done=len(corpus) - int(wanted.sum()),
+        samples_per_second=1 / trial.seconds if paths else math.inf,
+        bytes_to_write=size,
+        bytes_free=shutil.disk_usage(nearest(places[0].root.parent)).free,
+        precisions=trial.precisions,
+    )
+
+
+class _Trial:
+    """What a few images say: of each store that is not finished, how its features are computed; and how fast that is.
+
+    Attributes:
+        precisions: of each, and why that one, in words.
+    """
+
+    def __init__(self, images: FewImages, settings: ExtractSettings, keep: bool = True):
+        self._images, self._settings, self._keep = images, settings, keep
+        self._reading = self._encoding = 0.0
+        self.precisions = list[str]()
+
+    def of(self, place: Files, store: FeatureStore | None, manifest: Manifest, encoder: Encoder) -> Manifest:
+        """The manifest, which now says how the features are computed; the encoder is in that precision."""
+        pixels, seconds = self._images.first(encoder.preprocess)
+        made, why = how_computed(place.path, store, encoder, self._images, self._settings, self._keep)
+        manifest = manifest.changed(extraction=made)
+        self._encoding += self._settings.recipe.count * rehearse(encoder, manifest, pixels)
+        self._reading = max(self._reading, seconds)
+        self.precisions.append(f"{made.precision} ({why})")
+        return manifest
+
+    @property
+    def seconds(self) -> float:
+        """Of a sample, by all encoders. A GPU encodes while the cores read; without one they do one after the other."""
+        on_cpu = self._settings.processor == "cpu"
+        return self._reading + self._encoding if on_cpu else max(self._reading, self._encoding)
+
+
+def _plan(stores: list[StoreWriter], trial: _Trial, opened: Pass, saves: bool) -> ExtractionPlan:
+    """What is left to do for what is `opened`."""
     corpus, jobs, unfinished = opened.corpus, opened.jobs, [job.store for job in opened.jobs]
     left = {span: sum(map(opened.wants, span)) for span in _spans(len(corpus), jobs)}
     return ExtractionPlan(
         stores=stores,
         unfinished=unfinished,
+        places=[str(store.path) for store in unfinished],
         rows=len(corpus),
         done=len(corpus) - sum(left.values()),
         failed=max((job.failed for job in jobs), default=0),
-        samples_per_second=1 / a_sample if jobs else math.inf,
+        samples_per_second=1 / trial.seconds if jobs else math.inf,
         bytes_to_write=sum(store_bytes(s.manifest) * len(s.pending_chunks()) // s.chunks for s in unfinished),
-        precisions=precisions,
+        bytes_free=unfinished[0].bytes_free if unfinished else 0,
+        precisions=trial.precisions,
         spans=[span for span, rows in left.items() if rows],
         work=ExtractionWork(
             corpus=corpus.spec,
@@ -155,6 +223,13 @@ def _claimed(
         ValueError: another store is there, or one of images that have changed since, and they are not to be replaced.
     """
     found = [claim(place.path, made, settings.overwrite, held) for place, made in zip(places, manifests, strict=True)]
+    return _unchanged(found, corpus, settings, pool)
+
+
+def _unchanged(
+    found: Sequence[StoreWriter | None], corpus: Corpus, settings: ExtractSettings, pool: ThreadPoolExecutor
+) -> list[StoreWriter | None]:
+    """Without those of images that have changed since. Raises ValueError where these are not to be replaced."""
     changed = changed_images([store for store in found if store], corpus, pool)
     if changed and not settings.overwrite:
         raise ValueError("; ".join(changed.values()))

@@ -83,10 +83,12 @@ def how_computed(
     encoder: Encoder,
     images: FewImages,
     settings: ExtractSettings,
+    keep: bool = True,
 ) -> tuple[ExtractionRecord, str]:
     """How the store's features are computed, as its manifest records it, and why in that precision, in words.
 
-    An interrupted store goes on as it was begun, one that is replaced is made as it was.
+    An interrupted store goes on as it was begun, one that is replaced is made as it was. A precision that is measured is
+    kept for the encoder's later stores, unless `keep` is False.
 
     Raises:
         ValueError: the store was begun in half precision on another kind of machine.
@@ -105,6 +107,7 @@ def how_computed(
             machine,
             settings.precision,
             lambda: fastest_faithful(encoder, images.spread(encoder.preprocess), batch, settings.processor),
+            keep=keep,
         )
     checked: dict[str, Any] = {"cosine": None, "checked": None} if is_half(name) else {"cosine": 1.0}
     record = ExtractionRecord(batch_size=batch, device=settings.processor, machine=machine, precision=name, **checked)

@@ -107,6 +107,9 @@ def _raise_unless_absent(error: OSError) -> None:
         raise error
 
 
+BUSY = "{}: another process is writing this store; wait for it, or choose another --out"
+
+
 class _OnlyWriter(filelock.FileLock):
     """The operating system lets go of it when the process dies."""
 
@@ -118,9 +121,7 @@ class _OnlyWriter(filelock.FileLock):
         try:
             self.acquire()
         except filelock.Timeout:
-            raise ValueError(
-                f"{self._store}: another process is writing this store; wait for it, or choose another --out"
-            ) from None
+            raise ValueError(BUSY.format(self._store)) from None
         return self
 
 

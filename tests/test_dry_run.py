@@ -1,0 +1,195 @@
+"""`--dry-run`: nothing is written anywhere, and what the command would refuse is refused in the same words."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import distill
+import featcache
+from featcache_cli import programs
+
+ENCODER = "dry_run_models:encoder"
+MODELS = """
+import torch
+from featcache import Encoder, Preprocess
+
+class Mean(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, images):
+        return images.mean((2, 3)) @ self.scale.T + torch.arange(4)
+
+class Named(Mean):
+    def forward(self, images):
+        return {"embedding": super().forward(images)}
+
+def student():
+    return Mean()
+
+def encoder():
+    preprocess = Preprocess(resize=8, crop=8, size=8)
+    return Encoder(name="mine", module=Named(), preprocess=preprocess, fields={"embedding": 4}, output="mean")
+"""
+EXTRACT = f"featcache extract photos --teacher {ENCODER} --device cpu --out new/t.zarr"
+FIT = (
+    "distill fit --store t.zarr --corpus photos --student dry_run_models:student --out runs/a --method mse --epochs 2 "
+    "--batch-size 4 --device cpu --set keep_checkpoints=0.5 --set holdout=0.4"
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working folder with pictures, and $FEATCACHE_HOME in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "dry_run_models", raising=False)
+    (tmp_path / "dry_run_models.py").write_text(MODELS)
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def command(line: str) -> tuple[int, str, str]:
+        program, *arguments = shlex.split(line)
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            getattr(programs, f"run_{program}")()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return command
+
+
+def tree(folder: Path) -> dict[str, object]:
+    """Every file's bytes and time, and every folder."""
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def dry(command, folder):
+    """Run a command with --dry-run: it writes nothing; what it says, and the JSON of it."""
+
+    def dry(line: str, code: int = 0) -> tuple[str, dict]:
+        before = tree(folder)
+        found, out, err = command(f"{line} --dry-run --json -")
+        assert tree(folder) == before
+        assert found == code, out + err
+        assert ("nothing was written" in err) == (code == 0)
+        return err, json.loads(out) if code == 0 else {}
+
+    return dry
+
+
+def make_store(folder: Path, name: str = "t.zarr") -> featcache.FeatureStore:
+    return featcache.extract("photos", ENCODER, folder / name, device="cpu", precision="fp32")
+
+
+def refused(line: str, dry, command) -> str:
+    """What both say, the dry run and the command."""
+    said, _ = dry(line, code=2)
+    code, _, really = command(line)
+    errors = [[each for each in of.splitlines() if "error" in each.lower()] for of in (said, really)]
+    assert code == 2
+    assert errors[0] == errors[1] != []
+    return errors[0][0]
+
+
+def test_extract_says_what_it_would_do(dry, folder):
+    said, plan = dry(EXTRACT)
+    assert plan["dry_run"]
+    assert (plan["images"], plan["classes"], plan["rows_to_do"], plan["stores"]) == (12, 2, 12, ["new/t.zarr"])
+    assert plan["passed_over"]
+    assert plan["seconds"] > 0
+    assert plan["bytes"] > 12 * 4 * 2
+    assert "12 of 12 rows to do" in said
+    assert "passed over: " in said
+    assert "precision: " in said
+
+
+def test_extract_knows_what_is_there(dry, folder):
+    store = make_store(folder, "new/t.zarr")
+    said, plan = dry(EXTRACT)
+    assert (plan["rows_to_do"], plan["stores"]) == (0, [])
+    assert "nothing to compute: all 12 rows are there" in said
+    chunk = next(path for path in (store.path / "embedding" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(b"\0" * chunk.stat().st_size)
+    assert dry(EXTRACT)[1]["rows_to_do"] == 12
+
+
+def test_extract_refuses_as_it_would(dry, command, folder):
+    make_store(folder)
+    assert "changed since" in refuse_after_change(dry, command, folder)
+    assert "already exists and is not a store" in refused(
+        f"featcache extract photos --teacher {ENCODER} --out runs-not --device cpu".replace("runs-not", "photos"),
+        dry,
+        command,
+    )
+    assert "gives embedding" in refused(f"{EXTRACT} --fields embedding,tokens", dry, command)
+    assert "nowhere" in refused(EXTRACT.replace("photos", "nowhere"), dry, command)
+    assert "would lie inside a store" in refused(EXTRACT.replace("new/", "t.zarr/"), dry, command)
+
+
+def refuse_after_change(dry, command, folder) -> str:
+    picture = folder / "photos" / "cat" / "0.png"
+    was = picture.read_bytes()
+    Image.new("RGB", (9, 9)).save(picture)
+    said = refused(EXTRACT.replace("new/", ""), dry, command)
+    picture.write_bytes(was)
+    return said
+
+
+def test_fit_says_what_it_would_do(dry, folder):
+    make_store(folder)
+    said, plan = dry(FIT)
+    assert (plan["samples"], plan["held_out"], plan["steps"], plan["done"]) == (7, 5, 2, 0)
+    assert (plan["snapshots"], plan["snapshot_bytes"]) == (2, 48)
+    assert plan["seconds"] > 0
+    assert plan["precision"] == "fp32"
+    assert "students kept on the way: 2 of 0.0 MB" in said
+    assert "about" in said
+
+
+def test_fit_knows_what_is_there(dry, command, folder):
+    make_store(folder)
+    assert command(FIT)[0] == 0
+    said, plan = dry(FIT)
+    assert (plan["steps"], plan["done"], plan["seconds"]) == (2, 2, 0.0)
+    assert "nothing is left to train" in said
+
+
+def test_fit_refuses_as_it_would(dry, command, folder):
+    make_store(folder)
+    (folder / "a-file").touch()
+    (folder / "full").mkdir()
+    (folder / "full" / "mine.txt").touch()
+    assert "a-file: is a file" in refused(FIT.replace("runs/a", "a-file"), dry, command)
+    assert "lies below a file" in refused(FIT.replace("runs/a", "a-file/run"), dry, command)
+    assert "is not empty and holds no run" in refused(FIT.replace("runs/a", "full"), dry, command)
+    assert "batch_size" in refused(FIT.replace("--batch-size 4", "--batch-size 0"), dry, command)
+    assert "missing.zarr" in refused(FIT.replace("t.zarr", "missing.zarr"), dry, command)
+
+
+def test_a_rehearsal_changes_neither_weights_nor_random_numbers(folder):
+    make_store(folder)
+    given = {"student": "tiny", "method": "mse", "epochs": 2, "batch_size": 4, "device": "cpu"}
+    plain = distill.fit("t.zarr", "photos", out="runs/plain", **given)
+    told = distill.fit("t.zarr", "photos", out="runs/told", announce=lambda plan: None, **given)
+    for name in ("student.safetensors", "mapping.safetensors"):
+        assert (plain.path / name).read_bytes() == (told.path / name).read_bytes()
