@@ -8,15 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.exporting.export import Exported, export
+    from distill.exporting.int8 import Calibration
     from distill.methods import load_method
     from distill.training.config import FitConfig
     from distill.training.fit import fit, preview
     from distill.training.run import Run
     from distill.training.runs import RunState, runs, watch
 
-__all__ = ["Exported", "FitConfig", "Run", "RunState", "export", "fit", "load_method", "preview", "runs", "watch"]
+__all__ = [
+    "Calibration",
+    "Exported",
+    "FitConfig",
+    "Run",
+    "RunState",
+    "export",
+    "fit",
+    "load_method",
+    "preview",
+    "runs",
+    "watch",
+]
 
 _MODULE_OF = {
+    "Calibration": "exporting.int8",
     "Exported": "exporting.export",
     "FitConfig": "training.config",
     "Run": "training.run",

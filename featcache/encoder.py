@@ -36,6 +36,7 @@ class Encoder:
         output: which layer and pooling each field is, in words; part of the fingerprint.
         files: local files that the weights were loaded from, where known.
         classes: names of the columns of its "logits", where known.
+        own_precision: it computes in one way alone, as an ONNX file does, and is given images in float32.
         reload: loads it again, in another process say; None for one that a program made by hand.
     """
 
@@ -46,6 +47,7 @@ class Encoder:
     output: str
     files: tuple[str, ...] = ()
     classes: Sequence[str] | None = None
+    own_precision: bool = False
     reload: "Callable[[], Encoder] | None" = field(default=None, init=False, repr=False)
     device: torch.device = field(default=torch.device("cpu"), init=False)
     _exact: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # while they are rounded
@@ -70,6 +72,7 @@ class Encoder:
             output=model.output,
             files=model.files,
             classes=model.classes,
+            own_precision=model.own_precision,
         )
 
     @property

@@ -35,6 +35,7 @@ from featcache_cli.screen import (
     would,
     write_json,
 )
+from featcache_cli.speed import speed
 from featcache_cli.sweep import sweep
 
 METHOD = "centred"
@@ -311,7 +312,11 @@ class RunFormat(StrEnum):
 
 
 class ExportPrecision(StrEnum):
-    fp32, fp16 = "fp32", "fp16"
+    fp32, fp16, int8 = "fp32", "fp16", "int8"
+
+
+class CalibrationMethod(StrEnum):
+    percentile, minmax, entropy = "percentile", "minmax", "entropy"
 
 
 @app.command("export")
@@ -322,8 +327,31 @@ def export_run(
         RunFormat, typer.Option(help="safetensors for plain timm or torch; ONNX for any batch size.")
     ] = RunFormat.safetensors,
     precision: Annotated[
-        ExportPrecision, typer.Option(help="fp16: float16 weights; ONNX computes in it too, between float32 ends.")
+        ExportPrecision,
+        typer.Option(
+            help="fp16: float16 weights; ONNX computes in it too, between float32 ends. int8: of ONNX, in whole numbers."
+        ),
     ] = ExportPrecision.fp32,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS", help="For int8: images like those it will see; others of them measure the loss."
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(help="At most so many calibrate, and as many measure.", show_default="256")
+    ] = None,
+    calibration_method: Annotated[
+        CalibrationMethod | None,
+        typer.Option(
+            help="The range that counts: of 99.999 % of the numbers seen, all of them, or where least is lost.",
+            show_default="percentile",
+        ),
+    ] = None,
+    calibration_seed: Annotated[int | None, typer.Option(help="Chooses the images.", show_default="0")] = None,
+    any_loss: Annotated[
+        bool, typer.Option("--any-loss", help="Keep an int8 file however far from the student.")
+    ] = False,
     with_preprocessing: Annotated[
         bool,
         typer.Option(
@@ -344,8 +372,19 @@ def export_run(
     """Write a student as files that load without featcache, with a model card.
 
     [dim]distill export runs/a student/ --format onnx --result knn.json[/dim]
+    [dim]distill export runs/a small/ --format onnx --precision int8 --calibration photos/[/dim]
     """
     import distill
+
+    asked = {
+        "images": calibration_images,
+        "method": calibration_method.value if calibration_method else None,
+        "seed": calibration_seed,
+    }
+    settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if settings and calibration is None:
+        raise typer.BadParameter("give --calibration CORPUS, whose images these choose from")
+    calibrating = distill.Calibration(corpus=calibration, **settings) if calibration is not None else None
 
     with screen.status(f"exporting to {format.value}"):
         made = distill.export(
@@ -357,12 +396,15 @@ def export_run(
             unfinished=unfinished,
             trust_code=trust_code,
             results=result or [],
+            calibration=calibrating,
+            any_loss=any_loss,
         )
-    screen.print(
-        f"[green]exported[/] {shown(made.path)}: {', '.join(made.files)}; loaded again, it differs from the student by at most "
-        f"{made.max_difference:.1e} of an embedding's length",
-        highlight=False,
+    found = (
+        f"loaded again, it differs from the student by at most {made.max_difference:.1e} of an embedding's length"
+        if made.loss is None
+        else shown(made.loss)
     )
+    screen.print(f"[green]exported[/] {shown(made.path)}: {', '.join(made.files)}; {found}", highlight=False)
     summary = {
         "run": str(run),
         "out": str(made.path),
@@ -370,12 +412,14 @@ def export_run(
         "precision": precision.value,
         "files": list(made.files),
     }
-    write_json({"command": "export", **summary, "max_difference": made.max_difference}, to_json)
+    loss = {"loss": asdict(made.loss)} if made.loss else {}
+    write_json({"command": "export", **summary, "max_difference": made.max_difference, **loss}, to_json)
 
 
 app.command()(sweep)
 app.command()(ls)
 app.command()(watch)
+app.command()(speed)
 app.command(cls=ListsPlugins)(mapping)
 
 

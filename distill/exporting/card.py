@@ -1,11 +1,13 @@
 """The model card of an export: who taught it, on what, how, how well, and how to load it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from torch import Tensor
 
 from distill.training.run import Run
 from featcache.inputs.images import Preprocess
@@ -14,22 +16,36 @@ from featcache.store import FeatureStore
 from featcache.student import Student
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A student's files in a folder, apart from the card.
+
+    Attributes:
+        loading: Python that makes `model` from the files in `folder`.
+        load: runs it.
+        sections: of the card, about these files.
+    """
+
+    loading: str
+    load: Callable[[], Callable[[Tensor], Tensor]]
+    sections: Sequence[str] = ()
+
+
 def write_card(
     path: Path,
     run: Run,
     record: dict[str, Any],
     student: Student,
     *,
-    loading: str,
-    difference: float,
+    written: Written,
+    checked: str,
     results: Sequence[dict[str, Any]],
 ) -> None:
     """Write the card as Markdown.
 
     Args:
         record: `student.json`.
-        loading: Python that makes `model` from the files in `folder`.
-        difference: largest found between the exported model and the student.
+        checked: how close it was found to be to the student.
         results: contents of evalsuite's result files.
     """
     at = record.get("snapshot", {})
@@ -64,16 +80,19 @@ def write_card(
             ],
         ),
         "## Loading",
-        'Without featcache, from the folder that this file lies in:\n\n```python\nfolder = "."\n' + loading + "\n```",
-        f"Checked when it was written: at most {difference:.1e} of an embedding's length from the student's.",
+        'Without featcache, from the folder that this file lies in:\n\n```python\nfolder = "."\n'
+        + written.loading
+        + "\n```",
+        f"Checked when it was written: {checked}.",
         "## Preprocessing",
         f"```python\n{preprocessing_code(preprocess)}\n```",
         f"`{student.gives} = model(pixels(Image.open(path)))`. featcache itself rounds the crop to whole pixels of the resized "
         "image, so a border may differ by a pixel.",
+        *written.sections,
         "## Metrics",
         *_metrics(run, results, at.get("step")),
         "## Training",
-        f"```toml\n{tomli_w.dumps({key: _public(value) for key, value in config.items()})}```",
+        f"```toml\n{tomli_w.dumps({key: public(value) for key, value in config.items()})}```",
         "## Licence",
         _licence(teacher, str(config.get("student", "")), bool(config.get("pretrained"))),
     ]
@@ -109,7 +128,7 @@ def _data(config: dict[str, Any]) -> list[str]:
             rows = f"{len(store.ok):,} images, {len(store.failed):,} failed and left out"
         except (ValueError, OSError, IndexError):
             rows = "its store can no longer be read"
-        lines.append(f"{_public(corpus)}: {rows}")
+        lines.append(f"{public(corpus)}: {rows}")
     return lines
 
 
@@ -150,10 +169,10 @@ def _licence(teacher: str, student: str, pretrained: bool) -> str:
     return text
 
 
-def _public(value: Any) -> Any:
+def public(value: Any) -> Any:
     """Without the folders of this machine: of an absolute path only the last part."""
     if isinstance(value, list):
-        return [_public(item) for item in value]
+        return [public(item) for item in value]
     return re.sub(r"(^|:)/(?:[^/]+/)*([^/]+)/?$", r"\1\2", value) if isinstance(value, str) else value
 
 

@@ -4,18 +4,20 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.exporting.card import write_card
+from distill.exporting.card import public, write_card
+from distill.exporting.int8 import LEAST_COSINE, Calibration, Loss, loss, quantise, some_images
 from distill.exporting.onnx import Preprocessed, write_onnx
+from distill.exporting.safetensors import write_safetensors
 from distill.training.run import Run
 from featcache.disk.durable import appearing
 from featcache.inputs.images import Preprocess
@@ -23,7 +25,7 @@ from featcache.run_folder import split_spec
 from featcache.student import Student, load_student
 
 FORMATS = ("safetensors", "onnx")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 LARGEST_DIFFERENCE = {
     ("safetensors", "fp32"): 1e-5,
     ("onnx", "fp32"): 1e-4,
@@ -43,11 +45,13 @@ class Exported:
         files: their names.
         max_difference: largest distance between one of its embeddings and the student's, as a share of the latter's
             length, on the images it was checked with.
+        loss: of precision "int8", what that cost.
     """
 
     path: Path
     files: tuple[str, ...]
     max_difference: float
+    loss: Loss | None = None
 
 
 def export(
@@ -60,12 +64,14 @@ def export(
     unfinished: bool = False,
     trust_code: bool = False,
     results: Sequence[str | os.PathLike[str]] = (),
+    calibration: Calibration | None = None,
+    any_loss: bool = False,
 ) -> Exported:
     """Write the student of a run, or of `FOLDER@epoch=N` one that it kept on the way, to a new folder, which appears whole or
     not at all.
 
-    "safetensors": `model.safetensors`, `config.json` (timm's own layout for timm models) and `README.md`, whose code
-    loads it without featcache. "onnx": `model.onnx` for normalised float32 images (batch, 3, S, S), any batch size,
+    "safetensors": `model.safetensors`, `config.json` (timm's own layout for timm models), `hubconf.py` for `torch.hub` and
+    `README.md`, whose code loads it without featcache. "onnx": `model.onnx` for normalised float32 images (batch, 3, S, S), any batch size,
     the preprocessing in its metadata, and `README.md`. Either is loaded again and compared with the student.
 
     Args:
@@ -76,17 +82,15 @@ def export(
         unfinished: of a run that is not finished, write the student of its newest checkpoint.
         trust_code: a student MODULE:CALLABLE that the folder names may be imported.
         results: result files of evalsuite, for the model card.
+        calibration: of "int8", the images that its rounding is chosen by.
+        any_loss: keep an "int8" file also where its mean cosine to the student is below `int8.LEAST_COSINE`.
 
     Raises:
         ValueError: the run is not finished and `unfinished` not set, or there is no checkpoint; `out` exists, or a
-        result file is none; nothing has been written.
+        result file is none, or the calibration has no images; nothing has been written.
         RuntimeError: what was written does not give what the student gives; it has been removed.
     """
-    for name, given, known in (("format", format, FORMATS), ("precision", precision, PRECISIONS)):
-        if given not in known:
-            raise ValueError(f"unknown {name} {given!r}; known: {', '.join(known)}")
-    if with_preprocessing and format != "onnx":
-        raise ValueError("preprocessing can be put into ONNX files only; give format onnx, or leave it out")
+    _refuse(format, precision, with_preprocessing, calibration)
     spec, out = run.path if isinstance(run, Run) else run, Path(out)
     folder, snapshot, _ = split_spec(spec)
     run = Run(folder)
@@ -97,25 +101,72 @@ def export(
     preprocess = Preprocess.from_dict(record["preprocess"])
     evaluated = [_read_result(path) for path in results]
 
+    images = some_images(calibration, preprocess) if calibration else None
+
     with appearing(out, folder=True) as part:
         part.mkdir()
-        if format == "onnx":
-            loading, load = write_onnx(part, copy.deepcopy(student), record, precision, with_preprocessing)
-        else:
-            loading, load = _write_safetensors(part, student, record, precision)
-        difference, limit = (
-            _largest_difference(student, load, preprocess, with_preprocessing),
-            LARGEST_DIFFERENCE[format, precision],
-        )
-        if not difference <= limit:
-            raise RuntimeError(
-                f"{out}: the {format} model differs from the student by {difference:.1e} of an embedding's length, more "
-                f"than {limit:.0e}; nothing was kept"
+        lost = None
+        if format == "safetensors":
+            written = write_safetensors(part, student, record, precision, pictures(2, preprocess))
+        elif calibration and images:
+            rounding = partial(quantise, pixels=images[0], preprocess=preprocess, method=calibration.method)
+            written = write_onnx(part, copy.deepcopy(student), record, precision, quantise=rounding)
+            lost = loss(
+                student.deployed,
+                written.load(),
+                images[1],
+                preprocess,
+                corpus=calibration.corpus,
+                calibrated=len(images[0]),
             )
-        write_card(part / "README.md", run, record, student, loading=loading, difference=difference, results=evaluated)
+        else:
+            written = write_onnx(part, copy.deepcopy(student), record, precision, with_preprocessing)
+        if lost:
+            difference, checked = lost.difference, str(replace(lost, corpus=public(lost.corpus)))
+            _refuse_loss(out, lost, any_loss)
+        else:
+            difference = _largest_difference(student, written.load, preprocess, with_preprocessing)
+            checked = f"at most {difference:.1e} of an embedding's length from the student's"
+            _refuse_difference(out, format, precision, difference)
+        write_card(part / "README.md", run, record, student, written=written, checked=checked, results=evaluated)
         for file in part.iterdir():  # safetensors lets nobody else read its files
             file.chmod((part / "README.md").stat().st_mode)
-    return Exported(path=out, files=tuple(sorted(file.name for file in out.iterdir())), max_difference=difference)
+    files = tuple(sorted(file.name for file in out.iterdir()))
+    return Exported(path=out, files=files, max_difference=difference, loss=lost)
+
+
+def _refuse(format: str, precision: str, with_preprocessing: bool, calibration: Calibration | None) -> None:
+    """Raises ValueError for what does not go together."""
+    for name, given, known in (("format", format, FORMATS), ("precision", precision, PRECISIONS)):
+        if given not in known:
+            raise ValueError(f"unknown {name} {given!r}; known: {', '.join(known)}")
+    if with_preprocessing and format != "onnx":
+        raise ValueError("preprocessing can be put into ONNX files only; give format onnx, or leave it out")
+    if precision == "int8" and format != "onnx":
+        raise ValueError("int8 is for ONNX files; give format onnx, or precision fp16")
+    if precision == "int8" and with_preprocessing:
+        raise ValueError("int8 files take normalised images; leave the preprocessing out, or give precision fp32")
+    if (precision == "int8") != (calibration is not None):
+        raise ValueError(
+            "precision int8 and a calibration (images like those that it will see: a corpus) need each other"
+        )
+
+
+def _refuse_difference(out: Path, format: str, precision: str, difference: float) -> None:
+    limit = LARGEST_DIFFERENCE[format, precision]
+    if not difference <= limit:
+        raise RuntimeError(
+            f"{out}: the {format} model differs from the student by {difference:.1e} of an embedding's length, more "
+            f"than {limit:.0e}; nothing was kept"
+        )
+
+
+def _refuse_loss(out: Path, lost: Loss, any_loss: bool) -> None:
+    if not any_loss and not lost.cosine >= LEAST_COSINE:
+        raise RuntimeError(
+            f"{out}: {lost}, and less than {LEAST_COSINE} on average is too little; nothing was kept: calibrate on more images "
+            "or by another method, or keep it all the same (--any-loss)"
+        )
 
 
 def _newest(run: Run, trust_code: bool) -> tuple[Student, dict[str, Any]]:
@@ -167,35 +218,6 @@ def pictures(count: int, preprocess: Preprocess) -> Float[Tensor, "count 3 size 
     return preprocess.to_model(pixels(count, preprocess.size, preprocess.size)).contiguous()
 
 
-# -- safetensors ------------------------------------------------------------------------------------------
-
-
-def _write_safetensors(
-    folder: Path, student: Student, record: dict[str, Any], precision: str
-) -> tuple[str, Callable[[], Callable[[Tensor], Tensor]]]:
-    """Returns the code that loads it, and a way of running that very code."""
-    images = pictures(2, Preprocess.from_dict(record["preprocess"]))
-    alone = student.model.standalone(student.behind, record, images)
-    save_file(_tensors(alone.network, precision), folder / "model.safetensors", {"format": "pt", **alone.metadata})
-    _write_json(folder / "config.json", alone.config)
-
-    def load() -> Callable[[Tensor], Tensor]:
-        names: dict[str, Any] = {"folder": str(folder)}
-        exec(alone.code, names)
-        return names["model"]
-
-    return alone.code, load
-
-
-def _tensors(module: nn.Module, precision: str) -> dict[str, Tensor]:
-    """Copies that share no memory, floating-point ones in the precision."""
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
-    return {
-        key: value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
-        for key, value in module.state_dict().items()
-    }
-
-
 def _read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A result file of evalsuite.
 
@@ -211,7 +233,3 @@ def _read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: not a result file ({type(error).__name__}); write one with `evalsuite … --json {path}`"
         ) from None
     return record
-
-
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=2) + "\n")

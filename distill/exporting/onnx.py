@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from distill.exporting.card import Written
 from featcache.inputs.images import Preprocess
 from featcache.student import Student
 
@@ -100,9 +101,17 @@ class Half(nn.Module):
 
 
 def write_onnx(
-    folder: Path, student: Student, record: dict[str, Any], precision: str, with_preprocessing: bool
-) -> tuple[str, Callable[[], Callable[[Tensor], Tensor]]]:
-    """Write `model.onnx`; returns the code that loads it, and a way of running it.
+    folder: Path,
+    student: Student,
+    record: dict[str, Any],
+    precision: str,
+    with_preprocessing: bool = False,
+    quantise: Callable[[Path], None] | None = None,
+) -> Written:
+    """Write `model.onnx`.
+
+    Args:
+        quantise: what to do with the file of precision "int8", which has been written in fp32.
 
     Raises:
         ValueError: the packages of the extra `onnx` are missing.
@@ -134,12 +143,16 @@ def write_onnx(
     )
     assert program is not None
     program.save(str(file), external_data=False)
+    if quantise:
+        quantise(file)
     described = {
         "input": takes,
         "output": f"{student.gives}: float32 (batch, {student.gives_dim})",
+        "precision": precision,
         "preprocess": json.dumps(record["preprocess"]),
         "teacher": str(record.get("teacher", "")),
         "method": str(record.get("method", "")),
+        **({"classes": json.dumps(student.classes)} if student.classes else {}),
     }
     written = onnx.load(file)
     onnx.helper.set_model_props(written, described)
@@ -149,8 +162,9 @@ def write_onnx(
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(np.asarray(session.run(None, {name: images.numpy()})[0]))
 
-    return (
+    loading = (
         "import onnxruntime\n\n"
         'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
         f'model = lambda {name}: session.run(None, {{"{name}": {name}.numpy()}})[0]'
-    ), load
+    )
+    return Written(loading=loading, load=load)

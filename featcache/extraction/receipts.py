@@ -32,7 +32,7 @@ from featcache.specs import names_code
 
 YOUNG_NS = 2_000_000_000
 """No file system in use records times more coarsely."""
-_PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "pillow", "pillow-heif", "scikit-learn")
+_PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "onnxruntime", "pillow", "pillow-heif", "scikit-learn")
 _ENVIRONMENT = (
     "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TIMM_USE_OLD_CACHE", "FEATCACHE_MAX_PIXELS",
 )  # fmt: skip

@@ -22,7 +22,7 @@ from featcache.extraction.settings import ExtractSettings
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess
 from featcache.machine import machine_kind
-from featcache.precision import CANDIDATES
+from featcache.precision import CANDIDATES, FP32
 from featcache.store import FeatureStore
 from featcache.store.comparable import NAMES, is_half
 from featcache.store.layout import EMBEDDING, FLOAT16
@@ -91,7 +91,8 @@ def how_computed(
     kept for the encoder's later stores, unless `keep` is False.
 
     Raises:
-        ValueError: the store was begun in half precision on another kind of machine.
+        ValueError: the store was begun in half precision on another kind of machine, or the encoder has one precision and
+        is asked for another.
     """
     machine, batch = machine_kind(settings.processor), settings.batch
     if store is not None:
@@ -99,7 +100,11 @@ def how_computed(
         refuse_other_machine(path, made, machine)
         return made, "as it was begun"
     name, why = None, "as the store it replaces"
-    if settings.precision == "auto":
+    if encoder.own_precision:
+        if settings.precision not in ("auto", FP32.name):
+            raise ValueError(f"{encoder.name}: computes in its own precision alone; leave --precision out")
+        name, why = FP32.name, "what it is given and gives; inside, its own"
+    elif settings.precision == "auto":
         name = _of_replaced(path, encoder.fingerprint, machine)
     if name is None:
         name, why = settle(

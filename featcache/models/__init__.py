@@ -68,12 +68,17 @@ class Standalone:
         config: `config.json`.
         code: Python that makes `model`, in eval mode, of the files in `folder`.
         metadata: of `model.safetensors`.
+        maps: Python that makes `backbone` of those files, which gives the feature maps of images, finest first; "" where
+            the library has no such thing.
+        last_map: what the student itself has as the last one of the images that it was tried on.
     """
 
     network: nn.Module
     config: Mapping[str, Any]
     code: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    maps: str = ""
+    last_map: Tensor | None = None
 
 
 class Model(nn.Module):
@@ -88,6 +93,7 @@ class Model(nn.Module):
         output: of a teacher, which layer and pooling each field is, in words; part of the fingerprint.
         files: of a teacher, local files that the weights were loaded from, where known.
         classes: of a teacher, names of the columns of its "logits", where known.
+        own_precision: of a teacher, that it computes in one way alone, whatever it is asked for.
 
         image_size: of a student, px of the images that it was made for.
         record: of a student, "architecture" and what else `rebuild_model` needs.
@@ -103,6 +109,7 @@ class Model(nn.Module):
     output: str
     files: tuple[str, ...] = ()
     classes: Sequence[str] | None = None
+    own_precision: bool = False
 
     image_size: int
     record: Mapping[str, Any]

@@ -115,6 +115,8 @@ class TimmStudent(Model):
             code='import timm\n\nmodel = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()',
             # By this, `open_pretrained`'s callers know that the classifier gives the embedding.
             metadata={"embedding": "classifier"} if classifier and "classes" not in record else {},
+            maps='import timm\n\nbackbone = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True).eval()',
+            last_map=_last_map(self.body, images),
         )
 
 
@@ -353,6 +355,15 @@ def _set_to(projection: nn.Linear, layers: Sequence[nn.Module]) -> None:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_var is not None:
             layer.reset_parameters()
             layer.running_var.fill_(1 - layer.eps)
+
+
+@torch.no_grad()
+def _last_map(model: Any, images: Tensor) -> Tensor | None:
+    """The feature map (B, C, H, W) of a timm model's last stage or block; None where timm does not tell."""
+    if not hasattr(model, "forward_intermediates"):
+        return None
+    (found,) = model.forward_intermediates(images, indices=1, intermediates_only=True)
+    return found if isinstance(found, Tensor) and found.ndim == 4 else None
 
 
 def _config(model: Any, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """An exported student in a process that has no featcache gives what the student gives."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -14,53 +15,26 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from exported_runs import TEACHER, make_run_in
 from fit_cases import STEPS, STUDENT, Interrupted, interrupt_at
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from distill.exporting.int8 import Calibration
 from distill.exporting.onnx import Preprocessed
 from distill.training.run import Run
 from featcache.encoder import load_encoder
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, decode
-from featcache.store.from_arrays import write_store
-from featcache.student import make_student, open_student
+from featcache.models import Standalone
+from featcache.student import load_student, make_student, open_student
 
 MODULE = importlib.import_module("distill.exporting.export")  # the package's attribute of that name is the function
 export = MODULE.export
-TEACHER = Preprocess(resize=40, crop=36, size=36, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+WRITING = importlib.import_module("distill.exporting.safetensors")
 VIT = {"spec": "timm/vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
 BLOCKED = "import sys\nfor name in ('featcache', 'distill', 'evalsuite', 'featcache_cli'): sys.modules[name] = None\n"
-
-
-def make_run_in(folder, spec="tiny", embedding_dim=10, image_size=None, patch_size=None, name="run", classes=None):
-    """A finished run whose student's weights are random, norms' statistics too."""
-    torch.manual_seed(0)
-    student, _, record = make_student(
-        spec,
-        TEACHER,
-        embedding_dim=embedding_dim,
-        image_size=image_size,
-        patch_size=patch_size,
-        pretrained=False,
-        classes=classes,
-    )
-    for module in student.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
-    if not (folder / "teacher.zarr").exists():
-        write_store(folder / "teacher.zarr", np.ones((5, 4)))
-    run = Run(folder / name)
-    config = {"student": spec, "method": "tintem", "epochs": 2, "method_options": {"mapping_steps": 7}}
-    stores = {"store": str(folder / "teacher.zarr"), "corpus": "digits:train", "teacher": "abc123"}
-    run.open(config | stores, resume=False)
-    run.log([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "holdout/gram_pearson": 0.75}])
-    trained_on = {"samples": 4, "failed": 0, "held_out": 1, "views": "the plain view only"}
-    made = {"method": "tintem", "teacher": "timm/resnet18.a1_in1k", "trained_on": trained_on}
-    run.finish(student.state_dict(), record | made)
-    return run
 
 
 @pytest.fixture
@@ -76,11 +50,15 @@ def without_featcache(folders):
     """What the code in each folder's card makes of that folder's `images.npy`, in one process without this project."""
     script = BLOCKED + "import os, numpy as np, torch\n"
     for folder in folders:
-        script += f"os.chdir({str(folder)!r})\n" + code_blocks(folder / "README.md")[0]
-        script += (
-            "with torch.no_grad():\n"
-            "    np.save('embedding.npy', np.asarray(model(torch.from_numpy(np.load('images.npy')))))\n"
-        )
+        blocks = code_blocks(folder / "README.md")
+        script += f"os.chdir({str(folder)!r})\nimages = torch.from_numpy(np.load('images.npy'))\n" + blocks[0]
+        script += "with torch.no_grad(): np.save('embedding.npy', np.asarray(model(images)))\n"
+        if (folder / "hubconf.py").exists():
+            script += next(block for block in blocks if "torch.hub" in block)
+            script += "with torch.no_grad(): np.save('hub.npy', model(images))\n"
+            script += f"np.save('pixels.npy', model.preprocess(Image.open({str(folder.parent / 'picture.png')!r})))\n"
+        for block, made in zip([b for b in blocks if "features_only" in b], ("backbone", "again"), strict=False):
+            script += block + f"with torch.no_grad(): np.save('{made}.npy', {made}.eval()(images)[-1])\n"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
     return [torch.from_numpy(np.load(folder / "embedding.npy")) for folder in folders]
 
@@ -108,7 +86,8 @@ SETTINGS = ("format", "precision")
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     """Of each: what `export` says of it, what its own code gives in a bare process, what the student gives."""
-    folder = tmp_path_factory.mktemp("exports")
+    folder = tmp_path_factory.mktemp("exports, with a comma")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / "picture.png")
     exported, expected = {}, {}
     for number, (name, given) in enumerate(EXPORTS.items()):
         settings = {key: given[key] for key in SETTINGS if key in given}
@@ -128,11 +107,70 @@ def test_the_cards_own_code_gives_what_the_student_gives_without_featcache(expor
     exported, found, expected = exports[name]
     onnx = "ONNX" in name
     assert exported.files == (
-        ("README.md", "model.onnx") if onnx else ("README.md", "config.json", "model.safetensors")
+        ("README.md", "model.onnx") if onnx else ("README.md", "config.json", "hubconf.py", "model.safetensors")
     )
     apart = ((found - expected).norm(dim=1) / expected.norm(dim=1)).max()
     assert apart < (1e-2 if "float16" in name else 1e-4 if onnx else 1e-6)
     assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", [name for name in EXPORTS if "ONNX" not in name])
+def test_torch_hub_gives_the_student_with_its_preprocessing(exports, name):
+    exported, found, _ = exports[name]
+    np.testing.assert_array_equal(np.load(exported.path / "hub.npy"), found.numpy())
+    names = {}
+    exec(code_blocks(exported.path / "README.md")[1], names)
+    expected = names["pixels"](Image.open(exported.path.parent / "picture.png"))
+    np.testing.assert_array_equal(np.load(exported.path / "pixels.npy"), expected.numpy())
+
+
+LAST = {
+    "timm convnet": "layer4",
+    "timm transformer": "blocks",
+    "timm with two classifiers": "blocks",
+    "timm with a batch norm before two classifiers": "stages",
+    "timm convnet in float16": "blocks",
+    "timm with classes": "blocks",
+}
+"""The module whose output is the last map, before all norms and heads."""
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_last_feature_map_is_the_students_own(exports, name):
+    exported, number = exports[name][0], [*EXPORTS].index(name)
+    student, seen = load_student(exported.path.parent / f"run{number}")[0], []
+    student.body.get_submodule(LAST[name]).register_forward_hook(lambda _, given, output: seen.append(output))
+    with torch.no_grad():
+        student(torch.from_numpy(np.load(exported.path / "images.npy")))
+    own = seen[0]
+    if own.ndim == 3:  # tokens of a transformer, the last 16 those of patches
+        own = (
+            own[:, -16 if "two" not in name else -4 :]
+            .transpose(1, 2)
+            .unflatten(2, (4, 4) if "two" not in name else (2, 2))
+        )
+    for made in ("backbone", "again"):  # from `local-dir:`, from a `checkpoint_path`
+        found = torch.from_numpy(np.load(exported.path / f"{made}.npy"))
+        atol = (1e-2 if "float16" in name else 1e-5) * float(own.abs().max())
+        torch.testing.assert_close(found, own, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("tiny", "tiny is no model that timm loads by itself"), ("transformer in ONNX", "")]
+)
+def test_the_card_says_where_there_are_no_feature_maps(exports, name, said):
+    card = (exports[name][0].path / "README.md").read_text()
+    assert ("None by timm's `features_only`: " + said in card) if said else "Feature maps" not in card
+
+
+def test_what_timm_gives_no_maps_of_is_said(tmp_path):
+    alone = Standalone(network=torch.nn.Identity(), config={}, code="", maps="raise RuntimeError('none of it')")
+    record = {"architecture": "timm/some"}
+    said = WRITING._of_maps(tmp_path, alone, record, torch.zeros(1, 3, 8, 8), "fp32")
+    assert "None by timm's `features_only`: timm has no such thing for timm/some (RuntimeError: none of it)" in said
+    other = dataclasses.replace(alone, maps="backbone = lambda images: [images]", last_map=torch.ones(1, 3, 8, 8))
+    said = WRITING._of_maps(tmp_path, other, record, torch.zeros(1, 3, 8, 8), "fp32")
+    assert "the last one is not what timm's `forward_intermediates` gives of the student" in said
 
 
 @pytest.mark.parametrize("name", [name for name in EXPORTS if name.startswith("timm")])
@@ -351,6 +389,10 @@ def test_modules_of_the_users_own_and_open_clip_say_how_they_are_built(make_run,
     monkeypatch.syspath_prepend(tmp_path)
     export(make_run("own_student:make"), tmp_path / "out", trust_code=True)
     assert "from own_student import make" in code_blocks(tmp_path / "out" / "README.md")[0]
+    assert "The module `own_student` is your own code" in (tmp_path / "out" / "README.md").read_text()
+    shutil.copy(tmp_path / "own_student.py", tmp_path / "out")
+    script = BLOCKED + "import torch\ntorch.hub.load('out', 'student', source='local')(torch.zeros(1, 3, 36, 36))"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
     export(make_run("open_clip/ViT-S-32-alt", image_size=32, name="clip"), tmp_path / "clip-out")
     assert "open_clip.create_model(" in code_blocks(tmp_path / "clip-out" / "README.md")[0]
 
@@ -453,6 +495,7 @@ def test_nothing_is_left_when_the_exported_model_differs(make_run, tmp_path, mon
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_run, tmp_path):
     run = make_run()
+    (tmp_path / "empty").mkdir()
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.toml").write_text("")
     (tmp_path / "bad.json").write_text('{"command": "knn"}')
@@ -461,7 +504,15 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_run,
         ({"run": tmp_path / "unfinished"}, "holds no finished student .*; finish it with `distill fit … --resume`"),
         ({"run": tmp_path / "nowhere"}, "holds no finished student .*; make one with"),
         ({"format": "pickle"}, "unknown format 'pickle'; known: safetensors, onnx"),
-        ({"precision": "int8"}, "unknown precision 'int8'; known: fp32, fp16"),
+        ({"precision": "int4"}, "unknown precision 'int4'; known: fp32, fp16, int8"),
+        ({"precision": "int8"}, "int8 is for ONNX files; give format onnx"),
+        ({"precision": "int8", "format": "onnx"}, "precision int8 and a calibration .* need each other"),
+        ({"format": "onnx", "calibration": Calibration(corpus="digits:test")}, "need each other"),
+        ({"precision": "int8", "format": "onnx", "with_preprocessing": True}, "int8 files take normalised images"),
+        (
+            {"precision": "int8", "format": "onnx", "calibration": Calibration(corpus=str(tmp_path / "empty"))},
+            "no images",
+        ),
         ({"with_preprocessing": True}, "preprocessing can be put into ONNX files only; give format onnx"),
         ({"out": tmp_path / "run"}, "exists; choose another name or remove it"),
         ({"results": [tmp_path / "bad.json"]}, r"bad\.json: not a result file \(KeyError\)"),

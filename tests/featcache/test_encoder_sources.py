@@ -166,7 +166,10 @@ def test_weights_of_another_model_are_refused(small, tmp_path):
         ("timm/resnet50.nosuchtag", r"no such pretrained weights; did you mean .*resnet50\..*timm/resnet50:WEIGHTS"),
         ("timm/resnet18:none.safetensors", "none.safetensors: no such weights file"),
         ("tim/resnet18", "unknown encoder 'tim'; did you mean timm"),
-        ("resnet18", "is not SOURCE/NAME; sources: builtin, conv_autoencoder, open_clip, python, run, timm, tiny"),
+        (
+            "resnet18",
+            "is not SOURCE/NAME; sources: builtin, conv_autoencoder, onnx, open_clip, python, run, timm, tiny",
+        ),
     ],
 )
 def test_unknown_names_are_refused_with_a_suggestion(spec, message):
