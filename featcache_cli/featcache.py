@@ -273,7 +273,9 @@ def _say_begun(encoders: list[Any], images: Any, views: int) -> None:
     """By what and of what, and what of it are no rows."""
     from featcache.corpora import passed_over
 
-    described = (f"{e.name} ({e.parameters / 1e6:.1f} M parameters, {e.embedding_dim}-d)" for e in encoders)
+    # Those of an ONNX file are none of PyTorch's.
+    weights = {e.name: f"{e.parameters / 1e6:.1f} M parameters, " if e.parameters else "" for e in encoders}
+    described = (f"{e.name} ({weights[e.name]}{e.embedding_dim}-d)" for e in encoders)
     rows, classes = numbered(len(images), "image"), numbered(len(images.class_names or ()), "class", "classes")
     screen.print(f"{shown(', '.join(described))} · {rows} ({classes}) × {numbered(views, 'view')}", highlight=False)
     _say_passed_over(passed_over(images))

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+DEPLOYING = "distill export runs/a small/"
 QUICK_START = "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out"
 EVALUATIONS, TEACHERS, FITS = (
     "evalsuite knn",
@@ -90,7 +91,7 @@ def test_every_block_of_commands_is_run_here():
     blocks = [text for _, text in BLOCKS if programs_of.search(text) and NOT_HERE not in text]
     run = [
         next(text for text in blocks if begins(text, begin))
-        for begin in (QUICK_START, EVALUATIONS, TEACHERS, FITS + " --store a.zarr", *LEARNING)
+        for begin in (QUICK_START, EVALUATIONS, TEACHERS, FITS + " --store a.zarr", *LEARNING, DEPLOYING)
     ]
     assert sorted(blocks) == sorted(run)
 
@@ -239,6 +240,19 @@ def test_the_examples_of_students_that_learn_a_task_run(folder, command):
     assert made >= {"kd", "ce", "ega", "robust", "dad", "sskd", "ae", "reffakd", "a", "b", "c", "t"}
     for name in ("kd", "ce", "ega", "robust", "dad", "sskd", "reffakd", "b", "c", "t"):
         assert (folder / "runs" / name / "head.safetensors").exists(), name
+
+
+@NOISE
+def test_the_examples_of_deploying_run(folder, command):
+    """The student knows nothing: whatever int8 makes of it is kept."""
+    pytest.importorskip("onnxscript", reason="onnx is an extra")
+    command(f"{QUICK_START} teacher.zarr")
+    command(f"distill fit --store teacher.zarr --corpus photos/ --student tiny --out runs/a {SHORT}")
+    for line in commands_of(DEPLOYING):
+        make_what_is_needed(line, folder, command)
+        line += {"distill export": " --any-loss", "distill speed": " --rounds 2"}.get(" ".join(line.split()[:2]), "")
+        command(line)
+    assert len(open_store("small-test.zarr")) == len(open_store("student-test.zarr")) == 16
 
 
 def test_the_python_code_runs(folder, monkeypatch):

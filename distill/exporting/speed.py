@@ -103,25 +103,24 @@ def speed(
     usual, cells = torch.get_num_threads(), [(count, batch) for count in threads for batch in batches]
     found: list[Speed] = []
     try:
-        with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        with tempfile.TemporaryDirectory() as folder:
             timed = []
             for number, run in enumerate(runs):
                 progress(0, rounds * len(cells), f"exporting {Path(run).name}")
                 timed += _formats(run, formats, Path(folder) / str(number), trust_code)
             for at, (count, batch) in enumerate(cells):
                 torch.set_num_threads(count)
-                told = f"{count} threads, batch {batch}"
-                seconds = _seconds(
-                    timed,
-                    count,
-                    batch,
-                    rounds,
-                    lambda done, at=at, told=told: progress(at * rounds + done, rounds * len(cells), told),
-                )
+                told = f"threads {count}, batch {batch}"
+                so_far = partial(_sum_to, progress, at * rounds, rounds * len(cells), told)
+                seconds = _seconds(timed, count, batch, rounds, so_far)
                 found += _summary(timed, seconds, count, batch)
     finally:
         torch.set_num_threads(usual)
     return found
+
+
+def _sum_to(progress: Callable[[int, int, str], None], before: int, total: int, what: str, done: int) -> None:
+    progress(before + done, total, what)
 
 
 def _formats(run: str | os.PathLike[str], formats: Sequence[str], folder: Path, trust_code: bool) -> list[_Timed]:
@@ -147,10 +146,7 @@ def _formats(run: str | os.PathLike[str], formats: Sequence[str], folder: Path, 
         calibrating = pixels(_CALIBRATING, like.size, like.size).numpy()
         rounding = partial(quantise, pixels=calibrating, preprocess=like, method="minmax")
         precision = FORMATS[name]
-        with torch.inference_mode(False):
-            write_onnx(
-                place, copy.deepcopy(student), record, precision, quantise=rounding if precision == "int8" else None
-            )
+        write_onnx(place, copy.deepcopy(student), record, precision, quantise=rounding if precision == "int8" else None)
         file = place / "model.onnx"
         made.append(_Timed({**said, "format": name, "file_bytes": file.stat().st_size}, like, partial(_session, file)))
     return made
@@ -161,6 +157,7 @@ def _session(file: Path, threads: int) -> Callable[[Tensor], Any]:
     return lambda images: session.run(None, {"images": images.numpy()})
 
 
+@torch.no_grad()
 def multiply_adds(model: nn.Module, images: Tensor) -> int:
     """Of one image: those of convolutions, matrix products and attention, as PyTorch counts them."""
     # Counted as matrix products: fused attention is not known of every device.
@@ -169,21 +166,21 @@ def multiply_adds(model: nn.Module, images: Tensor) -> int:
     return counter.get_total_flops() // 2 // len(images)
 
 
+@torch.inference_mode()
 def _seconds(timed: Sequence[_Timed], threads: int, batch: int, rounds: int, told: Callable[[int], None]) -> np.ndarray:
     """(rounds, formats) of passes that alternate."""
     passes = [(each.run(threads), pictures(batch, each.like)) for each in timed]
-    taken = np.empty((rounds, len(passes)))
-    for number in range(-WARM_UP, rounds):
+    taken = np.empty((WARM_UP + rounds, len(passes)))
+    for number in range(WARM_UP + rounds):
         for step in range(len(passes)):
             i = (number + step) % len(passes)
             run, images = passes[i]
-            # Some students work on their images in place.
-            images = images.clone()
+            images = images.clone()  # some students work on theirs in place
             began = time.perf_counter()
             run(images)
-            taken[number, i] = time.perf_counter() - began  # warming up fills the last rows, which are filled again
-        told(max(number + 1, 0))
-    return taken
+            taken[number, i] = time.perf_counter() - began
+        told(max(number + 1 - WARM_UP, 0))
+    return taken[WARM_UP:]
 
 
 def _summary(timed: Sequence[_Timed], seconds: np.ndarray, threads: int, batch: int) -> list[Speed]:
