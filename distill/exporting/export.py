@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from distill.exporting.card import public, write_card
 from distill.exporting.int8 import LEAST_COSINE, Calibration, Loss, loss, quantise, some_images
-from distill.exporting.onnx import Preprocessed, write_onnx
+from distill.exporting.onnx import write_onnx
 from distill.exporting.safetensors import write_safetensors
 from distill.training.run import Run
 from featcache.disk.durable import appearing
+from featcache.graph import Preprocessed, pixels
 from featcache.inputs.images import Preprocess
 from featcache.run_folder import split_spec
 from featcache.student import Student, load_student
@@ -200,17 +201,6 @@ def _largest_difference(
             apart = (exported(images.clone()) - wanted).norm(dim=1) / wanted.norm(dim=1).clamp(min=1e-12)
             worst = max(worst, float(apart.nan_to_num(torch.inf).max()))
     return worst
-
-
-def pixels(count: int, height: int, width: int) -> UInt8[Tensor, "count height width 3"]:
-    """Images with large shapes, edges and some grain, as photographs have; always the same."""
-    generator = torch.Generator().manual_seed(count)
-    sides = (height, width)
-    shapes = nn.functional.interpolate(torch.rand(count, 3, 5, 5, generator=generator), sides, mode="bicubic")
-    edges = nn.functional.interpolate(torch.rand(count, 3, 3, 3, generator=generator), sides, mode="nearest")
-    grain = torch.rand(count, 3, *sides, generator=generator)
-    levels = (0.6 * shapes + 0.3 * edges + 0.1 * grain).clamp(0, 1) * 255
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def pictures(count: int, preprocess: Preprocess) -> Float[Tensor, "count 3 size size"]:

@@ -1,92 +1,18 @@
 """A student as an ONNX file, from normalised images or, with the preprocessing inside the graph, from images as they are."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from distill.exporting.card import Written
+from featcache.graph import describe, write_graph
 from featcache.inputs.images import Preprocess
 from featcache.student import Student
-
-
-class Preprocessed(nn.Module):
-    """An encoder of plain images: the resize, crop and normalisation of its plain view, then the encoder.
-
-    The resampling is Pillow's: an antialiasing filter, first along rows, then along columns, each rounded to whole levels.
-    """
-
-    def __init__(self, encoder: nn.Module, preprocess: Preprocess):
-        super().__init__()
-        self.encoder, self._preprocess = encoder, preprocess
-        self._mean, self._std = (
-            torch.tensor(each).mul(255).view(3, 1, 1) for each in (preprocess.mean, preprocess.std)
-        )
-
-    def forward(self, pixels: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch dim"]:
-        images = self.square(pixels.permute(0, 3, 1, 2).float())
-        return self.encoder((images - self._mean) / self._std)
-
-    def square(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
-        """The plain view, in whole levels 0…255."""
-        height, width = (torch.ones((), dtype=torch.int64) * side for side in images.shape[2:])
-        tall, down = self._resampling(torch.arange(images.shape[2]), height, width)
-        wide, across = self._resampling(torch.arange(images.shape[3]), width, height)
-        rows_first = _rounded(down @ _rounded(images @ across.T))
-        columns_first = _rounded(_rounded(down @ images) @ across.T)
-        # As Pillow decides since version 13.
-        by_columns = (height > tall) & (height - tall > 2 * (width - wide))
-        return torch.where(by_columns, columns_first, rows_first)
-
-    def _resampling(self, positions: Tensor, side: Tensor, other: Tensor) -> tuple[Tensor, Float[Tensor, "size side"]]:
-        """One side of the image: its length once resampled, before any crop, and how much each of its pixels counts in
-        each pixel of the square."""
-        like = self._preprocess
-        resized = torch.full_like(side, like.resize)
-        if like.mode != "squash":  # the shorter side; the longer one is rounded down, as torchvision does
-            resized = torch.maximum(resized, like.resize * side // other)
-        start = torch.round((resized - like.crop).double() / 2)  # half to even, as Python's
-        scale = like.crop * side.double() / (resized * like.size)
-        left = start * side / resized
-        steps = torch.arange(like.size).double()
-        made = resized if like.size == like.crop else torch.full_like(side, like.size)
-        if like.interpolation == "nearest":
-            # Pillow adds up its steps, in double precision.
-            centre = torch.cat([(left + 0.5 * scale)[None], scale.expand(like.size - 1)]).cumsum(0)
-            return made, (positions == centre.floor()[:, None]).float()
-        centre = left + (steps + 0.5) * scale
-        distance = ((positions + 0.5 - centre[:, None]) / scale.clamp(min=1)).abs()
-        weights = _FILTERS[like.interpolation](distance)
-        return made, (weights / weights.sum(1, keepdim=True)).float()
-
-
-def _bilinear(x: Tensor) -> Tensor:
-    return (1 - x).clamp(min=0)
-
-
-def _bicubic(x: Tensor) -> Tensor:
-    """Keys 1981 with a = −1/2."""
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-
-
-def _lanczos(x: Tensor) -> Tensor:
-    """sinc(x) sinc(x / 3) for |x| < 3."""
-    angle = math.pi * x.clamp(min=1e-9)
-    return torch.where(x < 3, 3 * torch.sin(angle) * torch.sin(angle / 3) / angle**2, torch.zeros_like(x))
-
-
-_FILTERS = {"bilinear": _bilinear, "bicubic": _bicubic, "lanczos": _lanczos}
-
-
-def _rounded(levels: Tensor) -> Tensor:
-    return (levels + 0.5).floor().clamp(0, 255)
 
 
 class Half(nn.Module):
@@ -116,33 +42,10 @@ def write_onnx(
     Raises:
         ValueError: the packages of the extra `onnx` are missing.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise ValueError(f"exporting to ONNX needs {error.name}; pip install 'featcache[onnx]'") from None
-    file, preprocess = folder / "model.onnx", Preprocess.from_dict(record["preprocess"])
-    size, name = preprocess.size, "pixels" if with_preprocessing else "images"
+    file, name = folder / "model.onnx", "pixels" if with_preprocessing else "images"
     model = Half(student.deployed) if precision == "fp16" else student.deployed
-    if with_preprocessing:
-        model = Preprocessed(model, preprocess)
-        example, sides = torch.zeros(2, 3 * size, 2 * size, 3, dtype=torch.uint8), {1: "height", 2: "width"}
-        takes = "pixels: uint8 (batch, height, width, 3), RGB, upright, of any size"
-    else:
-        example, sides = torch.zeros(2, 3, size, size), {}
-        takes = f"images: float32 (batch, 3, {size}, {size}), RGB scaled to 0…1, minus mean, over std"
-    program = torch.onnx.export(
-        model.eval(),
-        (example,),
-        dynamo=True,
-        input_names=[name],
-        output_names=[student.gives],
-        dynamic_shapes=({0: "batch", **sides},),
-        verbose=False,
-    )
-    assert program is not None
-    program.save(str(file), external_data=False)
+    preprocess = Preprocess.from_dict(record["preprocess"])
+    takes = write_graph(file, model, preprocess, [student.gives], with_preprocessing=with_preprocessing)
     if quantise:
         quantise(file)
     described = {
@@ -154,11 +57,11 @@ def write_onnx(
         "method": str(record.get("method", "")),
         **({"classes": json.dumps(student.classes)} if student.classes else {}),
     }
-    written = onnx.load(file)
-    onnx.helper.set_model_props(written, described)
-    onnx.save(written, file)
+    describe(file, described)
 
     def load() -> Callable[[Tensor], Tensor]:
+        import onnxruntime
+
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(np.asarray(session.run(None, {name: images.numpy()})[0]))
 

@@ -22,9 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distill.exporting.int8 import Calibration
-from distill.exporting.onnx import Preprocessed
 from distill.training.run import Run
 from featcache.encoder import load_encoder
+from featcache.graph import Preprocessed
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, decode
 from featcache.models import Standalone
