@@ -10,6 +10,8 @@ from evalsuite.report import report
 
 if TYPE_CHECKING:
     from evalsuite.comparison import compare
+    from evalsuite.deployed.detector import load_detector
+    from evalsuite.deployed.fit import fit_detector
     from evalsuite.evaluators.classify import classify
     from evalsuite.evaluators.fidelity import fidelity
     from evalsuite.evaluators.knn import knn
@@ -25,7 +27,9 @@ __all__ = [
     "classify",
     "compare",
     "fidelity",
+    "fit_detector",
     "knn",
+    "load_detector",
     "ood",
     "probe",
     "report",
@@ -33,7 +37,13 @@ __all__ = [
     "select",
 ]
 
-_MODULE_OF = {"Metric": "result", "Result": "result", "compare": "comparison"}
+_MODULE_OF = {
+    "Metric": "result",
+    "Result": "result",
+    "compare": "comparison",
+    "fit_detector": "deployed.fit",
+    "load_detector": "deployed.detector",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
 from evalsuite import evaluators
+from featcache_cli import detector
 from featcache_cli.flags import parameter, parameters, takes, values
 from featcache_cli.result_tables import show
 from featcache_cli.screen import Json, ListsPlugins, bar, program, screen, shown, writable, write_json
@@ -53,6 +54,7 @@ def _command(name: str) -> Any:
 
 
 app = program("evalsuite", "Evaluate teachers and students from their stores.", cls=_Evaluators)
+app.add_typer(detector.app, name="detector")
 
 
 def _callback(name: str, evaluator: type[evaluators.Evaluator]) -> Any:

@@ -134,6 +134,14 @@ def _named(given: list[str]) -> dict[str, str]:
     return named
 
 
+def named(flag: str, given: list[str]) -> dict[str, str]:
+    """`NAME=STORE` of a flag that is repeated, by name."""
+    try:
+        return _named(given)
+    except ValueError as error:
+        raise ValueError(f"{flag} {given}: {error}") from None
+
+
 def _listed(given: list[str]) -> dict[str, str]:
     """`NAME=STORE` as they are, others named by their files."""
     named = [item if "=" in item else f"{PurePath(item).name.removesuffix('.zarr')}={item}" for item in given]

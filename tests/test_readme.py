@@ -28,6 +28,7 @@ EVALUATIONS, TEACHERS, FITS = (
     "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m@",
     "distill fit",
 )
+DETECTOR = "evalsuite detector fit teacher.zarr"
 NOT_HERE = "cd benchmarks/work/stores"
 """A line of the block whose stores `benchmarks/faithfulness.py` leaves."""
 SWEEP = """
@@ -91,7 +92,7 @@ def test_every_block_of_commands_is_run_here():
     blocks = [text for _, text in BLOCKS if programs_of.search(text) and NOT_HERE not in text]
     run = [
         next(text for text in blocks if begins(text, begin))
-        for begin in (QUICK_START, EVALUATIONS, TEACHERS, FITS + " --store a.zarr", *LEARNING, DEPLOYING)
+        for begin in (QUICK_START, EVALUATIONS, TEACHERS, FITS + " --store a.zarr", DETECTOR, *LEARNING, DEPLOYING)
     ]
     assert sorted(blocks) == sorted(run)
 
@@ -253,6 +254,20 @@ def test_the_examples_of_deploying_run(folder, command):
         line += {"distill export": " --any-loss", "distill speed": " --rounds 2"}.get(" ".join(line.split()[:2]), "")
         command(line)
     assert len(open_store("small-test.zarr")) == len(open_store("student-test.zarr")) == 16
+
+
+@pytest.mark.filterwarnings("ignore:.*covariance of .* is singular:RuntimeWarning")
+def test_the_examples_of_a_detector_to_deploy_run(folder, command):
+    """With fewer rows than a threshold for 0.95 needs; the table of dates is made here."""
+    pytest.importorskip("onnxscript", reason="onnx is an extra")
+    for line in commands_of(DETECTOR):
+        make_what_is_needed(line, folder, command)
+        if "taken.csv" in line:
+            ids = open_store("teacher-test.zarr").sample_ids
+            (folder / "taken.csv").write_text("\n".join(["id,taken", *(f"{name},2026-05-31" for name in ids)]))
+        command(line.replace("--keep 0.95", "--keep 0.9"))
+    assert (folder / "scores.csv").read_text().startswith("id,score,is_ood,nearest_1,similarity_1,")
+    assert (folder / "drift.json").exists()
 
 
 def test_the_python_code_runs(folder, monkeypatch):

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.exporting.export import pictures, pixels
+from distill.exporting.export import pictures
 from distill.exporting.int8 import quantise
 from distill.exporting.onnx import write_onnx
+from featcache.graph import pixels
 from featcache.inputs.images import Preprocess
 from featcache.models.onnx import open_session
 from featcache.student import load_student

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from evalsuite.neighbours.exact import search
+from evalsuite.traced import Traced
 from featcache.rows import Rows
 
 
@@ -26,7 +27,9 @@ def nearest(
     bank: Rows, query: Float[np.ndarray, "q d"], k: int
 ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """`neighbors.search` in the bank. Asked again with the same array and no larger k, the answer is remembered: it
-    is a part of the last one."""
+    is a part of the last one. Where the score is traced, the bank becomes part of the graph."""
+    if isinstance(query, Traced):
+        return query.nearest(bank.gather(np.arange(len(bank))), k)
     last = _LAST.get(bank)
     if last is None or last.query() is not query or last.row.shape[1] < k:
         last = _LAST[bank] = _Found(ref(query), *search(bank.blocks(), query, k))

@@ -92,10 +92,16 @@ def read_sample(
             f"{corpus.ids[row]}: does not fit into memory; take fewer --workers, or set FEATCACHE_MAX_PIXELS to leave it out"
         ) from None
     except Exception as error:
-        if isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in _MACHINE:
+        if of_the_machine(error):
             raise
         return Sample(content, (None,) * len(wanted), reason=f"{type(error).__name__}: {error}")
     return Sample(content, tuple(seen), size=size, kept=kept)
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether what was wrong while an image was read is not of that image: memory, or the place where the images live."""
+    gone = isinstance(error, (MemoryError, ConnectionError, TimeoutError))
+    return gone or getattr(error, "errno", None) in _MACHINE
 
 
 def content_hash(encoded: bytes) -> bytes:

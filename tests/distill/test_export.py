@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from distill.exporting.int8 import Calibration
 from distill.training.run import Run
 from featcache.encoder import load_encoder
-from featcache.graph import Preprocessed
+from featcache.graph import Preprocessed, pixels
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, decode
 from featcache.models import Standalone
@@ -362,7 +362,7 @@ def test_onnx_with_its_preprocessing_takes_images_of_any_size(make_run, tmp_path
     session = onnxruntime.InferenceSession(exported.path / "model.onnx")
     student = load_encoder(f"run:{run.path}")
     for width, height in ((80, 45), (45, 80), (32, 32), (37, 33)):
-        images = MODULE.pixels(2, height, width)
+        images = pixels(2, height, width)
         rendered = [
             student.preprocess.render(Image.fromarray(each.numpy()), TEACHER.draw((width, height), Views(), "", 0))
             for each in images
