@@ -303,6 +303,11 @@ def _concatenate(parts: Sequence[Any], axis: int = 0) -> Any:
     return graph.node("Concat", [_name(each, graph, value.dtype) for each in parts], value, axis=axis)
 
 
+def _stack(parts: Sequence[Any], axis: int = 0) -> Any:
+    """Along a new axis, which comes after the rows."""
+    return _concatenate([part[(slice(None),) * _axis(axis) + (None,)] for part in parts], axis)
+
+
 def _sort(of: Traced, axis: int = -1) -> Traced:
     graph, value = _graph([of]), np.sort(_plain(of), axis)
     width = graph.constant(np.array([value.shape[_axis(axis)]]))
@@ -330,5 +335,5 @@ def _take(of: Any, index: Any, axis: int | None = None) -> Traced:
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "where": _where, "concatenate": _concatenate, "sort": _sort, "norm": _norm, "take": _take,
+    "where": _where, "concatenate": _concatenate, "sort": _sort, "stack": _stack, "norm": _norm, "take": _take,
 }  # fmt: skip
