@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distill.exporting.export import Exported, export
     from distill.exporting.int8 import Calibration
+    from distill.exporting.push import PushedStudent, push
     from distill.methods import load_method
     from distill.training.config import FitConfig
     from distill.training.fit import fit, preview
@@ -19,12 +20,14 @@ __all__ = [
     "Calibration",
     "Exported",
     "FitConfig",
+    "PushedStudent",
     "Run",
     "RunState",
     "export",
     "fit",
     "load_method",
     "preview",
+    "push",
     "runs",
     "watch",
 ]
@@ -33,12 +36,14 @@ _MODULE_OF = {
     "Calibration": "exporting.int8",
     "Exported": "exporting.export",
     "FitConfig": "training.config",
+    "PushedStudent": "exporting.push",
     "Run": "training.run",
     "RunState": "training.runs",
     "export": "exporting.export",
     "fit": "training.fit",
     "load_method": "methods",
     "preview": "training.fit",
+    "push": "exporting.push",
     "runs": "training.runs",
     "watch": "training.runs",
 }

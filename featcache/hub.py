@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from featcache.public import without_secrets
+
 SECONDS = 8.0
 """For a connection; a slow one is no reason to give up, for the answer is not waited for."""
 
@@ -38,11 +40,44 @@ def fetching(spec: str, failed: str, remedy: str, url: str | None = None) -> Ite
         if offline:
             why = "HF_HUB_OFFLINE is set, and they are not in the cache; unset it"
         elif fault:
-            why = f"no connection to {urlsplit(address).netloc}: {fault}, and they are not in the cache; connect"
+            why = f"no connection to {_host(address)}: {fault}, and they are not in the cache; connect"
         else:
-            said = " ".join(str(error).split())
-            why = f"{type(error).__name__}: {said[:160]}{'…' if len(said) > 160 else ''}"
+            why = in_words(error)
         raise ValueError(f"{spec}: {failed} ({why}); {remedy}") from None
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an error comes from; None where it comes from none."""
+    while error is not None:
+        if (response := getattr(error, "response", None)) is not None:
+            return int(response.status_code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def in_words(error: Exception) -> str:
+    """What a library that asks the hub raised, in one line without secrets."""
+    status = status_of(error)
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # which says more than "while uploading"
+        error = error.__cause__
+    kind = type(error).__name__
+    if kind == "RepositoryNotFoundError":
+        return "no such repository, or one that needs another login; check the name, HF_TOKEN and `hf auth whoami`"
+    if kind == "RevisionNotFoundError":
+        return "no such branch, tag or commit; leave the revision out for the newest"
+    known = {
+        401: "the hub does not know this token (401); give HF_TOKEN a valid one, or `hf auth login`",
+        403: "this token may not do that (403); give it the right, or take the name of a user or organisation that it may write to",
+        429: "the hub asks to wait (429, too many requests); try again in some minutes",
+    }
+    if status in known:
+        return known[status]
+    said = " ".join(without_secrets(str(error)).split())
+    return f"{kind}: {said[:160]}{'…' if len(said) > 160 else ''}"
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).netloc.rpartition("@")[2]
 
 
 def unreachable(url: str) -> str:
@@ -64,7 +99,7 @@ def _connect(url: str) -> str:
         get_session().head(url, timeout=SECONDS)  # knows the user's proxies and certificates
     except Exception as error:
         slow = "ReadTimeout" in type(error).__name__
-        return "" if slow else " ".join(str(error).split()) or type(error).__name__
+        return "" if slow else " ".join(without_secrets(str(error)).split()) or type(error).__name__
     return ""
 
 

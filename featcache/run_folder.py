@@ -1,5 +1,5 @@
-"""Students in run folders, as everybody reads them: that of a finished run, `FOLDER`, and those that were kept on the way,
-`FOLDER@epoch=N` or `FOLDER@step=N`."""
+"""Students in run folders, as everybody reads them: that of a finished run, `FOLDER`, those that were kept on the way,
+`FOLDER@epoch=N` or `FOLDER@step=N`, and those that `distill push` took to the hub, `hf-hub:USER/NAME[@REVISION]`."""
 
 import json
 import os
@@ -16,6 +16,9 @@ LOCK = ".lock"
 """Locked while a process trains in the folder; the operating system lets go of it when the process dies."""
 FAILED = "failed.json"
 """Why the process that trained there last ended with an error; gone once another goes on."""
+BESIDE = ("config.toml", "metrics.jsonl", "mapping.safetensors", "head.safetensors")
+"""What else a pushed student has of its run, where the run has it."""
+HUB = "hf-hub:"
 SNAPSHOTS = "snapshots"
 """Of the students kept on the way: one file of weights each, whose record is in its metadata."""
 EPOCH_DIGITS = 4
@@ -31,6 +34,38 @@ class Snapshot:
     record: dict[str, Any]
     epoch: float
     step: int
+
+
+def on_disk(spec: str | os.PathLike[str]) -> str:
+    """The spec of a local folder: as it is given, or of a student on the hub the folder in the hub's cache, fetched where it
+    is not there yet, whose name is the commit.
+
+    Raises:
+        ValueError: there is none, or neither a network nor all of it in the cache.
+    """
+    text = os.fspath(spec).removeprefix("run:") if os.fspath(spec).startswith(f"run:{HUB}") else os.fspath(spec)
+    if not text.startswith(HUB):
+        return text
+    from featcache.repository import Repository, fetch_folder
+
+    repository = Repository.parse(text.removeprefix(HUB), "model")
+    folder = fetch_folder(
+        repository, text, (RECORD, WEIGHTS, *BESIDE), (RECORD, WEIGHTS),
+        failed="the student cannot be had", remedy="or give the run's folder",
+    )  # fmt: skip
+    if missing := [name for name in (RECORD, WEIGHTS) if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{text}: holds no {' and no '.join(missing)}, which `distill push` puts there; a model of timm's own is "
+            f"timm/{HUB}{repository}"
+        )
+    return str(folder)
+
+
+def pinned(spec: str) -> str:
+    """A spec `run:…` of a student on the hub with the commit that its revision means now; any other as it is."""
+    if not spec.startswith(f"run:{HUB}"):
+        return spec
+    return f"{spec.partition('@')[0]}@{Path(on_disk(spec)).name}"
 
 
 def split_spec(spec: str | os.PathLike[str]) -> tuple[Path, str, float]:

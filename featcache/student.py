@@ -18,7 +18,7 @@ from featcache.geometry import one_sided
 from featcache.inputs.images import Preprocess, image_input
 from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
-from featcache.run_folder import RECORD, WEIGHTS, find, split_spec
+from featcache.run_folder import RECORD, WEIGHTS, find, on_disk, split_spec
 from featcache.specs import code_in, names_code, naming, refuse_code
 from featcache.store.layout import LOGITS
 
@@ -183,7 +183,8 @@ def open_student(
         spec: "tiny" or "tiny:FILE"; "timm/NAME", or as a teacher with weights of its own "timm/NAME[.TAG]:FILE",
             "timm/local-dir:FOLDER", "timm/hf-hub:…"; the image tower "open_clip/NAME", "open_clip/NAME:CHECKPOINT",
             "open_clip/NAME:TAG[:CHECKPOINT]"; of any other library that makes models to be trained; "run:FOLDER", the
-            student of a finished run, "run:FOLDER@epoch=N", one kept on the way; or "MODULE:CALLABLE", importable from here too, that returns an `nn.Module` from
+            student of a finished run, "run:FOLDER@epoch=N", one kept on the way, "run:hf-hub:USER/NAME[@REVISION]", one on
+            the hub; or "MODULE:CALLABLE", importable from here too, that returns an `nn.Module` from
             (B, 3, S, S) to (B, D).
         embedding_dim: width of its output; its own when None.
         classes: see `Student`; those of a run when None.
@@ -204,7 +205,7 @@ def open_student(
     if found is None:
         raise ValueError(
             f"unknown student {spec!r}; give tiny, timm/NAME, timm/NAME:WEIGHTS, builtin/NAME, open_clip/NAME, "
-            "open_clip/NAME:CHECKPOINT, run:FOLDER or MODULE:CALLABLE"
+            "open_clip/NAME:CHECKPOINT, run:FOLDER, run:hf-hub:USER/NAME or MODULE:CALLABLE"
         )
     library, rest = found
     return _checked(spec, library.make_model(rest, variant), embedding_dim, classes)
@@ -226,14 +227,15 @@ def make_student(
 
 def load_student(folder: str | os.PathLike[str], *, trust_code: bool = False) -> tuple[Student, dict[str, Any]]:
     """The trained student of a run folder, in eval mode, and its record (`student.json`); of `FOLDER@epoch=N` or
-    `FOLDER@step=N` one that the run, finished or not, kept on the way.
+    `FOLDER@step=N` one that the run, finished or not, kept on the way; of `hf-hub:USER/NAME[@REVISION]` one on the hub.
 
-    Nothing is fetched. A student `MODULE:CALLABLE` imports that module again, where code is trusted.
+    Nothing else is fetched. A student `MODULE:CALLABLE` imports that module again, where code is trusted.
 
     Raises:
         ValueError: the folder holds no such student, its weights are not of the architecture it names, or that is
             code and not trusted.
     """
+    folder = on_disk(folder)
     if split_spec(folder)[1]:
         kept = find(folder)
         return _filled(kept.record, kept.path, kept.path, trust_code), kept.record

@@ -15,6 +15,16 @@ import typer.main
 
 from featcache_cli.flags import plugin_option, takes
 from featcache_cli.mapping import mapping
+from featcache_cli.pushing import (
+    Licence,
+    Message,
+    Overwrite,
+    Private,
+    RepositoryName,
+    Revision,
+    push_summary,
+    say_pushed,
+)
 from featcache_cli.runs import ls, watch
 from featcache_cli.screen import (
     Device,
@@ -110,7 +120,8 @@ def fit(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER[@epoch=N] or MODULE:CALLABLE. "
+            help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER[@epoch=N], run:hf-hub:USER/NAME "
+            "or MODULE:CALLABLE. "
             "Libraries: {featcache.models}.",
         ),
     ] = None,
@@ -321,7 +332,9 @@ class CalibrationMethod(StrEnum):
 
 @app.command("export")
 def export_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or FOLDER@epoch=N.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, FOLDER@epoch=N, or run:hf-hub:USER/NAME[@REVISION].")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist.")],
     format: Annotated[
         RunFormat, typer.Option(help="safetensors for plain timm or torch; ONNX for any batch size.")
@@ -414,6 +427,55 @@ def export_run(
     }
     loss = {"loss": asdict(made.loss)} if made.loss else {}
     write_json({"command": "export", **summary, "max_difference": made.max_difference, **loss}, to_json)
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or FOLDER@epoch=N.")],
+    repository: RepositoryName,
+    private: Private = False,
+    revision: Revision = "",
+    message: Message = "",
+    licence: Licence = None,
+    overwrite: Overwrite = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="The student of the newest checkpoint, where a run is not finished.")
+    ] = False,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RESULT.json", help="Of evalsuite, for the model card; repeat for more."),
+    ] = None,
+    trust_code: TrustCode = False,
+    to_json: Json = None,
+) -> None:
+    """Push a student to the Hugging Face hub, with a model card; `run:hf-hub:USER/NAME` reads it wherever a run folder is read.
+
+    The token is the hub's own: HF_TOKEN, or what `hf auth login` left.
+
+    [dim]distill push runs/a USER/NAME --private[/dim]
+    [dim]distill push runs/a USER/NAME --revision v2 --message "100 epochs more" --result knn.json[/dim]
+    """
+    import distill
+
+    screen.print(f"pushing {shown(run)} to {shown(repository)}", highlight=False)
+    pushed = distill.push(
+        run, repository, private=private, revision=revision, message=message, licence=licence, overwrite=overwrite,
+        unfinished=unfinished, trust_code=trust_code, results=result or [],
+    )  # fmt: skip
+    say_pushed(pushed)
+    code = pushed.hub_code.splitlines()
+    how = (
+        f"loads with timm: {code[-1].removeprefix('model = ')}"
+        if code
+        else "loads with the code in its README.md, not by timm"
+    )
+    screen.print(shown(how), highlight=False)
+    screen.print(
+        f"embed with it: featcache extract CORPUS --teacher run:hf-hub:{shown(pushed.repository)}", highlight=False
+    )
+    write_json(
+        {"command": "push", "run": str(run), **push_summary(pushed), "hub_code": pushed.hub_code or None}, to_json
+    )
 
 
 app.command()(sweep)

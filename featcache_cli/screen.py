@@ -285,6 +285,8 @@ def run(app: typer.Typer) -> None:
     handler.setFormatter(_LogLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not screen.is_terminal:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log has no use for them
     try:
         with stoppable():
             app()

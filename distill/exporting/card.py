@@ -1,6 +1,5 @@
 """The model card of an export: who taught it, on what, how, how well, and how to load it."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from distill.training.run import Run
 from featcache.inputs.images import Preprocess
 from featcache.models import recorded_licence
+from featcache.public import public
 from featcache.store import FeatureStore
 from featcache.student import Student
 
@@ -24,11 +24,14 @@ class Written:
         loading: Python that makes `model` from the files in `folder`.
         load: runs it.
         sections: of the card, about these files.
+        of_hub: Python by which their library makes `model` of a repository "{name}" on the Hugging Face hub that has them; ""
+            where that takes `loading`.
     """
 
     loading: str
     load: Callable[[], Callable[[Tensor], Tensor]]
     sections: Sequence[str] = ()
+    of_hub: str = ""
 
 
 def write_card(
@@ -40,6 +43,7 @@ def write_card(
     written: Written,
     checked: str,
     results: Sequence[dict[str, Any]],
+    repository: str,
 ) -> None:
     """Write the card as Markdown.
 
@@ -47,10 +51,12 @@ def write_card(
         record: `student.json`.
         checked: how close it was found to be to the student.
         results: contents of evalsuite's result files.
+        repository: on the hub that this is the card of; "" for that of a folder.
     """
     at = record.get("snapshot", {})
     config, preprocess = run.config or {}, Preprocess.from_dict(record["preprocess"])
-    teacher = str(record.get("teacher", "unknown"))
+    named = str(record.get("teacher", "unknown"))
+    teacher = public(named)
     trained_on = [record["trained_on"]] if "trained_on" in record else []
     parameters = sum(weight.numel() for weight in student.parameters())
     text = [
@@ -80,9 +86,7 @@ def write_card(
             ],
         ),
         "## Loading",
-        'Without featcache, from the folder that this file lies in:\n\n```python\nfolder = "."\n'
-        + written.loading
-        + "\n```",
+        *(_from_hub(repository, written) if repository else [_from_here(written)]),
         f"Checked when it was written: {checked}.",
         "## Preprocessing",
         f"```python\n{preprocessing_code(preprocess)}\n```",
@@ -94,9 +98,28 @@ def write_card(
         "## Training",
         f"```toml\n{tomli_w.dumps({key: public(value) for key, value in config.items()})}```",
         "## Licence",
-        _licence(teacher, str(config.get("student", "")), bool(config.get("pretrained"))),
+        _licence(named, str(config.get("student", "")), bool(config.get("pretrained"))),
     ]
     path.write_text("\n\n".join(text) + "\n")
+
+
+def _from_here(written: Written) -> str:
+    return (
+        f'Without featcache, from the folder that this file lies in:\n\n```python\nfolder = "."\n{written.loading}\n```'
+    )
+
+
+def _from_hub(repository: str, written: Written) -> list[str]:
+    """By its library's own way, where it has one; of the files else."""
+    name, _, revision = repository.partition("@")
+    given = f'"{name}"' + (f', revision="{revision}"' if revision else "")
+    fetched = f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({given})"
+    own = written.of_hub.replace("{name}", repository)
+    return [
+        f"Without featcache:\n\n```python\n{own or f'{fetched}\n{written.loading}'}\n```",
+        *([f"What follows takes the files in a folder:\n\n```python\n{fetched}\n```"] if own else []),
+        f"With featcache: `featcache extract IMAGES --teacher run:hf-hub:{repository}`.",
+    ]
 
 
 def preprocessing_code(preprocess: Preprocess) -> str:
@@ -159,21 +182,14 @@ def _metrics(run: Run, results: Sequence[dict[str, Any]], step: int | None) -> l
 
 def _licence(teacher: str, student: str, pretrained: bool) -> str:
     text = (
-        f"These weights were learnt from what {teacher} says of the data above; the terms of that model and of that data "
+        f"These weights were learnt from what {public(teacher)} says of the data above; the terms of that model and of that data "
         "may bind them too. Look them up before you share or sell."
     )
     for name in [teacher, *([student] if pretrained else [])]:
         library, _, rest = name.partition("/")
         found = recorded_licence(library, rest)
-        text += f" {library} records `{found}` for {name}." if found else ""
+        text += f" {library} records `{found}` for {public(name)}." if found else ""
     return text
-
-
-def public(value: Any) -> Any:
-    """Without the folders of this machine: of an absolute path only the last part."""
-    if isinstance(value, list):
-        return [public(item) for item in value]
-    return re.sub(r"(^|:)/(?:[^/]+/)*([^/]+)/?$", r"\1\2", value) if isinstance(value, str) else value
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.exporting.card import public, write_card
+from distill.exporting.card import write_card
 from distill.exporting.int8 import LEAST_COSINE, Calibration, Loss, loss, quantise, some_images
 from distill.exporting.onnx import write_onnx
 from distill.exporting.safetensors import write_safetensors
@@ -22,7 +22,8 @@ from distill.training.run import Run
 from featcache.disk.durable import appearing
 from featcache.graph import Preprocessed, pixels
 from featcache.inputs.images import Preprocess
-from featcache.run_folder import split_spec
+from featcache.public import public
+from featcache.run_folder import on_disk, split_spec
 from featcache.student import Student, load_student
 
 FORMATS = ("safetensors", "onnx")
@@ -47,12 +48,14 @@ class Exported:
         max_difference: largest distance between one of its embeddings and the student's, as a share of the latter's
             length, on the images it was checked with.
         loss: of precision "int8", what that cost.
+        hub_code: Python by which its library loads it from the hub; "" where that takes the code in README.md.
     """
 
     path: Path
     files: tuple[str, ...]
     max_difference: float
     loss: Loss | None = None
+    hub_code: str = ""
 
 
 def export(
@@ -67,9 +70,10 @@ def export(
     results: Sequence[str | os.PathLike[str]] = (),
     calibration: Calibration | None = None,
     any_loss: bool = False,
+    repository: str = "",
 ) -> Exported:
-    """Write the student of a run, or of `FOLDER@epoch=N` one that it kept on the way, to a new folder, which appears whole or
-    not at all.
+    """Write the student of a run, of `FOLDER@epoch=N` one that it kept on the way, or of `hf-hub:USER/NAME[@REVISION]` one on the
+    hub, to a new folder, which appears whole or not at all.
 
     "safetensors": `model.safetensors`, `config.json` (timm's own layout for timm models), `hubconf.py` for `torch.hub` and
     `README.md`, whose code loads it without featcache. "onnx": `model.onnx` for normalised float32 images (batch, 3, S, S), any batch size,
@@ -85,6 +89,7 @@ def export(
         results: result files of evalsuite, for the model card.
         calibration: of "int8", the images that its rounding is chosen by.
         any_loss: keep an "int8" file also where its mean cosine to the student is below `int8.LEAST_COSINE`.
+        repository: USER/NAME[@REVISION] on the hub that the folder is for: the code of the model card loads it from there.
 
     Raises:
         ValueError: the run is not finished and `unfinished` not set, or there is no checkpoint; `out` exists, or a
@@ -92,13 +97,10 @@ def export(
         RuntimeError: what was written does not give what the student gives; it has been removed.
     """
     _refuse(format, precision, with_preprocessing, calibration)
-    spec, out = run.path if isinstance(run, Run) else run, Path(out)
-    folder, snapshot, _ = split_spec(spec)
-    run = Run(folder)
+    out = Path(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out}: exists; choose another name or remove it")
-    newest = unfinished and not run.finished and not snapshot
-    student, record = _newest(run, trust_code) if newest else load_student(spec, trust_code=trust_code)
+    run, student, record = chosen(run, unfinished=unfinished, trust_code=trust_code)
     preprocess = Preprocess.from_dict(record["preprocess"])
     evaluated = [_read_result(path) for path in results]
 
@@ -129,11 +131,31 @@ def export(
             difference = _largest_difference(student, written.load, preprocess, with_preprocessing)
             checked = f"at most {difference:.1e} of an embedding's length from the student's"
             _refuse_difference(out, format, precision, difference)
-        write_card(part / "README.md", run, record, student, written=written, checked=checked, results=evaluated)
+        write_card(
+            part / "README.md",
+            run,
+            record,
+            student,
+            written=written,
+            checked=checked,
+            results=evaluated,
+            repository=repository,
+        )
         for file in part.iterdir():  # safetensors lets nobody else read its files
             file.chmod((part / "README.md").stat().st_mode)
     files = tuple(sorted(file.name for file in out.iterdir()))
-    return Exported(path=out, files=files, max_difference=difference, loss=lost)
+    return Exported(path=out, files=files, max_difference=difference, loss=lost, hub_code=written.of_hub)
+
+
+def chosen(
+    run: Run | str | os.PathLike[str], *, unfinished: bool, trust_code: bool
+) -> tuple[Run, Student, dict[str, Any]]:
+    """The run that a spec names, its student, and the student's record; for arguments and errors see `export`."""
+    spec = on_disk(run.path if isinstance(run, Run) else run)
+    folder, snapshot, _ = split_spec(spec)
+    of = Run(folder)
+    newest = unfinished and not of.finished and not snapshot
+    return of, *(_newest(of, trust_code) if newest else load_student(spec, trust_code=trust_code))
 
 
 def _refuse(format: str, precision: str, with_preprocessing: bool, calibration: Calibration | None) -> None:

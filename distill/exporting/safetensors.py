@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distill.exporting.card import Written, preprocessing_code
 from featcache.inputs.images import Preprocess
 from featcache.models import Standalone, first_line
+from featcache.public import public
 from featcache.specs import code_in, names_code
 from featcache.student import Student
 
@@ -53,7 +54,7 @@ def write_safetensors(
     """
     alone = student.model.standalone(student.behind, record, images)
     save_file(_tensors(alone.network, precision), folder / "model.safetensors", {"format": "pt", **alone.metadata})
-    (folder / "config.json").write_text(json.dumps(alone.config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(public(alone.config), indent=2) + "\n")
     like = preprocessing_code(Preprocess.from_dict(record["preprocess"]))
     hubconf = HUBCONF.format(
         preprocessing=like,
@@ -69,7 +70,8 @@ def write_safetensors(
     return Written(
         loading=alone.code,
         load=load,
-        sections=[_of_hub(record), _of_maps(folder, alone, record, images, precision)],
+        sections=[_torch_hub(record), _of_maps(folder, alone, record, images, precision)],
+        of_hub=alone.of_hub,
     )
 
 
@@ -89,7 +91,7 @@ def _tensors(module: nn.Module, precision: str) -> dict[str, Tensor]:
     }
 
 
-def _of_hub(record: dict[str, Any]) -> str:
+def _torch_hub(record: dict[str, Any]) -> str:
     """The card's section on `torch.hub`."""
     text = (
         "## torch.hub\n\n```python\nimport torch\nfrom PIL import Image\n\n"

@@ -73,7 +73,8 @@ class FitConfig:
     Attributes:
         student: `tiny[:FILE]`, `timm/NAME`, `timm/NAME[.TAG]:FILE`, `timm/local-dir:FOLDER`, `timm/hf-hub:…`,
             `open_clip/NAME[:TAG][:CHECKPOINT]`, `run:FOLDER` (a finished run's student),
-            `run:FOLDER@epoch=N` (one that a run kept on the way, see `keep_checkpoints`) or `MODULE:CALLABLE`.
+            `run:FOLDER@epoch=N` (one that a run kept on the way, see `keep_checkpoints`), `run:hf-hub:USER/NAME[@REVISION]`
+            (one on the hub; its commit is recorded) or `MODULE:CALLABLE`.
         method: a name from `distill/methods/`; "tintem" is the paper's.
         epochs: passes over the samples, each in one view.
         batch_size: samples a step, over all processes and all parts of an accumulated step.

@@ -26,7 +26,7 @@ from featcache.encoder import Encoder
 from featcache.head import Head
 from featcache.machine import keep_freed_memory, resolve_device
 from featcache.models.run import Trained
-from featcache.run_folder import split_spec
+from featcache.run_folder import on_disk, pinned, split_spec
 from featcache.stop import stoppable
 
 __all__ = ["FitConfig", "FitPlan", "FitProgress", "fit", "load_method", "preview"]
@@ -86,6 +86,8 @@ def fit(
         KeyboardInterrupt: Ctrl-C, between two steps; of SIGTERM and SIGHUP its subclass `featcache.stop.Stopped`.
         RuntimeError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
     """
+    if isinstance(config.get("student"), str):
+        config["student"] = pinned(config["student"])
     settings = FitConfig(**config)
     accelerator = _accelerator(settings, device, trackers, str(out), checkpoint_minutes)
     if accelerator.device.type == "cpu":
@@ -238,7 +240,7 @@ def _mapping_of_student(inputs: Inputs) -> Fitted | None:
     """The mapping of the run that the student is taken from, where this one would fit the same kind for the same teacher:
     a student that follows one mapping would have to learn another anew."""
     source, _, rest = inputs.settings.student.partition(":")
-    folder = split_spec(rest)[0] if source == "run" else None
+    folder = split_spec(on_disk(rest))[0] if source == "run" else None
     earlier = Run(folder).config if folder else None
     now = json.loads(json.dumps(inputs.config))
     if earlier is None or any(earlier.get(key) != now[key] for key in ("teacher", "method", "method_options")):

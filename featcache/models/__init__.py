@@ -71,6 +71,8 @@ class Standalone:
         maps: Python that makes `backbone` of those files, which gives the feature maps of images, finest first; "" where
             the library has no such thing.
         last_map: what the student itself has as the last one of the images that it was tried on.
+        of_hub: Python that makes `model` of a repository "{name}" on the Hugging Face hub that has these files; "" where
+            the library does not fetch them itself.
     """
 
     network: nn.Module
@@ -79,6 +81,7 @@ class Standalone:
     metadata: Mapping[str, str] = field(default_factory=dict)
     maps: str = ""
     last_map: Tensor | None = None
+    of_hub: str = ""
 
 
 class Model(nn.Module):

@@ -45,7 +45,7 @@ def open_pretrained(
         ValueError: unknown name or tag, weights that cannot be fetched, or a file that does not fit.
     """
     if name.startswith("hf-hub:"):
-        return _fetched(name, **arguments), ()
+        return _fetched(name, **arguments), _files_of_hub(name.removeprefix("hf-hub:"))
     if name.startswith("local-dir:"):
         files = _files_in(name.removeprefix("local-dir:"))
         return _from_file(name, files[1], size, arguments), files
@@ -72,6 +72,15 @@ def _fetched(name: str, **arguments: Any) -> Any:
     local = "timm/local-dir:FOLDER" if ":" in name else f"timm/{name}:WEIGHTS.safetensors"
     with hub.fetching(f"timm/{name}", "its weights could not be fetched", f"with them on disk give {local}", url):
         return timm.create_model(name, pretrained=True, **arguments)
+
+
+def _files_of_hub(repository: str) -> tuple[str, ...]:
+    """The weights that timm has just fetched from there, where they are in the hub's cache under timm's own name."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = repository.partition("@")
+    found = try_to_load_from_cache(name, PREFERRED[0], revision=revision or None)
+    return (found,) if isinstance(found, str) else ()
 
 
 def _refuse_unknown_input(name: str, file: str, keys: Sequence[str]) -> None:

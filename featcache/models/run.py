@@ -1,5 +1,6 @@
-"""`run:PATH`: a student that `distill fit` trained, read from its run folder, or one that it kept on the way,
-`run:PATH@epoch=N` or `run:PATH@step=N`. That is data: code that it names is run only where the user trusts it."""
+"""`run:PATH`: a student that `distill fit` trained, read from its run folder, one that it kept on the way, `run:PATH@epoch=N`
+or `run:PATH@step=N`, or one that `distill push` took to the Hugging Face hub, `run:hf-hub:USER/NAME[@REVISION]`. That is data:
+code that it names is run only where the user trusts it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from featcache.inputs.images import image_input
 from featcache.models import Features, Model
-from featcache.run_folder import student_files
+from featcache.run_folder import HUB, on_disk, pinned, student_files
 from featcache.student import Student, load_student
 
 
@@ -30,9 +31,15 @@ class Trained(Model):
 
 
 def open_model(rest: str, *, trust_code: bool = False) -> Trained:
-    student, record = load_student(rest, trust_code=trust_code)
-    return Trained(f"run:{rest}", student, record, named_files(rest))
+    spec = pinned(f"run:{rest}")
+    folder = on_disk(spec.removeprefix("run:"))
+    student, record = load_student(folder, trust_code=trust_code)
+    return Trained(spec, student, record, student_files(folder))
 
 
-def named_files(rest: str) -> list[str]:
-    return student_files(rest)
+def named_files(rest: str) -> list[str] | None:
+    return None if rest.startswith(HUB) else student_files(rest)
+
+
+def hub_repository(rest: str) -> str:
+    return rest.removeprefix(HUB) if rest.startswith(HUB) else ""

@@ -113,6 +113,7 @@ class TimmStudent(Model):
             network=model,
             config=_config(model, record),
             code='import timm\n\nmodel = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()',
+            of_hub='import timm\n\nmodel = timm.create_model("hf-hub:{name}", pretrained=True).eval()',
             # By this, `open_pretrained`'s callers know that the classifier gives the embedding.
             metadata={"embedding": "classifier"} if classifier and "classes" not in record else {},
             maps='import timm\n\nbackbone = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True).eval()',
