@@ -35,6 +35,7 @@ __all__ = [
     "open_corpus",
     "open_store",
     "preview",
+    "push_store",
     "write_store",
 ]
 
@@ -55,6 +56,7 @@ _MODULE_OF = {
     "open_corpus": "corpora",
     "open_store": "store",
     "preview": "extraction.extract",
+    "push_store": "interchange",
     "write_store": "store.from_arrays",
 }
 

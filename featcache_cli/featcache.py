@@ -10,6 +10,16 @@ import typer
 from featcache_cli import derive
 from featcache_cli.check_table import check_table
 from featcache_cli.demo import demo
+from featcache_cli.pushing import (
+    Licence,
+    Message,
+    Overwrite,
+    Private,
+    RepositoryName,
+    Revision,
+    push_summary,
+    say_pushed,
+)
 from featcache_cli.screen import (
     Device,
     DeviceOption,
@@ -78,7 +88,7 @@ def extract(
         list[str],
         typer.Option(
             metavar="SPEC",
-            help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH[@epoch=N], or MODULE:CALLABLE; "
+            help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH[@epoch=N], run:hf-hub:USER/NAME, or MODULE:CALLABLE; "
             "timm/NAME.TAG:FILE and open_clip/NAME:TAG:FILE with weights on disk. "
             "Repeat, or with commas, for several in one pass over the images. Libraries: {featcache.models}.",
         ),
@@ -481,7 +491,10 @@ def export(
     store: StorePath,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The file or folder to write; must not exist.")],
     format: Annotated[
-        str, typer.Option(metavar="NAME", help="{featcache.interchange}; npy, lance and clip-retrieval are folders.")
+        str,
+        typer.Option(
+            metavar="NAME", help="{featcache.interchange}; npy, hf-dataset, lance and clip-retrieval are folders."
+        ),
     ],
     as_is: Annotated[
         bool, typer.Option("--as-is", help="clip-retrieval: keep the embeddings' lengths instead of making them 1.")
@@ -502,13 +515,51 @@ def export(
     write_json({"command": "export", **summary, "left_out": exported.left_out}, to_json)
 
 
+@app.command()
+def push(
+    store: StorePath,
+    repository: RepositoryName,
+    private: Private = False,
+    revision: Revision = "",
+    message: Message = "",
+    licence: Licence = None,
+    overwrite: Overwrite = False,
+    to_json: Json = None,
+) -> None:
+    """Push a store to the Hugging Face hub as a data set, with a card; `featcache import hf:USER/NAME` brings it back, bit for bit.
+
+    The token is the hub's own: HF_TOKEN, or what `hf auth login` left. It is written under $FEATCACHE_HOME first.
+
+    [dim]featcache push teacher.zarr USER/NAME --private[/dim]
+    """
+    from featcache.interchange import push_store
+    from featcache.public import public
+    from featcache.store import open_store
+
+    opened = open_store(store)
+    named = [text for text in (opened.encoder_name, opened.manifest.corpus.spec or "") if public(text) != text]
+    if named:
+        screen.print(f"its manifest.json goes as it is, and names {shown(', '.join(named))}", highlight=False)
+    if opened.manifest.pixels:
+        screen.print("the images that it keeps are not pushed")
+    with bar("write", "rows") as update:
+        pushed = push_store(
+            opened, repository, private=private, revision=revision, message=message, licence=licence,
+            overwrite=overwrite, progress=update,
+        )  # fmt: skip
+    say_pushed(pushed)
+    screen.print(f"bring it back: featcache import hf:{shown(pushed.repository)} STORE", highlight=False)
+    write_json({"command": "push", "store": str(store), "rows": len(opened), **push_summary(pushed)}, to_json)
+
+
 @app.command("import", cls=ListsPlugins)
 def import_(
     src: Annotated[
         str,
         typer.Argument(
             metavar="SRC",
-            help="An export, a .npy, .parquet or .safetensors, a Lance dataset or a clip-retrieval folder. Formats: {featcache.interchange}.",
+            help="An export, a .npy, .parquet or .safetensors, a Lance dataset, a clip-retrieval folder, or hf:USER/NAME[@REVISION] "
+            "of the hub. Formats: {featcache.interchange}.",
         ),
     ],
     store: Annotated[str, typer.Argument(metavar="STORE", help="The store to make; must not exist.")],

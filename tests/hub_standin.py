@@ -110,6 +110,11 @@ class Hub:
     def fail(self, method: str, path: str, status: int, **rest: Any) -> None:
         self.failures.append(Failure(method, path, status, **rest))
 
+    def add(self, kind: str, name: str, files: dict[str, bytes]) -> None:
+        """A public repository of somebody's with these files."""
+        self.repositories[kind, name] = Repository(private=False)
+        self.repositories[kind, name].commit("main", files, "theirs")
+
     def files(self, kind: str, name: str, revision: str = "main") -> dict[str, bytes]:
         return self.repositories[kind, name].at(revision)[1]
 

@@ -86,9 +86,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C, between two steps; of SIGTERM and SIGHUP its subclass `featcache.stop.Stopped`.
         RuntimeError: the loss or a weight became NaN or infinite; the last good checkpoint is kept.
     """
-    if isinstance(config.get("student"), str):
-        config["student"] = pinned(config["student"])
-    settings = FitConfig(**config)
+    settings = _settings(config)
     accelerator = _accelerator(settings, device, trackers, str(out), checkpoint_minutes)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -123,7 +121,7 @@ def preview(
     Raises:
         As `fit`, where that would before it trains; but for what a method says of the rows when it is prepared.
     """
-    settings = FitConfig(**config)
+    settings = _settings(config)
     accelerator = _accelerator(settings, device, trackers, str(out), checkpoint_minutes)
     inputs = set_up(settings, store, corpus, accelerator, workers, trust_code, renderings)
     run, steps = Run(out), settings.epochs * inputs.pairs.batches(settings.batch_size)
@@ -132,6 +130,12 @@ def preview(
     run.refuse(inputs.config, resume=resume)
     done = steps if run.finished else int(run.checkpoints[-1].stem.partition("-")[2]) if run.checkpoints else 0
     return _plan(inputs, steps, done, accelerator)
+
+
+def _settings(config: dict[str, Any]) -> FitConfig:
+    """A student on the hub is that of the commit which its revision means now."""
+    student = config.get("student")
+    return FitConfig(**{**config, **({"student": pinned(student)} if isinstance(student, str) else {})})
 
 
 def _accelerator(

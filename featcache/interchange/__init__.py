@@ -8,11 +8,13 @@ What an export looks like, N rows, V views, D-d embeddings; with one view the V 
                     sample_id, content, view, state, reason
     safetensors     one file: the same tensors; the strings are JSON in its metadata
     lance           a folder, a Lance dataset (LanceDB's table) with the columns of parquet
+    hf-dataset      a folder: data/train-00000-of-00001.parquet …, the columns of parquet, label as ClassLabel;
+                    manifest.json; README.md, the dataset card: what `datasets.load_dataset` opens
     clip-retrieval  a folder: img_emb/img_emb_0000.npy …, metadata/metadata_0000.parquet … (image_path, sample_id,
                     label, class_name, content, view), in text order, as clip-retrieval and embedding-reader have it
 
 All of them carry the store's manifest with a checksum of every array, so that coming back is exact: the store
-imported from npy, parquet, safetensors or lance has the same bytes as the store exported. clip-retrieval's layout holds one
+imported from npy, parquet, hf-dataset, safetensors or lance has the same bytes as the store exported. clip-retrieval's layout holds one
 embedding a row and nothing of failed rows, and promises unit vectors; what it cannot hold is left out and named.
 
 Formats are plugins: other packages add theirs through the entry-point group `featcache.interchange`.
@@ -22,18 +24,22 @@ Features stream; ids, labels and reasons are held in memory, as a `FeatureStore`
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from featcache.disk.durable import appearing
+from featcache.disk.home import writable_home
 from featcache.disk.refusals import writing
 from featcache.disk.urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, Source, layout
+from featcache.interchange._dataset_card import dataset_card
 from featcache.interchange._foreign import fitting_layout, foreign_unit, of_arrays
 from featcache.interchange._own import manifest_text, own_unit, parse_manifest, refuse_unit
 from featcache.plugins import load_plugin, only_class, plugin_names
+from featcache.repository import CARD, Pushed, Repository, fetch_folder, push_folder
 from featcache.store import FeatureStore, StoreWriter, create_store, open_store
 from featcache.store.from_arrays import checked_ids
 from featcache.store.layout import DTYPES
@@ -53,9 +59,12 @@ __all__ = [
     "names",
     "of_arrays",
     "parse_manifest",
+    "push_store",
 ]
 
 AGAIN = "run the same command again"
+HUB = "hf:"
+HUB_FORMAT = "hf-dataset"
 
 
 class Format:
@@ -184,7 +193,8 @@ def import_store(
     embedding.npy and, if there, label.npy and sample_id.txt; a .parquet with a column `embedding` (lists of
     floats) and, if there, `label` (numbers, or names) or `class_name`, and `sample_id` or `image_path`; a
     .safetensors with a tensor `embedding` and, if there, `label`; a Lance dataset with the columns that a .parquet has; a
-    folder that clip-retrieval wrote. Other columns,
+    folder that clip-retrieval wrote; a folder of such .parquet files, as data sets of Hugging Face are, and
+    `hf:USER/NAME[@REVISION]`, one on the hub. Other columns,
     captions among them, have no place in a store. Rows without an id are numbered.
 
     Fingerprint: stores compare only when theirs are equal. An export keeps the one of its store. Anything else gets
@@ -199,7 +209,7 @@ def import_store(
     """
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"--dtype {dtype}: unknown; known: auto, {', '.join(DTYPES)}")
-    path = _local(src)
+    path = _fetched(str(src)) if str(src).startswith(HUB) else _local(src)
     with writing(out, AGAIN, "STORE"), appearing(_local(out), folder=True) as building:
         format = format_of(path)
         format.require(path)
@@ -214,6 +224,9 @@ def import_store(
             raise ValueError(f"{src}: {source.rows} rows, {manifest.corpus.rows} when it was exported; export again")
         if not export:
             manifest = manifest.changed(**fitting_layout(source, path, dtype))
+            if str(src).startswith(HUB):
+                pinned = f"{str(src).partition('@')[0]}@{path.name}"
+                manifest = manifest.changed(extraction=manifest.extraction.changed(imported=pinned))
         store = create_store(building, manifest)
         embeddings = _filled(store, source, path, export["crc32c"] if export else None, progress)
         manifest = store.manifest
@@ -224,6 +237,59 @@ def import_store(
             manifest = manifest.changed(encoder=encoder)
         store.seal(manifest)
     return open_store(out)
+
+
+def push_store(
+    store: FeatureStore | str | os.PathLike[str],
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str = "",
+    message: str = "",
+    licence: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pushed:
+    """Push a sealed store to the Hugging Face hub, as data set `USER/NAME`: what `export_store` writes as `hf-dataset`, which
+    `datasets.load_dataset` opens, and `import_store("hf:USER/NAME")` brings back bit for bit. It is written under
+    $FEATCACHE_HOME first, and needs that room. Its manifest goes as it is, with the paths that corpus and encoder were given by.
+
+    Args:
+        repository: USER/NAME; made where there is none, visible to you alone with `private`.
+        revision: a branch, made where there is none; main when "".
+        message: of the commit.
+        licence: for the card's metadata, as the hub names it; the terms of images and teacher may bind you.
+        overwrite: replace another store that is there, by a new commit.
+        progress: see `export_store`.
+
+    Raises:
+        ValueError, ConnectionError: see `export_store`, `featcache.repository.push_folder`.
+    """
+    place = Repository.parse(f"{repository}@{revision}" if revision else repository, "dataset")
+    store = store if isinstance(store, FeatureStore) else open_store(store)
+    room = writable_home("pushing")
+    room.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=room) as around:
+        folder = export_store(store, Path(around) / "store", HUB_FORMAT, progress=progress).path
+        (folder / CARD).write_text(dataset_card(store, str(place)), encoding="utf-8")
+        return push_folder(
+            folder,
+            place,
+            owned=("data/train-*.parquet", "manifest.json"),
+            private=private,
+            message=message or f"{store.encoder_name}, {len(store):,} rows",
+            licence=licence,
+            overwrite=overwrite,
+        )
+
+
+def _fetched(src: str) -> Path:
+    """The folder in the hub's cache that a data set on the hub is fetched to."""
+    of, patterns = Repository.parse(src.removeprefix(HUB), "dataset"), ("*.parquet", "manifest.json")
+    folder = fetch_folder(of, src, patterns, (), failed="the data set cannot be had", remedy="or give a folder")
+    if not any(folder.rglob("*.parquet")):
+        raise ValueError(f"{src}: holds no .parquet files; give a data set that has them, with a column `embedding`")
+    return folder
 
 
 def _filled(

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,7 +111,7 @@ def _foreign(path: Path, rows: int, schema: Any, tables: Tables) -> Source:
     check_embeddings(path, (rows, width), dtype)
     known = [name for name in DESCRIBING if name in schema.names]
     beside = describe(next(tables(known, rows))) if known else {}
-    class_names = identify(beside, path)
+    class_names = identify(beside, path) or _class_label(schema)
 
     def blocks(size: int) -> Iterator[Arrays]:
         start = 0
@@ -120,6 +121,15 @@ def _foreign(path: Path, rows: int, schema: Any, tables: Tables) -> Source:
             yield {"embedding": list_values(table["embedding"], width, path), **described}
 
     return Source(rows, foreign_manifest(path, rows, width, dtype, class_names), blocks)
+
+
+def _class_label(schema: Any) -> list[str] | None:
+    """What the numbers in the column `label` stand for, where the package `datasets` wrote it."""
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def from_table(table: Any, manifest: Manifest, path: Path) -> Arrays:
