@@ -115,8 +115,9 @@ def _from_hub(repository: str, written: Written) -> list[str]:
     given = f'"{name}"' + (f', revision="{revision}"' if revision else "")
     fetched = f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({given})"
     own = written.of_hub.replace("{name}", repository)
+    code = own or f"{fetched}\n{written.loading}"
     return [
-        f"Without featcache:\n\n```python\n{own or f'{fetched}\n{written.loading}'}\n```",
+        f"Without featcache:\n\n```python\n{code}\n```",
         *([f"What follows takes the files in a folder:\n\n```python\n{fetched}\n```"] if own else []),
         f"With featcache: `featcache extract IMAGES --teacher run:hf-hub:{repository}`.",
     ]
