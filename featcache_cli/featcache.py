@@ -493,26 +493,39 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="{featcache.interchange}; npy, hf-dataset, lance and clip-retrieval are folders."
+            metavar="NAME",
+            help="{featcache.interchange}; npy, hf-dataset, lance, fiftyone and clip-retrieval are folders.",
         ),
     ],
     as_is: Annotated[
         bool, typer.Option("--as-is", help="clip-retrieval: keep the embeddings' lengths instead of making them 1.")
     ] = False,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="embedding-atlas, fiftyone: the images of the store; 'none' for none.",
+            show_default="those it keeps, or of the corpus it was made of",
+        ),
+    ] = None,
     to_json: Json = None,
 ) -> None:
-    """Write a store as files that other programs read. `featcache import` brings it back, bit for bit.
+    """Write a store as files that other programs read. `featcache import` brings it back, bit for bit, but for
+    embedding-atlas and fiftyone, which are to be looked at.
 
     [dim]featcache export teacher.zarr teacher.parquet --format parquet[/dim]
     """
     from featcache.interchange import export_store
 
     with bar("export", "rows") as update:
-        exported = export_store(store, out, format, as_is=as_is, progress=update)
+        exported = export_store(store, out, format, as_is=as_is, images=images, progress=update)
     left_out = f"; [yellow]left out: {', '.join(exported.left_out)}[/]" if exported.left_out else ""
     screen.print(f"[green]exported[/] {shown(out)}: {exported.rows:,} rows as {format}{left_out}")
+    if exported.opened_by:
+        screen.print(f"open it: {shown(exported.opened_by)}", highlight=False, soft_wrap=True)
     summary = {"store": str(store), "out": str(out), "format": format, "rows": exported.rows}
-    write_json({"command": "export", **summary, "left_out": exported.left_out}, to_json)
+    told = {"left_out": exported.left_out, "opened_by": exported.opened_by}
+    write_json({"command": "export", **summary, **told}, to_json)
 
 
 @app.command()

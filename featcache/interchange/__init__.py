@@ -10,12 +10,16 @@ What an export looks like, N rows, V views, D-d embeddings; with one view the V 
     lance           a folder, a Lance dataset (LanceDB's table) with the columns of parquet
     hf-dataset      a folder: data/train-00000-of-00001.parquet …, the columns of parquet, label as ClassLabel;
                     manifest.json; README.md, the dataset card: what `datasets.load_dataset` opens
+    embedding-atlas one file OUT.parquet, to be looked at: sample_id, label, class_name, embedding (float32), projection_x,
+                    projection_y, neighbors, image
+    fiftyone        a folder, to be looked at: metadata.json, samples.json, data/
     clip-retrieval  a folder: img_emb/img_emb_0000.npy …, metadata/metadata_0000.parquet … (image_path, sample_id,
                     label, class_name, content, view), in text order, as clip-retrieval and embedding-reader have it
 
 All of them carry the store's manifest with a checksum of every array, so that coming back is exact: the store
 imported from npy, parquet, hf-dataset, safetensors or lance has the same bytes as the store exported. clip-retrieval's layout holds one
 embedding a row and nothing of failed rows, and promises unit vectors; what it cannot hold is left out and named.
+What is to be looked at holds view 0 of rows with features, and is not read again, but that a .parquet with embeddings is.
 
 Formats are plugins: other packages add theirs through the entry-point group `featcache.interchange`.
 
@@ -28,8 +32,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from featcache.corpora import Corpus
 from featcache.disk.durable import appearing
 from featcache.disk.home import writable_home
 from featcache.disk.refusals import writing
@@ -38,6 +43,7 @@ from featcache.interchange._arrays import STRINGS, Arrays, Checksums, Source, la
 from featcache.interchange._dataset_card import dataset_card
 from featcache.interchange._foreign import fitting_layout, foreign_unit, of_arrays
 from featcache.interchange._own import manifest_text, own_unit, parse_manifest, refuse_unit
+from featcache.interchange._pictures import NONE, Pictures
 from featcache.plugins import load_plugin, only_class, plugin_names
 from featcache.repository import CARD, Pushed, Repository, fetch_folder, push_folder
 from featcache.store import FeatureStore, StoreWriter, create_store, open_store
@@ -49,6 +55,7 @@ __all__ = [
     "Checksums",
     "ExportedStore",
     "Format",
+    "Pictures",
     "Source",
     "export_store",
     "format_of",
@@ -73,13 +80,19 @@ class Format:
 
     Attributes:
         folder: whether it writes a folder rather than a file.
-        reads: what of other programs it reads, in words.
+        ending: what the name of an export has to end with, for the program that opens it.
+        reads: what of other programs it reads, in words; "" where it is only written, to be looked at.
+        shows: whether it holds images to be looked at: "" for no, "wanted", or "needed".
+        pictures: of the store that is written; None where none are shown. Set before `write`.
         by_chance: why two exports of one store differ in their bytes, in words; "" where they do not.
     """
 
     folder: ClassVar[bool] = False
-    reads: ClassVar[str]
+    ending: ClassVar[str] = ""
+    reads: ClassVar[str] = ""
+    shows: ClassVar[Literal["", "wanted", "needed"]] = ""
     by_chance: ClassVar[str] = ""
+    pictures: Pictures | None = None
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether what is at `path`, a folder or a file with `head` as its first bytes (9 at most), is of it."""
@@ -108,6 +121,10 @@ class Format:
         """What it does not hold of the store, in words."""
         return ["the kept images"] if store.manifest.pixels else []
 
+    def opened_by(self, store: FeatureStore, out: Path) -> str:
+        """How the program is started on the export, to be pasted; "" where there is nothing to say."""
+        return ""
+
     def read(self, path: Path) -> Source:
         """What is there: an export, with its manifest, or what another program wrote.
 
@@ -125,11 +142,13 @@ class ExportedStore:
         path: where it is.
         rows: samples in it, failed ones included where the format holds them.
         left_out: what the format could not hold, in words; empty when coming back is exact.
+        opened_by: how the program that it is for is started on it; "" where there is nothing to say.
     """
 
     path: Path
     rows: int
     left_out: list[str]
+    opened_by: str = ""
 
 
 def names() -> list[str]:
@@ -148,6 +167,7 @@ def export_store(
     format: str,
     *,
     as_is: bool = False,
+    images: str | Corpus | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportedStore:
     """Write a sealed store as `format`; it appears at `out` whole, or not at all.
@@ -158,10 +178,12 @@ def export_store(
         format: one of `names()`; the module says what each holds.
         as_is: keep the embeddings as they are in a clip-retrieval folder too, where the default is unit length,
             for programs that search by inner product. The other formats always keep them.
+        images: of formats that show some: the corpus with the images of the store, or its spec, "none" for none; by default
+            those that the store keeps, or else the corpus that it was made of.
         progress: called with rows done and rows in all, as each chunk is read.
 
     Raises:
-        ValueError: `out` exists, the store is not sealed, or the format cannot hold it.
+        ValueError: `out` exists, the store is not sealed, the format cannot hold it, or its images are not to be had.
     """
     if format not in names():
         raise ValueError(f"--format {format}: unknown; known: {', '.join(names())}")
@@ -173,10 +195,22 @@ def export_store(
         raise ValueError(
             f"{store.path} keeps the {kept} only, which no format holds; extract without --top-k to export"
         )
+    if not str(out).endswith(of.ending):
+        raise ValueError(f"{out}: what {format} opens ends with {of.ending}; give {out}{of.ending}")
     of.require(Path(out))
+    of.pictures = _pictures(store, format, of.shows, images)
     with writing(out, AGAIN, "OUT"), appearing(_local(out), folder=of.folder) as building:
         of.write(store, _units(store, progress), building, as_is=as_is)
-    return ExportedStore(Path(out), of.rows(store), of.left_out(store, as_is=as_is))
+    left_out, opened_by = of.left_out(store, as_is=as_is), of.opened_by(store, Path(out))
+    return ExportedStore(Path(out), of.rows(store), left_out, opened_by)
+
+
+def _pictures(store: FeatureStore, format: str, shows: str, images: str | Corpus | None) -> Pictures | None:
+    if not shows and images is not None:
+        raise ValueError(f"--images: {format} shows no images; leave it out")
+    if shows == "needed" and images == NONE:
+        raise ValueError(f"--images {NONE}: {format} is made of images; give the corpus that has them")
+    return None if not shows or images == NONE else Pictures(store, images)
 
 
 def import_store(
@@ -360,7 +394,7 @@ def format_of(path: Path) -> Format:
     Raises:
         ValueError: no format recognises it.
     """
-    formats = [load_format(name) for name in names()]
+    formats = [each for name in names() if (each := load_format(name)).reads]
     head = b""
     if path.is_file():
         with path.open("rb") as file:
