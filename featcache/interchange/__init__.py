@@ -10,8 +10,8 @@ What an export looks like, N rows, V views, D-d embeddings; with one view the V 
     lance           a folder, a Lance dataset (LanceDB's table) with the columns of parquet
     hf-dataset      a folder: data/train-00000-of-00001.parquet …, the columns of parquet, label as ClassLabel;
                     manifest.json; README.md, the dataset card: what `datasets.load_dataset` opens
-    embedding-atlas one file OUT.parquet, to be looked at: sample_id, label, class_name, embedding (float32), projection_x,
-                    projection_y, neighbors, image
+    embedding-atlas one file OUT.parquet, to be looked at: sample_id, image, label, class_name, projection_x,
+                    projection_y, neighbors, embedding (float32)
     fiftyone        a folder, to be looked at: metadata.json, samples.json, data/
     clip-retrieval  a folder: img_emb/img_emb_0000.npy …, metadata/metadata_0000.parquet … (image_path, sample_id,
                     label, class_name, content, view), in text order, as clip-retrieval and embedding-reader have it

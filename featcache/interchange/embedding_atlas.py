@@ -26,8 +26,8 @@ _PAIRS = 2**24  # similarities held at once
 
 
 class EmbeddingAtlas(Format):
-    """A row with features a row: sample_id, label, class_name, embedding (float32, view 0), projection_x and projection_y (its
-    principal plane), neighbors (the nearest by cosine: "ids" of rows, "distances" 1 − cos), image (JPEG, small)."""
+    """A row with features a row: sample_id, image (JPEG, small), label, class_name, projection_x and projection_y (the principal
+    plane of unit embeddings), neighbors (the nearest by cosine: "ids" of rows, "distances" 1 − cos), embedding (float32, view 0)."""
 
     ending = ".parquet"
     shows = "wanted"
@@ -44,22 +44,17 @@ class EmbeddingAtlas(Format):
         kept = [_held(each) for each in units]
         held = {name: np.concatenate([each[name] for each in kept]) for name in kept[0]}
         directions = unit_rows(held["embedding"])
-        plane = principal_plane(directions)
-        near = nearest(directions, NEIGHBOURS) if len(directions) <= MOST else None
+        held["projection"] = principal_plane(directions)
+        if len(directions) <= MOST:
+            held["ids"], held["distances"] = nearest(directions, NEIGHBOURS)
         names, writer = list(store.class_names or []), None
         try:
             for start in range(0, len(directions), _ROWS):
                 rows = slice(start, start + _ROWS)
-                table = _table({name: array[rows] for name, array in held.items()}, plane[rows], names)
-                if near is not None:
-                    columns = {"ids": _lists(near[0][rows]), "distances": _lists(near[1][rows])}
-                    table = table.append_column(
-                        "neighbors", pa.StructArray.from_arrays([*columns.values()], [*columns])
-                    )
+                table = _table({name: array[rows] for name, array in held.items()}, names)
                 if self.pictures:
-                    table = table.append_column(
-                        "image", _images(self.pictures, store.ok[rows], held["sample_id"][rows])
-                    )
+                    images = _images(self.pictures, store.ok[rows], held["sample_id"][rows])
+                    table = table.add_column(1, "image", images)
                 writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
                 writer.write_table(table, row_group_size=len(table))
         finally:
@@ -125,19 +120,20 @@ def _held(unit: Arrays) -> Arrays:
     return held | {"embedding": unit["embedding"][ok, 0].astype(np.float32)}
 
 
-def _table(held: Arrays, plane: np.ndarray, names: list[str]) -> Any:
+def _table(held: Arrays, names: list[str]) -> Any:
+    """What is to be seen comes first, as the program shows columns."""
     labels = held["label"].tolist()
-    named = [names[label] if 0 <= label < len(names) else None for label in labels]
-    return pa.table(
-        {
-            "sample_id": pa.array(held["sample_id"].tolist(), pa.string()),
-            "label": held["label"],
-            "class_name": pa.array(named, pa.string()),
-            "embedding": _lists(held["embedding"]),
-            "projection_x": plane[:, 0],
-            "projection_y": plane[:, 1],
-        }
-    )
+    columns = {
+        "sample_id": pa.array(held["sample_id"].tolist(), pa.string()),
+        "label": held["label"],
+        "class_name": pa.array([names[each] if 0 <= each < len(names) else None for each in labels], pa.string()),
+        "projection_x": held["projection"][:, 0],
+        "projection_y": held["projection"][:, 1],
+    }
+    if "ids" in held:
+        near = [_lists(held[name]) for name in ("ids", "distances")]
+        columns["neighbors"] = pa.StructArray.from_arrays(near, ["ids", "distances"])
+    return pa.table({**columns, "embedding": _lists(held["embedding"])})
 
 
 def _lists(rows: np.ndarray) -> Any:

@@ -553,7 +553,8 @@ def test_what_is_no_sealed_store_is_not_exported(tmp_path):
         with pytest.raises(ValueError, match="extraction has not finished"):
             export_store(store, tmp_path / "out", "npy")
     with pytest.raises(
-        ValueError, match="--format csv: unknown; known: clip-retrieval, hf-dataset, lance, npy, parquet, safetensors"
+        ValueError,
+        match="--format csv: unknown; known: clip-retrieval, embedding-atlas, fiftyone, hf-dataset, lance, npy",
     ):
         export_store(tmp_path / "t.zarr", tmp_path / "out", "csv")
     with pytest.raises(ValueError, match="already a Zarr group"):
