@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +23,7 @@ from distill.training.run import Run
 from featcache.disk.durable import appearing
 from featcache.graph import Preprocessed, pixels
 from featcache.inputs.images import Preprocess
+from featcache.models.onnx import open_session
 from featcache.public import public
 from featcache.run_folder import on_disk, split_spec
 from featcache.student import Student, load_student
@@ -108,22 +110,15 @@ def export(
 
     with appearing(out, folder=True) as part:
         part.mkdir()
-        lost = None
+        losses: list[Loss] = []
         if format == "safetensors":
             written = write_safetensors(part, student, record, precision, pictures(2, preprocess))
         elif calibration and images:
-            rounding = partial(quantise, pixels=images[0], preprocess=preprocess, method=calibration.method)
-            written = write_onnx(part, copy.deepcopy(student), record, precision, quantise=rounding)
-            lost = loss(
-                student.deployed,
-                written.load(),
-                images[1],
-                preprocess,
-                corpus=calibration.corpus,
-                calibrated=len(images[0]),
-            )
+            rounding = partial(_round, losses, student, preprocess, calibration, images)
+            written = write_onnx(part, copy.deepcopy(student), record, precision, with_preprocessing, rounding)
         else:
             written = write_onnx(part, copy.deepcopy(student), record, precision, with_preprocessing)
+        lost = losses[0] if losses else None
         if lost:
             difference, checked = lost.difference, str(replace(lost, corpus=public(lost.corpus)))
             _refuse_loss(out, lost, any_loss)
@@ -167,12 +162,33 @@ def _refuse(format: str, precision: str, with_preprocessing: bool, calibration: 
         raise ValueError("preprocessing can be put into ONNX files only; give format onnx, or leave it out")
     if precision == "int8" and format != "onnx":
         raise ValueError("int8 is for ONNX files; give format onnx, or precision fp16")
-    if precision == "int8" and with_preprocessing:
-        raise ValueError("int8 files take normalised images; leave the preprocessing out, or give precision fp32")
     if (precision == "int8") != (calibration is not None):
         raise ValueError(
             "precision int8 and a calibration (images like those that it will see: a corpus) need each other"
         )
+
+
+def _round(
+    losses: list[Loss],
+    student: Student,
+    preprocess: Preprocess,
+    calibration: Calibration,
+    images: tuple[np.ndarray, np.ndarray],
+    file: Path,
+) -> None:
+    """Quantise the file, and note what that cost."""
+    quantise(file, images[0], preprocess, calibration.method)
+    session = open_session(file)
+    losses.append(
+        loss(
+            student.deployed,
+            lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0]),
+            images[1],
+            preprocess,
+            corpus=calibration.corpus,
+            calibrated=len(images[0]),
+        )
+    )
 
 
 def _refuse_difference(out: Path, format: str, precision: str, difference: float) -> None:

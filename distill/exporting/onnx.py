@@ -37,7 +37,7 @@ def write_onnx(
     """Write `model.onnx`.
 
     Args:
-        quantise: what to do with the file of precision "int8", which has been written in fp32.
+        quantise: what to do with the file of precision "int8", written in fp32 and for normalised images.
 
     Raises:
         ValueError: the packages of the extra `onnx` are missing.
@@ -45,9 +45,11 @@ def write_onnx(
     file, name = folder / "model.onnx", "pixels" if with_preprocessing else "images"
     model = Half(student.deployed) if precision == "fp16" else student.deployed
     preprocess = Preprocess.from_dict(record["preprocess"])
-    takes = write_graph(file, model, preprocess, [student.gives], with_preprocessing=with_preprocessing)
+    inside = with_preprocessing and not quantise
+    takes = write_graph(file, model, preprocess, [student.gives], with_preprocessing=inside)
     if quantise:
         quantise(file)
+        takes = _put_before(file, preprocess) if with_preprocessing else takes
     described = {
         "input": takes,
         "output": f"{student.gives}: float32 (batch, {student.gives_dim})",
@@ -71,3 +73,17 @@ def write_onnx(
         f'model = lambda {name}: session.run(None, {{"{name}": {name}.numpy()}})[0]'
     )
     return Written(loading=loading, load=load)
+
+
+def _put_before(file: Path, preprocess: Preprocess) -> str:
+    """Let the model of normalised images in a file take images as they are; returns what it takes, in words."""
+    import onnx
+    import onnx.compose
+
+    after, first = onnx.load(file), file.with_name("before.onnx")
+    takes = write_graph(first, nn.Identity(), preprocess, ["images"], with_preprocessing=True)
+    before = onnx.compose.add_prefix(onnx.load(first), "preprocessing/", rename_inputs=False)
+    first.unlink()
+    before.ir_version = after.ir_version
+    onnx.save(onnx.compose.merge_models(before, after, [("preprocessing/images", "images")]), file)
+    return takes

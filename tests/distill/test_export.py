@@ -163,11 +163,24 @@ def test_the_card_says_where_there_are_no_feature_maps(exports, name, said):
     assert ("None by timm's `features_only`: " + said in card) if said else "Feature maps" not in card
 
 
+CHANNELS_LAST = """
+import torch
+from types import SimpleNamespace as Named
+def backbone(images): return [torch.ones(1, 4, 8, 3)]
+backbone.feature_info = Named(channels=lambda: [3], reduction=lambda: [2])
+"""
+
+
 def test_what_timm_gives_no_maps_of_is_said(tmp_path):
     alone = Standalone(network=torch.nn.Identity(), config={}, code="", maps="raise RuntimeError('none of it')")
     record = {"architecture": "timm/some"}
     said = WRITING._of_maps(tmp_path, alone, record, torch.zeros(1, 3, 8, 8), "fp32")
     assert "None by timm's `features_only`: timm has no such thing for timm/some (RuntimeError: none of it)" in said
+    last = dataclasses.replace(
+        alone, maps=CHANNELS_LAST, last_map=torch.ones(1, 3, 4, 8), config={"architecture": "some", "model_args": {}}
+    )
+    said = WRITING._of_maps(tmp_path, last, record, torch.zeros(1, 3, 8, 8), "fp32")
+    assert "gives 1 maps (B, H, W, C) of [3] channels, at 1/[2] of" in said
     other = dataclasses.replace(alone, maps="backbone = lambda images: [images]", last_map=torch.ones(1, 3, 8, 8))
     said = WRITING._of_maps(tmp_path, other, record, torch.zeros(1, 3, 8, 8), "fp32")
     assert "the last one is not what timm's `forward_intermediates` gives of the student" in said
@@ -508,7 +521,6 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_run,
         ({"precision": "int8"}, "int8 is for ONNX files; give format onnx"),
         ({"precision": "int8", "format": "onnx"}, "precision int8 and a calibration .* need each other"),
         ({"format": "onnx", "calibration": Calibration(corpus="digits:test")}, "need each other"),
-        ({"precision": "int8", "format": "onnx", "with_preprocessing": True}, "int8 files take normalised images"),
         (
             {"precision": "int8", "format": "onnx", "calibration": Calibration(corpus=str(tmp_path / "empty"))},
             "no images",

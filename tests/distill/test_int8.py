@@ -9,6 +9,7 @@ import pytest
 import torch
 from exported_runs import make_run_in
 from onnx import numpy_helper
+from PIL import Image
 from small_world import make_images
 
 import featcache
@@ -134,6 +135,25 @@ def test_what_loses_too_much_is_not_kept_unless_asked(world, tmp_path, monkeypat
         export(folder / "run", tmp_path / "out", **given)
     assert not [*tmp_path.iterdir()]
     assert export(folder / "run", tmp_path / "out", any_loss=True, **given).loss.images == 4
+
+
+def test_preprocessing_goes_before_the_rounded_graph(world, tmp_path):
+    folder, exported = world
+    calibration = Calibration(corpus=str(folder / "photos"), images=8, method="minmax")
+    given = {"format": "onnx", "precision": "int8", "calibration": calibration}
+    made = export(folder / "run", tmp_path / "whole", with_preprocessing=True, **given)
+    assert made.files == ("README.md", "model.onnx")
+    assert made.loss == exported["minmax"].loss
+    whole, core = (onnxruntime.InferenceSession(each.path / "model.onnx") for each in (made, exported["minmax"]))
+    assert whole.get_modelmeta().custom_metadata_map["precision"] == "int8"
+    student = load_encoder(f"run:{folder / 'run'}")
+    for width, height in ((50, 31), (24, 40)):
+        pixels = np.asarray(Image.open(folder / "photos" / "003.png").resize((width, height)))
+        view = student.preprocess.draw((width, height), Views(), "", 0)
+        rendered = student.preprocess.render(Image.fromarray(pixels), view)
+        images = student.preprocess.to_model(torch.from_numpy(rendered[None].copy())).contiguous().numpy()
+        (found,), (expected,) = whole.run(None, {"pixels": pixels[None]}), core.run(None, {"images": images})
+        assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
 
 
 # -- as an encoder ----------------------------------------------------------------------------------------
