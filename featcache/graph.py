@@ -24,7 +24,7 @@ class Preprocessed(nn.Module):
             torch.tensor(each).mul(255).view(3, 1, 1) for each in (preprocess.mean, preprocess.std)
         )
 
-    def forward(self, pixels: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch dim"] | tuple[Tensor, ...]:
+    def forward(self, pixels: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch ..."] | tuple[Tensor, ...]:
         images = self.square(pixels.permute(0, 3, 1, 2).float())
         return self.encoder((images - self._mean) / self._std)
 
