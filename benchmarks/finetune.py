@@ -119,11 +119,12 @@ def main() -> None:
     parser.add_argument("--method", default="centred", help="of distillation")
     parser.add_argument("--epochs", type=int, default=8, help="of distillation")
     parser.add_argument("--after", type=int, default=4, help="epochs of fine-tuning")
+    parser.add_argument("--images", type=int, default=0, help="the first so many, as many of each class; all when 0")
     parser.add_argument("--labelled", type=int, default=0, help="of so many images labels are used; of all when 0")
     parser.add_argument("--layer-decay", type=float, default=0.75)
     parser.add_argument("--quick", action="store_true", help="does it run? 400 images, one learning rate, one seed")
     options = parser.parse_args()
-    images, seeds = (400, [0]) if options.quick else (0, [int(seed) for seed in options.seeds.split(",")])
+    images, seeds = (400, [0]) if options.quick else (options.images, [int(seed) for seed in options.seeds.split(",")])
     whole, labelled = (
         Bench(options.data, options.work, options.epochs, count, "tiny")
         for count in (images, options.labelled or images)

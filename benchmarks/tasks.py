@@ -135,7 +135,14 @@ class Bench:
     """Images, teachers' stores and runs of one work folder."""
 
     def __init__(
-        self, data: Path, work: Path, epochs: int, images: int, student: str, rates: Sequence[float], autoattack: bool
+        self,
+        data: Path,
+        work: Path,
+        epochs: int,
+        images: int,
+        student: str,
+        rates: Sequence[float] = (),
+        autoattack: bool = False,
     ):
         self.stores, self.runs, self.epochs, self.student = work / "stores", work / "runs", epochs, student
         self.rates, self.autoattack = rates, autoattack
