@@ -29,6 +29,7 @@ EVALUATIONS, TEACHERS, FITS = (
     "distill fit",
 )
 DETECTOR = "evalsuite detector fit teacher.zarr"
+EXPLORING = "featcache export teacher-test.zarr atlas.parquet"
 NOT_HERE = "cd benchmarks/work/stores"
 """A line of the block whose stores `benchmarks/faithfulness.py` leaves."""
 SWEEP = """
@@ -92,7 +93,16 @@ def test_every_block_of_commands_is_run_here():
     blocks = [text for _, text in BLOCKS if programs_of.search(text) and NOT_HERE not in text]
     run = [
         next(text for text in blocks if begins(text, begin))
-        for begin in (QUICK_START, EVALUATIONS, TEACHERS, FITS + " --store a.zarr", DETECTOR, *LEARNING, DEPLOYING)
+        for begin in (
+            QUICK_START,
+            EVALUATIONS,
+            TEACHERS,
+            FITS + " --store a.zarr",
+            DETECTOR,
+            EXPLORING,
+            *LEARNING,
+            DEPLOYING,
+        )
     ]
     assert sorted(blocks) == sorted(run)
 
@@ -268,6 +278,14 @@ def test_the_examples_of_a_detector_to_deploy_run(folder, command):
         command(line.replace("--keep 0.95", "--keep 0.9"))
     assert (folder / "scores.csv").read_text().startswith("id,score,is_ood,nearest_1,similarity_1,")
     assert (folder / "drift.json").exists()
+
+
+def test_the_examples_of_exploring_run(folder, command):
+    pytest.importorskip("lance", reason="lance is an extra")
+    for line in commands_of(EXPLORING):
+        make_what_is_needed(line, folder, command)
+        command(line)
+    assert (folder / "tables/teacher.lance/_versions").is_dir()
 
 
 def test_the_python_code_runs(folder, monkeypatch):
