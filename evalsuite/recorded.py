@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,14 @@ class Recorded:
             self.left_out[record["path"]] = "it no longer holds the samples that were measured, or repeats an id"
             return None
         return rows.pick(found)
+
+    @contextmanager
+    def trying(self, record: Any) -> Iterator[None]:
+        """What a store of this record is refused for inside ends nothing else: it is left out, and why."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.left_out[str(record["path"])] = str(error)
 
     def _found(self, path: str, fingerprint: str) -> Rows | None:
         from featcache.rows import Rows

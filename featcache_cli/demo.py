@@ -10,15 +10,19 @@ import typer
 from rich.table import Table
 
 from featcache_cli.programs import app
-from featcache_cli.screen import Json, make_table, results, screen, write_json
+from featcache_cli.screen import Json, make_table, results, screen, shown, write_json
+
+_MAPPED = " --set mapping_steps=100 --set mapping_batch_size=256"
+STUDENTS = {"centred": _MAPPED, "tintem": _MAPPED, "proteus": ""}
+"""Methods, the default first, and what else their fits are given."""
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for images, stores and runs.")] = Path("featcache-demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Of each student.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each student.")] = 15,
     to_json: Json = None,
 ) -> None:
-    """The whole pipeline on scikit-learn's digits, offline, in about a minute.
+    """The whole pipeline on scikit-learn's digits, offline, in about a minute and a half; ends with a report to look at.
 
     [dim]featcache demo --out demo/ --epochs 5[/dim]
     """
@@ -28,42 +32,56 @@ def demo(
     results.quiet = to_json == "-"
     counts = write_demo_images(out / "images")
     screen.print(f"Images in {out / 'images'}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    teacher = "builtin/efficientnet_lite0"
-    encoders = {"teacher": teacher, "tintem": f"run:{out}/runs/tintem", "proteus": f"run:{out}/runs/proteus"}
-    reused = []
+    at = shlex.quote(str(out))
+    encoders = {"teacher": "builtin/efficientnet_lite0"} | {name: f"run:{out}/runs/{name}" for name in STUDENTS}
+    reused, measured = [], []
     for name, spec in encoders.items():
         if name != "teacher":
             _run_shown(
-                f"distill fit --store {out}/stores/teacher-id-train.zarr --corpus {out}/images/id-train --student tiny "
-                f"--method {name} --out {out}/runs/{name} --epochs {epochs} --batch-size 64 --lr 0.003 --resume"
-                + (" --set mapping_steps=100 --set mapping_batch_size=256" if name == "tintem" else "")
+                f"distill fit --store {at}/stores/teacher-id-train.zarr --corpus {at}/images/id-train --student tiny "
+                f"--method {name} --out {at}/runs/{name} --epochs {epochs} --batch-size 64 --lr 0.003 --resume{STUDENTS[name]}"
             )
         for images in counts:
             store, summary = f"{out}/stores/{name}-{images}.zarr", out / "results" / f"{name}-{images}.json"
             overwrite = "" if name == "teacher" else " --overwrite"
             _run_shown(
-                f"featcache extract {out}/images/{images} --teacher {spec} --out {store} --json {summary}{overwrite}"
+                f"featcache extract {at}/images/{images} --teacher {shlex.quote(spec)} --out {shlex.quote(store)} "
+                f"--json {shlex.quote(str(summary))}{overwrite}"
             )
             if json.loads(summary.read_text())["reused"]:
                 reused.append(store)
-        bank, query = f"{out}/stores/{name}-id-train.zarr", f"{out}/stores/{name}-id-test.zarr"
-        _run_shown(f"evalsuite knn --bank {bank} --query {query} --k 20 --json {out}/results/{name}-knn.json")
-        _run_shown(
-            f"evalsuite ood --id-train {bank} --id-test {query} --near digits89={out}/stores/{name}-near.zarr "
-            f"--far photos={out}/stores/{name}-far.zarr --detector knn --k 20 --json {out}/results/{name}-ood.json"
-        )
-        if name != "teacher":
-            _run_shown(
-                f"evalsuite fidelity --teacher {out}/stores/teacher-id-test.zarr --student {query} --json {out}/results/{name}-fidelity.json"
-            )
+        measured += _evaluated(at, name)
+    images = " ".join(f"--images {at}/images/{each}" for each in counts)
+    title = shlex.quote("Digits 0–7; OOD: 8 and 9, photographs")
+    _run_shown(f"evalsuite report teacher={' '.join(measured)} {images} --title {title} --out {at}/report.html")
     results.print(_demo_table(out, encoders))
     screen.print(
         f"{time.perf_counter() - began:.0f} s. Paste any command above with your own folder in place of {out}/images/…."
     )
     if reused:
         screen.print(f"[green]reused[/] the cached features of {len(reused)} stores: delete {out} to start afresh")
-    measured = sorted(str(path) for path in (out / "results").glob("*.json"))
-    write_json({"command": "demo", "out": str(out), "results": measured, "reused": reused}, to_json)
+    page = out / "report.html"
+    screen.print(
+        f"Look at it in a browser, which needs no network for it: [bold]{shown(page.resolve().as_uri())}[/]",
+        soft_wrap=True,
+    )
+    found = sorted(str(path) for path in (out / "results").glob("*.json"))
+    write_json({"command": "demo", "out": str(out), "results": found, "reused": reused, "report": str(page)}, to_json)
+
+
+def _evaluated(at: str, name: str) -> list[str]:
+    """Evaluate one encoder of the demo at `at`, quoted for a shell; the files of the results, likewise."""
+    bank, query = f"{at}/stores/{name}-id-train.zarr", f"{at}/stores/{name}-id-test.zarr"
+    given = {
+        "knn": f"--bank {bank} --query {query} --k 20",
+        "ood": f"--id-train {bank} --id-test {query} --near digits89={at}/stores/{name}-near.zarr "
+        f"--far photos={at}/stores/{name}-far.zarr --detector knn --k 20",
+    }
+    if name != "teacher":
+        given["fidelity"] = f"--teacher {at}/stores/teacher-id-test.zarr --student {query}"
+    for command, options in given.items():
+        _run_shown(f"evalsuite {command} {options} --json {at}/results/{name}-{command}.json")
+    return [f"{at}/results/{name}-{command}.json" for command in given]
 
 
 def _demo_table(out: Path, encoders: dict[str, str]) -> Table:

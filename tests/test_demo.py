@@ -17,7 +17,7 @@ def test_the_demo_runs_twice_and_the_second_time_computes_no_teacher_feature(tmp
         "from featcache_cli import programs; programs.run_featcache()",
         "demo",
         "--epochs",
-        "2",
+        "1",
     ]
 
     def demo() -> subprocess.CompletedProcess[str]:
@@ -26,7 +26,7 @@ def test_the_demo_runs_twice_and_the_second_time_computes_no_teacher_feature(tmp
 
     first = demo()
     assert first.returncode == 0, first.stderr
-    for word in ("teacher", "tintem", "proteus", "near AUROC", "Gram"):
+    for word in ("teacher", "centred", "tintem", "proteus", "near AUROC", "Gram"):
         assert word in first.stdout
     shown = [line[2:] for line in first.stderr.splitlines() if line.startswith("$ ")]
     assert {line.split()[0] for line in shown} == {"featcache", "distill", "evalsuite"}
@@ -34,6 +34,15 @@ def test_the_demo_runs_twice_and_the_second_time_computes_no_teacher_feature(tmp
     teacher = json.loads((results / "teacher-ood.json").read_text())["metrics"]
     assert teacher["knn/far/mean/auroc"]["value"] > 0.9  # photographs are far from digits
     assert json.loads((results / "teacher-knn.json").read_text())["metrics"]["top1@20"]["value"] > 0.8
+
+    page = tmp_path / "featcache-demo/report.html"
+    assert first.stderr.rstrip().endswith(page.as_uri()), "how to open the report comes last"
+    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+    assert [each["name"] for each in data["encoders"]] == ["teacher", "centred", "tintem", "proteus"]
+    assert len(data["pictures"]) > 480, "all of the images that are tested on, and some of the bank's"
+    assert (data["unread"], data["unpictured"]) == ([], [])
+    parts = {each["key"] for each in data["sections"]}
+    assert {"edges", "neighbours", "confused", "knn-classes", "ood-classes", "map"} <= parts
 
     second = demo()
     assert second.returncode == 0, second.stderr

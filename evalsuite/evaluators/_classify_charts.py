@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from evalsuite.charts import Axis, Headline, Lines, Named, Section, Series, Table, rows_of
+from evalsuite import probabilities
+from evalsuite.charts import Axis, Gallery, Headline, Lines, Named, Samples, Section, Series, Strip, Table, rows_of
+from evalsuite.evaluators._confused import Wrong
 from evalsuite.intervals import risk_coverage, share
+from featcache.head import Head
 
 _POINTS = 200  # of a risk-coverage curve
 _CONFUSED = 3  # classes named beside each
@@ -50,7 +53,17 @@ def charts(results: Sequence[Named]) -> list[Section]:
         "least sure of, and which classes it takes for which."
     )
     curves = drawn if reliable else []
-    return [Section("classify", "Classes", "Classification", about, [*curves, *map(_classes, results)])]
+    about_confused = (
+        "Pairs of classes that a classifier takes for each other most often: the surest of its wrong answers."
+    )
+    galleries = []
+    for each in results:
+        with each.stores.trying(each.result.inputs.get("test")):
+            galleries.append(Gallery(title=each.encoder, strips=_confused(each), wide=True))
+    return [
+        Section("classify", "Classes", "Classification", about, [*curves, *map(_classes, results)]),
+        Section("misclassified", "Confused", "Classes that a classifier confuses", about_confused, galleries),
+    ]
 
 
 def _reliability(each: Named) -> list[Series]:
@@ -85,6 +98,28 @@ def _risk(each: Named) -> list[Series]:
     at = np.unique(np.linspace(math.ceil(n / 100) - 1, n - 1, min(n, _POINTS)).astype(np.int64))
     area = each.result.metrics["classify/aurc"].value
     return [Series(name=each.encoder, x=((at + 1) / n).tolist(), y=risk[at].tolist(), note=f"area {area:.4f}")]
+
+
+def _confused(each: Named) -> list[Strip]:
+    """Where the test store may be read. Raises `ValueError` where it, or the head, is another by now."""
+    result, samples = each.result, Samples.of(each.result)
+    if samples is None:
+        return []
+    found = each.stores.measured(result.inputs.get("test"), samples.ids, samples.content)
+    if found is None:
+        return []
+    rows = found.pick(np.arange(len(found)))
+    rows.head = None if result.parameters["head"] is None else Head.read(result.parameters["head"])
+    classifier = probabilities.Classifier(rows)
+    answers = probabilities.said(rows, classifier.columns(rows)[0])[0]
+    wrong = answers.predicted != answers.truth
+    if (wrong == result.samples["classify/top1"].astype(bool)).any():
+        raise ValueError("its classifier gives other answers by now")
+    truth, predicted, confidence = (of[wrong] for of in (answers.truth, answers.predicted, answers.confidence))
+    numbers, counts = np.unique(answers.truth, return_counts=True)
+    rows_by_class = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    pairs = Wrong(samples.picked(wrong), truth, predicted, confidence)
+    return pairs.strips(classifier.classes.distinct_name, rows_by_class, "sure")
 
 
 def _classes(each: Named) -> Table:

@@ -24,7 +24,10 @@ def section(results: Sequence[Named]) -> Section:
         "spread over the rows compared, those shown are evenly spread from the fewest neighbours in common to the most. Framed: "
         "among the nearest on both sides."
     )
-    galleries = [Gallery(title=each.encoder, strips=strips, wide=True) for each in results if (strips := _strips(each))]
+    galleries = []
+    for each in results:
+        with each.stores.trying(each.result.inputs.get("student")):
+            galleries.append(Gallery(title=each.encoder, strips=_strips(each), wide=True))
     return Section("neighbours", "Neighbours", "Neighbours side by side", about, galleries)
 
 
@@ -60,18 +63,12 @@ def _strips(each: Named) -> list[Strip]:
 
 
 def _pair(each: Named) -> tuple[Rows, Rows] | None:
-    """The rows that were compared; None where a store may not be read, or has others by now."""
+    """The rows that were compared; None where a store may not be read. Raises `ValueError` where it has others by now."""
     inputs = each.result.inputs
     teacher, student = (each.stores.rows(inputs.get(role)) for role in ("teacher", "student"))
     if teacher is None or student is None:
         return None
-    try:
-        pair = joined(teacher, student)
-    except ValueError as error:
-        each.stores.left_out[student.name] = str(error)
-        return None
     counts = (inputs["teacher"].get("rows"), inputs["student"].get("rows"))
     if counts != (len(teacher), len(student)):
-        each.stores.left_out[student.name] = f"it, or {teacher.name}, has other rows by now"
-        return None
-    return pair
+        raise ValueError(f"it, or {teacher.name}, has other rows by now")
+    return joined(teacher, student)

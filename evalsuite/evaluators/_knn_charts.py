@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from evalsuite.charts import (
     Gallery,
@@ -23,6 +22,7 @@ from evalsuite.charts import (
     most_held,
     rows_of,
 )
+from evalsuite.evaluators._confused import Wrong
 from evalsuite.intervals import share
 from evalsuite.neighbours.exact import search
 from evalsuite.result import Metric
@@ -32,7 +32,6 @@ from featcache.geometry import vote_weights, winners
 from featcache.rows import Rows
 
 _WRONG = 300  # rows whose votes are looked at
-_PAIRS, _PICTURES = 6, 5
 _CONFUSED = 3  # classes named beside each
 
 
@@ -43,7 +42,11 @@ def headlines(results: Sequence[Named]) -> list[Headline]:
 def charts(results: Sequence[Named]) -> list[Section]:
     """What stores that may still be read say of the classes of the queries."""
     names = [name for each in results for name in each.result.metrics]
-    found = [(each.encoder, one) for each in results for k in most_held(names, "top1") if (one := _Votes.of(each, k))]
+    found: list[tuple[str, _Votes]] = []
+    for each in results:
+        for k in most_held(names, "top1"):
+            with each.stores.trying(each.result.inputs.get("bank")):
+                found += [(each.encoder, votes)] if (votes := _Votes.of(each, k)) else []
     about = "The accuracy within each class, and what its other rows are taken for; K is that of the summary. With 95 % intervals."
     about_confused = (
         "Pairs of classes that are taken for each other most often: the surest of the wrong votes, and beside them the images of "
@@ -56,7 +59,7 @@ def charts(results: Sequence[Named]) -> list[Section]:
     pairs = [(encoder, strips, each.note) for encoder, each in found if (strips := each.strips())]
     galleries = [Gallery(title=encoder, strips=strips, note=note, wide=True) for encoder, strips, note in pairs]
     return [
-        Section("confused", "Confused", "Confused classes", about_confused, galleries),
+        Section("confused", "kNN confuses", "Classes that kNN confuses", about_confused, galleries),
         Section("knn-classes", "kNN by class", "kNN classification by class", about, tables),
     ]
 
@@ -66,21 +69,18 @@ _COLUMNS = ("true class", "rows", "accuracy", "taken for")
 
 @dataclass(frozen=True)
 class _Votes:
-    """The votes on some of the wrong rows, `wrong`, of the queries: their predicted class, how sure, and the nearest row of the
-    bank that voted for it. Classes are numbered as the bank's."""
+    """The votes on some of the `wrong` rows of the queries, and the nearest row of the bank that voted for the class that each is
+    taken for. Classes are numbered as the bank's; `truth` and `right` are of all queries."""
 
-    query: Rows
     bank: Rows
     right: Bool[np.ndarray, " q"]
     truth: Int[np.ndarray, " q"]
-    wrong: Int[np.ndarray, " w"]
-    predicted: Int[np.ndarray, " w"]
-    sure: np.ndarray
+    wrong: Wrong
     nearest: Int[np.ndarray, " w"]
 
     @classmethod
     def of(cls, each: Named, k: int) -> _Votes | None:
-        """None where the result has no samples or its stores cannot be read or are others by now."""
+        """None where the result has no samples, or its stores may not be read. Raises `ValueError` where the bank is another by now."""
         result, given = each.result, each.result.parameters
         if f"top1@{k}" not in result.samples or (samples := Samples.of(result)) is None:
             return None
@@ -91,83 +91,56 @@ class _Votes:
         bank = query if given.get("exclude_self") and given.get("drop_identical") else bank.labelled()
         bank = few_shots(bank, given["shots"], given["seed"]) if given.get("shots") else bank
         if len(bank) != result.inputs["bank"].get("rows"):
-            each.stores.left_out[bank.name] = "it has other rows by now"
-            return None
+            raise ValueError("it has other rows by now")
         right, truth = result.samples[f"top1@{k}"].astype(bool), aligned_labels(bank, query)
         wrong = np.flatnonzero(~right)
-        wrong = wrong[evenly(len(wrong), _WRONG)] if len(wrong) else wrong
-        own = positions(bank, query)[wrong] if given.get("exclude_self") else None
-        return cls._voted(query, bank, right, truth, wrong, own, k, given["temperature"])
-
-    @classmethod
-    def _voted(
-        cls,
-        query: Rows,
-        bank: Rows,
-        right: Bool[np.ndarray, " q"],
-        truth: Int[np.ndarray, " q"],
-        wrong: Int[np.ndarray, " w"],
-        own: Int[np.ndarray, " w"] | None,
-        k: int,
-        temperature: float,
-    ) -> _Votes:
         if not len(wrong):
-            return cls(query, bank, right, truth, wrong, wrong, wrong, wrong)
+            nothing = Wrong(samples.picked(wrong), wrong, wrong, np.empty(0))
+            return cls(bank, right, truth, nothing, wrong)
+        wrong = wrong[evenly(len(wrong), _WRONG)]
+        own = positions(bank, query)[wrong] if given.get("exclude_self") else None
         cosine, near = search(bank.blocks(), query.take(wrong), k, exclude_self=own)
-        classes, numbers = np.unique(bank.labels, return_inverse=True)
-        weight = vote_weights(cosine, temperature)
-        first = winners(weight, numbers[near], len(classes))
-        speaking = numbers[near] == first[:, None]
-        sure = np.where(speaking, weight, 0).sum(axis=1) / weight.sum(axis=1)
-        nearest = near[np.arange(len(near)), speaking.argmax(axis=1)]
-        still = classes[first] != truth[wrong]  # of an approximate index a few may be right in an exact search
-        return cls(query, bank, right, truth, wrong[still], classes[first][still], sure[still], nearest[still])
+        predicted, sure, nearest = _vote(bank, cosine, near, given["temperature"])
+        still = predicted != truth[wrong]  # of an approximate index a few may be right in an exact search
+        wrong = wrong[still]
+        found = Wrong(samples.picked(wrong), truth[wrong], predicted[still], sure[still])
+        return cls(bank, right, truth, found, nearest[still])
 
     @property
     def note(self) -> str:
-        wrong = int((~self.right).sum())
-        looked = (
-            "" if len(self.wrong) == wrong else f"; what they are taken for is said of {len(self.wrong):,} of these"
-        )
-        return f"{wrong:,} of {len(self.right):,} queries are wrong{looked}"
+        wrong, looked = int((~self.right).sum()), len(self.wrong.truth)
+        some = "" if looked == wrong else f"; what they are taken for is said of {looked:,} of these"
+        return f"{wrong:,} of {len(self.right):,} queries are wrong{some}"
 
     def classes(self) -> list[list[str | int | Metric]]:
         """A row a class, as `_COLUMNS` names them."""
-        named = Classes.of(self.bank)
-        rows: list[list[str | int | Metric]] = []
+        name, rows = Classes.of(self.bank).distinct_name, list[list[str | int | Metric]]()
         for number in np.unique(self.truth).tolist():
-            of = self.truth == number
-            taken = Counter(self.predicted[self.truth[self.wrong] == number].tolist()).most_common()
-            others = [f"{named.distinct_name(other)} {count:,}" for other, count in taken[:_CONFUSED]]
+            of, taken = self.truth == number, self.wrong.taken_for(number)
+            others = [f"{name(other)} {count:,}" for other, count in taken[:_CONFUSED]]
             more = f", and {len(taken) - _CONFUSED} more" if len(taken) > _CONFUSED else ""
-            name, accuracy = named.distinct_name(number), share(self.right[of]).metric()
-            rows.append([name, int(of.sum()), accuracy, ", ".join(others) + more])
+            rows.append([name(number), int(of.sum()), share(self.right[of]).metric(), ", ".join(others) + more])
         return rows
 
     def strips(self) -> list[Strip]:
-        named, pairs = (
-            Classes.of(self.bank),
-            Counter(zip(self.truth[self.wrong].tolist(), self.predicted.tolist(), strict=True)),
-        )
-        queries, voters, strips = Samples.of_rows(self.query), Samples.of_rows(self.bank), []
-        for (true, taken), count in pairs.most_common(_PAIRS):
-            at = np.flatnonzero((self.truth[self.wrong] == true) & (self.predicted == taken))
-            at = at[np.argsort(-self.sure[at], kind="stable")][:_PICTURES]
+        """Beside the wrong rows the images of the bank that spoke for the wrong class."""
+        name, voters = Classes.of(self.bank).distinct_name, Samples.of_rows(self.bank)
+
+        def beside(taken: int, at: Int[np.ndarray, " _"]) -> dict[str, list[Picture]]:
             nearest = list(dict.fromkeys(self.nearest[at].tolist()))
-            shown = [
-                Picture(picture=sample, words=f"{100 * sure:.0f} % of the vote", mark="wrong")
-                for sample, sure in zip(queries.at(self.wrong[at]), self.sure[at], strict=True)
-            ]
-            groups = {
-                f"{named.distinct_name(true)}, taken for {named.distinct_name(taken)}": shown,
-                f"{named.distinct_name(taken)}, of the bank": [Picture(picture=each) for each in voters.at(nearest)],
-            }
-            rows = int((self.truth == true).sum())
-            strips.append(
-                Strip(
-                    name=f"{named.distinct_name(true)} → {named.distinct_name(taken)}",
-                    groups=groups,
-                    note=f"{count:,} of {rows:,} rows",
-                )
-            )
-        return strips
+            return {f"{name(taken)}, of the bank": [Picture(picture=each) for each in voters.at(nearest)]}
+
+        numbers, counts = np.unique(self.truth, return_counts=True)
+        return self.wrong.strips(name, dict(zip(numbers.tolist(), counts.tolist(), strict=True)), "of the vote", beside)
+
+
+def _vote(
+    bank: Rows, cosine: Float[np.ndarray, "w k"], near: Int[np.ndarray, "w k"], temperature: float
+) -> tuple[Int[np.ndarray, " w"], Float[np.ndarray, " w"], Int[np.ndarray, " w"]]:
+    """The class that wins each vote, with what share of it, and the nearest row that voted for it."""
+    classes, numbers = np.unique(bank.labels, return_inverse=True)
+    weight = vote_weights(cosine, temperature)
+    first = winners(weight, numbers[near], len(classes))
+    speaking = numbers[near] == first[:, None]
+    sure = np.where(speaking, weight, 0).sum(axis=1) / weight.sum(axis=1)
+    return classes[first], sure, near[np.arange(len(near)), speaking.argmax(axis=1)]

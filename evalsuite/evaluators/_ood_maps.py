@@ -54,7 +54,7 @@ def section(results: Sequence[Named]) -> Section:
     kinds = [
         [_by_set(each) for each in last.values()],
         [view for each in last.values() if (view := _by_class(each))],
-        [view for each in last.values() if (view := _across(each))],
+        [view for each in last.values() if (view := _tried(each))],
     ]
     views = [view for of_kind in kinds for view in of_kind]
     points = _ALL_POINTS // max(1, sum(len(view.places) for view in views))
@@ -104,6 +104,12 @@ def _by_class(each: Named) -> _View | None:
     for key in list(found)[1:]:
         view.add(title(key), "rest", found[key], Samples.of(each.result, f"/{key}"))
     return view
+
+
+def _tried(each: Named) -> _View | None:
+    with each.stores.trying(each.result.inputs.get("id_test")):
+        return _across(each)
+    return None
 
 
 def _across(each: Named) -> _View | None:

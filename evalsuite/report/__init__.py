@@ -23,7 +23,7 @@ def report(
     *,
     names: Mapping[str, str] | None = None,
     title: str = "Evaluation report",
-    images: Sequence[str | Corpus] = (),
+    images: str | Sequence[str | Corpus] = (),
     stores: bool = True,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:

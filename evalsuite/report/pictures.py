@@ -78,7 +78,7 @@ class Pictures:
         elif self._room <= 0 or len(self.shown) >= MOST:
             self.crowded.append(sample)
         elif (source := self._source(sample, places)) is not None:
-            self._room -= len(source) + len(sample.id) + 30
+            self._room -= len(source) + 6 * len(sample.id) + 30  # as JSON in HTML has them, at most
             self.shown.append({"name": sample.id, "source": source})
             return len(self.shown) - 1
         return -1

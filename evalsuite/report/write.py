@@ -24,6 +24,9 @@ from featcache.disk.refusals import require_writable
 _MOST_BYTES = 3_000_000  # of a page; a larger one is slow to open and to send
 _MOST_OF_PICTURES = 1_700_000  # bytes of it
 _SHOWN_NOTICES = 12
+_NO_SAMPLES = (
+    "none is shown: no result here says of which samples (ood, knn and fidelity do, with their .samples.npz and stores)"
+)
 
 
 def write(
@@ -31,9 +34,9 @@ def write(
     out: str | os.PathLike[str],
     names: Mapping[str, str],
     title: str,
-    images: Sequence[str | Corpus] = (),
-    stores: bool = True,
-    progress: Progress = lambda *_: None,
+    images: str | Sequence[str | Corpus],
+    stores: bool,
+    progress: Progress,
 ) -> Path:
     """What `evalsuite.report` does."""
     if not results:
@@ -43,7 +46,7 @@ def write(
     sources = [ResultFile.of(each, number) for number, each in enumerate(results, 1)]
     rows = group(sources, names)
     of_rows = held(sources, len(rows))
-    recorded, given = Recorded(read=stores), opened(images, [])
+    recorded, given = Recorded(read=stores), opened([images] if isinstance(images, str) else images, [])
     headlines, sections = _shown(rows, sources, recorded)
     data = {
         "title": title,
@@ -82,7 +85,7 @@ def _pictured(sections: Sequence[Section], pictures: Pictures, asked: bool, prog
     shown = illustrated(sections, pictures, progress)
     remarks = pictures.remarks() if pictures.corpora else []
     if asked:
-        for remark in remarks:
+        for remark in remarks or ([] if pictures.shown else [_NO_SAMPLES]):
             warnings.warn(f"images: {remark}", RuntimeWarning, stacklevel=4)
     return {"sections": [each for each in shown if each.charts], "pictures": pictures.shown, "unpictured": remarks}
 

@@ -21,6 +21,7 @@ from featcache import extract
 from featcache.corpora.folder import Folder
 from featcache.extraction.samples import content_hash
 from featcache.inputs.images import KeptPixels
+from featcache.store.from_arrays import write_store
 from featcache_cli import programs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows differ")
@@ -164,6 +165,26 @@ def test_confused_classes_are_those_of_a_slow_vote(world: World, page: Page) -> 
     assert {row[0]: row[2]["value"] for row in table["rows"]} == pytest.approx(accuracy)
 
 
+def test_what_a_classifier_confuses_is_shown_while_it_is_the_same(world: World, tmp_path: Path) -> None:
+    bank, test = (Path(Result.read(world.results[2]).inputs[name]["path"]) for name in ("bank", "query"))
+    head = tmp_path / "head.safetensors"
+    evalsuite.probe(train=bank, test=test, save=head, c=[1.0])
+    result = evalsuite.classify(test=test, head=head)
+    page = Page(report([result], tmp_path / "r.html", images=world.images))
+    confusion = result.parameters["confusion"]
+    pairs = {f"{true} → {taken}": n for true, of in confusion.items() for taken, n in of.items() if taken != true}
+    (gallery,) = page.charts("misclassified")
+    assert {strip["name"]: int(strip["note"].split()[0]) for strip in gallery["strips"]} == pairs
+    for strip in gallery["strips"]:
+        (wrong,) = strip["groups"].values()
+        assert {shown(page, each).split("/")[0] for each in wrong} == {strip["name"].split(" → ")[0]}
+        sure = [int(each["words"].split()[0]) for each in wrong]
+        assert sure == sorted(sure, reverse=True)
+    evalsuite.probe(train=test, test=bank, save=head, c=[1.0])
+    page = Page(report([result], tmp_path / "r.html"))
+    assert page.data["unread"] == [f"{test}: its classifier gives other answers by now"]
+
+
 def test_tables_of_classes_count_what_is_beyond_the_threshold(world: World, page: Page) -> None:
     samples, (table, *_) = Result.read(world.results[1]).samples, page.charts("ood-classes")
     of_id, of_ood = (samples[f"score/knn:k=3/{key}"] for key in ("id_test", "near/moths"))
@@ -242,6 +263,27 @@ def test_what_cannot_be_read_is_said(world: World, tmp_path: Path) -> None:
     ]
     assert [each.get("where") for each in page.charts("map")] == [None], "by set alone"
     assert (page.charts("edges"), page.charts("ood-classes"), page.data["pictures"]) == ([], [], [])
+
+
+def test_a_store_that_is_another_by_now_is_left_out(world: World, tmp_path: Path) -> None:
+    """One damaged or made anew ends no report."""
+    knn, fidelity = Result.read(world.results[0]), Result.read(world.results[4])
+    knn.inputs["bank"]["rows"] += 1
+    fidelity.inputs["student"]["path"] = str(make_bad(tmp_path / "bad.zarr", world))
+    fidelity.inputs["student"]["fingerprint"] = "arrays"
+    page = Page(report([knn, fidelity], tmp_path / "r.html"))
+    assert page.data["unread"][0].endswith("vit-bank.zarr: it has other rows by now")
+    assert "share 0 sample ids" in page.data["unread"][1]
+    assert {each["key"] for each in page.data["sections"]} == {"tradeoff", "fidelity-classes"}
+    with pytest.warns(RuntimeWarning, match="images: none is shown: no result here says of which samples"):
+        report([fidelity], tmp_path / "r.html", images=world.images[0])
+
+
+def make_bad(path: Path, world: World) -> Path:
+    """Other samples than those that were compared, as many."""
+    count = len(world.photos["test"])
+    write_store(path, np.random.default_rng(0).normal(size=(count, 8)), sample_ids=[f"other/{i}" for i in range(count)])
+    return path
 
 
 def test_other_samples_under_the_same_path_are_not_taken(world: World, tmp_path: Path) -> None:
