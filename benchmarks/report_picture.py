@@ -45,6 +45,7 @@ def shots(page: Path) -> list[Image.Image]:
         opened = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
         opened.goto(page.resolve().as_uri())
         opened.wait_for_function("document.querySelectorAll('details').length > 0")
+        opened.locator("#map select").select_option("ID against OOD")
         found = []
         for selector, figures in PARTS.items():
             section = opened.locator(selector)
@@ -52,7 +53,7 @@ def shots(page: Path) -> list[Image.Image]:
             rows = last.locator(".strip")
             last = rows.nth(STRIPS - 1) if rows.count() > STRIPS else last
             first, end = section.bounding_box(), last.bounding_box()
-            bottom = end["y"] + end["height"] + 24
+            bottom = end["y"] + end["height"] + 8
             clip = {"x": 0, "y": first["y"] - 12, "width": WIDTH, "height": bottom - first["y"] + 12}
             found.append(Image.open(io.BytesIO(opened.screenshot(clip=clip, full_page=True))).convert("RGB"))
         browser.close()

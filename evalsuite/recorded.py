@@ -29,6 +29,8 @@ class Recorded:
     def __init__(self, read: bool = True) -> None:
         self._read = read
         self._open: dict[tuple[str, str], Rows | None] = {}
+        # Each beside the ids whose address is in its key.
+        self._measured: dict[tuple[str, int], tuple[Any, Rows | None]] = {}
         self.left_out: dict[str, str] = {}
 
     @classmethod
@@ -56,11 +58,17 @@ class Recorded:
         rows = self.rows(record)
         if rows is None:
             return None
+        key = rows.name, id(ids)
+        if key not in self._measured:
+            self._measured[key] = ids, self._matched(rows, ids, content)
+        return self._measured[key][1]
+
+    def _matched(self, rows: Rows, ids: Shaped[np.ndarray, " n"], content: UInt64[np.ndarray, " n"]) -> Rows | None:
         place = {str(sample): number for number, sample in enumerate(rows.sample_ids)}
         found = np.array([place.get(str(sample), -1) for sample in ids], np.int64)
         differs = (content != 0) & (content_of(rows)[found] != content)
         if len(place) < len(rows) or (found < 0).any() or differs.any():
-            self.left_out[record["path"]] = "it no longer holds the samples that were measured, or repeats an id"
+            self.left_out[rows.name] = "it no longer holds the samples that were measured, or repeats an id"
             return None
         return rows.pick(found)
 

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 import evalsuite
 from evalsuite import Result, report
-from evalsuite.report.pictures import MOST, SIDE
+from evalsuite.report.pictures import MOST, SIDE, thumbnail
 from featcache import extract
 from featcache.corpora.folder import Folder
 from featcache.extraction.samples import content_hash
-from featcache.inputs.images import KeptPixels
+from featcache.inputs.images import KeptPixels, decode
 from featcache.store.from_arrays import write_store
 from featcache_cli import programs
 
@@ -107,6 +107,21 @@ def test_a_picture_is_pixels_and_nothing_else(page: Page) -> None:
         assert int.from_bytes(encoded[16:20], "little") + 20 + len(encoded) % 2 >= len(encoded) - 1
         assert SECRET.encode() not in encoded
         assert not {"exif", "icc_profile", "xmp"} & Image.open(io.BytesIO(encoded)).info.keys()
+
+
+@pytest.mark.parametrize(
+    ("image", "form", "size"),
+    [
+        (Image.new("CMYK", (200, 100), (9, 99, 9, 9)), "JPEG", (64, 32)),
+        (Image.new("RGBA", (1, 500), (9, 99, 9, 9)), "PNG", (1, 64)),
+        (Image.new("L", (3, 2), 9), "PNG", (3, 2)),
+        (Image.fromarray(np.full((90, 70), 40_000, np.uint16)), "PNG", (50, 64)),
+    ],
+)
+def test_pictures_are_small_whatever_the_image(image: Image.Image, form: str, size: tuple[int, int]) -> None:
+    file = io.BytesIO()
+    image.save(file, form)
+    assert pixels(thumbnail(decode(file.getvalue()))).shape == (size[1], size[0], 3)
 
 
 def test_neighbours_are_those_of_a_slow_loop(world: World, page: Page) -> None:
