@@ -60,7 +60,11 @@ def write(
         "unread": [f"{path}: {why}" for path, why in recorded.left_out.items()],
     }
     corpora = [*given, *opened([], recorded.opened)]
-    data |= _pictured(sections, Pictures(corpora, _room(title, data, sections)), bool(images), progress)
+    data |= _pictured(sections, Pictures(corpora, _room(title, data, sections)), progress)
+    for remark in data["unpictured"] if given else ():
+        warnings.warn(f"images: {remark}", RuntimeWarning, stacklevel=3)
+    if given and not (data["pictures"] or any(source.result.samples for source in sources)):
+        warnings.warn(_NO_SAMPLES, RuntimeWarning, stacklevel=3)
     target, page = Path(out), render(title, data).encode()
     if len(page) > _MOST_BYTES:
         warnings.warn(
@@ -80,13 +84,10 @@ def _room(title: str, data: Mapping[str, Any], sections: Sequence[Section]) -> i
     return min(_MOST_OF_PICTURES, int(0.97 * _MOST_BYTES) - bare)
 
 
-def _pictured(sections: Sequence[Section], pictures: Pictures, asked: bool, progress: Progress) -> dict[str, Any]:
-    """The sections with their pictures, and what to know of these; warns where images that were asked for are not shown."""
+def _pictured(sections: Sequence[Section], pictures: Pictures, progress: Progress) -> dict[str, Any]:
+    """The sections with their pictures, and what to know of these."""
     shown = illustrated(sections, pictures, progress)
     remarks = pictures.remarks() if pictures.corpora else []
-    if asked:
-        for remark in remarks or ([] if pictures.shown else [_NO_SAMPLES]):
-            warnings.warn(f"images: {remark}", RuntimeWarning, stacklevel=4)
     return {"sections": [each for each in shown if each.charts], "pictures": pictures.shown, "unpictured": remarks}
 
 
