@@ -24,9 +24,7 @@ from featcache.disk.refusals import require_writable
 _MOST_BYTES = 3_000_000  # of a page; a larger one is slow to open and to send
 _MOST_OF_PICTURES = 1_700_000  # bytes of it
 _SHOWN_NOTICES = 12
-_NO_SAMPLES = (
-    "none is shown: no result here says of which samples (ood, knn and fidelity do, with their .samples.npz and stores)"
-)
+_NO_SAMPLES = "images: none is shown: no result here says of which samples it is (the .samples.npz beside it does)"
 
 
 def write(
