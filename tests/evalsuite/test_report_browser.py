@@ -475,6 +475,8 @@ def test_pictures_are_shown_and_hostile_names_stay_text(pictured: Opened) -> Non
     assert any(alt.startswith(f"{HOSTILE_CLASS}/") for _, alt, _ in found), "a name is alternative text"
     assert pictured.page.locator("main img[src=x], main b").count() == 0
     assert HOSTILE_CLASS in pictured.page.locator("#knn-classes").inner_text()
+    count = pictured.page.evaluate("JSON.parse(document.getElementById('data').textContent).pictures.length")
+    assert f"Pictures: {count} are shown." in pictured.page.locator("#provenance").inner_text()
     strips = pictured.page.locator("#neighbours .strip")
     assert strips.count() == 8
     for side in strips.first.locator(".group").all():

@@ -1,6 +1,6 @@
 // Where the numbers come from.
 
-import { DATA, encoders, results } from "./data.js";
+import { DATA, encoders, pictures, results, whole } from "./data.js";
 import { breakable, el, saves } from "./elements.js";
 import { section } from "./sections.js";
 
@@ -21,11 +21,11 @@ const facts = (title, value) =>
     ),
   ];
 
-/** What was not read again, or has no picture. */
+/** What was not read again, and how many pictures there are, and are not. */
 const notes = () =>
   [
     ["Stores that were not read again", DATA.unread],
-    ["Pictures", DATA.unpictured],
+    ["Pictures", [...(pictures.length ? [`${whole(pictures.length)} are shown`] : []), ...DATA.unpictured]],
   ]
     .filter(([, lines]) => lines.length)
     .map(([title, lines]) => el("p", { class: "foot" }, `${title}: ${lines.join("; ")}.`));
