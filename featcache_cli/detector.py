@@ -1,6 +1,7 @@
 """`evalsuite detector`: a detector to deploy, fitted, put to work, and watched."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+
+
+class EncoderFormat(StrEnum):
+    onnx, safetensors = "onnx", "safetensors"
+
 
 Folder = Annotated[Path, typer.Argument(metavar="DETECTOR", help="The folder that `evalsuite detector fit` made.")]
 Images = Annotated[
@@ -78,6 +84,9 @@ def fit(
             show_default="as STORE says",
         ),
     ] = None,
+    format: Annotated[
+        EncoderFormat, typer.Option(help="Of the encoder: a graph of its own, or weights alone, which need featcache.")
+    ] = EncoderFormat.onnx,
     nearest: Annotated[int, typer.Option(min=0, help="Bank images named beside a score.")] = 3,
     bank_rows: Annotated[int, typer.Option(min=1, help="The most that these are sought among.")] = 20_000,
     any_precision: AnyPrecision = False,
@@ -96,7 +105,7 @@ def fit(
     with screen.status("reading") as status:
         made = evalsuite.fit_detector(
             store, out, detector=detector, k=k, head=head, keep=keep, id=id, hold_out=hold_out, seed=seed, ood=sets,
-            encoder=encoder, nearest=nearest, bank_rows=bank_rows, any_precision=any_precision, trust_code=trust_code,
+            encoder=encoder, format=format.value, nearest=nearest, bank_rows=bank_rows, any_precision=any_precision, trust_code=trust_code,
             overwrite=overwrite, say=lambda what: status.update(what),
         )  # fmt: skip
     record = made.record
@@ -139,6 +148,7 @@ def score(
     store: OfStore = None,
     any_precision: AnyPrecision = False,
     workers: Workers = None,
+    trust_code: TrustCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
     to_json: Json = None,
 ) -> None:
@@ -149,7 +159,7 @@ def score(
     from evalsuite.deployed.scored import quantiles, refuse_table
 
     target = refuse_table(out, overwrite)
-    opened, scored = _scored(detector, images, store, any_precision, workers)
+    opened, scored = _scored(detector, images, store, any_precision, workers, trust_code)
     scored.write(target, overwrite=overwrite)
     failed, ood = int(scored.failed.sum()), int(scored.is_ood.sum())
     done = len(scored) - failed
@@ -184,6 +194,7 @@ def drift(
     date_column: Annotated[str, typer.Option(metavar="NAME", help="Of --dates.")] = "date",
     any_precision: AnyPrecision = False,
     workers: Workers = None,
+    trust_code: TrustCode = False,
     to_json: Json = None,
 ) -> None:
     """Watch a stream of images: the share taken for OOD by day, and which days have more than --keep would give.
@@ -194,7 +205,7 @@ def drift(
     from evalsuite.deployed.days import days_of_files, days_of_table
     from evalsuite.deployed.drift import drift as measured
 
-    opened, scored = _scored(detector, images, store, any_precision, workers)
+    opened, scored = _scored(detector, images, store, any_precision, workers, trust_code)
     if dates is not None:
         days = days_of_table(dates, scored.ids, id_column, date_column)
         of = f"days by the column {date_column} of {dates}"
@@ -216,11 +227,13 @@ def drift(
     write_json({"command": "detector drift", "detector": str(detector), **found.to_json()}, to_json)
 
 
-def _scored(folder: Path, images: str | None, store: str | None, any_precision: bool, workers: int | None) -> Any:
+def _scored(
+    folder: Path, images: str | None, store: str | None, any_precision: bool, workers: int | None, trust_code: bool
+) -> Any:
     """The detector, and its scores, with a bar."""
     import evalsuite
 
-    opened = evalsuite.load_detector(folder)
+    opened = evalsuite.load_detector(folder, trust_code=trust_code)
     with bar("score", "images") as update:
         scored = opened.score(images, store=store, any_precision=any_precision, workers=workers, progress=update)
     return opened, scored

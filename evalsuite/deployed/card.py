@@ -55,11 +55,20 @@ def score(**features):
     return found, found > about["threshold"]["value"]
 '''
 
+WITH_FEATCACHE = """import evalsuite
+
+detector = evalsuite.load_detector(".")  # where this README is
+found = detector.score("new/")
+print(found.ids, found.score, found.is_ood, found.reason)
+"""
+
 
 def write_card(path: Path, record: Mapping[str, Any]) -> None:
     """Write the README of the folder that `record`, its `detector.json`, is of."""
     store, of, limit = record["store"], record["bank"], record["threshold"]
-    code = (IMAGES if record["encoder"] else FEATURES) + (NEIGHBOURS if record["encoder"] and record["nearest"] else "")
+    graph, weights = "encoder.onnx" in record["files"], "encoder.safetensors" in record["files"]
+    code = IMAGES if graph else WITH_FEATCACHE if weights else FEATURES
+    code += NEIGHBOURS if graph and record["nearest"] else ""
     open_low, open_high = (limit[side] is None for side in ("low", "high"))
     low, high = ("−∞" if open_low else f"{limit['low']:.6g}"), ("∞" if open_high else f"{limit['high']:.6g}")
     lines = [
@@ -93,6 +102,7 @@ _LOADING = (
     "## Use it\n\nWith ONNX Runtime, NumPy and Pillow (`pip install onnxruntime numpy pillow`), nothing else; no file here "
     "holds code or a pickle."
 )
+_WEIGHTS = "## Use it\n\nWith featcache and the code of the encoder, of which the weights alone are here."
 _ENDING = (
     "With featcache: `evalsuite detector score THIS_FOLDER --images NEW/ --out scores.csv`, which also reads 16-bit images "
     "as they are meant, keeps a row for every image that cannot be read, and checks that no file here is damaged.\n\n"

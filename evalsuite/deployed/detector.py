@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
-from evalsuite.deployed.encoder import encode
+from evalsuite.deployed.encoder import Encode, open_graph, open_weights
 from evalsuite.deployed.scored import Scored
 from evalsuite.neighbours.exact import search
 from featcache.corpora import Corpus, open_corpus
@@ -27,8 +27,8 @@ from featcache.store.comparable import require_comparable, require_kept_alike
 from featcache.store.manifest import Manifest
 
 FORMAT = 1
-RECORD, ENCODER, SCORE, BANK, BANK_IDS, README = (
-    "detector.json", "encoder.onnx", "detector.onnx", "bank.npy", "bank.json", "README.md",
+RECORD, ENCODER, WEIGHTS, SCORE, BANK, BANK_IDS, README = (
+    "detector.json", "encoder.onnx", "encoder.safetensors", "detector.onnx", "bank.npy", "bank.json", "README.md",
 )  # fmt: skip
 _BLOCK = 4096  # rows of a store scored at once
 _TOGETHER = 256  # images, encoded one by one as they differ in size, whose features are scored at once
@@ -46,8 +46,8 @@ class DeployedDetector:
     Raises `ValueError` when it is no such folder, or a file in it is gone or not as it was written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, trust_code: bool = False) -> None:
+        self.path, self._trust_code = Path(path), trust_code
         self.record = _read_record(self.path)
         for name, digest in self.record["files"].items():
             if not (self.path / name).is_file() or digest_of(self.path / name) != digest:
@@ -74,12 +74,16 @@ class DeployedDetector:
         return open_session(self.path / SCORE)
 
     @cached_property
-    def _encoder(self) -> Any:
-        if ENCODER not in self.record["files"]:
-            raise ValueError(
-                f"{self.path}: holds no encoder, it scores stores alone; fit it again with --encoder SPEC to score images"
-            )
-        return open_session(self.path / ENCODER)
+    def _encode(self) -> Encode:
+        files, of = self.record["files"], self.manifest.encoder
+        if ENCODER in files:
+            return open_graph(self.path / ENCODER)
+        if WEIGHTS in files:
+            said = self.record["encoder"]
+            return open_weights(self.path / WEIGHTS, said["name"], of.fingerprint, said["kept_as"], self._trust_code)
+        raise ValueError(
+            f"{self.path}: holds no encoder, it scores stores alone; fit it again with --encoder SPEC to score images"
+        )
 
     @cached_property
     def _bank(self) -> Float32[np.ndarray, "b d"]:
@@ -128,7 +132,7 @@ class DeployedDetector:
         return list(dict.fromkeys(["embedding", *self.record["fields"]]))
 
     def _of_images(self, corpus: Corpus, workers: int, progress: Progress | None) -> Scored:
-        found, encoder = _Found(self, len(corpus)), self._encoder
+        found, encode = _Found(self, len(corpus)), self._encode
         waiting: dict[int, dict[str, np.ndarray]] = {}
         with ThreadPoolExecutor(workers) as pool:
             for row, (image, reason) in enumerate(
@@ -137,7 +141,7 @@ class DeployedDetector:
                 if image is None:
                     found.fail(row, reason)
                 else:
-                    waiting[row] = encode(encoder, image)
+                    waiting[row] = encode(image)
                 if len(waiting) == _TOGETHER or row + 1 == len(corpus):
                     found.put_each(waiting)
                     waiting.clear()
@@ -268,6 +272,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def load_detector(path: str | os.PathLike[str]) -> DeployedDetector:
-    """The deployed detector in a folder. Raises as `DeployedDetector`."""
-    return DeployedDetector(path)
+def load_detector(path: str | os.PathLike[str], *, trust_code: bool = False) -> DeployedDetector:
+    """The deployed detector in a folder. With `trust_code`, one whose encoder is weights alone may import the MODULE:CALLABLE
+    that a run names. Raises as `DeployedDetector`."""
+    return DeployedDetector(path, trust_code=trust_code)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from featcache.corpora import open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.extraction.samples import content_hash
 from featcache.graph import Preprocessed, describe, pixels, write_graph
+from featcache.inputs import Views
 from featcache.inputs.images import Preprocess
+from featcache.models import first_line
 from featcache.models.onnx import open_session
 from featcache.rows import Rows
 from featcache.store.comparable import FAITHFUL
+
+Encode = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""One RGB image, uint8 (height, width, 3) → features by name, float32 (1, …)."""
 
 LARGEST_DIFFERENCE = 2e-3
 """Between a feature of the graph and the encoder's, as a share of its length: float16 alone, where it is kept so, rounds by 5e-4."""
@@ -81,7 +88,7 @@ def write_encoder(file: Path, encoder: Encoder, dtypes: Mapping[str, str]) -> fl
     except Exception as error:  # torch's exporter raises its own kinds, over many lines
         said = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise ValueError(
-            f"{encoder.name}: cannot be written as ONNX ({said}); make a detector for stores alone with --encoder none"
+            f"{encoder.name}: cannot be written as ONNX ({said}); keep its weights with --format safetensors, which needs featcache"
         ) from None
     describe(file, {"input": takes, "encoder": encoder.name, "fingerprint": encoder.fingerprint})
     graph, plain, worst = open_session(file), Preprocessed(kept, encoder.preprocess), 0.0
@@ -100,9 +107,42 @@ def write_encoder(file: Path, encoder: Encoder, dtypes: Mapping[str, str]) -> fl
     return worst
 
 
-def encode(graph: Any, image: np.ndarray) -> dict[str, Float[np.ndarray, "1 _"]]:
-    """Features by name of one RGB image, uint8 (height, width, 3)."""
-    return dict(zip([each.name for each in graph.get_outputs()], graph.run(None, {"pixels": image[None]}), strict=True))
+def open_graph(file: Path) -> Encode:
+    """What `write_encoder` wrote."""
+    graph = open_session(file)
+    names = [each.name for each in graph.get_outputs()]
+    return lambda image: dict(zip(names, graph.run(None, {"pixels": image[None]}), strict=True))
+
+
+def write_weights(file: Path, encoder: Encoder) -> None:
+    """Write the encoder's weights alone, for those that no graph can be made of: they need featcache, and the encoder's code."""
+    state = encoder.module.state_dict()
+    save_file({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, file)
+
+
+def open_weights(file: Path, spec: str, fingerprint: str, dtypes: Mapping[str, str], trust_code: bool) -> Encode:
+    """The encoder of that spec with the weights that `write_weights` wrote.
+
+    Raises:
+        ValueError: it cannot be opened here, or is another.
+    """
+    encoder = load_encoder(spec, trust_code=trust_code)
+    try:
+        encoder.module.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file}: does not fit {spec} as it is here ({first_line(error)})") from None
+    if encoder.fingerprint != fingerprint:
+        raise ValueError(f"{spec}: is encoder {encoder.fingerprint} with {file}, which was written of {fingerprint}")
+    kept, like = AsKept(encoder.to("cpu").module, dtypes), encoder.preprocess
+
+    def encode(image: UInt8[np.ndarray, "height width 3"]) -> dict[str, np.ndarray]:
+        item = Image.fromarray(image)
+        pixels = like.render(item, like.draw(item.size, Views(), "", 0))
+        with torch.inference_mode():
+            found = kept(like.to_model(torch.from_numpy(pixels.copy())[None]))
+        return {name: value.numpy() for name, value in zip(dtypes, found, strict=True)}
+
+    return encode
 
 
 def images_again(rows: Rows, most: int = CHECKED_IMAGES) -> dict[int, np.ndarray]:
@@ -123,19 +163,19 @@ def images_again(rows: Rows, most: int = CHECKED_IMAGES) -> dict[int, np.ndarray
     return found
 
 
-def require_faithful(graph: Any, rows: Rows, images: Mapping[int, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
-    """Features that the graph gives of these images, by position.
+def require_faithful(encode: Encode, rows: Rows, images: Mapping[int, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
+    """Features of these images, by position.
 
     Raises:
         RuntimeError: the cosine of an embedding to its row is less than `FAITHFUL`.
     """
-    found = {position: encode(graph, image) for position, image in images.items()}
+    found = {position: encode(image) for position, image in images.items()}
     for position, features in found.items():
         row, made = rows.take(np.array([position]))[0].astype(np.float64), features["embedding"][0].astype(np.float64)
         cosine = float(row @ made / max(np.linalg.norm(row) * np.linalg.norm(made), 1e-300))
         if not cosine >= FAITHFUL and row.any():
             raise RuntimeError(
-                f"{rows.sample_ids[position]}: the cosine of its embedding from ONNX to its row in {rows.name} is "
+                f"{rows.sample_ids[position]}: the cosine of its embedding to its row in {rows.name} is "
                 f"{cosine:.5f}, less than {FAITHFUL}: the store was not made like this; extract it again with --precision fp32"
             )
     return found

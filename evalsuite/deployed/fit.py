@@ -25,11 +25,12 @@ from evalsuite.deployed.detector import (
     README,
     RECORD,
     SCORE,
+    WEIGHTS,
     DeployedDetector,
     digest_of,
     sealed,
 )
-from evalsuite.intervals import share
+from evalsuite.intervals import Estimate, share
 from evalsuite.intervals.order import least_rows, threshold
 from evalsuite.neighbours.index import evenly_spread
 from evalsuite.overlap import overlap
@@ -44,6 +45,7 @@ from featcache.models.onnx import open_session
 from featcache.rows import Rows, Store
 from featcache.store.comparable import is_half
 
+FORMATS = ("onnx", "safetensors")
 LARGEST = 3 * 2**29
 """Bytes of a graph, below what an ONNX file may have."""
 _TRACED_ROWS = 3  # of the bank, that the score is followed with; not the number of anything else
@@ -98,6 +100,7 @@ def fit_detector(
     seed: int = 0,
     ood: Mapping[str, Store] | None = None,
     encoder: str | None = None,
+    format: str = "onnx",
     nearest: int = 3,
     bank_rows: int = 20_000,
     any_precision: bool = False,
@@ -121,6 +124,8 @@ def fit_detector(
         hold_out: the share of the images of `store` that are held out, drawn with `seed`; all rows of one image together.
         ood: OOD sets by name: how much of each the threshold finds, with an interval.
         encoder: its spec, where that of the store no longer leads to it; "none": none goes into the folder.
+        format: of the encoder: "onnx", a graph of its own; "safetensors", its weights alone, which need featcache, for one that
+            cannot be a graph.
         nearest: bank images that are named beside every score; 0 for none.
         bank_rows: the most that these are sought among, evenly spread.
         any_precision: compare stores in whatever precision they were made, and believe in a half-precision one whose images
@@ -136,7 +141,7 @@ def fit_detector(
     """
     out = Path(out)
     least_rows(keep)  # refuses what is no share
-    _refuse_arguments(hold_out, nearest, bank_rows)
+    _refuse_arguments(hold_out, format, nearest, bank_rows)
     _refuse_place(out, overwrite)
     say("reading")
     fit = _opened(store, detector, k, head, keep, id, hold_out, seed, ood, any_precision)
@@ -149,52 +154,57 @@ def fit_detector(
     scores = fit.scores(fit.held_out)
     found = threshold(scores, keep)
     of_ood = {name: share(fit.scores(rows) > found.value, name) for name, rows in fit.ood.items()}
-    dtypes = {name: fit.bank.stores[0].manifest.dtype(name) for name in dict.fromkeys(["embedding", *fit.fields])}
-    with appearing(
-        out, folder=True, making_room=(lambda: shutil.rmtree(os.path.realpath(out))) if overwrite else None
-    ) as part:
+    room = (lambda: shutil.rmtree(os.path.realpath(out))) if overwrite else None
+    with appearing(out, folder=True, making_room=room) as part:
         part.mkdir()
         say("the score as a graph")
         _write_score(part / SCORE, fit, scores)
         _write_bank(part, fit, nearest, bank_rows)
-        checked = None
+        of_encoder = None
         if encoder != "none":
-            say("the encoder as a graph")
-            checked = _write_encoder(
-                part / ENCODER, fit, encoder, dtypes, scores, found.value, any_precision, trust_code
-            )
-        record = {
-            "format": FORMAT,
-            "detector": fit.spec,
-            "arguments": registry.parameters(fit.detector),
-            "fields": fit.fields,
+            say("the encoder as a graph" if format == "onnx" else "the encoder's weights")
+            spec = encoder or fit.bank.stores[0].encoder_name
+            of_encoder, encode = _write_encoder(part, fit, spec, format, trust_code)
+            of_encoder["checked"] = _checked(encode, fit, scores, found.value, any_precision)
+        how = {"by": "store"} if id is not None else {"by": "split", "share": hold_out, "seed": seed}
+        said = {
             "keep": keep,
             "threshold": asdict(found),
-            "held_out": {
-                **fit.held_out.record(),
-                "by": "store" if id is not None else "split",
-                **({} if id is not None else {"share": hold_out, "seed": seed}),
-            },
-            "bank": fit.bank.record(),
-            "ood": {
-                name: {**fit.ood[name].record(), "found": each.value, "ci95": each.ci95, "no_ci95": each.none}
-                for name, each in of_ood.items()
-            },
-            "head": None if fit.head is None else {"name": fit.head.name, "digest": fit.head.digest},
-            "store": fit.bank.stores[0].manifest.to_json(),
-            "encoder": checked,
-            "nearest": min(nearest, len(fit.bank)),
-            "remarks": fit.remarks,
-            "versions": versions("onnx", "onnxruntime", "torch", "timm", "open_clip_torch"),
-            "files": {file.name: digest_of(file) for file in sorted(part.iterdir())},
+            "held_out": fit.held_out.record() | how,
+            "encoder": of_encoder,
         }
-        record = sealed(json.loads(json.dumps(record, ensure_ascii=False, allow_nan=False)))
+        record = _record(fit, said | {"nearest": min(nearest, len(fit.bank))}, of_ood, part)
         (part / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_card(part / README, record)
-    return DeployedDetector(out)
+    return DeployedDetector(out, trust_code=trust_code)
 
 
-def _refuse_arguments(hold_out: float, nearest: int, bank_rows: int) -> None:
+def _record(fit: _Fit, said: Mapping[str, Any], ood: Mapping[str, Estimate], folder: Path) -> dict[str, Any]:
+    """What `detector.json` holds: plain values, with digests of the files that are in the folder by now, and of itself."""
+    sets = {
+        name: {**fit.ood[name].record(), "found": each.value, "ci95": each.ci95, "no_ci95": each.none}
+        for name, each in ood.items()
+    }
+    record = {
+        "format": FORMAT,
+        "detector": fit.spec,
+        "arguments": registry.parameters(fit.detector),
+        "fields": fit.fields,
+        **said,
+        "bank": fit.bank.record(),
+        "ood": sets,
+        "head": None if fit.head is None else {"name": fit.head.name, "digest": fit.head.digest},
+        "store": fit.bank.stores[0].manifest.to_json(),
+        "remarks": fit.remarks,
+        "versions": versions("onnx", "onnxruntime", "torch", "timm", "open_clip_torch"),
+        "files": {file.name: digest_of(file) for file in sorted(folder.iterdir())},
+    }
+    return sealed(json.loads(json.dumps(record, ensure_ascii=False, allow_nan=False)))
+
+
+def _refuse_arguments(hold_out: float, format: str, nearest: int, bank_rows: int) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r} of the encoder; known: {', '.join(FORMATS)}")
     if not 0 < hold_out < 1:
         raise ValueError(f"hold_out={hold_out!r} must be above 0 and below 1: it is the share of the store's images")
     if nearest < 0 or bank_rows < max(1, nearest):
@@ -295,7 +305,8 @@ def _write_score(file: Path, fit: _Fit, scores: Float[np.ndarray, " n"]) -> None
     except ImportError as error:
         raise ValueError(f"a detector to deploy needs {error.name}; pip install 'featcache[onnx]'") from None
     except Exception as error:
-        if isinstance(error, ValueError) and not isinstance(error, Untraceable):
+        of_ours = isinstance(error, ValueError) and not isinstance(error, Untraceable)
+        if of_ours or isinstance(error, OSError | MemoryError):
             raise
         reason = str(error) if isinstance(error, Untraceable) else "it depends on the number of rows"
         raise ValueError(
@@ -317,43 +328,46 @@ def _write_bank(folder: Path, fit: _Fit, nearest: int, most: int) -> None:
 
 
 def _write_encoder(
-    file: Path, fit: _Fit, spec: str | None, dtypes: Mapping[str, str], scores: Float[np.ndarray, " n"], limit: float,
-    any_precision: bool, trust_code: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """Write the graph of the encoder; what a record says of it, and of what it makes of some held-out images."""
-    bank = fit.bank
-    opened = encoders.open_encoder(spec or bank.stores[0].encoder_name, bank, dtypes, trust_code)
-    difference = encoders.write_encoder(file, opened, dtypes)
-    images = encoders.images_again(fit.held_out)
-    precision = str(bank.extraction.precision or "")
+    folder: Path, fit: _Fit, spec: str, format: str, trust_code: bool
+) -> tuple[dict[str, Any], encoders.Encode]:
+    """Write the encoder; what a record says of it, and what was written, opened."""
+    store = fit.bank.stores[0]
+    dtypes = {name: store.manifest.dtype(name) for name in dict.fromkeys(["embedding", *fit.fields])}
+    encoder = encoders.open_encoder(spec, fit.bank, dtypes, trust_code)
+    said: dict[str, Any] = {
+        "name": encoder.name, "preprocess": encoder.preprocess.to_dict(), "output": encoder.output, "kept_as": dtypes,
+    }  # fmt: skip
+    if format == "onnx":
+        said["difference"] = encoders.write_encoder(folder / ENCODER, encoder, dtypes)
+        return said, encoders.open_graph(folder / ENCODER)
+    encoders.write_weights(folder / WEIGHTS, encoder)
+    return said, encoders.open_weights(folder / WEIGHTS, encoder.name, store.fingerprint, dtypes, trust_code)
+
+
+def _checked(
+    encode: encoders.Encode, fit: _Fit, scores: Float[np.ndarray, " n"], limit: float, any_precision: bool
+) -> dict[str, Any]:
+    """What the folder's encoder makes of some held-out images, beside their rows' scores."""
+    images, precision = encoders.images_again(fit.held_out), str(fit.bank.extraction.precision or "")
     if precision and is_half(precision) and not images and not any_precision:
         raise ValueError(
-            f"{bank.name} is in {precision}, the graph of its encoder computes in fp32, and no held-out image is there to "
+            f"{fit.bank.name} is in {precision}, a deployed encoder computes in fp32, and no held-out image is there to "
             "see what that changes; extract the store with --precision fp32, or allow it with --any-precision"
         )
-    made = encoders.require_faithful(open_session(file), fit.held_out, images)
-    seen: dict[str, Any] = {"images": len(made)}
-    if made:
-        at = np.array(list(made))
-        again = fit.score_of(*(np.concatenate([each[name] for each in made.values()]) for name in fit.fields))
-        apart = float(np.abs(again - scores[at]).max() / max(float(scores.std()), 1e-300))
-        seen |= {
-            "largest_score_difference": apart,
-            "same_decision": int(((again > limit) == (scores[at] > limit)).sum()),
-        }
-        if apart > _FAR_FROM:
-            fit.remarks.append(
-                f"of {len(made)} held-out images, scored again through the folder's encoder (fp32), one's score moves by "
-                f"{apart:.2g} standard deviations from its row's in {fit.held_out.name} ({precision or 'of unknown precision'})"
-            )
-    else:
+    if not images:
+        fit.remarks.append(f"no held-out image of {fit.held_out.name} was there to be scored by the folder's encoder")
+        return {"images": 0}
+    made = encoders.require_faithful(encode, fit.held_out, images)
+    at = np.array(list(made))
+    again = fit.score_of(*(np.concatenate([each[name] for each in made.values()]) for name in fit.fields))
+    apart = float(np.abs(again - scores[at]).max() / max(float(scores.std()), 1e-300))
+    if apart > _FAR_FROM:
         fit.remarks.append(
-            f"no held-out image of {fit.held_out.name} was there to be scored through the folder's encoder"
+            f"of {len(made)} held-out images, scored again by the folder's encoder (fp32), one's score moves by {apart:.2g} "
+            f"standard deviations from its row's in {fit.held_out.name} ({precision or 'of unknown precision'})"
         )
-    return {
-        "name": opened.name, "preprocess": opened.preprocess.to_dict(), "output": opened.output, "kept_as": dict(dtypes),
-        "difference": difference, "checked": seen,
-    }  # fmt: skip
+    same = int(((again > limit) == (scores[at] > limit)).sum())
+    return {"images": len(made), "largest_score_difference": apart, "same_decision": same}
 
 
 def deployable() -> list[str]:

@@ -21,6 +21,7 @@ import featcache
 from evalsuite.deployed.card import IMAGES, NEIGHBOURS
 from evalsuite.deployed.drift import drift
 from evalsuite.deployed.fit import deployable, split
+from featcache.head import Head
 from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
 from featcache_cli import programs
@@ -290,6 +291,72 @@ def test_each_class_is_mostly_kept(world, detector, colour):
     found = detector.score(store=world.test)
     here = np.array([name.startswith(colour) for name in found.ids])
     assert found.is_ood[here].mean() < 0.3
+
+
+def test_logits_of_the_encoder_or_of_a_head_are_made_inside(world, tmp_path):
+    """A student with a classifier gives two features; a head is part of the score."""
+    run = f"run:{write_student(tmp_path / 'classifier', classes=['red', 'green', 'blue'])}"
+    made = {"precision": "fp32", "device": "cpu", "dtype": "float32", "fields": ("embedding", "logits")}
+    train, test = (
+        featcache.extract(str(images), run, tmp_path / f"{images.name}.zarr", **made)
+        for images in (world.id, world.more)
+    )
+    rows = Rows.of(train)
+    head = Head(np.random.default_rng(0).normal(size=(3, 10)), np.zeros(3), np.arange(3), fingerprint=train.fingerprint)
+    (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
+    for name, given in (("energy", {}), ("msp", {"head": tmp_path / "head.safetensors"})):
+        found = evalsuite.fit_detector(
+            train, tmp_path / name, detector=name, keep=0.9, id=test, any_precision=False, nearest=1, **given
+        )
+        logits = head.logits(rows.take(np.arange(120))) if given else rows.take(np.arange(120), "logits").astype(float)
+        by_hand = -np.log(np.exp(logits).sum(1)) if not given else 1 - (np.exp(logits).T / np.exp(logits).sum(1)).max(0)
+        np.testing.assert_allclose(found.score(store=train).score, by_hand, rtol=1e-6)
+        np.testing.assert_allclose(found.score(str(world.id)).score, by_hand, rtol=1e-3)
+        assert found.record["encoder"]["checked"]["same_decision"] == 16
+
+
+def test_an_encoder_of_weights_alone_scores_as_its_rows(world, detector, tmp_path):
+    made = evalsuite.fit_detector(
+        world.train, tmp_path / "weights", detector="mahalanobis++", keep=0.9, id=world.test, format="safetensors"
+    )
+    assert (made.path / "encoder.safetensors").exists()
+    assert "evalsuite.load_detector" in (made.path / "README.md").read_text()
+    assert made.threshold == detector.threshold
+    rows = made.score(store=world.far).score
+    np.testing.assert_allclose(made.score(str(world.grey)).score, rows, rtol=2e-3)
+    with pytest.raises(ValueError, match="unknown format 'pickle'"):
+        evalsuite.fit_detector(world.train, tmp_path / "no", k=1, format="pickle")
+
+
+def test_features_of_half_precision_need_images_to_be_believed(world, tmp_path):
+    """Threshold and rows are of bf16, the folder's encoder is fp32: what that changes is seen, or has to be allowed."""
+    images, given = shutil.copytree(world.id, tmp_path / "images"), {"detector": "knn:k=1", "keep": 0.9}
+    store = featcache.extract(
+        str(images), world.run, tmp_path / "half.zarr", precision="bf16", device="cpu", dtype="float32"
+    )
+    found = evalsuite.fit_detector(store, tmp_path / "seen", **given)
+    assert found.record["encoder"]["checked"]["images"] == 16
+    with pytest.raises(ValueError, match=r"is in .*fp32.*--any-precision"):
+        found.score(store=world.far)
+    images.rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"half\.zarr is in bf16.*no held-out image is there.*--any-precision"):
+        evalsuite.fit_detector(store, tmp_path / "no", **given)
+    found = evalsuite.fit_detector(store, tmp_path / "allowed", any_precision=True, **given)
+    assert any("no held-out image" in line for line in found.record["remarks"])
+
+
+def test_rows_that_are_not_finite_have_a_reason(make_store, tmp_path):
+    rng = np.random.default_rng(0)
+    new = rng.normal(size=(4, 5)).astype(np.float32)
+    new[2, 1] = np.nan
+    found = evalsuite.fit_detector(
+        make_store("bank", rng.normal(size=(60, 5))), tmp_path / "d", detector="residual", keep=0.9, encoder="none"
+    )
+    scored = found.score(store=make_store("new", new), any_precision=True)
+    assert scored.reason == ["", "", "its features are not finite", ""]
+    assert np.isnan(scored.score).tolist() == [False, False, True, False]
+    assert scored.is_ood.dtype == bool
+    assert not scored.is_ood[2]
 
 
 @pytest.fixture
