@@ -304,7 +304,7 @@ def test_logits_of_the_encoder_or_of_a_head_are_made_inside(world, tmp_path):
     rows = Rows.of(train)
     head = Head(np.random.default_rng(0).normal(size=(3, 10)), np.zeros(3), np.arange(3), fingerprint=train.fingerprint)
     (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
-    for name, given in (("energy", {}), ("msp", {"head": tmp_path / "head.safetensors"})):
+    for name, given in (("energy", {}), ("msp", {"head": tmp_path / "head.safetensors", "format": "safetensors"})):
         found = evalsuite.fit_detector(
             train, tmp_path / name, detector=name, keep=0.9, id=test, any_precision=False, nearest=1, **given
         )
@@ -330,7 +330,10 @@ def test_an_encoder_of_weights_alone_scores_as_its_rows(world, detector, tmp_pat
 
 def test_features_of_half_precision_need_images_to_be_believed(world, tmp_path):
     """Threshold and rows are of bf16, the folder's encoder is fp32: what that changes is seen, or has to be allowed."""
-    images, given = shutil.copytree(world.id, tmp_path / "images"), {"detector": "knn:k=1", "keep": 0.9}
+    images, given = (
+        shutil.copytree(world.id, tmp_path / "images"),
+        {"detector": "knn:k=1", "keep": 0.9, "format": "safetensors"},
+    )
     store = featcache.extract(
         str(images), world.run, tmp_path / "half.zarr", precision="bf16", device="cpu", dtype="float32"
     )
