@@ -81,14 +81,21 @@ class Head:
         return found.hexdigest()
 
     def to_bytes(self, **said: str) -> bytes:
-        """What `read` reads, of a safetensors file; `said` is kept with it (which encoder, how it was fitted)."""
+        """What `read` reads, of a safetensors file, the same bytes each time; `said` is kept with it (which encoder, how it was
+        fitted)."""
         from safetensors.numpy import save
 
         names = [str(label) for label in self.labels.tolist()] if self.class_names is None else self.class_names
         metadata = {"class_names": json.dumps(names), "labels": json.dumps(self.labels.tolist())}
         if self.fingerprint is not None:
             metadata["fingerprint"] = self.fingerprint
-        return save({"weight": np.ascontiguousarray(self.weight), "bias": self.bias}, metadata | said)
+        data = save({"weight": np.ascontiguousarray(self.weight), "bias": self.bias})
+        end = 8 + int.from_bytes(data[:8], "little")
+        # The library's own metadata comes in another order each time.
+        header = {"__metadata__": dict(sorted((metadata | said).items())), **json.loads(data[8:end])}
+        text = json.dumps(header, ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text + data[end:]
 
     def logits(self, embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
         """(n, classes) float64."""

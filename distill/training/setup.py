@@ -181,12 +181,19 @@ def _train_classifier_alone(settings: FitConfig, student: Student) -> None:
     """Freeze the rest: `train_mode` then leaves its running statistics alone too.
 
     Raises:
-        ValueError: there is no classifier.
+        ValueError: there is no classifier, or the rest has learned nothing yet.
     """
     if not student.classifier:
         raise ValueError(
             f"train=linear trains the student's classifier alone, and method {settings.method} gives it none; choose "
             "method=ce or kd, or leave train out"
+        )
+    if (
+        not settings.pretrained and ":" not in settings.student
+    ):  # as specs name weights, runs and code that may load some
+        raise ValueError(
+            f"train=linear trains the classifier alone, and the rest of student {settings.student} has random weights; give "
+            "a trained one (run:FOLDER, NAME:WEIGHTS, or pretrained=true), or leave train out"
         )
     student.requires_grad_(False)
     student.classifier.requires_grad_(True)

@@ -163,6 +163,10 @@ def test_what_cannot_be_is_refused_and_what_changes_nothing_told(world, tmp_path
         ValueError, match=r"^train=linear trains the student's classifier alone, and method proteus gives"
     ):
         trained(world, tmp_path / "run", method="proteus", train="linear")
+    with pytest.raises(
+        ValueError, match=r"the rest of student tiny has random weights; give a trained one \(run:FOLDER"
+    ):
+        trained(world, tmp_path / "run", student="tiny", train="linear")
     with pytest.raises(ValueError, match=r"^unknown train 'head'; known: all, linear$"):
         FitConfig(student="tiny", train="head")
     assert FitConfig(student="tiny", train="linear", layer_decay=0.5).ignored == [

@@ -10,6 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_sc
 
 from evalsuite import probe
 from evalsuite.logistic import held_out
+from featcache.head import Head
 
 NUMBERS = np.array([0, 2, 3, 4, 6, 7])
 
@@ -70,6 +71,20 @@ def test_equals_scikit_learn(task, make_store, tmp_path, c):
     assert (metadata["fingerprint"], metadata["encoder"], float(metadata["c"])) == ("f", "e", c)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["head.safetensors"]
     assert result.parameters["unfinished"] == []
+
+
+def test_a_head_has_the_same_bytes_each_time(tmp_path):
+    """The library alone has ten entries of metadata in another order nearly always."""
+    names = ["é\n", '"', "c"]
+    head = Head(np.eye(3, 2), np.arange(3.0), np.array([4, 0, 7]), fingerprint="f", class_names=names)
+    said = {f"key{number}": str(number) for number in range(10)}
+    data = head.to_bytes(**said)
+    assert all(head.to_bytes(**dict(reversed(said.items()))) == data for _ in range(5))
+    (tmp_path / "head.safetensors").write_bytes(data)
+    back = Head.read(tmp_path / "head.safetensors")
+    assert (back.digest, back.fingerprint, back.class_names) == (head.digest, "f", names)
+    with safe_open(tmp_path / "head.safetensors", "np") as file:
+        assert {name: file.metadata()[name] for name in said} == said
 
 
 def test_the_head_may_be_read_by_whom_the_umask_lets(make_store, tmp_path):
