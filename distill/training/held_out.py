@@ -4,7 +4,8 @@ evalsuite measures with more care and with intervals, on stores of the finished 
 """
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from torch.nn import functional as F
 
 from distill.methods import Batch, Features, Method
 from distill.pairs import Drawn, Pairs
+from featcache.corpora import original
 from featcache.rows import Rows
+from featcache.store import FeatureStore
 
 MOST_HELD_OUT = 1_000
 BANK_ROWS = 20_000
@@ -24,22 +27,45 @@ EVALUATION_BATCH = 256
 
 
 def same_images(rows: Rows) -> Int64[np.ndarray, " n"]:
-    """The same number for rows of the same image; an adversarial one is the same as those of its id, of which it was made."""
-    images, made = rows.images(), rows.adversarial
-    if not made.any():
+    """The same number for rows of the same image; a corrupted or adversarial one is the same as that which it was made of."""
+    images, (corpus, in_guise) = rows.images(), _guises(rows.stores)
+    if not in_guise.any():
         return images
-    ids, root = rows.sample_ids, list(range(int(images.max()) + 1))
+    store = np.empty(len(rows), np.int64)
+    for number in range(len(rows.stores)):
+        store[rows.of_store(number)] = number
+    root = list(range(int(images.max()) + 1))
 
     def root_of(number: int) -> int:
         while root[number] != number:
             number = root[number]
         return number
 
-    shared, first = set(ids[made].tolist()), dict[str, int]()
-    for sample_id, number in zip(ids.tolist(), images.tolist(), strict=True):
-        if sample_id in shared:
-            root[root_of(number)] = root_of(first.setdefault(sample_id, number))
-    return np.array([root_of(number) for number in images.tolist()], np.int64)
+    samples = list(zip(corpus[store].tolist(), rows.sample_ids.tolist(), strict=True))
+    shared = {samples[row] for row in np.flatnonzero(in_guise[store])}
+    first: dict[tuple[int, str], int] = {}
+    for sample, image in zip(samples, images.tolist(), strict=True):
+        if sample in shared:
+            root[root_of(image)] = root_of(first.setdefault(sample, image))
+    return np.array([root_of(image) for image in images.tolist()], np.int64)
+
+
+def _guises(stores: Sequence[FeatureStore]) -> tuple[Int64[np.ndarray, " s"], Bool[np.ndarray, " s"]]:
+    """The same number for stores whose rows of one id are of one sample, in whatever guise; and which ones are of images that
+    were made of others. Samples are the same where all ids and labels of the corpora are, or where they, or what they were made
+    of, lie in one place."""
+    specs = [store.manifest.corpus.spec for store in stores]
+    made_of = [original(spec) if spec else None for spec in specs]
+    known: list[set[str]] = []
+    for store, spec, of in zip(stores, specs, made_of, strict=True):
+        place, digest = of or spec, store.manifest.corpus.digest
+        known.append({*([os.path.realpath(place)] if place else []), *([digest] if digest else [])})
+    corpus = np.arange(len(stores))
+    for number, names in enumerate(known):
+        for earlier in range(number):
+            if names & known[earlier]:
+                corpus[corpus == corpus[number]] = corpus[earlier]
+    return corpus, np.array([of is not None for of in made_of])
 
 
 def split(

@@ -1,7 +1,8 @@
 """Corpora: sized, ordered, random-access collections of encoded images, one file a kind.
 
 A plugin has `open_corpus(rest_of_spec) -> Corpus`. It may have, for receipts, `named_files(rest_of_spec) -> list[str] | None`:
-the files that a corpus consists of, in its order; None when they are not local, or not known to be all.
+the files that a corpus consists of, in its order; None when they are not local, or not known to be all. And where every
+sample is one of another corpus in another guise, under the same id, `made_of(rest_of_spec) -> str`: the spec of that.
 """
 
 import os
@@ -74,6 +75,20 @@ def source_of(spec: str) -> tuple[str, str]:
     is_manifest = re.search(r"\.(csv|tsv|parquet)(@\w+=[^@/]*)*$", str(spec), re.IGNORECASE)
     plain = "manifest" if is_manifest and not os.path.isdir(spec) else "folder"
     return (match[1], match[2]) if match else (plain, str(spec))
+
+
+def original(spec: str) -> str | None:
+    """The corpus whose samples those of `spec` are in another guise (corrupted, attacked), under the same ids; None where they
+    are nobody's but their own, or not known to be."""
+    source, rest = source_of(spec)
+    if source not in plugin_names("featcache.corpora"):
+        return None
+    made_of = getattr(load_plugin("featcache.corpora", source), "made_of", None)
+    try:
+        of = made_of(rest) if made_of else None
+    except ValueError:  # of another version, say
+        return None
+    return of and (original(of) or of)
 
 
 def passed_over(corpus: Corpus) -> Mapping[str, int]:

@@ -433,3 +433,7 @@ def _kept(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 open_corpus = Adversarial
+
+
+def made_of(rest: str) -> str:
+    return _parsed(rest)[3]

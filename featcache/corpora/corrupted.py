@@ -125,9 +125,18 @@ def corrupt(
 
 def open_corpus(rest: str) -> Corrupted:
     """Open `NAME:SEVERITY[@size=PX]:CORPUS`."""
+    name, severity, size, corpus = _parsed(rest)
+    return Corrupted(open_any_corpus(corpus), name, int(severity), int(size or SIZE))
+
+
+def made_of(rest: str) -> str:
+    return _parsed(rest)[3]
+
+
+def _parsed(rest: str) -> tuple[str, str, str | None, str]:
     match = re.fullmatch(r"(\w+):(\d+)(?:@size=(\d+))?:(.+)", rest)
     if not match:
         raise ValueError(
             f"corrupted:{rest} is not corrupted:NAME:SEVERITY[@size=PX]:CORPUS (for example corrupted:fog:3:photos/)"
         )
-    return Corrupted(open_any_corpus(match[4]), match[1], int(match[2]), int(match[3] or SIZE))
+    return match[1], match[2], match[3], match[4]

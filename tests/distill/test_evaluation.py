@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import evalsuite
 from distill.training.config import FitConfig
 from distill.training.fit import fit
-from distill.training.held_out import MOST_HELD_OUT, gram_pearson, knn_top1, split
+from distill.training.held_out import MOST_HELD_OUT, gram_pearson, knn_top1, same_images, split
 from featcache.corpora import open_corpus
 from featcache.encoder import load_encoder
 from featcache.extraction.extract import extract
@@ -98,6 +98,32 @@ def test_copies_of_held_out_images_do_not_train_whatever_their_names_and_stores(
     assert plans[0].copies == 62 - plans[0].samples - len(held) > 5
     record = json.loads((run.path / "student.json").read_text())
     assert record["trained_on"]["copies"] == plans[0].copies
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_made_of_a_held_out_image_does_not_train(make_teacher, make_images, tmp_path, seed):
+    """Two corruptions of 12 images, one of them under another path, beside them and beside others with the same ids."""
+    made = {name: make_images(tmp_path / name, 12, seed=n) for n, name in enumerate(("own", "fog", "snow", "other"))}
+    specs = {"own": str(made["own"]), "fog": f"corrupted:fog:3@size=64:{made['own']}/", "other": str(made["other"])}
+    specs["snow"] = f"corrupted:snow:1:corrupted:fog:1:{tmp_path / 'moved'}"
+    stores = []
+    for name, folder in made.items():
+        corpus = open_corpus(str(folder))
+        corpus.spec = specs[name]
+        stores.append(extract(corpus, make_teacher(), tmp_path / f"{name}.zarr", device="cpu", precision="fp32"))
+    labelled_otherwise = stores[3].manifest.corpus.changed(digest="another")
+    stores[3].manifest = stores[3].manifest.changed(corpus=labelled_otherwise)
+    rows = Rows.of(stores)
+    images = same_images(rows)
+    for row in range(48):  # a slow oracle: the same sample in three guises, the other folder's its own
+        own = rows.sample_ids == rows.sample_ids[row]
+        alike = np.flatnonzero(own & ((np.arange(48) < 36) == (row < 36)))
+        assert np.flatnonzero(images == images[row]).tolist() == alike.tolist()
+    trained, held = split(images, 0.3, seed)
+    seen = {(row < 36, rows.sample_ids[row]) for row in trained}
+    assert not seen & {(row < 36, rows.sample_ids[row]) for row in held}
+    clean = Rows.of(stores[:1])
+    np.testing.assert_array_equal(same_images(clean), clean.images())
 
 
 def test_without_hashes_the_same_embedding_is_the_same_image(make_store):
