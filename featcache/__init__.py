@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from featcache.extraction.extract import extract, extract_all, preview
     from featcache.inputs import Views
     from featcache.inputs.images import KeptPixels, Preprocess
-    from featcache.interchange import export_store, import_store
+    from featcache.interchange import export_store, import_store, push_store
     from featcache.store import FeatureStore, open_store
     from featcache.store.check import check
     from featcache.store.from_arrays import write_store

@@ -11,9 +11,11 @@ import open_clip
 import pytest
 import timm
 import torch
+from hub_standin import CLIENTS_OWN, hub_here
 from PIL import Image
 
 import evalsuite
+from featcache.encoder import load_encoder
 from featcache.store import open_store
 from featcache_cli import programs
 
@@ -65,6 +67,8 @@ LEARNING = (
     "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out clean.zarr",
 )
 """How the blocks about students that learn a task begin; each takes for granted what those before it made."""
+SHARING = "distill push runs/a", "featcache push teacher.zarr"
+"""What needs an account on the hub is run against a stand-in of it."""
 SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 """Given to every fit besides: README's students train for 100 epochs at 224 px."""
 
@@ -102,6 +106,7 @@ def test_every_block_of_commands_is_run_here():
             EXPLORING,
             *LEARNING,
             DEPLOYING,
+            *SHARING,
         )
     ]
     assert sorted(blocks) == sorted(run)
@@ -286,6 +291,21 @@ def test_the_examples_of_exploring_run(folder, command):
         make_what_is_needed(line, folder, command)
         command(line)
     assert (folder / "tables/teacher.lance/_versions").is_dir()
+
+
+@NOISE
+@CLIENTS_OWN
+def test_what_is_shared_comes_back(folder, command, monkeypatch):
+    pytest.importorskip("pyarrow", reason="hub is an extra")
+    command(f"{QUICK_START} teacher.zarr")
+    command(f"distill fit --store teacher.zarr --corpus photos/ --student tiny --out runs/a {SHORT}")
+    with hub_here(folder, monkeypatch) as hub:
+        for line in (line for begin in SHARING for line in commands_of(begin)):
+            command(line.replace("USER/", "me/") + (f" {SHORT}" if line.startswith("distill fit") else ""))
+    assert set(hub.repositories) == {("model", "me/student"), ("dataset", "me/features")}
+    assert (folder / "student" / "README.md").exists()
+    assert open_store("again.zarr").fingerprint == open_store("teacher.zarr").fingerprint
+    assert open_store("student-test.zarr").fingerprint == load_encoder("run:runs/a").fingerprint
 
 
 def test_the_python_code_runs(folder, monkeypatch):

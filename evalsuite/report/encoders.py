@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,8 +152,11 @@ def _call(rows: Sequence[Row]) -> None:
 
 
 def short(encoder: str) -> str:
-    """A student's run folder without what leads there; other encoders' names as they are."""
-    return encoder.rstrip("/").rpartition("/")[2] if encoder.startswith("run:") else encoder
+    """A student's run folder without what leads there, of a commit on the hub the first digits; other encoders' names as they
+    are."""
+    if not encoder.startswith("run:"):
+        return encoder
+    return re.sub(r"@([0-9a-f]{8})[0-9a-f]{32}$", r"@\1", encoder.rstrip("/").rpartition("/")[2])
 
 
 def held(sources: Sequence[ResultFile], rows: int) -> list[dict[str, Metric]]:

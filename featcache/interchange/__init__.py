@@ -243,8 +243,8 @@ def import_store(
     """
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"--dtype {dtype}: unknown; known: auto, {', '.join(DTYPES)}")
-    path = _fetched(str(src)) if str(src).startswith(HUB) else _local(src)
     with writing(out, AGAIN, "STORE"), appearing(_local(out), folder=True) as building:
+        path = _fetched(str(src)) if str(src).startswith(HUB) else _local(src)
         format = format_of(path)
         format.require(path)
         source = format.read(path)
@@ -300,6 +300,7 @@ def push_store(
         ValueError, ConnectionError: see `export_store`, `featcache.repository.push_folder`.
     """
     place = Repository.parse(f"{repository}@{revision}" if revision else repository, "dataset")
+    load_format(HUB_FORMAT).require(Path(place.name))
     store = store if isinstance(store, FeatureStore) else open_store(store)
     room = writable_home("pushing")
     room.mkdir(parents=True, exist_ok=True)
