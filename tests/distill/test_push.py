@@ -106,7 +106,7 @@ def test_it_is_fetched_once_and_works_without_a_network(hub, run, monkeypatch):
     commit = distill.push(run, REPOSITORY).commit
     wanted = load_encoder(f"run:hf-hub:{REPOSITORY}").fingerprint
     before = len(hub.asked("GET /*/resolve/*"))
-    assert before == len(pushed_files(hub)) - 3  # all but the card and what timm reads
+    assert before == len(pushed_files(hub)) - 4  # all but the card and what others load
     assert load_encoder(f"run:hf-hub:{REPOSITORY}").fingerprint == wanted
     assert len(hub.asked("GET /*/resolve/*")) == before
     asked = len(hub.requests)
