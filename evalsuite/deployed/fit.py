@@ -78,9 +78,9 @@ class _Fit:
             given["logits"] = self.head.logits(given["embedding"]).astype(np.float32)
         return self.detector.score(*(given[each] for each in self.detector.needs))
 
-    def scores(self, rows: Rows) -> Float[np.ndarray, " n"]:
-        """Of all rows, by the detector itself."""
-        found = [self.score_of(*(block[name] for name in self.fields)) for block in rows.blocks_of(self.fields)]
+    def scores(self, rows: Rows, score: Callable[..., np.ndarray]) -> Float[np.ndarray, " n"]:
+        """Of all rows, by a function of `fields`."""
+        found = [score(*(block[name] for name in self.fields)) for block in rows.blocks_of(self.fields)]
         scores = np.concatenate(found).astype(np.float64)
         if wrong := int((~np.isfinite(scores)).sum()):
             raise ValueError(f"{wrong:,} scores of {rows.name} are NaN or infinite; use another detector for such rows")
@@ -151,14 +151,14 @@ def fit_detector(
             rows.require_field(name)
     _refuse_top_k(fit)
     fit.detector.fit(fit.bank)
-    scores = fit.scores(fit.held_out)
-    found = threshold(scores, keep)
-    of_ood = {name: share(fit.scores(rows) > found.value, name) for name, rows in fit.ood.items()}
     room = (lambda: shutil.rmtree(os.path.realpath(out))) if overwrite else None
     with appearing(out, folder=True, making_room=room) as part:
         part.mkdir()
         say("the score as a graph")
-        _write_score(part / SCORE, fit, scores)
+        by_graph = _write_score(part / SCORE, fit)  # to the last bit what the folder will say
+        scores = by_graph(fit.held_out)
+        found = threshold(scores, keep)
+        of_ood = {name: share(by_graph(rows) > found.value, name) for name, rows in fit.ood.items()}
         _write_bank(part, fit, nearest, bank_rows)
         of_encoder = None
         if encoder != "none":
@@ -283,8 +283,9 @@ def _refuse_top_k(fit: _Fit) -> None:
             )
 
 
-def _write_score(file: Path, fit: _Fit, scores: Float[np.ndarray, " n"]) -> None:
-    """Write the graph of the score, once it gives what the detector gives of all held-out rows."""
+def _write_score(file: Path, fit: _Fit) -> Callable[[Rows], Float[np.ndarray, " n"]]:
+    """Write the graph of the score, once it gives what the detector gives of all held-out rows; returns its scores of rows."""
+    scores = fit.scores(fit.held_out, fit.score_of)
     some = fit.bank.pick(np.arange(len(fit.bank))[:_TRACED_ROWS] if len(fit.bank) >= _TRACED_ROWS else np.zeros(3, int))
     fields = {name: some.take(np.arange(_TRACED_ROWS), name) for name in fit.fields}
     try:
@@ -297,11 +298,15 @@ def _write_score(file: Path, fit: _Fit, scores: Float[np.ndarray, " n"]) -> None
             )
         file.write_bytes(model.SerializeToString())
         graph = open_session(file)
-        blocks = fit.held_out.blocks_of(fit.fields)
-        found = np.concatenate([graph.run(None, {name: block[name] for name in fit.fields})[0] for block in blocks])
+
+        def by_graph(rows: Rows) -> Float[np.ndarray, " n"]:
+            return fit.scores(rows, lambda *of: graph.run(None, dict(zip(fit.fields, of, strict=True)))[0])
+
+        found = by_graph(fit.held_out)
         worst = np.abs(found - scores).max() if found.shape == scores.shape else np.inf
         if not worst <= _SAME_SCORE * (float(scores.std()) + 1e-6 * float(np.abs(scores).max())):
             raise Untraceable(f"a graph whose scores differ by {worst:.1e}")
+        return by_graph
     except ImportError as error:
         raise ValueError(f"a detector to deploy needs {error.name}; pip install 'featcache[onnx]'") from None
     except Exception as error:

@@ -75,6 +75,9 @@ def test_scores_are_those_of_evalsuite_ood_and_the_threshold_their_quantile(worl
     np.testing.assert_allclose(detector.score(store=world.far).score, of_far, rtol=1e-9)
     slow = next(value for value in sorted(of_id) if sum(other <= value for other in of_id) >= 0.9 * (len(of_id) + 1))
     assert detector.threshold == pytest.approx(slow, rel=1e-12)
+    assert (~detector.score(store=world.test).is_ood).sum() == detector.record["threshold"][
+        "rank"
+    ]  # the row there is kept
     assert detector.record["ood"]["grey"]["found"] == np.mean(of_far > slow)
     low, high = detector.record["ood"]["grey"]["ci95"]
     assert low <= np.mean(of_far > slow) <= high
