@@ -14,7 +14,7 @@ from evalsuite.accuracy import guessing, macro_guessing
 from evalsuite.detectors._moments import pieces
 from evalsuite.intervals import macro_share
 from evalsuite.neighbours.index import evenly_spread
-from featcache.classes import Classes, numbers_of
+from featcache.classes import Classes, match, numbers_of
 from featcache.rows import Rows
 
 _ABOVE = 0.1  # the share of the way from chance to 1 that a classifier of few classes is expected to go
@@ -26,9 +26,9 @@ _JUDGED = 10_000  # rows of id_train that a head is judged on, where id_test has
 class Judged:
     """The accuracy of `rows.head`, or without one of the logits that the store has, on the labelled ones of `rows`.
 
-    `bank` holds the rows that detectors are fitted to; `role` is the part that `rows` play, for messages. Of logits of a
-    store nothing but their number is known: they are judged where it is the number of the store's classes, which are
-    then taken to be in that order; so is a head without class names.
+    `bank` holds the rows that detectors are fitted to; `role` is the part that `rows` play, for messages. Logits whose
+    classes the store does not name are judged where they are as many as its classes, which are then taken to be in that order; so is
+    a head without class names.
     """
 
     def __init__(self, rows: Rows, bank: Rows, role: str) -> None:
@@ -107,6 +107,11 @@ class Judged:
 
     def _numbers(self) -> tuple[Int[np.ndarray, " c"] | None, str]:
         head, same = self._rows.head, self._classes == self._known
+        if head is None and (names := self._rows.logit_classes) is not None:
+            columns = Classes(self._whose, np.arange(self._classes), names)
+            return np.array(
+                [-1 if each is None else each for each in match(columns, Classes.of(self._rows)).values()]
+            ), "name"
         if head is None:
             return (np.arange(self._classes) if same else None), "number"
         numbers, by = numbers_of(head, Classes.of(self._rows))

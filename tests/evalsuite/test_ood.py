@@ -18,6 +18,7 @@ from evalsuite.detectors import Detector, load
 from evalsuite.intervals import mean_of, ranking
 from evalsuite.metrics import ood_metrics
 from featcache.head import Head
+from featcache.rows import Rows
 from featcache_cli import programs
 
 METRICS = ("auroc", "aupr_in", "aupr_out", "ap_in", "ap_out", "fpr95_id", "fpr95_ood")
@@ -376,7 +377,7 @@ def test_classes_that_cannot_be_matched_are_not_judged(arrays, make_store, rng, 
     assert "cannot be told: they have no class in common" in result.remarks[-1]
 
 
-def test_stored_logits_are_judged_where_there_are_as_many_as_classes(arrays, make_store):
+def test_stored_logits_are_judged_by_name_or_where_there_are_as_many_as_classes(arrays, make_store, monkeypatch):
     labels = {"train": np.repeat(np.arange(4), 20), "test": np.repeat(np.arange(4), 8)}
     _, head = probed(arrays, make_store)
 
@@ -395,6 +396,12 @@ def test_stored_logits_are_judged_where_there_are_as_many_as_classes(arrays, mak
         run(stores("permuted", [2, 0, 3, 1]), detectors=["energy"], resamples=5)
     result = run(stores("many", [0, 1, 2, 3, 0, 1]), detectors=["energy"], resamples=5)
     assert (result.parameters["head_accuracy"], result.remarks) == (None, [])
+
+    monkeypatch.setattr(Rows, "logit_classes", [*(CLASSES[i] for i in [2, 0, 3, 1]), "another"])  # their encoder knows
+    result = run(stores("named", [2, 0, 3, 1, 1]), detectors=["energy"], resamples=5)
+    found = result.parameters["head_accuracy"]
+    assert found["classes_by"] == "name"
+    assert found["top1"] == pytest.approx(nearest_mean(arrays))
 
 
 def test_rows_left_out_are_remarked_on(arrays, make_store):
