@@ -526,7 +526,11 @@ def test_galleries_fit_and_print(chromium, pictured: Opened, width: int) -> None
     path = Path(pictured.page.url.removeprefix("file://"))
     opened = Opened(chromium, path, width)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    opened.page.locator("#map .plot").first.focus()
+    opened.page.keyboard.press("End")
+    assert opened.page.locator("#tip img").is_visible()
     opened.page.emulate_media(media="print")
+    assert opened.page.locator("#tip").is_hidden(), "it would lie on every sheet"
     cut = "all => all.filter(each => getComputedStyle(each).breakInside !== 'avoid').length"
     assert opened.page.eval_on_selector_all(".strip", cut) == 0
     assert opened.page.locator("#edges .save").first.is_hidden()

@@ -124,6 +124,18 @@ def test_pictures_are_small_whatever_the_image(image: Image.Image, form: str, si
     assert pixels(thumbnail(decode(file.getvalue()))).shape == (size[1], size[0], 3)
 
 
+def test_the_policy_lets_in_pictures_where_there_are_some(world: World, page: Page, tmp_path: Path) -> None:
+    def policy(of: Page) -> list[str]:
+        return next(
+            str(a["content"]) for _, a in of.elements if a.get("http-equiv") == "Content-Security-Policy"
+        ).split("; ")
+
+    assert "img-src data:" in policy(page)
+    assert not [rule for rule in policy(Page(report(world.results, tmp_path / "r.html"))) if "img-src" in rule]
+    assert not [tag for tag, _ in page.elements if tag == "img"], "they are made by the page's own script"
+    assert "<img" not in page.source, "not even in a class's name"
+
+
 def test_neighbours_are_those_of_a_slow_loop(world: World, page: Page) -> None:
     near = {}
     for encoder in ("vit", "small"):

@@ -84,7 +84,6 @@ const nth = (n) => ({
 });
 const INK = { colour: "var(--ink)", dash: "", width: 2.5 };
 const QUIET = { colour: "var(--soft)", dash: "", width: 1.1, opacity: 0.5, quiet: true };
-const REST = { colour: "var(--soft)", dash: "", width: 1.6, shape: SHAPES[0] };
 let student = 0;
 const LOOKS = new Map(
   encoders.map(({ name, teacher }) => [name, teacher ? { ...INK, shape: SHAPES[3] } : nth(student++)]),
@@ -94,13 +93,13 @@ const met = { "": [] }; // the names of each tone, in order
 export function lookOf(name, tone = "") {
   if (tone === "quiet") return QUIET;
   if (tone === "strong") return INK;
-  if (tone === "rest") return REST;
   if (!tone && LOOKS.has(name)) return LOOKS.get(name);
   const of = (met[tone] ||= []);
   if (!of.includes(name)) of.push(name);
   const at = of.indexOf(name);
   if (!tone) return nth(student + at);
   if (tone === "class") return nth(at);
+  if (tone === "rest") return { colour: "var(--soft)", dash: "", shape: SHAPES[at % 3], width: 1.6 };
   return {
     colour: tone === "id" ? "var(--id)" : `var(--${tone}-${at % 3})`,
     dash: tone === "far" ? "5 3" : ["", "1.5 3"][at % 2],
