@@ -45,18 +45,12 @@ def sections(results: Sequence[Named]) -> list[Section]:
         "How many rows of each class are beyond the threshold that keeps 95 % of all ID test rows: of ID classes too many "
         "where their share is well above 5 %, of OOD classes the more the better. With 95 % intervals, the threshold taken as it is."
     )
-    first = " Where there are many encoders and detectors, as here, of the first ones only."
+    cut = " Where there are many encoders and detectors, as here, of the first ones only."
+    about += cut if len(galleries) < len(chosen) else ""
+    about_classes += cut if room_for_classes <= 0 else ""
     return [
-        Section(
-            "edges", "Images", "Images on the wrong side", about + (first if room_for_pictures <= 0 else ""), galleries
-        ),
-        Section(
-            "ood-classes",
-            "By class",
-            "OOD detection by class",
-            about_classes + (first if room_for_classes <= 0 else ""),
-            tables,
-        ),
+        Section("edges", "Images", "Images on the wrong side", about, galleries),
+        Section("ood-classes", "By class", "OOD detection by class", about_classes, tables),
     ]
 
 

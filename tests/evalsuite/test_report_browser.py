@@ -487,7 +487,10 @@ def test_pictures_are_shown_and_hostile_names_stay_text(pictured: Opened) -> Non
 
 
 def test_a_map_shows_pictures_by_pointer_and_by_keys(pictured: Opened) -> None:
+    from playwright.sync_api import expect  # which waits for what is drawn
+
     drawn, tip = pictured.page.locator("#map .plot").first, pictured.page.locator("#tip")
+    drawn.locator("svg").wait_for()
     drawn.focus()
     for _ in range(3):  # two sets' middles have none
         pictured.page.keyboard.press("ArrowRight")
@@ -504,7 +507,7 @@ def test_a_map_shows_pictures_by_pointer_and_by_keys(pictured: Opened) -> None:
     assert tip.inner_text().startswith("near-OOD: moths, 27 of 27 rows"), "a set's middle"
     assert tip.locator("img").count() == 0
     pictured.page.locator("#map select").select_option("ID against OOD")
-    assert "from ID to OOD →" in pictured.page.locator("#map .plot").first.inner_text()
+    expect(pictured.page.locator("#map .plot").first).to_contain_text("from ID to OOD →")
     pictured.page.locator("#map select").select_option("by class")
     assert HOSTILE_CLASS in pictured.page.locator("#map .legend").inner_text()
     assert "63 of 63 places show their picture" in pictured.page.locator("#map .foot").first.inner_text()
@@ -526,6 +529,7 @@ def test_galleries_fit_and_print(chromium, pictured: Opened, width: int) -> None
     path = Path(pictured.page.url.removeprefix("file://"))
     opened = Opened(chromium, path, width)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    opened.page.locator("#map .plot svg").first.wait_for()
     opened.page.locator("#map .plot").first.focus()
     opened.page.keyboard.press("End")
     assert opened.page.locator("#tip img").is_visible()

@@ -3,7 +3,7 @@
 import { breakable, el, svg } from "./elements.js";
 
 export const DATA = JSON.parse(document.getElementById("data").textContent);
-export const { encoders, results, pictures = [] } = DATA;
+export const { encoders, pictures, results } = DATA;
 
 // -- metrics by encoder; of several results the last counts
 
