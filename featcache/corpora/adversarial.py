@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ VERSION = 1
 _BATCH, _WINDOW = 16, 512
 _SAMPLED = 256
 _TOLD_EVERY = 30.0
+_REASONS = "reasons.json"
 log = logging.getLogger("featcache")
 Decoder = Callable[[Tensor], Tensor]
 
@@ -123,7 +125,8 @@ class Adversarial(Listed):
     `@out=FILE.zip` is where the images are kept; by default under $FEATCACHE_HOME/adversarial.
 
     Images are made when the corpus is first opened, on the GPU where there is one, and appear there whole; opened again with
-    equal options, teacher and images, they are read. (The images that are looked at for that are up to 256; of the others
+    equal options, teacher and images, they are read. Of a process that was stopped, what it had made ($FEATCACHE_HOME/adversarial/
+    *.parts) is not made again: the next one goes on, to the same bytes. (The images that are looked at for that are up to 256; of the others
     their names and labels.) Ids and labels are the corpus's. Images without a label are attacked as what the teacher takes
     them for. An image that cannot be read stays so.
 
@@ -156,7 +159,7 @@ class Adversarial(Listed):
         with FileLock(home / f"{name}.lock"):
             if not self.path.exists():
                 log.warning("%s: making %d images, once; they are kept in %s", self.spec, len(self), self.path)
-                _write(self.path, record, maker.images(), len(self))
+                _write(self.path, record, maker, home / f"{name}.parts")
             self._reasons = _kept(self.path, record)
 
     def read(self, i: int) -> bytes:
@@ -216,30 +219,37 @@ class _Maker:
             **{f"@{name}": value for name, value in asdict(self.recipe).items()},
         }
 
-    def images(self) -> Iterator[bytes | str]:
-        """The PNG file of each row, or why there is none."""
+    def __len__(self) -> int:
+        return len(self._corpus)
+
+    def windows(self, parts: Path) -> Iterator[tuple[int, list[bytes | str]]]:
+        """The PNG file of each row, or why there is none, of each window that has no file in `parts` yet, after its first row."""
         from featcache.machine import cores, resolve_device
 
+        starts = [start for start in range(0, len(self), _WINDOW) if not _part(parts, start).exists()]
+        if not starts:
+            return
         self._encoder.to(resolve_device("auto"))
         with ThreadPoolExecutor(cores()) as pool:
-            decoder = self._decoder or Codebook.fit(
-                (
-                    image
-                    for row in _spread(len(self._corpus), IMAGES)
-                    if isinstance(image := self._read(row), np.ndarray)
-                ),
-                codes=self.recipe.codes,
-                patch=self.recipe.patch,
-                seed=self.recipe.seed,
-            )
-            for begin in range(0, len(self._corpus), _WINDOW):
-                rows = range(begin, min(begin + _WINDOW, len(self._corpus)))
+            decoder = self._decoder or self._codebook(parts / "codes.npy")
+            for start in starts:
+                rows = range(start, min(start + _WINDOW, len(self)))
                 read = dict(zip(rows, pool.map(self._read, rows), strict=True))
                 made: dict[int, bytes | str] = {row: image for row, image in read.items() if isinstance(image, str)}
                 for batch in _of_one_shape({row: image for row, image in read.items() if not isinstance(image, str)}):
                     found = self._attacked(np.stack([read[row] for row in batch]), batch, decoder)
                     made |= dict(zip(batch, pool.map(_png, found), strict=True))
-                yield from (made[row] for row in rows)
+                yield start, [made[row] for row in rows]
+
+    def _codebook(self, path: Path) -> Codebook:
+        """The one at `path`; fitted, and kept there, where there is none: what goes on is put together of the same patches."""
+        if not path.exists():
+            read = (self._read(row) for row in _spread(len(self), IMAGES))
+            images = (image for image in read if isinstance(image, np.ndarray))
+            fitted = Codebook.fit(images, codes=self.recipe.codes, patch=self.recipe.patch, seed=self.recipe.seed)
+            with whole_file(path, alone=True) as file:
+                np.save(file, fitted.codes, allow_pickle=False)
+        return Codebook(np.load(path, allow_pickle=False), self.recipe.patch)
 
     def _read(self, row: int) -> UInt8[np.ndarray, "_ _ 3"] | str:
         try:
@@ -393,23 +403,44 @@ def _name(row: int) -> str:
     return f"{row:08d}.png"
 
 
-def _write(path: Path, record: Mapping[str, Any], images: Iterator[bytes | str], count: int) -> None:
-    """A ZIP archive of the images, and of `made.json`: the record, and the reasons of rows without one."""
-    reasons: dict[str, str] = {}
+def _part(parts: Path, start: int) -> Path:
+    return parts / f"{start:08d}.zip"
+
+
+def _write(path: Path, record: Mapping[str, Any], maker: _Maker, parts: Path) -> None:
+    """A ZIP archive of the images, and of `made.json`: the record, and the reasons of rows without one. Windows of them lie in
+    `parts` until all are made, each whole."""
+    parts.mkdir(exist_ok=True)
+    starts = range(0, len(maker), _WINDOW)
+    before = done = sum(_WINDOW for start in starts if _part(parts, start).exists())
+    if before:
+        log.warning("about %s of them are made already", f"{min(before, len(maker)):,}")
     began = told = time.monotonic()
+    for start, window in maker.windows(parts):
+        with whole_file(_part(parts, start), alone=True) as file, zipfile.ZipFile(file, "w") as archive:
+            _add(archive, {_name(start + at): image for at, image in enumerate(window) if isinstance(image, bytes)})
+            reasons = {str(start + at): reason for at, reason in enumerate(window) if isinstance(reason, str)}
+            archive.writestr(_REASONS, json.dumps(reasons))
+        done += len(window)
+        if (now := time.monotonic()) - told > _TOLD_EVERY:
+            told, rate = now, (done - before) / (now - began)
+            left = max(0, len(maker) - done) / rate / 60
+            log.warning(
+                "%s of %s images made (%.0f a second, %.0f min left)", f"{done:,}", f"{len(maker):,}", rate, left
+            )
+    without: dict[str, str] = {}
     with whole_file(path, alone=True) as file, zipfile.ZipFile(file, "w") as archive:
-        for row, image in enumerate(images):
-            if isinstance(image, str):
-                reasons[str(row)] = image
-            else:
-                archive.writestr(zipfile.ZipInfo(_name(row)), image)  # without a date: the same bytes every time
-            if (now := time.monotonic()) - told > _TOLD_EVERY:
-                told, rate = now, (row + 1) / (now - began)
-                left = (count - row - 1) / rate / 60
-                log.warning(
-                    "%s of %s images made (%.0f a second, %.0f min left)", f"{row + 1:,}", f"{count:,}", rate, left
-                )
-        archive.writestr(zipfile.ZipInfo("made.json"), json.dumps({"record": record, "reasons": reasons}))
+        for start in starts:
+            with zipfile.ZipFile(_part(parts, start)) as part:
+                without |= json.loads(part.read(_REASONS))
+                _add(archive, {name: part.read(name) for name in part.namelist() if name != _REASONS})
+        _add(archive, {"made.json": json.dumps({"record": record, "reasons": without})})
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _add(archive: zipfile.ZipFile, files: Mapping[str, bytes | str]) -> None:
+    for name, data in files.items():
+        archive.writestr(zipfile.ZipInfo(name), data)  # without a date: the same bytes every time
 
 
 def _kept(path: Path, record: Mapping[str, Any]) -> dict[str, str]:

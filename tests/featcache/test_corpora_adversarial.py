@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import os
 import pickle
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from tiny import tiny_encoder
 from torch import nn
 
 from featcache import Encoder, Preprocess, extract, open_corpus
+from featcache.corpora import adversarial
 from featcache.corpora._codebook import Codebook
 from featcache.corpora.adversarial import Recipe, _start, shown
 from featcache.inputs import Views
@@ -136,6 +139,63 @@ def test_images_are_made_once_and_again_where_something_differs(place):
     Path("kept/a.zip").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"kept/a\.zip: holds no adversarial images"):
         open_corpus(SPEC.replace("@epsilon", "@out=kept/a.zip@epsilon"))
+
+
+KILLED = """
+import os, signal, sys, types
+from featcache.corpora import adversarial, open_corpus
+import test_corpora_adversarial as here
+
+sys.modules["t"] = types.SimpleNamespace(make=here.teacher)
+adversarial._WINDOW = 2
+made, png = [], adversarial._png
+
+def last(image):
+    made.append(image)
+    if len(made) > 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return png(image)
+
+adversarial._png = last
+open_corpus(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("decoder", ["", "@decoder=d:same"])
+def test_a_killed_process_is_gone_on_with(place, monkeypatch, decoder):
+    """To the bytes of one that was not; what had been made is not made again, nor another codebook."""
+    monkeypatch.setattr(adversarial, "_WINDOW", 2)
+    spec = f"adversarial:t:make::h.safetensors@epsilon=1@codes=20{decoder}::photos"
+    whole = open_corpus(spec.replace("@epsilon", "@out=whole.zip@epsilon"))
+    (place.folder / "d.py").write_text("def same():\n    return lambda x: x\n")
+    paths = {
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        )
+    }
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, spec], check=False, env={**os.environ, **paths}, capture_output=True
+    )
+    assert killed.returncode == -9, killed.stderr
+    home = place.folder / "home/adversarial"
+    (parts,) = home.glob("*.parts")
+    left = {path.name: path.read_bytes() for path in parts.glob("*.zip")}
+    assert 1 <= len(left) < 4
+    assert not [*home.glob("*.zip")]
+    attacked, attack = [], adversarial._Maker._attacked
+
+    def counted(self, pixels, rows, decoder):
+        attacked.extend(rows)
+        return attack(self, pixels, rows, decoder)
+
+    monkeypatch.setattr(adversarial._Maker, "_attacked", counted)
+    monkeypatch.setattr(Codebook, "fit", None)
+    again = open_corpus(spec)
+    assert again.path.read_bytes() == whole.path.read_bytes()
+    made_before = {start + i for start in (int(name[:-4]) for name in left) for i in range(2)}
+    assert not made_before & {*attacked}
+    assert sorted([*made_before, *attacked, list(again.ids).index("bee/damaged.png")])[-1] == 8
+    assert not parts.exists()
 
 
 def test_a_failure_leaves_nothing_behind(place):
