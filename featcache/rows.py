@@ -83,14 +83,8 @@ class Rows:
                 f"{rows.name} has no usable row ({rows.failed} of {rows.total} failed); "
                 "`featcache info` says why; extract it again"
             )
-        if head is not None and (
-            head.weight.shape[1] != rows.embedding_dim or head.fingerprint not in (None, stores[0].fingerprint)
-        ):
-            of = f" of encoder {head.fingerprint}" if head.fingerprint else ""
-            raise ValueError(
-                f"{head.name} was fitted to {head.weight.shape[1]} dimensions{of}, {rows.name} has "
-                f"{rows.embedding_dim} of {stores[0].fingerprint}; fit a head on this encoder's rows"
-            )
+        if head is not None:
+            rows.refuse_other_head(head)
         return rows
 
     @classmethod
@@ -346,6 +340,8 @@ class Rows:
 
     def shape_of(self, field: str) -> Sequence[int]:
         """Of a row's feature, one view."""
+        if field == "logits" and self.head is not None:
+            return [len(self.head.bias)]
         return self.stores[0].manifest.fields[field]
 
     def _width(self, field: str) -> int:
@@ -366,6 +362,16 @@ class Rows:
                     f"{store.path} has no {field}; extract it again with --fields {fields}, using an encoder that has them"
                     + (", or give a head (`evalsuite probe` saves one)" if field == "logits" else "")
                 )
+
+    def refuse_other_head(self, head: Head) -> None:
+        """Raise `ValueError` unless the head can be of this encoder's embeddings."""
+        fingerprint = self.stores[0].fingerprint
+        if head.weight.shape[1] != self.embedding_dim or head.fingerprint not in (None, fingerprint):
+            of = f" of encoder {head.fingerprint}" if head.fingerprint else ""
+            raise ValueError(
+                f"{head.name} was fitted to {head.weight.shape[1]} dimensions{of}, {self.name} has "
+                f"{self.embedding_dim} of {fingerprint}; fit a head on this encoder's rows"
+            )
 
     def require_head(self) -> Head:
         """The head. Raises `ValueError` when none was given."""

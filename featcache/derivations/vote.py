@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
+from featcache.classes import Classes, ordered
 from featcache.derivations import Derivation
 from featcache.geometry import softmax
+from featcache.head import Head
 from featcache.rows import Rows
 
 BY = ("majority", "probability")
+OWN = "own"
+"""Given for a head: the logits that the store holds."""
 _BLOCK_FLOATS = 2**23  # logits voted on at once
 
 
@@ -27,6 +32,9 @@ class Vote(Derivation):
     a weight of 1, unless relabel=true; their `logits` are the vote's. Beside them stands the first store's embedding. Terms on
     labels then leave out what the teachers do not agree on, and count the rest by how far they do.
 
+    Logits are the stores' own, or what `head` makes of their embeddings: classifiers as `evalsuite probe … --save FILE` fits them.
+    The columns of heads that name their classes are put into one order, the first store's where it has names, else the first head's.
+
     Classes are named by the first store, else by the stores' logits, else as `names` says, else by number: name them, so that
     stores of labelled rows and of pseudo-labelled ones can train one student.
 
@@ -37,6 +45,12 @@ class Vote(Derivation):
     by: str = field(default="majority", metadata={"help": "majority (one vote a store) or probability (their mean)."})
     least: float = field(default=0.0, metadata={"help": "Share that the winning class needs, to be a row's label."})
     temperature: float = field(default=1.0, metadata={"help": "Of by=probability: softmax(logits / temperature)."})
+    head: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Classifier files, one a store ('own': the logits that it holds), or one for all; else all their own."
+        },
+    )
     relabel: bool = field(default=False, metadata={"help": "Vote on rows that have a label, too."})
     names: tuple[str, ...] = field(
         default=(), metadata={"help": "Of the logits' classes, in their order, where no store names them."}
@@ -54,6 +68,7 @@ class Vote(Derivation):
 
     def open(self, inputs: Sequence[Rows]) -> None:
         super().open(inputs)
+        self._take_heads()
         first, *others = inputs
         for each in inputs:
             each.require_field("logits")
@@ -73,6 +88,29 @@ class Vote(Derivation):
             )
         if self._names is not None and len(self._names) != self._width:
             raise ValueError(f"{len(self._names)} names for the {self._width} classes of the logits; give one a class")
+
+    def _take_heads(self) -> None:
+        given = self.head * len(self.inputs) if len(self.head) == 1 else self.head
+        if len(given) not in (0, len(self.inputs)):
+            raise ValueError(f"{len(given)} heads for {len(self.inputs)} stores; give one a store, or one for all")
+        wanted = self.inputs[0].class_names
+        for rows, path in zip(self.inputs, given, strict=False):
+            if path == OWN:
+                continue
+            head = Head.read(path)
+            rows.refuse_other_head(head)
+            wanted = wanted or head.class_names
+            if head.class_names and wanted:
+                head = ordered(head, Classes(self.inputs[0].name, np.arange(len(wanted)), wanted))
+            rows.head = head
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """With what is in the heads in place of where they lie; nothing of them where there are none."""
+        options = super().options
+        del options["head"]
+        heads = [rows.head.digest if rows.head else OWN for rows in self.inputs]
+        return {**options, "head": heads} if self.head else options
 
     @property
     def classes(self) -> Sequence[str] | None:

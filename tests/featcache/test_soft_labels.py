@@ -8,6 +8,7 @@ from scipy.special import log_softmax, softmax
 from typer.testing import CliRunner
 
 import featcache
+from featcache.head import Head
 from featcache.store.from_arrays import write_store
 from featcache_cli import programs
 
@@ -165,6 +166,44 @@ def test_a_pool_without_classes_is_named_and_its_failed_rows_have_no_vote(made, 
     np.testing.assert_array_equal(derived.gather(derived.ok, "weight", view=1)[:, 0], same[derived.ok])
     ran = run("derive", "vote", *(store.path for store in pools), "--out", tmp_path / "voted.zarr", "--names", "a,b,c")
     assert "5 of 5 rows that were voted on have a label by a share of 0 or more" in ran.output
+
+
+@pytest.mark.parametrize("by", ["majority", "probability"])
+def test_heads_vote_for_stores_without_logits(made, rng, tmp_path, by):
+    """Of two widths, their classes in two orders, beside a store with logits of its own; against the formula in float64."""
+    x = [rng.normal(size=(6, width)).astype(np.float16) for width in (4, 5, 3)]
+    logits = rng.normal(size=(6, 3)).astype(np.float16)
+    stores = [made(f"s{i}", each, logits=logits if i == 2 else None) for i, each in enumerate(x)]
+    orders = [[0, 1, 2], [2, 0, 1]]
+    said = [logits.astype(np.float64)]
+    for number, order in enumerate(orders):
+        weight, bias = rng.normal(size=(3, x[number].shape[1])), rng.normal(size=3)
+        head = Head(weight[order], bias[order], np.arange(3), class_names=[NAMES[i] for i in order])
+        (tmp_path / f"h{number}.safetensors").write_bytes(head.to_bytes())
+        said.append(x[number].astype(np.float64) @ weight.T + bias)
+    heads = (*(str(tmp_path / f"h{i}.safetensors") for i in (0, 1)), "own")
+    derived = featcache.derive("vote", stores, by=by, head=heads, dtype="float32")
+    p = np.mean([np.eye(3)[z.argmax(axis=1)] if by == "majority" else softmax(z, axis=1) for z in said], axis=0)
+    np.testing.assert_allclose(softmax(derived.gather(range(6), "logits"), axis=1), p, atol=1e-6)
+    assert derived.labels.tolist() == p.argmax(axis=1).tolist()
+    assert derived.class_names == NAMES
+    again = featcache.derive("vote", stores, derived.path, by=by, head=heads, dtype="float32")
+    assert again.path == derived.path
+    moved = tmp_path / "moved.safetensors"
+    (tmp_path / "h0.safetensors").rename(moved)
+    one = featcache.derive("vote", stores[:1], names=NAMES, head=(str(moved),))
+    assert one.manifest.derivation.options["head"] == [Head.read(moved).digest]
+    assert "head" not in featcache.derive("vote", stores[2:]).manifest.derivation.options
+    ran = run("derive", "vote", stores[0].path, "--head", moved, "--out", tmp_path / "voted.zarr")
+    assert "6 of 6 rows" in ran.output
+    for wrong, remedy in (
+        ((str(moved), str(moved), "own"), "fit a head on this encoder's rows"),
+        ((str(moved), "own"), "2 heads for 3 stores; give one a store"),
+        (("own", "own", "own"), "has no logits"),
+        ((str(tmp_path / "none"),), "no such file"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            featcache.derive("vote", stores, tmp_path / "x.zarr", head=wrong)
 
 
 def test_votes_that_cannot_be_counted_are_refused(made, rng, tmp_path):
