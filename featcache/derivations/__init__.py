@@ -76,6 +76,12 @@ class Derivation(ABC):
         given = {name: getattr(self, name) for name in options_of(type(self))}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The options as the manifest keeps them, after `open`: by what decides the result, a file's content rather than its
+        name."""
+        return self.options
+
 
 def load_derivation(name: str) -> type[Derivation]:
     """The class registered under `name`.

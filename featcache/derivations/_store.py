@@ -202,7 +202,7 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
     if dtype is None:
         dtype = "float32" if any(manifest.dtypes for manifest in manifests) else FLOAT16
     names = ", ".join(store.encoder_name for store in stores)
-    identity = [name, derivation.options, [store.fingerprint for store in stores]]
+    identity = [name, derivation.record, [store.fingerprint for store in stores]]
     seals = [manifest.sealed.digest for manifest in manifests if manifest.sealed]
     (width,) = fields[EMBEDDING]
     classes: dict[str, Any] = {"classes": list(derivation.classes)} if derivation.classes else {}
@@ -217,7 +217,7 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
         ),
         derivation=DerivationRecord(
             name=name,
-            options=derivation.options,
+            options=derivation.record,
             inputs=[
                 {"encoder": store.encoder_name, "fingerprint": store.fingerprint, "digest": digest}
                 for store, digest in zip(stores, seals, strict=True)

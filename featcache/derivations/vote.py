@@ -105,12 +105,12 @@ class Vote(Derivation):
             rows.head = head
 
     @property
-    def options(self) -> dict[str, Any]:
-        """With what is in the heads in place of where they lie; nothing of them where there are none."""
-        options = super().options
-        del options["head"]
+    def record(self) -> dict[str, Any]:
+        """With what is in the heads in place of where they lie; nothing of them where there are none, as before there were any."""
+        record = super().record
+        del record["head"]
         heads = [rows.head.digest if rows.head else OWN for rows in self.inputs]
-        return {**options, "head": heads} if self.head else options
+        return {**record, "head": heads} if self.head else record
 
     @property
     def classes(self) -> Sequence[str] | None:
