@@ -20,7 +20,7 @@ from featcache.graph import Preprocessed, describe, pixels, write_graph
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess
 from featcache.models import first_line
-from featcache.models.onnx import open_session
+from featcache.models.onnx import OnnxModel, open_session
 from featcache.rows import Rows
 from featcache.store.comparable import FAITHFUL
 
@@ -72,6 +72,29 @@ def open_encoder(spec: str, bank: Rows, fields: Mapping[str, str], trust_code: b
     return encoder.to("cpu")
 
 
+def _write_joined(file: Path, encoder: Encoder, dtypes: Mapping[str, str]) -> str:
+    """The graph of an encoder that is an ONNX file itself: preprocessing, that file, and how features are kept."""
+    import onnx
+    from onnx import TensorProto, compose, helper
+
+    model = encoder.module
+    assert isinstance(model, OnnxModel)
+    takes = write_graph(file, nn.Identity(), encoder.preprocess, ["prepared"], with_preprocessing=True)
+    first = compose.add_prefix(onnx.load(file), "prepare/", rename_inputs=False)
+    second = compose.add_prefix(onnx.load(model.files[0]), "model/")
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    whole = compose.merge_models(first, second, io_map=[("prepare/prepared", f"model/{model.given}")])
+    del whole.graph.output[:]
+    for name, dtype in dtypes.items():
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        whole.graph.node.append(helper.make_node("Cast", [f"model/{model.gives}"], [f"{name}/kept"], to=kind))
+        whole.graph.node.append(helper.make_node("Cast", [f"{name}/kept"], [name], to=TensorProto.FLOAT))
+        shape = ["batch", *encoder.fields[name]]
+        whole.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    onnx.save(whole, file)
+    return takes
+
+
 def write_encoder(file: Path, encoder: Encoder, dtypes: Mapping[str, str]) -> float:
     """Write the graph from `pixels`, uint8 (batch, height, width, 3), to these features, kept in these dtypes; returns by
     how much of a feature's length it differs from the encoder, at worst, on images made up.
@@ -82,7 +105,10 @@ def write_encoder(file: Path, encoder: Encoder, dtypes: Mapping[str, str]) -> fl
     """
     kept, size = AsKept(encoder.module, dtypes), encoder.preprocess.size
     try:
-        takes = write_graph(file, kept, encoder.preprocess, list(dtypes), with_preprocessing=True)
+        if isinstance(encoder.module, OnnxModel):
+            takes = _write_joined(file, encoder, dtypes)
+        else:
+            takes = write_graph(file, kept, encoder.preprocess, list(dtypes), with_preprocessing=True)
     except ValueError:
         raise
     except Exception as error:  # torch's exporter raises its own kinds, over many lines
@@ -115,7 +141,13 @@ def open_graph(file: Path) -> Encode:
 
 
 def write_weights(file: Path, encoder: Encoder) -> None:
-    """Write the encoder's weights alone, for those that no graph can be made of: they need featcache, and the encoder's code."""
+    """Write the encoder's weights alone, for those that no graph can be made of: they need featcache, and the encoder's code.
+
+    Raises:
+        ValueError: its weights are an ONNX file.
+    """
+    if isinstance(encoder.module, OnnxModel):
+        raise ValueError(f"{encoder.name}: is a graph already; leave out --format safetensors")
     state = encoder.module.state_dict()
     save_file({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, file)
 

@@ -18,12 +18,15 @@ from PIL import Image
 
 import evalsuite
 import featcache
+from distill.exporting.onnx import write_onnx
 from evalsuite.deployed.card import IMAGES, NEIGHBOURS
 from evalsuite.deployed.drift import drift
+from evalsuite.deployed.encoder import open_graph
 from evalsuite.deployed.fit import deployable, split
 from featcache.head import Head
 from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
+from featcache.student import load_student
 from featcache_cli import programs
 
 BLOCKED = "import sys\nfor name in ('featcache', 'distill', 'evalsuite', 'torch', 'zarr'): sys.modules[name] = None\n"
@@ -329,6 +332,24 @@ def test_an_encoder_of_weights_alone_scores_as_its_rows(world, detector, tmp_pat
     np.testing.assert_allclose(made.score(str(world.grey)).score, rows, rtol=2e-3)
     with pytest.raises(ValueError, match="unknown format 'pickle'"):
         evalsuite.fit_detector(world.train, tmp_path / "no", k=1, format="pickle")
+
+
+def test_an_encoder_that_is_an_onnx_file_goes_in_behind_its_preprocessing(world, tmp_path):
+    student, record = load_student(world.root / "run")
+    (tmp_path / "small").mkdir()
+    write_onnx(tmp_path / "small", student, record, "fp32")
+    store = featcache.extract(
+        str(world.grey), f"onnx/{tmp_path / 'small'}", tmp_path / "s.zarr", device="cpu", dtype="float16"
+    )
+    given = {"detector": "knn:k=1", "keep": 0.5, "hold_out": 0.5}
+    found = evalsuite.fit_detector(store, tmp_path / "detector", **given)
+    assert found.record["encoder"]["checked"]["same_decision"] == 10
+    of_images, of_rows = found.score(str(world.grey)), found.score(store=store)
+    assert np.abs(of_images.score - of_rows.score).max() < 1e-5
+    graph = open_graph(found.path / "encoder.onnx")(np.asarray(Image.open(world.grey / "grey" / "000.png")))
+    np.testing.assert_array_equal(graph["embedding"], graph["embedding"].astype(np.float16))  # as the store keeps it
+    with pytest.raises(ValueError, match="is a graph already"):
+        evalsuite.fit_detector(store, tmp_path / "no", format="safetensors", **given)
 
 
 def test_features_of_half_precision_need_images_to_be_believed(world, tmp_path):
