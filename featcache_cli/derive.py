@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any, get_origin
 
@@ -11,7 +12,7 @@ from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
 from featcache_cli.flags import plugin_option, takes
-from featcache_cli.screen import Json, bar, rows_and_failed, screen, shown, store_summary, write_json
+from featcache_cli.screen import DryRun, Json, bar, rows_and_failed, screen, shown, store_summary, would, write_json
 
 
 class Dtype(StrEnum):
@@ -68,6 +69,7 @@ def _callback(name: str, cls: Any) -> Any:
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Replace a store made from something else.")
         ] = False,
+        dry_run: DryRun = False,
         to_json: Json = None,
         **flags: str | None,
     ) -> None:
@@ -81,6 +83,18 @@ def _callback(name: str, cls: Any) -> Any:
             given[key] = value
         given |= {key: value for key, value in flags.items() if value is not None}
         options = {key: from_text(value, kinds.get(key, str)) for key, value in given.items()}
+        kept = dtype.value if dtype else None
+        if dry_run:
+            from featcache.derivations._store import preview
+
+            plan = preview(name, stores, out, dtype=kept, overwrite=overwrite, **options)
+            screen.print(
+                f"{plan.rows_to_do:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to "
+                f"{shown(plan.path)} · {shown(plan.encoder)}",
+                highlight=False,
+            )
+            would("derive", asdict(plan), to_json)
+            return
         with bar(f"derive {name}", "rows") as update:
             made: list[int] = []
 
@@ -88,9 +102,7 @@ def _callback(name: str, cls: Any) -> Any:
                 made.append(done)
                 update(done, total)
 
-            store = featcache.derive(
-                name, stores, out, dtype=dtype.value if dtype else None, overwrite=overwrite, progress=show, **options
-            )
+            store = featcache.derive(name, stores, out, dtype=kept, overwrite=overwrite, progress=show, **options)
         done, rest = ("sealed", "") if made else ("reused", ", nothing to compute")
         screen.print(
             f"[green]{done}[/] {shown(store.path)}: {rows_and_failed(store)}{rest} · {shown(store.encoder_name)}"

@@ -380,6 +380,7 @@ def export_run(
         typer.Option(metavar="RESULT.json", help="Of evalsuite, for the model card; repeat for more."),
     ] = None,
     trust_code: TrustCode = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Write a student as files that load without featcache, with a model card.
@@ -388,6 +389,7 @@ def export_run(
     [dim]distill export runs/a small/ --format onnx --precision int8 --calibration photos/[/dim]
     """
     import distill
+    from distill.exporting.export import preview
 
     asked = {
         "images": calibration_images,
@@ -398,20 +400,18 @@ def export_run(
     if settings and calibration is None:
         raise typer.BadParameter("give --calibration CORPUS, whose images these choose from")
     calibrating = distill.Calibration(corpus=calibration, **settings) if calibration is not None else None
-
+    given: dict[str, Any] = {
+        "format": format.value, "precision": precision.value, "with_preprocessing": with_preprocessing,
+        "unfinished": unfinished, "trust_code": trust_code, "results": result or [], "calibration": calibrating,
+        "any_loss": any_loss,
+    }  # fmt: skip
+    if dry_run:
+        size = preview(run, out, **given)
+        screen.print(f"would export {shown(out)}: {format.value}, {precision.value}, {size / 1e6:,.1f} MB of weights")
+        would("export", {"run": str(run), "out": str(out), "format": format.value, "bytes": size}, to_json)
+        return
     with screen.status(f"exporting to {format.value}"):
-        made = distill.export(
-            run,
-            out,
-            format=format.value,
-            precision=precision.value,
-            with_preprocessing=with_preprocessing,
-            unfinished=unfinished,
-            trust_code=trust_code,
-            results=result or [],
-            calibration=calibrating,
-            any_loss=any_loss,
-        )
+        made = distill.export(run, out, **given)
     found = (
         f"loaded again, it differs from the student by at most {made.max_difference:.1e} of an embedding's length"
         if made.loss is None

@@ -1,6 +1,7 @@
 """`evalsuite`: a command for each evaluator, made of what the evaluator says of itself; and those about results."""
 
 import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -17,7 +18,7 @@ from evalsuite import evaluators
 from featcache_cli import detector
 from featcache_cli.flags import parameter, parameters, takes, values
 from featcache_cli.result_tables import show
-from featcache_cli.screen import Json, ListsPlugins, bar, program, screen, shown, writable, write_json
+from featcache_cli.screen import DryRun, Json, ListsPlugins, bar, program, screen, shown, would, writable, write_json
 
 
 class _Evaluators(TyperGroup):
@@ -62,12 +63,15 @@ def _callback(name: str, evaluator: type[evaluators.Evaluator]) -> Any:
     flags = evaluators.flags(evaluator)
     reports = "progress" in {each.name for each in fields(evaluator)}  # type: ignore[arg-type]
 
-    def run(to_json: str | None, **given: Any) -> None:
+    def run(dry_run: bool, to_json: str | None, **given: Any) -> None:
         made = evaluator(**values(evaluator, given))
         written, read = (
             [given[each] for each, flag in flags.items() if flag.file == kind] for kind in ("written", "read")
         )
         _keep_apart([*written, to_json], read)
+        if dry_run:
+            _would_measure(name, made, to_json)
+            return
         if reports:
             with bar(name, evaluator.unit) as update:
 
@@ -80,7 +84,18 @@ def _callback(name: str, evaluator: type[evaluators.Evaluator]) -> Any:
                 result = made.run()
         show(result, to_json)
 
-    return takes(run, [*parameters(evaluator), parameter("to_json", Json, None)])
+    return takes(
+        run, [*parameters(evaluator), parameter("dry_run", DryRun, None, False), parameter("to_json", Json, None)]
+    )
+
+
+def _would_measure(name: str, made: evaluators.Evaluator, to_json: str | None) -> None:
+    """The rows that it would read; what would be wrong with its options, or with its stores, is said as it would be."""
+    found = made.look()
+    for part, rows in found.items():
+        failed = f", {rows.failed:,} failed ones left out" if rows.failed else ""
+        screen.print(f"{shown(part)}: {len(rows):,} rows × {rows.embedding_dim}-d of {shown(rows.name)}{failed}")
+    would(name, {"inputs": {part: rows.record() for part, rows in found.items()}}, to_json)
 
 
 @app.command()
@@ -128,6 +143,7 @@ def report(
         bool,
         typer.Option(help="Read the stores that results name, where they still are: classes, neighbours, kept images."),
     ] = True,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """One HTML page about results: tables, images, score histograms, ROC curves, maps. It needs no network.
@@ -149,10 +165,16 @@ def report(
             path = item
         paths.append(path)
     _keep_apart([out, to_json], paths)
-    with bar("report", "images") as progress:
+    with bar("report", "images") as progress, tempfile.TemporaryDirectory() as nowhere:
+        place = Path(nowhere) / "page.html" if dry_run else out
         page = evalsuite.report(
-            paths, out, names=names, title=title, images=images or (), stores=stores, progress=progress
+            paths, place, names=names, title=title, images=images or (), stores=stores, progress=progress
         )
+        size = page.stat().st_size
+    if dry_run:
+        screen.print(f"would write {shown(out)}: {len(paths)} results, {size / 1e6:.1f} MB")
+        would("report", {"out": str(out), "results": paths, "bytes": size}, to_json)
+        return
     screen.print(f"[green]written[/] {shown(page)}: {len(paths)} results, {page.stat().st_size / 1e6:.1f} MB")
     write_json({"command": "report", "out": str(page), "results": paths, "bytes": page.stat().st_size}, to_json)
 

@@ -508,6 +508,7 @@ def export(
             show_default="those it keeps, or of the corpus it was made of",
         ),
     ] = None,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Write a store as files that other programs read. `featcache import` brings it back, bit for bit, but for
@@ -515,17 +516,24 @@ def export(
 
     [dim]featcache export teacher.zarr teacher.parquet --format parquet[/dim]
     """
-    from featcache.interchange import export_store
+    from featcache.interchange import export_store, preview_export
 
     with bar("export", "rows") as update:
-        exported = export_store(store, out, format, as_is=as_is, images=images, progress=update)
+        if dry_run:
+            exported = preview_export(store, out, format, as_is=as_is, images=images)
+        else:
+            exported = export_store(store, out, format, as_is=as_is, images=images, progress=update)
     left_out = f"; [yellow]left out: {', '.join(exported.left_out)}[/]" if exported.left_out else ""
-    screen.print(f"[green]exported[/] {shown(out)}: {exported.rows:,} rows as {format}{left_out}")
-    if exported.opened_by:
+    done = "would export" if dry_run else "[green]exported[/]"
+    screen.print(f"{done} {shown(out)}: {exported.rows:,} rows as {format}{left_out}")
+    if exported.opened_by and not dry_run:
         screen.print(f"open it: {shown(exported.opened_by)}", highlight=False, soft_wrap=True)
-    summary = {"store": str(store), "out": str(out), "format": format, "rows": exported.rows}
-    told = {"left_out": exported.left_out, "opened_by": exported.opened_by}
-    write_json({"command": "export", **summary, **told}, to_json)
+    summary: dict[str, Any] = {"store": str(store), "out": str(out), "format": format, "rows": exported.rows}
+    summary |= {"left_out": exported.left_out, "opened_by": exported.opened_by}
+    if dry_run:
+        would("export", summary, to_json)
+        return
+    write_json({"command": "export", **summary}, to_json)
 
 
 @app.command()
@@ -587,14 +595,22 @@ def import_(
     dtype: Annotated[
         ImportDtype, typer.Option(help="What to keep them in; 'auto': float16 where that loses nothing that matters.")
     ] = ImportDtype.auto,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Make a store from an export, or from embeddings that another program made.
 
     [dim]featcache import embeddings.npy bank.zarr --encoder open_clip/ViT-B-32:laion2b_s34b_b79k[/dim]
     """
-    from featcache.interchange import import_store
+    from featcache.interchange import import_store, preview_import
 
+    if dry_run:
+        with bar("import", "rows") as update:
+            manifest = preview_import(src, store, encoder_name=encoder, dtype=dtype.value, progress=update)
+        rows, width = manifest.corpus.rows, manifest.encoder.embedding_dim
+        screen.print(f"would seal {shown(store)}: {rows:,} rows × {width}-d in {manifest.dtype('embedding')}")
+        would("import", {"source": src, "store": store, "rows": rows, "embedding_dim": width}, to_json)
+        return
     with bar("import", "rows") as update:
         made = import_store(src, store, encoder_name=encoder, dtype=dtype.value, progress=update)
     of = f"{made.embedding_dim}-d of {shown(made.encoder_name)}"
@@ -636,7 +652,7 @@ def ls(to_json: Json = None) -> None:
 
 
 @app.command()
-def rm(store: StorePath, to_json: Json = None) -> None:
+def rm(store: StorePath, dry_run: DryRun = False, to_json: Json = None) -> None:
     """Delete a store, and nothing that is not one. Of a link, only the link goes.
 
     [dim]featcache rm teacher.zarr[/dim]
@@ -649,6 +665,10 @@ def rm(store: StorePath, to_json: Json = None) -> None:
     from featcache.store.index import forget
 
     opened = FeatureStore(store)
+    if dry_run:
+        screen.print(f"would remove {shown(store)}: {rows_and_failed(opened)}, {opened.size_bytes / 1e6:,.1f} MB")
+        would("rm", {"store": store, "rows": len(opened), "bytes": opened.size_bytes}, to_json)
+        return
     if not is_url(store) and (link := Path(store)).is_symlink():  # what it leads to may be needed elsewhere
         link.unlink()
         screen.print(f"removed the link {shown(store)}; its store stays at {shown(opened.identity)}", highlight=False)

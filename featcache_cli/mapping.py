@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from featcache_cli.screen import Json, bar, make_table, results, screen, shown, write_json
+from featcache_cli.screen import DryRun, Json, bar, make_table, results, screen, shown, would, write_json
 
 _REPORTED = {
     "sne": "SNE\nloss ↓",
@@ -39,6 +39,7 @@ def mapping(
     any_precision: Annotated[
         bool, typer.Option("--any-precision", help="Compare stores in whatever precision they were made.")
     ] = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Fit mappings from the teacher's space to a student's, and tell how much of the teacher each keeps.
@@ -58,8 +59,17 @@ def mapping(
     test, strangers = (featcache.open_store(path) if path else None for path in (id_test, ood))
     opened = [each for each in (bank, test, strangers) if each is not None]
     Rows.of(opened, any_precision=any_precision)  # refuses stores of different encoders or precisions
+    names = name or plugin_names("distill.mappings")
+    if dry_run:
+        for each in names:
+            load_mapping(each)
+        screen.print(
+            f"would fit {shown(', '.join(names))}: {len(bank):,} rows of {bank.embedding_dim} → {dim} dimensions"
+        )
+        would("mapping", {"store": store, "dim": dim, "mappings": names, "rows": len(bank)}, to_json)
+        return
     found, refused = {}, {}
-    for each in name or plugin_names("distill.mappings"):
+    for each in names:
         try:
             with bar(each, "steps") as update:
                 fitted = load_mapping(each)(dim).fit(bank, update)  # type: ignore[call-arg]

@@ -12,14 +12,17 @@ import typer
 from featcache_cli.screen import (
     Device,
     DeviceOption,
+    DryRun,
     Json,
     TrustCode,
     Workers,
     bar,
+    duration,
     make_table,
     results,
     screen,
     shown,
+    would,
     write_json,
     write_whole,
 )
@@ -33,6 +36,7 @@ def sweep(
     device: DeviceOption = Device.auto,
     workers: Workers = None,
     trust_code: TrustCode = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     r"""Train every combination of methods, students, seeds and dimensions from one cache, and tell mean ± sd.
@@ -78,8 +82,13 @@ def sweep(
         check(asked, runs, trust_code)
         with naming("[evaluate]"):
             evaluate = _Evaluation(asked, folder, device.value, workers, trust_code) if asked.evaluate else None
-            if evaluate and evaluate.teacher:
+            if evaluate and evaluate.teacher and not dry_run:
                 rows.append(("teacher", evaluate.measure("teacher", evaluate.teacher)))
+    if dry_run:
+        _would_train(
+            asked, runs, folder, {"device": device.value, "workers": workers, "trust_code": trust_code}, to_json
+        )
+        return
     folder.mkdir(parents=True, exist_ok=True)
     renderings = Renderings(folder)
     wanted = ("holdout/", "loss") if _same_loss(runs, bool(evaluate)) else ("holdout/",)
@@ -108,6 +117,32 @@ def sweep(
     if failed:
         screen.print(f"[red]{len(failed)} of {len(runs)} runs failed[/]: {shown(', '.join(failed))}", highlight=False)
         raise typer.Exit(1)
+
+
+def _would_train(asked: Any, runs: Sequence[Any], folder: Path, options: dict[str, Any], to_json: str | None) -> None:
+    """A line for each run, what is left of it, and how long all of them may take."""
+    import distill
+
+    with screen.status("first images"):
+        plans = {
+            named.name: distill.preview(
+                asked.store, asked.corpus, out=folder / "runs" / named.name, resume=True, **options, **named.settings
+            )
+            for named in runs
+        }
+    if to_json != "-":
+        table = make_table(str(folder), "run", "samples", "steps", "done", "student", "about")
+        for name, plan in plans.items():
+            counts = (f"{number:,}" for number in (plan.samples, plan.steps, plan.done))
+            table.add_row(shown(name), *counts, f"{plan.student_weights / 1e6:,.2f} M", duration(plan.seconds))
+        results.print(table)
+    seconds = sum(plan.seconds for plan in plans.values())
+    tested = " and as many evaluations" if asked.evaluate else ""
+    screen.print(
+        f"{len(plans)} runs{tested}; training takes about {duration(seconds)}, by a few images", highlight=False
+    )
+    found = {name: {"steps": p.steps, "done": p.done, "seconds": p.seconds} for name, p in plans.items()}
+    would("sweep", {"out": str(folder), "runs": found, "seconds": seconds}, to_json)
 
 
 def _trained(label: str, *stores: Any, **given: Any) -> Any:

@@ -193,3 +193,81 @@ def test_a_rehearsal_changes_neither_weights_nor_random_numbers(folder):
     told = distill.fit("t.zarr", "photos", out="runs/told", announce=lambda plan: None, **given)
     for name in ("student.safetensors", "mapping.safetensors"):
         assert (plain.path / name).read_bytes() == (told.path / name).read_bytes()
+
+
+# -- the other commands -----------------------------------------------------------------------------------
+
+
+def test_derive(dry, command, folder):
+    make_store(folder)
+    line = "featcache derive mean t.zarr t.zarr --of embedding --out new/mean.zarr"
+    said, plan = dry(line)
+    assert (plan["rows"], plan["rows_to_do"]) == (12, 12)
+    assert plan["bytes_to_write"] > 0
+    assert "is one of the stores to derive from" in refused(line.replace("new/mean.zarr", "t.zarr"), dry, command)
+    assert "nothing" in refused(line.replace("--of embedding", "--of nothing"), dry, command)
+    assert command(line)[0] == 0
+    assert dry(line)[1]["rows_to_do"] == 0
+
+
+def test_export_and_import(dry, command, folder):
+    make_store(folder)
+    assert dry("featcache export t.zarr new/t.npy --format npy")[1]["rows"] == 12
+    assert "already exists" in refused("featcache export t.zarr photos --format npy", dry, command)
+    assert "unknown" in refused("featcache export t.zarr new --format nothing", dry, command)
+    assert command("featcache export t.zarr exported --format npy")[0] == 0
+    said, plan = dry("featcache import exported new/again.zarr")
+    assert (plan["rows"], plan["embedding_dim"]) == (12, 4)
+    assert "would seal" in said
+    assert "already exists" in refused("featcache import exported t.zarr", dry, command)
+    array = np.load(folder / "exported" / "embedding.npy")
+    array[3] += 1
+    np.save(folder / "exported" / "embedding.npy", array)
+    assert "embedding changed since the export" in refused("featcache import exported new/again.zarr", dry, command)
+
+
+def test_rm(dry, folder):
+    make_store(folder)
+    assert dry("featcache rm t.zarr")[1]["rows"] == 12
+
+
+def test_evaluators(dry, command, folder):
+    store = make_store(folder)
+    knn = "evalsuite knn --bank t.zarr --query t.zarr --k 3"
+    said, plan = dry(knn)
+    assert plan["inputs"]["bank"]["fingerprint"] == store.fingerprint
+    assert "bank: 12 rows × 4-d" in said
+    (folder / "odd_models.py").write_text(MODELS.replace("torch.ones(4, 3)", "torch.zeros(4, 3)"))
+    featcache.extract("photos", "odd_models:encoder", "odd.zarr", device="cpu", precision="fp32")
+    assert "encoder" in refused(knn.replace("--query t.zarr", "--query odd.zarr"), dry, command)
+    assert "missing.zarr" in refused(knn.replace("--query t.zarr", "--query missing.zarr"), dry, command)
+    assert "--k" in refused(knn.replace("--k 3", "--k three"), dry, command)
+    dry("evalsuite ood --id-train t.zarr --id-test t.zarr --far odd=t.zarr --detector knn --k 1")
+    dry("evalsuite fidelity --teacher t.zarr --student odd.zarr")  # of two encoders, as it should be
+
+
+def test_report(dry, command, folder):
+    make_store(folder)
+    assert command("evalsuite knn --bank t.zarr --query t.zarr --k 3 --json knn.json")[0] == 0
+    assert dry("evalsuite report knn.json --out new/page.html")[1]["bytes"] > 1000
+    (folder / "bad.json").write_text("{}")
+    assert "bad.json" in refused("evalsuite report bad.json --out new/page.html", dry, command)
+
+
+def test_sweep_mapping_and_export_of_a_run(dry, command, folder):
+    make_store(folder)
+    (folder / "sweep.toml").write_text(
+        'store = "t.zarr"\ncorpus = "photos"\nout = "swept"\nmethods = ["mse"]\nstudents = ["tiny"]\nseeds = [0, 1]\n'
+        "common = {epochs = 2, batch_size = 4}\n"
+    )
+    said, plan = dry("distill sweep sweep.toml --device cpu")
+    assert {name: (run["steps"], run["done"]) for name, run in plan["runs"].items()} == {
+        "mse-tiny-s0": (6, 0), "mse-tiny-s1": (6, 0),
+    }  # fmt: skip
+    assert "2 runs; training takes about" in said
+    assert dry("distill mapping --store t.zarr --dim 3")[1]["rows"] == 12
+    assert command(FIT)[0] == 0
+    line = "distill export runs/a new/student --trust-code"
+    assert dry(line)[1]["bytes"] == 48
+    assert "exists" in refused(line.replace("new/student", "photos"), dry, command)
+    assert "trust-code" in refused(line.replace(" --trust-code", ""), dry, command)

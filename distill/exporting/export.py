@@ -21,6 +21,7 @@ from distill.exporting.onnx import write_onnx
 from distill.exporting.safetensors import write_safetensors
 from distill.training.run import Run
 from featcache.disk.durable import appearing
+from featcache.disk.refusals import refuse_unmakeable, writing
 from featcache.graph import Preprocessed, pixels
 from featcache.inputs.images import Preprocess
 from featcache.models.onnx import open_session
@@ -98,14 +99,12 @@ def export(
         result file is none, or the calibration has no images; nothing has been written.
         RuntimeError: what was written does not give what the student gives; it has been removed.
     """
-    _refuse(format, precision, with_preprocessing, calibration)
     out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"{out}: exists; choose another name or remove it")
+    _refuse(format, precision, with_preprocessing, calibration)
+    _refuse_existing(out)
     run, student, record = chosen(run, unfinished=unfinished, trust_code=trust_code)
-    preprocess = Preprocess.from_dict(record["preprocess"])
     evaluated = [_read_result(path) for path in results]
-
+    preprocess = Preprocess.from_dict(record["preprocess"])
     images = some_images(calibration, preprocess) if calibration else None
 
     with appearing(out, folder=True) as part:
@@ -191,6 +190,11 @@ def _round(
     )
 
 
+def _refuse_existing(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"{out}: exists; choose another name or remove it")
+
+
 def _refuse_difference(out: Path, format: str, precision: str, difference: float) -> None:
     limit = LARGEST_DIFFERENCE[format, precision]
     if not difference <= limit:
@@ -206,6 +210,32 @@ def _refuse_loss(out: Path, lost: Loss, any_loss: bool) -> None:
             f"{out}: {lost}, and less than {LEAST_COSINE} on average is too little; nothing was kept: calibrate on more images "
             "or by another method, or keep it all the same (--any-loss)"
         )
+
+
+def preview(
+    run: Run | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str = "safetensors",
+    precision: str = "fp32",
+    with_preprocessing: bool = False,
+    unfinished: bool = False,
+    trust_code: bool = False,
+    results: Sequence[str | os.PathLike[str]] = (),
+    calibration: Calibration | None = None,
+    any_loss: bool = False,
+) -> int:
+    """Bytes of weights, about, that `export` would write; refused as it would be before it writes. Nothing is written."""
+    _refuse(format, precision, with_preprocessing, calibration)
+    _refuse_existing(Path(out))
+    _, student, record = chosen(run, unfinished=unfinished, trust_code=trust_code)
+    for path in results:
+        _read_result(path)
+    if calibration:
+        some_images(calibration, Preprocess.from_dict(record["preprocess"]))
+    with writing(out):
+        refuse_unmakeable(Path(out).parent)
+    return sum(value.nbytes for value in student.state_dict().values()) // {"fp16": 2, "int8": 4}.get(precision, 1)
 
 
 def _newest(run: Run, trust_code: bool) -> tuple[Student, dict[str, Any]]:

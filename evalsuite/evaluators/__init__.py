@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from evalsuite.charts import Headline, Named, Section, Table
     from evalsuite.intervals import Estimate
     from evalsuite.result import Result
-    from featcache.rows import Store
+    from featcache.rows import Rows, Store
 
     Samples = Mapping[str, np.ndarray]
 else:  # NumPy: too slow for an annotation
-    Estimate = Headline = Named = Result = Samples = Section = Store = Table = Any
+    Estimate = Headline = Named = Result = Rows = Samples = Section = Store = Table = Any
 
 __all__ = [
     "Estimate",
@@ -75,12 +75,32 @@ class Evaluator:
     drawing: ClassVar[str] = ""
     """A module with functions `headlines` and `charts`, which takes long to import."""
 
+    one_encoder: ClassVar[bool] = False
+    """Whether all of its stores must be of one encoder."""
+
     outcomes: ClassVar[tuple[str, ...]] = ()
     """Parameters of results that came of the measurement, or show in its metrics' names: two may differ in them."""
 
     def run(self) -> Result:
         """Measure. `Result.command` is the evaluator's name. Raises `ValueError` for stores that do not suit."""
         raise NotImplementedError
+
+    def look(self) -> dict[str, Rows]:
+        """The rows that it would read, by input, opened and held against each other as far as that needs no pass over them.
+        Raises `ValueError` as `run` would there."""
+        from featcache.rows import Rows
+
+        found: dict[str, Rows] = {}
+        for name in inputs(type(self)):
+            given = getattr(self, name)
+            if isinstance(given, Mapping):
+                found |= {f"{name} {key}": Rows.of(each) for key, each in given.items()}
+            elif given is not None:
+                found[name] = Rows.of(given)
+        first, *others = found.values()
+        for other in others if self.one_encoder else ():
+            first.require_same_encoder(other, getattr(self, "any_precision", False))
+        return found
 
     @staticmethod
     def step(done: int, of: int) -> str:

@@ -61,6 +61,7 @@ class Knn(OfStores):
     CosPress: arXiv 2411.15239.
     """
 
+    one_encoder = True
     order = 10
     summary = "k-nearest-neighbour classification: micro (top1, top5) and macro accuracy."
     examples = ("evalsuite knn --bank train.zarr --query test.zarr --k 10,20 --json knn.json",)

@@ -68,6 +68,7 @@ class Ood(OfStores):
     Yang et al. 2022, "OpenOOD", arXiv 2210.07242; full spectrum: Zhang et al. 2023, arXiv 2306.09301.
     """
 
+    one_encoder = True
     order = 40
     summary = "How well detectors tell ID images from others. AUROC 0.5 is chance, 1 is perfect."
     examples = (

@@ -51,6 +51,7 @@ class Probe(OfStores):
     Objective and choice of C: Oquab et al. 2023, arXiv 2304.07193 (`log_regression.py`).
     """
 
+    one_encoder = True
     order = 20
     summary = "Logistic regression on the kept embeddings."
     examples = ("evalsuite probe --train teacher.zarr --test teacher-test.zarr --save head.safetensors",)

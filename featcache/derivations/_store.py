@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Int64
 
 from featcache.derivations import Derivation, made
 from featcache.disk.refusals import writing
-from featcache.extraction.claims import claim, refuse_small_disks
+from featcache.extraction.claims import claim, look, refuse_small_disks, store_bytes
 from featcache.extraction.samples import digest_of_rows
 from featcache.extraction.sealing import finished
 from featcache.rows import Rows
@@ -67,18 +68,7 @@ def derive(
             that the derivation has no use for; or a store at `out` that holds something else.
         OSError: the disk is full or gone; running the same command again resumes.
     """
-    derivation = made(name, options)
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    opened = [store if isinstance(store, FeatureStore) and store.sealed else _sealed(store) for store in stores]
-    samples = _Samples.of(opened)
-    with naming(name):
-        derivation.open(samples.rows)
-        samples = replace(samples, labels=derivation.labels(samples.labels, samples.ok))
-    manifest = _manifest(name, derivation, samples, dtype)
-    path = default_store_path(manifest) if out is None else files_at(out).path
-    if files_at(path).identity in {store.identity for store in opened}:
-        raise ValueError(f"{path}: is one of the stores to derive from; choose another --out")
+    derivation, samples, manifest, path = _prepared(name, stores, out, dtype, options)
     with contextlib.ExitStack() as held:
         store = claim(path, manifest, overwrite, held)
         if store is None:
@@ -92,6 +82,61 @@ def derive(
                 if progress:
                     progress(rows.stop, len(store))
         return finished(store, tails)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeseenStore:
+    """A store that would be made: so many of its rows are to be computed, none of one that is there; bytes of those."""
+
+    path: str
+    encoder: str
+    rows: int
+    rows_to_do: int
+    bytes_to_write: int
+
+
+def preview(
+    name: str,
+    stores: Sequence[FeatureStore | str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> ForeseenStore:
+    """What `derive` of the same arguments would make; refused as it would be, and nothing is written."""
+    _, _, manifest, path = _prepared(name, stores, out, dtype, options)
+    store, pending = look(path, manifest, overwrite)
+    if store is None:
+        refuse_small_disks([(files_at(path), manifest)])
+    to_do, rows = int(pending.sum()), manifest.corpus.rows
+    size = store_bytes(manifest) * to_do // max(rows, 1)
+    return ForeseenStore(
+        path=str(path), encoder=manifest.encoder.name, rows=rows, rows_to_do=to_do, bytes_to_write=size
+    )
+
+
+def _prepared(
+    name: str,
+    stores: Sequence[FeatureStore | str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None,
+    dtype: str | None,
+    options: dict[str, Any],
+) -> tuple[Derivation, "_Samples", Manifest, str | Path]:
+    """The derivation, opened, and of what; what the store will say of itself, and where. Raises ValueError as `derive`."""
+    derivation = made(name, options)
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    opened = [store if isinstance(store, FeatureStore) and store.sealed else _sealed(store) for store in stores]
+    samples = _Samples.of(opened)
+    with naming(name):
+        derivation.open(samples.rows)
+        samples = replace(samples, labels=derivation.labels(samples.labels, samples.ok))
+    manifest = _manifest(name, derivation, samples, dtype)
+    path = default_store_path(manifest) if out is None else files_at(out).path
+    if files_at(path).identity in {store.identity for store in opened}:
+        raise ValueError(f"{path}: is one of the stores to derive from; choose another --out")
+    return derivation, samples, manifest, path
 
 
 def _sealed(store: FeatureStore | str | os.PathLike[str]) -> FeatureStore:

@@ -57,12 +57,7 @@ def appearing(path: Path, *, folder: bool, making_room: Callable[[], None] | Non
     Raises:
         ValueError: something is there, or a link that leads nowhere, or a mounted disk; or it would lie inside a store.
     """
-    out = destination(path)
-    free = not out.exists() or (folder and out.is_dir() and not any(out.iterdir()))
-    if not (free or making_room):
-        raise ValueError(f"{path}: already exists; choose another path, or remove it first")
-    refuse_mount_point(out)
-    refuse_inside_store(out)
+    out = refuse_taken(path, folder=folder, making_room=bool(making_room))
     out.parent.mkdir(parents=True, exist_ok=True)
     begin = f".{out.name[:80]}."
     _clear_killed(out.parent, begin)
@@ -79,6 +74,17 @@ def appearing(path: Path, *, folder: bool, making_room: Callable[[], None] | Non
     finally:
         held.release()
         shutil.rmtree(around, ignore_errors=True)
+
+
+def refuse_taken(path: Path, *, folder: bool, making_room: bool = False) -> Path:
+    """Where `appearing` would write; raises ValueError as it would before it does."""
+    out = destination(path)
+    free = not out.exists() or (folder and out.is_dir() and not any(out.iterdir()))
+    if not (free or making_room):
+        raise ValueError(f"{path}: already exists; choose another path, or remove it first")
+    refuse_mount_point(out)
+    refuse_inside_store(out)
+    return out
 
 
 def is_held(lock: Path) -> bool:

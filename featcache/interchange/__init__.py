@@ -32,12 +32,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from featcache.corpora import Corpus
-from featcache.disk.durable import appearing
+from featcache.disk.durable import appearing, refuse_taken
 from featcache.disk.home import writable_home
-from featcache.disk.refusals import writing
+from featcache.disk.refusals import refuse_unmakeable, writing
 from featcache.disk.urls import is_url
 from featcache.interchange._arrays import STRINGS, Arrays, Checksums, Source, layout
 from featcache.interchange._dataset_card import dataset_card
@@ -46,9 +46,10 @@ from featcache.interchange._own import manifest_text, own_unit, parse_manifest, 
 from featcache.interchange._pictures import NONE, Pictures
 from featcache.plugins import load_plugin, only_class, plugin_names
 from featcache.repository import CARD, Pushed, Repository, fetch_folder, push_folder
-from featcache.store import FeatureStore, StoreWriter, create_store, open_store
+from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.from_arrays import checked_ids
 from featcache.store.layout import DTYPES
+from featcache.store.manifest import Manifest
 
 __all__ = [
     "Arrays",
@@ -66,6 +67,8 @@ __all__ = [
     "names",
     "of_arrays",
     "parse_manifest",
+    "preview_export",
+    "preview_import",
     "push_store",
 ]
 
@@ -185,6 +188,37 @@ def export_store(
     Raises:
         ValueError: `out` exists, the store is not sealed, the format cannot hold it, or its images are not to be had.
     """
+    of, store = _exported(store, out, format, images)
+    with writing(out, AGAIN, "OUT"), appearing(_local(out), folder=of.folder) as building:
+        of.write(store, _units(store, progress), building, as_is=as_is)
+    left_out, opened_by = of.left_out(store, as_is=as_is), of.opened_by(store, Path(out))
+    return ExportedStore(Path(out), of.rows(store), left_out, opened_by)
+
+
+def preview_export(
+    store: FeatureStore | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    format: str,
+    *,
+    as_is: bool = False,
+    images: str | Corpus | None = None,
+) -> ExportedStore:
+    """What `export_store` would write; refused as it would be, but for what a format finds it cannot hold while it reads
+    the rows. Nothing is written."""
+    of, store = _exported(store, out, format, images)
+    with writing(out, AGAIN, "OUT"):
+        refuse_unmakeable(refuse_taken(_local(out), folder=of.folder).parent)
+    left_out, opened_by = of.left_out(store, as_is=as_is), of.opened_by(store, Path(out))
+    return ExportedStore(Path(out), of.rows(store), left_out, opened_by)
+
+
+def _exported(
+    store: FeatureStore | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    format: str,
+    images: str | Corpus | None,
+) -> tuple[Format, FeatureStore]:
+    """The format and the open store. Raises ValueError where it cannot be exported so."""
     if format not in names():
         raise ValueError(f"--format {format}: unknown; known: {', '.join(names())}")
     of, store = load_format(format), store if isinstance(store, FeatureStore) else open_store(store)
@@ -199,10 +233,7 @@ def export_store(
         raise ValueError(f"{out}: what {format} opens ends with {of.ending}; give {out}{of.ending}")
     of.require(Path(out))
     of.pictures = _pictures(store, format, of.shows, images)
-    with writing(out, AGAIN, "OUT"), appearing(_local(out), folder=of.folder) as building:
-        of.write(store, _units(store, progress), building, as_is=as_is)
-    left_out, opened_by = of.left_out(store, as_is=as_is), of.opened_by(store, Path(out))
-    return ExportedStore(Path(out), of.rows(store), left_out, opened_by)
+    return of, store
 
 
 def _pictures(store: FeatureStore, format: str, shows: str, images: str | Corpus | None) -> Pictures | None:
@@ -241,29 +272,12 @@ def import_store(
         ValueError: `out` exists, or `src` is none of these, is damaged, pickled, of the wrong shape or dtype, holds
             NaN or infinity or a value beyond the dtype; nothing is left at `out`.
     """
-    if dtype not in ("auto", *DTYPES):
-        raise ValueError(f"--dtype {dtype}: unknown; known: auto, {', '.join(DTYPES)}")
+    _refuse_dtype(dtype)
     with writing(out, AGAIN, "STORE"), appearing(_local(out), folder=True) as building:
-        path = _fetched(str(src)) if str(src).startswith(HUB) else _local(src)
-        format = format_of(path)
-        format.require(path)
-        source = format.read(path)
-        export, manifest = source.manifest.other.get("export"), source.manifest.without("export")
-        if export and encoder_name is not None:
-            name = manifest.encoder.name
-            raise ValueError(f"{src}: it says itself which encoder made it ({name}); leave --encoder out")
-        if export and dtype != "auto":
-            raise ValueError(f"{src}: comes back in the dtype it was exported in; leave --dtype out")
-        if source.rows != manifest.corpus.rows:
-            raise ValueError(f"{src}: {source.rows} rows, {manifest.corpus.rows} when it was exported; export again")
-        if not export:
-            manifest = manifest.changed(**fitting_layout(source, path, dtype))
-            if str(src).startswith(HUB):
-                pinned = f"{str(src).partition('@')[0]}@{path.name}"
-                manifest = manifest.changed(extraction=manifest.extraction.changed(imported=pinned))
+        path, source, manifest, export = _imported(str(src), encoder_name, dtype)
         store = create_store(building, manifest)
-        embeddings = _filled(store, source, path, export["crc32c"] if export else None, progress)
         manifest = store.manifest
+        embeddings = _filled(manifest, source, path, export and export["crc32c"], store.write_chunk, progress)
         if not export:
             named = hashlib.blake2b(f"{encoder_name}\0{store.embedding_dim}".encode(), digest_size=16).hexdigest()
             fingerprint = f"imported:{embeddings if encoder_name is None else named}"
@@ -271,6 +285,57 @@ def import_store(
             manifest = manifest.changed(encoder=encoder)
         store.seal(manifest)
     return open_store(out)
+
+
+def preview_import(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    encoder_name: str | None = None,
+    dtype: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """What the store would say of itself that `import_store` would make. All of `src` is read, and refused as it would be;
+    nothing is written."""
+    _refuse_dtype(dtype)
+    with writing(out, AGAIN, "STORE"):
+        refuse_unmakeable(refuse_taken(_local(out), folder=True).parent)
+        path, source, manifest, export = _imported(str(src), encoder_name, dtype)
+        _filled(manifest, source, path, export and export["crc32c"], lambda chunk, unit: None, progress)
+    return manifest
+
+
+def _refuse_dtype(dtype: str) -> None:
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"--dtype {dtype}: unknown; known: auto, {', '.join(DTYPES)}")
+
+
+def _imported(
+    src: str, encoder_name: str | None, dtype: str
+) -> tuple[Path, Source, Manifest, dict[str, Any] | None]:
+    """Where `src` is here, and what; what its store will say of itself; and, of an export, its own record.
+
+    Raises:
+        ValueError: as `import_store`.
+    """
+    path = _fetched(src) if src.startswith(HUB) else _local(src)
+    format = format_of(path)
+    format.require(path)
+    source = format.read(path)
+    export, manifest = source.manifest.other.get("export"), source.manifest.without("export")
+    if export and encoder_name is not None:
+        name = manifest.encoder.name
+        raise ValueError(f"{src}: it says itself which encoder made it ({name}); leave --encoder out")
+    if export and dtype != "auto":
+        raise ValueError(f"{src}: comes back in the dtype it was exported in; leave --dtype out")
+    if source.rows != manifest.corpus.rows:
+        raise ValueError(f"{src}: {source.rows} rows, {manifest.corpus.rows} when it was exported; export again")
+    if not export:
+        manifest = manifest.changed(**fitting_layout(source, path, dtype))
+        if src.startswith(HUB):
+            pinned = f"{src.partition('@')[0]}@{path.name}"
+            manifest = manifest.changed(extraction=manifest.extraction.changed(imported=pinned))
+    return path, source, manifest, export
 
 
 def push_store(
@@ -328,13 +393,14 @@ def _fetched(src: str) -> Path:
 
 
 def _filled(
-    store: StoreWriter,
+    manifest: Manifest,
     source: Source,
     path: Path,
     crc32c: Mapping[str, str] | None,
+    write: Callable[[int, Arrays], object],
     progress: Callable[[int, int], None] | None,
 ) -> str:
-    """Write every unit of `source`; returns a digest of the embeddings.
+    """Write every unit of `source` by its number; returns a digest of the embeddings.
 
     Args:
         crc32c: of every array, where the source is an export.
@@ -342,11 +408,11 @@ def _filled(
     Raises:
         ValueError: as `import_store`.
     """
-    manifest, ids = store.manifest, list[str]()
+    ids, whole, per_chunk = list[str](), manifest.corpus.rows, manifest.chunk_rows
     wrong: ValueError | None = None
     sums, embeddings = Checksums(), hashlib.blake2b(digest_size=16)
     for chunk, block in enumerate(source.blocks(manifest.chunk_rows)):
-        rows = store.rows_of(chunk)
+        rows = range(chunk * per_chunk, min((chunk + 1) * per_chunk, whole))
         of = foreign_unit if crc32c is None else own_unit
         unit = of(block, rows, manifest, path)
         ids += unit["sample_id"].tolist()
@@ -356,9 +422,9 @@ def _filled(
             wrong = wrong or error
         sums.update(unit)
         embeddings.update(unit["embedding"].tobytes())
-        store.write_chunk(chunk, unit)
+        write(chunk, unit)
         if progress:
-            progress(rows.stop, len(store))
+            progress(rows.stop, whole)
     if changed := sorted(name for name, crc in (crc32c or {}).items() if sums.to_dict().get(name) != crc):
         raise ValueError(
             f"{path}: {', '.join(changed)} changed since the export; export again, or take the manifest away "
@@ -366,7 +432,7 @@ def _filled(
         )
     if wrong:
         raise wrong
-    checked_ids(path, ids, len(store))
+    checked_ids(path, ids, whole)
     return embeddings.hexdigest()
 
 
