@@ -201,7 +201,7 @@ def test_a_rehearsal_changes_neither_weights_nor_random_numbers(folder):
 def test_derive(dry, command, folder):
     make_store(folder)
     line = "featcache derive mean t.zarr t.zarr --of embedding --out new/mean.zarr"
-    said, plan = dry(line)
+    _, plan = dry(line)
     assert (plan["rows"], plan["rows_to_do"]) == (12, 12)
     assert plan["bytes_to_write"] > 0
     assert "is one of the stores to derive from" in refused(line.replace("new/mean.zarr", "t.zarr"), dry, command)
