@@ -37,14 +37,14 @@ def demo(
     reused, measured = [], []
     for name, spec in encoders.items():
         if name != "teacher":
-            _run_shown(
+            run_shown(
                 f"distill fit --store {at}/stores/teacher-id-train.zarr --corpus {at}/images/id-train --student tiny "
                 f"--method {name} --out {at}/runs/{name} --epochs {epochs} --batch-size 64 --lr 0.003 --resume{STUDENTS[name]}"
             )
         for images in counts:
             store, summary = f"{out}/stores/{name}-{images}.zarr", out / "results" / f"{name}-{images}.json"
             overwrite = "" if name == "teacher" else " --overwrite"
-            _run_shown(
+            run_shown(
                 f"featcache extract {at}/images/{images} --teacher {shlex.quote(spec)} --out {shlex.quote(store)} "
                 f"--json {shlex.quote(str(summary))}{overwrite}"
             )
@@ -53,7 +53,7 @@ def demo(
         measured += _evaluated(at, name)
     images = " ".join(f"--images {at}/images/{each}" for each in counts)
     title = shlex.quote("Digits 0–7; OOD: 8 and 9, photographs")
-    _run_shown(f"evalsuite report teacher={' '.join(measured)} {images} --title {title} --out {at}/report.html")
+    run_shown(f"evalsuite report teacher={' '.join(measured)} {images} --title {title} --out {at}/report.html")
     results.print(_demo_table(out, encoders))
     screen.print(
         f"{time.perf_counter() - began:.0f} s. Paste any command above with your own folder in place of {out}/images/…."
@@ -80,7 +80,7 @@ def _evaluated(at: str, name: str) -> list[str]:
     if name != "teacher":
         given["fidelity"] = f"--teacher {at}/stores/teacher-id-test.zarr --student {query}"
     for command, options in given.items():
-        _run_shown(f"evalsuite {command} {options} --json {at}/results/{name}-{command}.json")
+        run_shown(f"evalsuite {command} {options} --json {at}/results/{name}-{command}.json")
     return [f"{at}/results/{name}-{command}.json" for command in given]
 
 
@@ -123,7 +123,7 @@ def _images_per_second(encoder: Any) -> float:
     return images / (time.perf_counter() - began)
 
 
-def _run_shown(command: str) -> None:
+def run_shown(command: str) -> None:
     """Print a command, then run exactly that."""
     screen.print(f"[bold cyan]$[/] {command}", highlight=False)
     program, *arguments = shlex.split(command)

@@ -10,6 +10,7 @@ import typer
 from featcache_cli import derive
 from featcache_cli.check_table import check_table
 from featcache_cli.demo import demo
+from featcache_cli.new import new
 from featcache_cli.pushing import (
     Licence,
     Message,
@@ -686,3 +687,4 @@ def rm(store: StorePath, dry_run: DryRun = False, to_json: Json = None) -> None:
 
 
 app.command()(demo)
+app.command()(new)

@@ -271,3 +271,49 @@ def test_sweep_mapping_and_export_of_a_run(dry, command, folder):
     assert dry(line)[1]["bytes"] == 48
     assert "exists" in refused(line.replace("new/student", "photos"), dry, command)
     assert "trust-code" in refused(line.replace(" --trust-code", ""), dry, command)
+
+
+# -- a project --------------------------------------------------------------------------------------------
+
+NEW = f"featcache new photos --out 'a project/of mine' --teacher {ENCODER} --student tiny --device cpu"
+
+
+@pytest.fixture
+def more_pictures(folder):
+    for i in range(6, 40):
+        Image.fromarray(np.full((10, 12, 3), i, np.uint8)).save(folder / "photos" / "dog" / f"{i}.png")
+
+
+@pytest.mark.usefixtures("more_pictures")
+def test_new_says_and_writes_a_project(dry, command, folder):
+    said, plan = dry(NEW)
+    assert plan["settings"]["views"] == 8
+    assert plan["settings"]["batch_size"] == 4
+    assert plan["seconds"]["fit"] > 0
+    assert "46 images of 2 classes, 10 px on the shorter side; passed over: " in said
+    assert command(NEW)[0] == 0
+    project = folder / "a project" / "of mine"
+    assert {path.name for path in project.iterdir()} == {"commands.sh", "fit.toml"}
+    lines = (project / "fit.toml").read_text().splitlines()
+    assert "batch_size = 4" in lines
+    assert all(lines[i - 1].startswith("# ") for i, line in enumerate(lines) if " = " in line and i > 3)
+    assert [
+        line for line in (project / "commands.sh").read_text().splitlines() if line.startswith(("feat", "dist", "eval"))
+    ] == (plan["commands"])
+    (project / "fit.toml").write_text("epochs = 3\n")
+    assert "already exists" in refused(NEW, dry, command)
+    assert "too few" in refused(NEW.replace("photos", "photos/cat"), dry, command)
+
+
+@pytest.mark.usefixtures("more_pictures")
+def test_new_runs_what_it_wrote_and_goes_on(command, folder, monkeypatch):
+    monkeypatch.setattr("distill.chosen.MOST_EPOCHS", 1)
+    monkeypatch.setattr("distill.chosen.EPOCHS_A_VIEW", 0)
+    line = NEW.replace("'a project/of mine'", "project") + " --run"
+    code, _, err = command(f"{line} --trust-code")
+    assert code == 0, err
+    assert json.loads((folder / "project" / "fidelity.json").read_text())["command"] == "fidelity"
+    code, _, err = command(f"{line} --trust-code")
+    assert code == 0, err
+    assert "finished before" in err
+    assert "reused" in err
