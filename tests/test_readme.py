@@ -69,6 +69,12 @@ LEARNING = (
 """How the blocks about students that learn a task begin; each takes for granted what those before it made."""
 SHARING = "distill push runs/a", "featcache push teacher.zarr"
 """What needs an account on the hub is run against a stand-in of it."""
+FIRST_HOUR = (
+    "featcache new photos/",
+    "featcache extract photos/ --teacher timm/vit_small_patch14_dinov2.lvd142m --out new/teacher.zarr --dry-run",
+    "distill fit --store teacher.zarr --corpus photos/ --student tiny --out runs/first --set",
+)
+"""How the blocks of the first hour begin."""
 SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 """Given to every fit besides: README's students train for 100 epochs at 224 px."""
 
@@ -315,3 +321,15 @@ def test_the_python_code_runs(folder, monkeypatch):
     exec(code, names)
     assert names["rows"].shape == (3, 512)
     assert isinstance(names["result"], evalsuite.result.Result)
+
+
+def test_the_first_hour(folder, command, monkeypatch):
+    """A project, run in one epoch; what dry runs say; runs, watched and listed."""
+    monkeypatch.setattr("distill.chosen.MOST_EPOCHS", 1)
+    monkeypatch.setattr("distill.chosen.EPOCHS_A_VIEW", 0)
+    for line in (line for begin in FIRST_HOUR for line in commands_of(begin)):
+        make_what_is_needed(line, folder, command)
+        command(f"{line} {SHORT}" if line.startswith("distill fit") else line)
+    assert {path.name for path in (folder / "project").iterdir()} >= {"run", "student.zarr", "fidelity.json"}
+    assert not (folder / "new").exists()
+    assert {path.name for path in (folder / "runs").iterdir()} == {"first"}
