@@ -111,6 +111,7 @@ def test_every_block_of_commands_is_run_here():
             DETECTOR,
             EXPLORING,
             *LEARNING,
+            *FIRST_HOUR,
             DEPLOYING,
             *SHARING,
         )

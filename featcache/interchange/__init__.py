@@ -310,9 +310,7 @@ def _refuse_dtype(dtype: str) -> None:
         raise ValueError(f"--dtype {dtype}: unknown; known: auto, {', '.join(DTYPES)}")
 
 
-def _imported(
-    src: str, encoder_name: str | None, dtype: str
-) -> tuple[Path, Source, Manifest, dict[str, Any] | None]:
+def _imported(src: str, encoder_name: str | None, dtype: str) -> tuple[Path, Source, Manifest, dict[str, Any] | None]:
     """Where `src` is here, and what; what its store will say of itself; and, of an export, its own record.
 
     Raises:
