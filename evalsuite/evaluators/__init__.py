@@ -72,6 +72,9 @@ class Evaluator:
     per_sample: ClassVar[bool] = True
     """Whether results hold what was measured of each sample (`Result.samples`), so that two can be compared."""
 
+    several: ClassVar[bool] = False
+    """Whether a result is about several encoders together: the report draws it under its file's name."""
+
     drawing: ClassVar[str] = ""
     """A module with functions `headlines` and `charts`, which takes long to import."""
 

@@ -54,6 +54,8 @@ class Select(Evaluator):
     )
     unit = "fits"
     per_sample = False
+    several = True
+    drawing = "evalsuite.evaluators._select_charts"
 
     stores: Mapping[str, Store] = listed_stores("Two or more, of the same labelled training images.")
     _: KW_ONLY

@@ -124,6 +124,9 @@ def _shown(
             for each in sources
             if each.row == number and each.result.command == command
         ]
+        if evaluator.several:
+            alone = [each for each in sources if each.row < 0 and each.result.command == command]
+            of_command += [Named(os.path.basename(each.file), each.result, stores) for each in alone]
         if of_command:
             present = {name for each in of_command for name in each.result.metrics}
             headlines += [each for each in evaluator.headlines(of_command) if each.metric in present]

@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from report_cases import Page, knn_result
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, r2_score
 from tiny import tiny_encoder
 
 import featcache
-from evalsuite import select
+from evalsuite import report, select
 from evalsuite.evaluators.select import Select
 from evalsuite.logistic import held_out
 from evalsuite.reconstruction import PENALTIES, reconstruct, thumbnails
@@ -135,6 +136,28 @@ def test_what_cannot_be_ranked_says_why(task):
     ):
         with pytest.raises(ValueError, match=said):
             select(stores, **given)
+
+
+def test_the_report_has_the_stores_in_their_order_and_ranked(task, tmp_path):
+    made, _, _ = task
+    stores = {name: made(name, noise) for name, noise in (("early", 6.0), ("<b>late", 0.5), ("last", 2.0))}
+    result = select(stores, of=made("of", 0.0), c=(1.0,))
+    result.write(tmp_path / "chosen.json")
+    page = Page(report([tmp_path / "chosen.json", knn_result("f", "vit", 0.5)], tmp_path / "r.html"))
+    information, probe, table = page.charts("select")
+    assert [each["name"] for each in information["series"]] == ["sum", "I(Y; F)", "I(X; F)"]
+    for line, what in zip(
+        information["series"] + probe["series"], ("sum", "of_labels", "of_inputs", "probe_top1"), strict=True
+    ):
+        metrics = [result.metrics[f"{name}/{what}"] for name in stores]
+        assert line["x"] == [1, 2, 3]
+        assert line["y"] == pytest.approx([metric.value for metric in metrics])
+        assert line["low"] == pytest.approx([metric.ci95[0] for metric in metrics])
+    assert information["note"] == "1 early · 2 <b>late · 3 last"
+    assert [row[0] for row in table["rows"]] == result.parameters["ranking"]
+    assert table["title"] == "chosen.json"
+    alone = Page(report([result], tmp_path / "alone.html"))
+    assert len(alone.charts("select")) == 3
 
 
 def test_as_a_command_stores_are_arguments(task, tmp_path):
