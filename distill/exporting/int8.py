@@ -40,7 +40,7 @@ class Calibration:
         seed: chooses the images.
 
     Raises:
-        ValueError: no image, or no such method.
+        ValueError: no image, no such method, or a seed below 0.
     """
 
     corpus: str
@@ -53,6 +53,8 @@ class Calibration:
             raise ValueError(f"calibration on {self.images} images: give 1 or more")
         if self.method not in METHODS:
             raise ValueError(f"unknown calibration method {self.method!r}; known: {', '.join(METHODS)}")
+        if self.seed < 0:
+            raise ValueError(f"calibration seed {self.seed}: give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from distill.exporting.onnx import write_onnx
 from featcache.graph import pixels
 from featcache.inputs.images import Preprocess
 from featcache.models.onnx import open_session
-from featcache.student import load_student
+from featcache.student import Student, load_student
 
 FORMATS = {"torch": "", "onnx": "fp32", "onnx-fp16": "fp16", "onnx-int8": "int8"}
 """Precision of the ONNX file, by format; "torch" is the student itself, in fp32."""
@@ -105,10 +105,10 @@ def speed(
     found: list[Speed] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            timed = []
-            for number, run in enumerate(runs):
+            timed, students = [], [load_student(run, trust_code=trust_code) for run in runs]
+            for number, (run, (student, record)) in enumerate(zip(runs, students, strict=True)):
                 progress(0, rounds * len(cells), f"exporting {Path(run).name}")
-                timed += _formats(run, formats, Path(folder) / str(number), trust_code)
+                timed += _formats(str(run), student, record, formats, Path(folder) / str(number))
             for at, (count, batch) in enumerate(cells):
                 torch.set_num_threads(count)
                 told = f"threads {count}, batch {batch}"
@@ -124,12 +124,11 @@ def _sum_to(progress: Callable[[int, int, str], None], before: int, total: int, 
     progress(before + done, total, what)
 
 
-def _formats(run: str | os.PathLike[str], formats: Sequence[str], folder: Path, trust_code: bool) -> list[_Timed]:
+def _formats(run: str, student: Student, record: dict[str, Any], formats: Sequence[str], folder: Path) -> list[_Timed]:
     """A run's student in each format; the files go into `folder`."""
-    student, record = load_student(run, trust_code=trust_code)
     like = Preprocess.from_dict(record["preprocess"])
     said = {
-        "run": str(run),
+        "run": run,
         "architecture": record["architecture"],
         "parameters": sum(weight.numel() for weight in student.parameters()),
         "multiply_adds": multiply_adds(student.deployed, pictures(1, like)),

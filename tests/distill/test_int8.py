@@ -118,6 +118,7 @@ def test_too_few_images_and_odd_settings_are_refused(tmp_path):
     for given, message in (
         ({"images": 0}, "0 images: give 1 or more"),
         ({"method": "mean"}, "known: percentile, minmax"),
+        ({"seed": -1}, "give 0 or more"),
     ):
         with pytest.raises(ValueError, match=message):
             Calibration(corpus="photos", **given)
