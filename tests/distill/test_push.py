@@ -11,7 +11,8 @@ import timm
 import torch
 from hub_standin import CLIENTS_OWN, STRANGER, TOKEN, UNKNOWN, hub_here
 from huggingface_hub import constants, metadata_load
-from test_export import VIT, make_run_in
+from small_world import make_images
+from test_export import make_run_in
 
 import distill
 from distill.training.run import Run
@@ -58,7 +59,7 @@ def another(tmp_path, name="other"):
 
 
 def test_timm_and_featcache_both_load_a_timm_student(hub, tmp_path):
-    run = make_run_in(tmp_path, **VIT)
+    run = make_run_in(tmp_path, "timm/lcnet_035", image_size=64)
     pushed = distill.push(run, REPOSITORY)
     assert (pushed.changed, pushed.commit) == (True, hub.head("model", REPOSITORY))
     assert tuple(pushed_files(hub)) == pushed.files
@@ -355,13 +356,14 @@ def test_the_token_is_nowhere(hub, run, tmp_path, monkeypatch, capfd, caplog):
     caplog.set_level("DEBUG")
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "photos", 8)
     lines = [
         f"distill push {run.path} {REPOSITORY} --json push.json",
-        f"featcache extract digits:test --teacher run:hf-hub:{REPOSITORY} --out s.zarr --json extract.json",
-        f"distill fit --store s.zarr --corpus digits:test --student run:hf-hub:{REPOSITORY} --method cosine --epochs 1 --out runs/b",
+        f"featcache extract photos --teacher run:hf-hub:{REPOSITORY} --out s.zarr --json extract.json",
+        f"distill fit --store s.zarr --corpus photos --student run:hf-hub:{REPOSITORY} --method cosine --epochs 1 --out runs/b",
         f"distill export run:hf-hub:{REPOSITORY} out --json export.json",
         f"distill push {run.path} stranger/x",
-        "featcache extract digits:test --teacher run:hf-hub:me/nothing --out t.zarr",
+        "featcache extract photos --teacher run:hf-hub:me/nothing --out t.zarr",
     ]
     codes = []
     for line in lines:
