@@ -58,9 +58,14 @@ def dataset_card(store: FeatureStore, place: str) -> str:
                 *(
                     (
                         f"`{field}`",
-                        f"{' × '.join(map(str, shape))}, {manifest.dtype(field)}{_of_views(field, store.views)}",
+                        f"{' × '.join(map(str, shape))}{', flat' if len(shape) > 1 else ''}, {manifest.dtype(field)}{_of_views(field, store.views)}",
                     )
                     for field, shape in manifest.fields.items()
+                ),
+                *(
+                    [("`cosine`", "of the embedding to that in fp32; NaN: not computed of this row")]
+                    if made.spot_checked
+                    else []
                 ),
                 ("`sample_id`", "which image"),
                 ("`label`", "its class; −1: none"),

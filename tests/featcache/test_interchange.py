@@ -30,7 +30,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 ROWS, WIDTH, CLASSES, PER_CHUNK = 11, 5, 3, 4  # the last chunk is short
 WITH_LANCE = pytest.param("lance", marks=pytest.mark.skipif(not find_spec("lance"), reason="pylance is not installed"))
-WHOLE = ("npy", "parquet", "safetensors", WITH_LANCE)
+WHOLE = ("npy", "parquet", "safetensors", "hf-dataset", WITH_LANCE)
 IDS = ["a/ü.png", "back\\slash", "line\nbreak", "r\r", "\\n", "日本.jpg", " x ", "", "u\u2028v", 'q"', "z"]
 
 
