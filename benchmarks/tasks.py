@@ -421,6 +421,9 @@ def costs(bench: Bench, rounds: int = 3) -> Iterator[str]:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument(
+        "--arm", action="append", help="this one of the systems' arms, may be repeated; all when left out"
+    )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=0, help="the first so many, as many of each class; all when 0")
@@ -440,7 +443,8 @@ def main() -> None:
             print(line, flush=True)
         return
     for system in options.systems.split(","):
-        lines = list(shown(system, bench, SYSTEMS[system], [int(seed) for seed in options.seeds.split(",")]))
+        arms = {name: arm for name, arm in SYSTEMS[system].items() if name in (options.arm or SYSTEMS[system])}
+        lines = list(shown(system, bench, arms, [int(seed) for seed in options.seeds.split(",")]))
         print("\n" + "\n".join(lines) + "\n", flush=True)
 
 
