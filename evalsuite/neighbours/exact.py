@@ -90,8 +90,11 @@ def _merge_block(
     pending = np.arange(len(query)) if len(bank) else np.arange(0)
     while len(pending):
         proposed, column = propose(query[pending], bank, width)
-        # What cannot reach the running k-th place is dropped before the costly scoring.
-        worthy = proposed >= similarity[pending, -1:] - slack
+        # What cannot reach the k-th place is dropped before the costly scoring. Where a query may be its own, it may hold
+        # one of the places.
+        kth = k if own is None else k + 1
+        reached = np.partition(np.concatenate([similarity[pending], proposed], axis=1), -kth, axis=1)[:, -kth, None]
+        worthy = proposed >= reached - 2 * slack
         if own is not None:
             worthy &= column != own[pending, None]
         at = np.nonzero(worthy)

@@ -77,6 +77,18 @@ def test_more_ties_than_were_proposed(rng, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_only_what_may_be_among_the_k_is_scored_again(rng, monkeypatch, backend):
+    scored = []
+    cosine = neighbors.cosine
+    monkeypatch.setattr(neighbors, "cosine", lambda q, i, b, j: scored.append(len(i)) or cosine(q, i, b, j))
+    bank, query = rng.normal(size=(500, 16)), rng.normal(size=(20, 16))
+    search([bank], query, 3, backend=backend)
+    assert scored == [20 * 3]
+    search([bank], bank[:20], 3, exclude_self=np.arange(20), backend=backend)
+    assert scored[1:] == [20 * 3]  # the fourth was the query itself
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("block", [5, 50])
 def test_a_row_is_not_its_own_neighbour(rng, backend, block):
     bank = rng.normal(size=(40, 5))
