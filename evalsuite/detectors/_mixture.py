@@ -39,16 +39,15 @@ class Mixture:
         of_component = np.full((len(x), len(self._means)), -np.inf)
         for c, rows in enumerate(self._counting(x).T):
             if rows.any():
-                of_component[rows, c] = self._log_weight[c] - 0.5 * self._squared_distance(x[rows], c)
+                y = _product(self._inverse[c], x[rows] - self._means[c])
+                of_component[rows, c] = self._log_weight[c] - 0.5 * (y**2).sum(axis=1)
         return logsumexp(of_component)
 
     def every_log_density(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """The same the plain way, by every component."""
-        squared = np.stack([self._squared_distance(x, c) for c in range(len(self._means))], axis=1)
+        pairs = zip(self._means, self._inverse, strict=True)
+        squared = np.stack([(((x - mean) @ inverse.T) ** 2).sum(axis=1) for mean, inverse in pairs], axis=1)
         return logsumexp(self._log_weight - 0.5 * squared)
-
-    def _squared_distance(self, x: Float[np.ndarray, "n d"], c: int) -> Float[np.ndarray, " n"]:
-        return (((x - self._means[c]) @ self._inverse[c].T) ** 2).sum(axis=1)
 
     def _counting(self, x: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, "n c"]:
         """Which components may add to each row's sum."""
@@ -59,8 +58,6 @@ class Mixture:
 
     def _distances(self, x: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
         """‖L(x − μ_c)‖ by float32 products, and how wrong each may be."""
-        from scipy.linalg.blas import strmm
-
         d = x.shape[1]
         gamma = (d + 16) * 2.0**-24  # d products and their sum, the rounding of x, μ and L, the norm
         centred, means = x - self._origin, self._means - self._origin
@@ -68,10 +65,17 @@ class Mixture:
         with np.errstate(over="ignore", invalid="ignore"):
             narrow, narrow_means = centred.astype(np.float32), means.astype(np.float32)
             for c, mean in enumerate(narrow_means):
-                inverse = self._inverse[c].astype(np.float32)
-                y = strmm(1.0, inverse.T, (narrow - mean).T, trans_a=1, overwrite_b=1).T  # Fortran's order: no copies
+                y = _product(self._inverse[c].astype(np.float32), narrow - mean)
                 squared[:, c] = np.einsum("nd,nd->n", y, y)
         known = np.isfinite(squared)  # not what is out of float32's range
         distance = np.sqrt(np.where(known, squared, 0.0), dtype=np.float64)
         reach = np.linalg.norm(centred, axis=1)[:, None] + np.linalg.norm(means, axis=1)
         return distance, np.where(known, gamma * (distance + self._size * reach), np.inf)
+
+
+def _product(lower: Float[np.ndarray, "d d"], x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Each row times the lower triangle, in half the time of a product with all of it; it takes the place of `x`."""
+    from scipy.linalg.blas import dtrmm, strmm
+
+    multiply = dtrmm if x.dtype == np.float64 else strmm
+    return multiply(1.0, lower.T, x.T, trans_a=1, overwrite_b=1).T  # seen in Fortran's order, so that nothing is copied

@@ -89,12 +89,15 @@ class GMM(Detector):
 
 def _inverse_root(covariance: Float[np.ndarray, "d d"]) -> tuple[Float[np.ndarray, "d d"], float]:
     """L⁻¹ and log det L, where LLᵀ is the covariance. Raises `LinAlgError` when it is not positive definite."""
-    from scipy.linalg.lapack import dtrtri
+    from scipy.linalg.lapack import dpotrf, dtrtri
 
-    lower = np.linalg.cholesky(covariance)
-    inverse, failed = dtrtri(lower, lower=1)
+    upper, failed = dpotrf(covariance.T)  # seen in Fortran's order, Lᵀ is what LAPACK is quickest with
+    if failed:
+        raise np.linalg.LinAlgError
+    log_det = float(np.log(np.diag(upper)).sum())
+    inverse, failed = dtrtri(upper, overwrite_c=1)
     assert not failed
-    return inverse, float(np.log(np.diag(lower)).sum())
+    return inverse.T, log_det
 
 
 def _check(m: Moments, bank: Rows) -> None:
