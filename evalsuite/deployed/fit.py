@@ -151,7 +151,7 @@ def fit_detector(
             rows.require_field(name)
     _refuse_top_k(fit)
     fit.detector.fit(fit.bank)
-    room = (lambda: shutil.rmtree(os.path.realpath(out))) if overwrite else None
+    room = (lambda: shutil.rmtree(os.path.realpath(out))) if overwrite and os.path.exists(out) else None
     with appearing(out, folder=True, making_room=room) as part:
         part.mkdir()
         say("the score as a graph")
