@@ -274,8 +274,10 @@ def test_what_does_not_suit_is_refused_before_anything_is_written(world, tmp_pat
     assert (out / "thesis.txt").read_text() == "precious"
 
 
-def test_a_detector_is_replaced_when_asked_for(world, copy):
-    made = evalsuite.fit_detector(world.train, copy, detector="knn:k=1", encoder="none", nearest=0, overwrite=True)
+def test_a_detector_is_replaced_when_asked_for(world, copy, tmp_path):
+    given = {"detector": "knn:k=1", "encoder": "none", "nearest": 0, "overwrite": True}
+    assert (evalsuite.fit_detector(world.train, tmp_path / "none yet", **given).path / "detector.json").exists()
+    made = evalsuite.fit_detector(world.train, copy, **given)
     assert {file.name for file in copy.iterdir()} == {"README.md", "detector.json", "detector.onnx"}
     assert made.score(store=world.far).nearest.shape == (20, 0)
 
