@@ -361,6 +361,15 @@ def test_neighbours_are_searched_once_for_detectors_that_score_the_same_rows(dat
     assert searches[:3] == [50, 50, 60]
 
 
+def test_an_array_filled_anew_is_searched_anew(data):
+    detector = build("knn").fit(data.bank())
+    buffer = data.test[:50].copy()
+    detector.score(buffer)
+    buffer[:] = data.ood
+    np.testing.assert_array_equal(detector.score(buffer), detector.score(data.ood))
+    np.testing.assert_array_equal(detector.score(buffer), data.scores("knn")[1])
+
+
 @pytest.mark.parametrize("spec", ["mahalanobis", "mahalanobis++", "rmd", "gmm", "cosine_mean"])
 def test_labels_are_asked_for(data, spec):
     with pytest.raises(ValueError, match="train has no labels; extract a corpus with"):
