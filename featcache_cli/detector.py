@@ -9,6 +9,7 @@ import typer
 
 from featcache_cli.flags import named
 from featcache_cli.screen import (
+    DryRun,
     Json,
     ListsPlugins,
     TrustCode,
@@ -19,6 +20,7 @@ from featcache_cli.screen import (
     results,
     screen,
     shown,
+    would,
     write_json,
 )
 
@@ -92,6 +94,7 @@ def fit(
     any_precision: AnyPrecision = False,
     trust_code: TrustCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a detector at --out.")] = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Fit a detector to ID rows, find its threshold on held-out ones, and write a folder to deploy.
@@ -101,13 +104,21 @@ def fit(
     import evalsuite
     from evalsuite.intervals.order import Threshold
 
-    sets = named("--ood", ood or [])
+    given: dict[str, Any] = {
+        "detector": detector, "k": k, "head": head, "keep": keep, "id": id, "hold_out": hold_out, "seed": seed,
+        "ood": named("--ood", ood or []), "encoder": encoder, "format": format.value, "nearest": nearest,
+        "bank_rows": bank_rows, "any_precision": any_precision, "trust_code": trust_code, "overwrite": overwrite,
+    }  # fmt: skip
+    if dry_run:
+        from evalsuite.deployed.fit import preview
+
+        rows = preview(store, out, **given)
+        told = ", ".join(f"{name} {count:,}" for name, count in rows.items())
+        screen.print(f"would write {shown(out)}: {shown(detector)}; rows: {shown(told)}", highlight=False)
+        would("detector fit", {"out": str(out), "detector": detector, "rows": rows}, to_json)
+        return
     with screen.status("reading") as status:
-        made = evalsuite.fit_detector(
-            store, out, detector=detector, k=k, head=head, keep=keep, id=id, hold_out=hold_out, seed=seed, ood=sets,
-            encoder=encoder, format=format.value, nearest=nearest, bank_rows=bank_rows, any_precision=any_precision, trust_code=trust_code,
-            overwrite=overwrite, say=lambda what: status.update(what),
-        )  # fmt: skip
+        made = evalsuite.fit_detector(store, out, **given, say=lambda what: status.update(what))
     record = made.record
     limit = Threshold(**record["threshold"])
     size = sum(file.stat().st_size for file in made.path.iterdir())

@@ -1,5 +1,6 @@
 """`--dry-run`: nothing is written anywhere, and what the command would refuse is refused in the same words."""
 
+import io
 import json
 import shlex
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import distill
 import featcache
@@ -273,6 +275,19 @@ def test_sweep_mapping_and_export_of_a_run(dry, command, folder):
     assert "trust-code" in refused(line.replace(" --trust-code", ""), dry, command)
 
 
+def test_detector(dry, command, folder):
+    rng = np.random.default_rng(0)
+    for i in range(6, 60):
+        Image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).save(folder / "photos" / "cat" / f"{i}.png")
+    make_store(folder)
+    line = "evalsuite detector fit t.zarr --k 1 --keep 0.8 --out new/detector"
+    said, plan = dry(line)
+    assert plan["rows"] == {"bank": 52, "held_out": 14}
+    assert "would write new/detector: knn; rows: bank 52, held_out 14" in said
+    assert "already exists" in refused(line.replace("new/detector", "photos"), dry, command)
+    assert "keep" in refused(line.replace("--keep 0.8", "--keep 1.5"), dry, command)
+
+
 # -- a project --------------------------------------------------------------------------------------------
 
 NEW = f"featcache new photos --out 'a project/of mine' --teacher {ENCODER} --student tiny --device cpu"
@@ -317,3 +332,28 @@ def test_new_runs_what_it_wrote_and_goes_on(command, folder, monkeypatch):
     assert code == 0, err
     assert "finished before" in err
     assert "reused" in err
+
+
+def test_curves_are_drawn_on_a_terminal(folder, monkeypatch):
+    from featcache_cli import runs as module
+
+    make_store(folder)
+    distill.fit(
+        "t.zarr",
+        "photos",
+        out="runs/a",
+        student="tiny",
+        method="mse",
+        epochs=3,
+        batch_size=4,
+        holdout=0.4,
+        eval_every=1,
+    )
+    shown = io.StringIO()
+    out = Console(file=shown, force_terminal=True, width=160)
+    now = module._redrawn(distill.watch("runs"), out)
+    assert [run.state for run in now] == ["finished"]
+    text = shown.getvalue()
+    assert "runs/a" in text
+    assert "3/3" in text
+    assert sum(text.count(block) for block in module.BLOCKS) >= 6

@@ -145,11 +145,8 @@ def fit_detector(
     _refuse_place(out, overwrite)
     say("reading")
     fit = _opened(store, detector, k, head, keep, id, hold_out, seed, ood, any_precision)
+    _refuse_missing(fit)
     say("fitting")
-    for rows in (fit.bank, fit.held_out, *fit.ood.values()):
-        for name in fit.detector.needs:
-            rows.require_field(name)
-    _refuse_top_k(fit)
     fit.detector.fit(fit.bank)
     room = (lambda: shutil.rmtree(os.path.realpath(out))) if overwrite and os.path.exists(out) else None
     with appearing(out, folder=True, making_room=room) as part:
@@ -219,6 +216,43 @@ def _refuse_place(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out}: already exists; choose another --out, or replace a detector with --overwrite")
     if there and not (out / RECORD).is_file():
         raise ValueError(f"{out}: is no detector's folder, and is not replaced; choose another --out")
+
+
+def preview(
+    store: Store,
+    out: str | os.PathLike[str],
+    *,
+    detector: str = "knn",
+    k: int | None = None,
+    head: str | os.PathLike[str] | None = None,
+    keep: float = 0.95,
+    id: Store | None = None,
+    hold_out: float = 0.2,
+    seed: int = 0,
+    ood: Mapping[str, Store] | None = None,
+    format: str = "onnx",
+    nearest: int = 3,
+    bank_rows: int = 20_000,
+    any_precision: bool = False,
+    overwrite: bool = False,
+    **of_encoder: Any,
+) -> dict[str, int]:
+    """How many rows `fit_detector` would take of each set: "bank", "held_out", and OOD sets by name. Refused as it would be before
+    anything is fitted; the encoder is not looked for, and nothing is written."""
+    least_rows(keep)
+    _refuse_arguments(hold_out, format, nearest, bank_rows)
+    _refuse_place(Path(out), overwrite)
+    fit = _opened(store, detector, k, head, keep, id, hold_out, seed, ood, any_precision)
+    _refuse_missing(fit)
+    return {"bank": len(fit.bank), "held_out": len(fit.held_out), **{name: len(rows) for name, rows in fit.ood.items()}}
+
+
+def _refuse_missing(fit: _Fit) -> None:
+    """Raises ValueError where stores lack what the detector reads."""
+    for rows in (fit.bank, fit.held_out, *fit.ood.values()):
+        for name in fit.detector.needs:
+            rows.require_field(name)
+    _refuse_top_k(fit)
 
 
 def _opened(
