@@ -369,6 +369,7 @@ def test_export_tells_the_difference_and_refuses_in_one_line(command, sweep_file
     assert json.loads((tmp_path / "made.json").read_text())["files"] == [
         "README.md",
         "config.json",
+        "hubconf.py",
         "model.safetensors",
     ]
     code, _, err = command("distill export swept/runs/proteus-tiny-s0 student")
