@@ -3,7 +3,9 @@
 import io
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from featcache.corpora import Corpus, open_corpus
@@ -58,16 +60,13 @@ class Pictures:
             ending = _SHOWN.get(image.format or "")
         if ending:
             return encoded, ending
-        file = io.BytesIO()
-        decode(encoded).save(file, "PNG")
-        return file.getvalue(), ".png"
+        return _written(decode(encoded), "PNG"), ".png"
 
     def thumbnail(self, row: int, side: int) -> bytes:
         """A JPEG of the whole upright image, no side longer than `side` px, never enlarged."""
-        image, file = decode(self.read(row)), io.BytesIO()
+        image = decode(self.read(row))
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        image.save(file, "JPEG", quality=90)
-        return file.getvalue()
+        return _written(image, "JPEG", quality=90)
 
     def file(self, row: int) -> Path | None:
         """Where the image lies as a file of its own; None where it does not, or not here."""
@@ -80,6 +79,13 @@ class Pictures:
     @property
     def _remedy(self) -> str:
         return f"give the images that {self._store.path} was made of as --images"
+
+
+def _written(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The pixels alone: neither where a photograph was taken, nor a profile of colours that are no longer these."""
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(file, kind, **options)
+    return file.getvalue()
 
 
 def _opened(store: FeatureStore, spec: str | None) -> Corpus:

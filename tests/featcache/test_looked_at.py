@@ -20,7 +20,7 @@ from PIL import Image
 
 import featcache
 from featcache.inputs.images import KeptPixels
-from featcache.interchange import embedding_atlas, export_store, import_store
+from featcache.interchange import Pictures, embedding_atlas, export_store, import_store
 from featcache.interchange.embedding_atlas import nearest, principal_plane
 from featcache.store.from_arrays import write_store
 
@@ -80,6 +80,25 @@ def test_the_atlas_has_map_neighbours_and_small_images(tmp_path, store, photos):
         with Image.open(photos / name) as whole:
             difference = np.asarray(whole.convert("RGB").resize((10, 1)), float) - np.asarray(small.resize((10, 1)))
         assert np.abs(difference).max() < 12
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_what_is_made_of_an_image_is_its_pixels_alone(tmp_path, encoder, name):
+    """Neither EXIF, which says where and when, nor a comment, nor a colour profile, which a program would apply."""
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "my secret", 3
+    image, said = Image.new("RGB", (8, 8), (200, 9, 9)), {"exif": exif, "icc_profile": b"my secret profile"}
+    image.putpixel((0, 0), (0, 0, 255))
+    (tmp_path / "photos/a").mkdir(parents=True)
+    image.save(tmp_path / "photos/a" / name, **said, **({"comment": b"my secret"} if name == "a.jpg" else {}))
+    store = extracted(tmp_path / "photos", encoder, tmp_path / "s.zarr")
+    pictures = Pictures(store, None)
+    made = [pictures.thumbnail(0, 8), *([pictures.shown(0)[0]] if name == "a.tif" else [])]
+    for each in made:
+        assert b"secret" not in each
+        small = Image.open(io.BytesIO(each))
+        assert not {"exif", "icc_profile", "comment"} & small.info.keys()
+        assert np.asarray(small)[7, 7, 2] > np.asarray(small)[0, 0, 2], "it stays upright"
 
 
 def test_the_plane_is_that_of_singular_values(rng):
