@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from distill.training.config import LR, LR_BATCH, FitConfig
+from distill.training.held_out import MOST_HELD_OUT
 from distill.training.progress import EPOCHS_A_VIEW
 from featcache.corpora import Corpus
 
@@ -26,7 +27,8 @@ LARGEST_BATCH, LEAST_STEPS = LR_BATCH, 8
 """An epoch has at least so many steps."""
 VIEWS = ((10_000, 8), (100_000, 4))
 """Up to so many images, so many views; of more images one."""
-HELD_OUT, FEWEST_HELD_OUT = 0.05, 80
+HELD_OUT, FEWEST_HELD_OUT = 0.05, 160
+"""Of fewer images nothing is held out: `distill fit` wants four, copies of one image count once, and some may be unreadable."""
 SMALL_SIDE = 96
 STUDENTS = (("tiny", 0.57e6), ("timm/resnet18", 11.7e6), ("timm/resnet50", 25.6e6))
 """By the numbers that they consist of."""
@@ -49,6 +51,11 @@ class Seen:
     side: int
     unreadable: float
 
+    @property
+    def readable(self) -> int:
+        """About so many images can be read."""
+        return round(self.images * (1 - self.unreadable))
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -62,10 +69,10 @@ def survey(corpus: Corpus) -> Seen:
     """Look at some images of a corpus.
 
     Raises:
-        ValueError: it has too few, or not one of those looked at can be read.
+        ValueError: it has too few, or too few of those looked at can be read.
     """
     if len(corpus) < FEWEST:
-        raise ValueError(f"{corpus.spec}: {len(corpus)} images are too few to train on; give {FEWEST} or more")
+        raise ValueError(f"{corpus.spec}: too few images to train on: {len(corpus)}; give {FEWEST} or more")
     looked = sorted({i * len(corpus) // LOOKED_AT for i in range(LOOKED_AT)})
     sides, reason = [], ""
     for row in looked:
@@ -75,15 +82,23 @@ def survey(corpus: Corpus) -> Seen:
                 with Image.open(io.BytesIO(corpus.read(row))) as image:  # its header alone
                     sides.append(min(image.size))
         except Exception as error:  # extraction makes failed rows of these, with their reasons
-            reason = reason or f"{corpus.ids[row]}: {error}"
+            reason = (
+                reason or f"{corpus.ids[row]}: {'no image' if isinstance(error, UnidentifiedImageError) else error}"
+            )
     if not sides:
         raise ValueError(f"{corpus.spec}: not one of {len(looked)} images could be read (the first: {reason})")
-    return Seen(
+    seen = Seen(
         images=len(corpus),
         classes=len(corpus.class_names or ()),
         side=int(np.median(sides)),
         unreadable=1 - len(sides) / len(looked),
     )
+    if seen.readable < FEWEST:
+        raise ValueError(
+            f"{corpus.spec}: too few images that can be read: about {seen.readable}; give {FEWEST} or more (the first "
+            f"that cannot: {reason})"
+        )
+    return seen
 
 
 def choose(
@@ -96,10 +111,11 @@ def choose(
         teacher_side: px of its input.
         student: one that is asked for, instead of the one that would be chosen.
     """
-    views = _views(seen.images)
+    images = seen.readable
+    views = _views(images)
     extracted = {"views": views, **({"augment": _AUGMENT} if views.value > 1 else {})}
-    held_out = HELD_OUT if seen.images >= FEWEST_HELD_OUT else 0.0
-    training = seen.images - round(held_out * seen.images)
+    held_out = min(MOST_HELD_OUT, round(HELD_OUT * images)) if images >= FEWEST_HELD_OUT else 0
+    training = images - held_out
     batch = _batch(training)
     epochs = _epochs(training, batch.value, views.value)
     made = Choice(student, "as asked for") if student else _student(seen, teacher_parameters)
@@ -114,9 +130,8 @@ def choose(
         ),
     }
     if held_out:
-        some = min(1000, round(held_out * seen.images))
         settings["holdout"] = Choice(
-            held_out, f"about {some:,} images that are not trained on, to see whether it works"
+            HELD_OUT, f"about {held_out:,} images that are not trained on, to see whether it works"
         )
         settings["eval_every"] = Choice(max(1, epochs.value // 10), "epochs between two looks at those: ten in all")
     return extracted, settings
@@ -138,8 +153,12 @@ def _views(images: int) -> Choice:
 def _batch(training: int) -> Choice:
     """The largest power of two that leaves an epoch some steps."""
     size = 2 ** int(math.log2(max(2, min(LARGEST_BATCH, training // LEAST_STEPS))))
-    why = f"{LEAST_STEPS} steps an epoch or more" if size < LARGEST_BATCH else "what the learning rate was measured at"
-    return Choice(size, f"the largest power of two up to {LARGEST_BATCH} with {why}: {training:,} images to train on")
+    why = (
+        f"the largest power of two with which {training:,} images make {LEAST_STEPS} steps an epoch or more"
+        if size < LARGEST_BATCH
+        else "what the learning rate was measured at"
+    )
+    return Choice(size, why)
 
 
 def _epochs(training: int, batch: int, views: int) -> Choice:
@@ -157,19 +176,20 @@ def _epochs(training: int, batch: int, views: int) -> Choice:
 
 def _student(seen: Seen, teacher_parameters: int) -> Choice:
     """The largest that suits the images and is not larger than the teacher."""
-    wanted = 0 if seen.side < SMALL_SIDE else 1 if seen.images < LARGE_CORPUS else 2
+    wanted = 0 if seen.side < SMALL_SIDE else 1 if seen.readable < LARGE_CORPUS else 2
     fitting = [i for i, (_, size) in enumerate(STUDENTS) if size <= teacher_parameters]
     at = min([wanted, *fitting[-1:]]) if fitting else 0
     name, size = STUDENTS[at]
-    if at < wanted:
+    if not fitting:
+        why = f"the smallest there is, for the teacher has {teacher_parameters / 1e6:,.2g} M"
+    elif at < wanted:
         why = f"no larger than the teacher's {teacher_parameters / 1e6:,.1f} M"
     elif wanted == 0:
         why = f"images of {seen.side} px on their shorter side have little for more"
     else:
-        why = f"for {seen.images:,} images of {seen.side} px"
-    return Choice(
-        name, f"{size / 1e6:,.2f} M parameters, {why}; trained from scratch, pretrained = true begins from its weights"
-    )
+        why = f"for {seen.readable:,} images of {seen.side} px"
+    begins = "; trained from scratch, pretrained = true begins from its weights" if name.startswith("timm/") else ""
+    return Choice(name, f"{size / 1e6:,.2f} M parameters, {why}{begins}")
 
 
 def _image_size(side: int, student: str, teacher_side: int) -> Choice:

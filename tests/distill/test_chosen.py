@@ -23,24 +23,24 @@ def chosen(images: int, side: int = 300, parameters: int = LARGE, **given) -> di
     ("images", "views", "batch_size", "epochs"),
     [
         (16, 8, 2, 100),
-        (79, 8, 8, 100),
+        (159, 8, 16, 100),
         (256, 8, 16, 100),
         (1_438, 8, 128, 100),
         (10_000, 8, 256, 100),
         (10_001, 4, 256, 100),
         (100_001, 1, 256, 100),
-        (1_281_167, 1, 256, 21),
+        (1_281_167, 1, 256, 20),
         (14_000_000, 1, 256, 4),
     ],
 )
 def test_views_batch_and_epochs_by_the_number_of_images(images, views, batch_size, epochs):
     found = chosen(images)
     assert (found["views"], found["batch_size"], found["epochs"]) == (views, batch_size, epochs)
-    training = images - (round(0.05 * images) if images >= 80 else 0)
+    training = images - (min(1_000, round(0.05 * images)) if images >= 160 else 0)
     assert batch_size == 2 ** math.floor(math.log2(min(256, training / 8)))
     assert ("augment" in found) == (views > 1)
     assert found["lr"] == pytest.approx(0.003 * math.sqrt(batch_size / 256))
-    assert ("holdout" in found) == (images >= 80)
+    assert ("holdout" in found) == (images >= 160)
     config = FitConfig(**{name: value for name, value in found.items() if name not in ("views", "augment")})
     assert config.lr == found["lr"]
 
@@ -95,10 +95,36 @@ def test_what_is_seen_of_a_corpus(tmp_path):
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="3 images are too few to train on; give 16 or more"):
+    with pytest.raises(ValueError, match="few: too few images to train on: 3; give 16 or more"):
         survey(open_corpus(str(write_images(tmp_path / "few", 3))))
     folder = write_images(tmp_path / "broken", 20)
     for path in folder.iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(ValueError, match="not one of 20 images could be read"):
+    with pytest.raises(ValueError, match=r"not one of 20 images could be read \(the first: 00\.png: no image\)"):
         survey(open_corpus(str(folder)))
+    folder = write_images(tmp_path / "some", 18)
+    for i in range(5):
+        (folder / f"{i:02d}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"can be read: about 13; .* \(the first that cannot: 00\.png: no image\)"):
+        survey(open_corpus(str(folder)))
+
+
+def test_what_cannot_be_read_is_not_counted():
+    def found(images, unreadable):
+        seen = Seen(images=images, classes=2, side=300, unreadable=unreadable)
+        return choose(seen, teacher_parameters=LARGE, teacher_side=SIDE)
+
+    assert found(200, 0.5) == found(100, 0.0)
+
+
+def test_reasons_are_true():
+    def reason(setting, images=1_000, side=500, parameters=LARGE):
+        seen = Seen(images=images, classes=2, side=side, unreadable=0.0)
+        return choose(seen, teacher_parameters=parameters, teacher_side=SIDE)[1][setting].reason
+
+    assert "the smallest there is, for the teacher has 0.001 M" in reason("student", parameters=1_000)
+    assert "no larger than the teacher's 4.6 M" in reason("student", parameters=4_600_000)
+    assert "pretrained" in reason("student")
+    assert "pretrained" not in reason("student", side=8)  # tiny has no weights to begin from
+    assert reason("holdout", 300_000).startswith("about 1,000 images")
+    assert "950 images make 8 steps" in reason("batch_size")
