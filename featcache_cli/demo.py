@@ -125,7 +125,7 @@ def _images_per_second(encoder: Any) -> float:
 
 def run_shown(command: str) -> None:
     """Print a command, then run exactly that."""
-    screen.print(f"[bold cyan]$[/] {command}", highlight=False)
+    screen.print(f"[bold cyan]$[/] {shown(command)}", highlight=False)
     program, *arguments = shlex.split(command)
     if code := app(program)(arguments, standalone_mode=False):  # it failed, or was interrupted
         raise typer.Exit(code)

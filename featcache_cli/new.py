@@ -1,6 +1,5 @@
 """`featcache new`: a small project for a folder of images, its settings chosen from them, with their reasons."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,8 @@ from featcache_cli.screen import (
     TrustCode,
     duration,
     make_table,
+    numbered,
+    printable,
     rate,
     results,
     screen,
@@ -72,19 +73,20 @@ def new(
     commands = _commands(corpus, seen.images, test, teacher, out, extracted, device.value, trust_code)
     files = {
         SETTINGS: _toml(corpus, out, settings),
-        COMMANDS: "\n".join([_HEADER.format(out=shlex.quote(str(out))), *commands, ""]),
+        COMMANDS: "\n".join([_HEADER.format(script=printable(shlex.quote(str(out / COMMANDS)))), *commands, ""]),
     }
     _refuse_other(out, files)
 
     passed = in_words(passed_over(images))
-    unreadable = f", {seen.unreadable:.0%} of some cannot be read" if seen.unreadable else ""
+    unreadable = f", about {seen.images - seen.readable:,} cannot be read" if seen.unreadable else ""
     screen.print(
-        f"{seen.images:,} images of {seen.classes or 'no'} classes, {seen.side} px on the shorter side{unreadable}"
+        f"{seen.images:,} images of {numbered(seen.classes, 'class', 'classes')}, {seen.side} px on the shorter side{unreadable}"
         + (f"; passed over: {shown(passed)}" if passed else ""),
         highlight=False,
     )
     if to_json != "-":
         table = make_table("", "setting", "value", "why")
+        table.columns[-1].justify = "left"
         for name, value, reason in described({**extracted, **settings}):
             table.add_row(name, shown(value), shown(reason))
         results.print(table)
@@ -109,8 +111,12 @@ def new(
     _write(out, files)
     screen.print(f"[green]written[/] {shown(out / SETTINGS)} and {shown(out / COMMANDS)}: change them as you like")
     if run:
-        for command in commands:
-            run_shown(command)
+        results.quiet = to_json == "-"  # tables are no JSON
+        try:
+            for command in commands:
+                run_shown(command)
+        finally:
+            results.quiet = False
     else:
         screen.print(f"run it: sh {shown(shlex.quote(str(out / COMMANDS)))}", highlight=False)
     write_json({"command": "new", **found}, to_json)
@@ -118,7 +124,7 @@ def new(
 
 _HEADER = """\
 #!/bin/sh
-# Run from the folder in which `featcache new` was run: sh {out}/commands.sh
+# Run from the folder in which `featcache new` was run: sh {script}
 # Each command can be run again: what is done is kept, what was interrupted goes on.
 set -e
 """
@@ -161,14 +167,14 @@ def _commands(
 
 
 def _toml(corpus: str, out: Path, settings: Mapping[str, "Choice"]) -> str:
+    import tomli_w
+
     lines = [
         "# Settings of `distill fit`, chosen from the images. `distill settings` lists all there are.",
-        f"store = {json.dumps(str(out / 'teacher.zarr'), ensure_ascii=False)}",
-        f"corpus = {json.dumps(corpus, ensure_ascii=False)}",
+        tomli_w.dumps({"store": str(out / "teacher.zarr"), "corpus": corpus}),
     ]
-    for name, each in settings.items():
-        lines += ["", f"# {each.reason}", f"{name} = {json.dumps(each.value, ensure_ascii=False)}"]
-    return "\n".join(lines) + "\n"
+    lines += [f"# {printable(each.reason)}\n{tomli_w.dumps({name: each.value})}" for name, each in settings.items()]
+    return "\n".join(lines)
 
 
 def _refuse_other(out: Path, files: Mapping[str, str]) -> None:
@@ -177,14 +183,18 @@ def _refuse_other(out: Path, files: Mapping[str, str]) -> None:
     from featcache.disk.refusals import refuse_unmakeable, writing
 
     if not _is_there(out, files):
+        if all((out / name).is_file() for name in files):
+            script = shlex.quote(str(out / COMMANDS))
+            raise ValueError(
+                f"{out}: holds a project with other settings, or one that was changed; run that one with: sh {script}, or "
+                "choose another --out"
+            )
         with writing(out):
             refuse_unmakeable(refuse_taken(out, folder=True).parent)
 
 
 def _is_there(out: Path, files: Mapping[str, str]) -> bool:
-    return all(
-        (out / name).is_file() and (out / name).read_text(encoding="utf-8") == text for name, text in files.items()
-    )
+    return all((out / name).is_file() and (out / name).read_bytes() == text.encode() for name, text in files.items())
 
 
 def _write(out: Path, files: Mapping[str, str]) -> None:
@@ -195,4 +205,4 @@ def _write(out: Path, files: Mapping[str, str]) -> None:
         with writing(out), appearing(out, folder=True) as part:
             part.mkdir()
             for name, text in files.items():
-                (part / name).write_text(text, encoding="utf-8")
+                (part / name).write_bytes(text.encode())

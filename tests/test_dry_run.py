@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import shlex
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -316,8 +319,32 @@ def test_new_says_and_writes_a_project(dry, command, folder):
         line for line in (project / "commands.sh").read_text().splitlines() if line.startswith(("feat", "dist", "eval"))
     ] == (plan["commands"])
     (project / "fit.toml").write_text("epochs = 3\n")
-    assert "already exists" in refused(NEW, dry, command)
+    assert "holds a project with other settings, or one that was changed" in refused(NEW, dry, command)
+    assert "already exists" in refused(NEW.replace("'a project/of mine'", "photos"), dry, command)
     assert "too few" in refused(NEW.replace("photos", "photos/cat"), dry, command)
+
+
+@pytest.mark.usefixtures("more_pictures")
+def test_new_names_are_no_commands(command, folder):
+    """Nor is what comes after a line break in them, nor do they end a string of TOML."""
+    images, out = 'it\'s "odd" $(touch pwned) [b]\x7f', "of\ntouch pwned\n$(touch pwned)"
+    (folder / "photos").rename(folder / images)
+    line = NEW.replace("photos", shlex.quote(images)).replace("'a project/of mine'", shlex.quote(out))
+    code, _, err = command(line)
+    assert code == 0, err
+    settings = tomllib.loads((folder / out / "fit.toml").read_text())
+    assert (settings["store"], settings["corpus"]) == (f"{out}/teacher.zarr", images)
+    bin = folder / "bin"
+    bin.mkdir()
+    for name in ("featcache", "distill", "evalsuite"):
+        (bin / name).write_text('#!/bin/sh\nprintf "%s\\0" "$@" >> said\n')
+        (bin / name).chmod(0o755)
+    environ = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}"}
+    subprocess.run(["sh", folder / out / "commands.sh"], cwd=folder, env=environ, check=True)
+    assert not (folder / "pwned").exists()
+    said = (folder / "said").read_text().split("\0")
+    assert said.count(images) == 2
+    assert f"run:{out}/run" in said
 
 
 @pytest.mark.usefixtures("more_pictures")
@@ -328,8 +355,9 @@ def test_new_runs_what_it_wrote_and_goes_on(command, folder, monkeypatch):
     code, _, err = command(f"{line} --trust-code")
     assert code == 0, err
     assert json.loads((folder / "project" / "fidelity.json").read_text())["command"] == "fidelity"
-    code, _, err = command(f"{line} --trust-code")
+    code, out, err = command(f"{line} --trust-code --json -")
     assert code == 0, err
+    assert json.loads(out)["command"] == "new"
     assert "finished before" in err
     assert "reused" in err
 
