@@ -161,16 +161,24 @@ def score(
     workers: Workers = None,
     trust_code: TrustCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Score new images: how OOD each is, whether beyond the threshold, and the bank images most like it.
 
     [dim]evalsuite detector score detector/ --images new/ --out scores.csv[/dim]
     """
+    from evalsuite.deployed.detector import ids_of
     from evalsuite.deployed.scored import quantiles, refuse_table
 
     target = refuse_table(out, overwrite)
-    opened, scored = _scored(detector, images, store, any_precision, workers, trust_code)
+    opened, given = _opened(detector, images, store, any_precision, trust_code)
+    if dry_run:
+        rows = len(ids_of(given))
+        screen.print(f"would write {shown(target)}: {numbered(rows, 'row')}", highlight=False)
+        would("detector score", {"detector": str(detector), "out": str(target), "rows": rows}, to_json)
+        return
+    scored = _scored(opened, given, any_precision, workers)
     scored.write(target, overwrite=overwrite)
     failed, ood = int(scored.failed.sum()), int(scored.is_ood.sum())
     done = len(scored) - failed
@@ -206,6 +214,7 @@ def drift(
     any_precision: AnyPrecision = False,
     workers: Workers = None,
     trust_code: TrustCode = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Watch a stream of images: the share taken for OOD by day, and which days have more than --keep would give.
@@ -214,14 +223,26 @@ def drift(
     [dim]evalsuite detector drift detector/ --store stream.zarr --dates taken.csv --date-column taken[/dim]
     """
     from evalsuite.deployed.days import days_of_files, days_of_table
+    from evalsuite.deployed.detector import ids_of
     from evalsuite.deployed.drift import drift as measured
 
-    opened, scored = _scored(detector, images, store, any_precision, workers, trust_code)
+    opened, given = _opened(detector, images, store, any_precision, trust_code)
+    ids = ids_of(given)  # days come first: a table that lacks one is refused before all the work
     if dates is not None:
-        days = days_of_table(dates, scored.ids, id_column, date_column)
+        days = days_of_table(dates, ids, id_column, date_column)
         of = f"days by the column {date_column} of {dates}"
     else:
-        days, of = days_of_files(_corpus_of(images, store), scored.ids), "days by when files were last changed, in UTC"
+        days, of = days_of_files(_corpus_of(images, store), ids), "days by when files were last changed, in UTC"
+    if dry_run:
+        told = f"{numbered(len(ids), 'image')} of {numbered(len(set(days)), 'day')}, {of}"
+        screen.print(f"would score {shown(told)}", highlight=False)
+        would(
+            "detector drift",
+            {"detector": str(detector), "rows": len(ids), "days": sorted(set(days)), "dates": of},
+            to_json,
+        )
+        return
+    scored = _scored(opened, given, any_precision, workers)
     found = measured(opened, scored, days, of)
     if to_json != "-":
         table = make_table(of, "day", "images", "OOD", "share", "95 % interval", "by chance", "")
@@ -238,16 +259,21 @@ def drift(
     write_json({"command": "detector drift", "detector": str(detector), **found.to_json()}, to_json)
 
 
-def _scored(
-    folder: Path, images: str | None, store: str | None, any_precision: bool, workers: int | None, trust_code: bool
-) -> Any:
-    """The detector, and its scores, with a bar."""
+def _opened(folder: Path, images: str | None, store: str | None, any_precision: bool, trust_code: bool) -> Any:
+    """The detector, and the corpus or the rows that it is to score."""
     import evalsuite
 
     opened = evalsuite.load_detector(folder, trust_code=trust_code)
+    return opened, opened.look(images, store=store, any_precision=any_precision)
+
+
+def _scored(opened: Any, given: Any, any_precision: bool, workers: int | None) -> Any:
+    """Scores, with a bar."""
+    from featcache.rows import Rows
+
+    of = {"store" if isinstance(given, Rows) else "images": given}
     with bar("score", "images") as update:
-        scored = opened.score(images, store=store, any_precision=any_precision, workers=workers, progress=update)
-    return opened, scored
+        return opened.score(**of, any_precision=any_precision, workers=workers, progress=update)
 
 
 def _corpus_of(images: str | None, store: str | None) -> str:

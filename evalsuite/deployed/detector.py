@@ -75,15 +75,17 @@ class DeployedDetector:
 
     @cached_property
     def _encode(self) -> Encode:
-        files, of = self.record["files"], self.manifest.encoder
-        if ENCODER in files:
+        self._require_encoder()
+        if ENCODER in self.record["files"]:
             return open_graph(self.path / ENCODER)
-        if WEIGHTS in files:
-            said = self.record["encoder"]
-            return open_weights(self.path / WEIGHTS, said["name"], of.fingerprint, said["kept_as"], self._trust_code)
-        raise ValueError(
-            f"{self.path}: holds no encoder, it scores stores alone; fit it again with --encoder SPEC to score images"
-        )
+        said, of = self.record["encoder"], self.manifest.encoder
+        return open_weights(self.path / WEIGHTS, said["name"], of.fingerprint, said["kept_as"], self._trust_code)
+
+    def _require_encoder(self) -> None:
+        if not {ENCODER, WEIGHTS} & self.record["files"].keys():
+            raise ValueError(
+                f"{self.path}: holds no encoder, it scores stores alone; fit it again with --encoder SPEC to score images"
+            )
 
     @cached_property
     def _bank(self) -> Float32[np.ndarray, "b d"]:
@@ -115,12 +117,27 @@ class DeployedDetector:
             ValueError: neither or both are given, there are no such images, the store is of another encoder or precision, or
                 the folder holds no encoder.
         """
+        given = self.look(images, store=store, any_precision=any_precision)
+        if isinstance(given, Rows):
+            return self._of_store(given, progress)
+        return self._of_images(given, workers or cores(), progress)
+
+    def look(
+        self,
+        images: Corpus | str | os.PathLike[str] | None = None,
+        *,
+        store: Store | None = None,
+        any_precision: bool = False,
+    ) -> Corpus | Rows:
+        """What `score` would score, opened, for `score` to take; refused as it would be, before anything is scored."""
         if (images is None) == (store is None):
             raise ValueError("give images (--images FOLDER) or a store (--store STORE), one of the two")
         if store is not None:
-            return self._of_store(Rows.of(store), any_precision, progress)
-        corpus = images if isinstance(images, Corpus) else open_corpus(os.fspath(images))  # type: ignore[arg-type]
-        return self._of_images(corpus, workers or cores(), progress)
+            rows = Rows.of(store)
+            self._require_like(rows, any_precision)
+            return rows
+        self._require_encoder()
+        return images if isinstance(images, Corpus) else open_corpus(os.fspath(images))  # type: ignore[arg-type]
 
     def score_features(self, features: Mapping[str, Float[np.ndarray, "n _"]]) -> Float[np.ndarray, " n"]:
         """Scores of rows by field, float32: `embedding`, or what else the detector takes."""
@@ -147,10 +164,9 @@ class DeployedDetector:
                     waiting.clear()
                 if progress:
                     progress(row + 1, len(corpus))
-        return found.scored(list(corpus.ids))
+        return found.scored(ids_of(corpus))
 
-    def _of_store(self, rows: Rows, any_precision: bool, progress: Progress | None) -> Scored:
-        self._require_like(rows, any_precision)
+    def _of_store(self, rows: Rows, progress: Progress | None) -> Scored:
         found = _Found(self, rows.total)
         for start in range(0, len(rows), _BLOCK):
             positions = np.arange(start, min(start + _BLOCK, len(rows)))
@@ -159,14 +175,13 @@ class DeployedDetector:
             found.put(rows.place[positions], features)
             if progress:
                 progress(int(positions[-1]) + 1, len(rows))
-        ids, place = [], 0
+        place = 0
         for store in rows.stores:
             reasons = store.reasons if len(store.failed) else {}
             for row in np.asarray(store.failed).tolist():
                 found.fail(place + row, reasons.get(str(store.sample_ids[row])) or "failed when it was extracted")
-            ids += [str(sample_id) for sample_id in store.sample_ids]
             place += len(store)
-        return found.scored(ids)
+        return found.scored(ids_of(rows))
 
     def _require_like(self, rows: Rows, any_precision: bool) -> None:
         """Raises `ValueError` unless the rows are of the encoder, fields and precision that the detector was fitted to."""
@@ -231,6 +246,13 @@ class _Found:
             ids, score, score > detector.threshold, np.where(failed[:, None], -1, self._nearest), self._similarity,
             self._reason, detector.bank_ids if k else [],
         )  # fmt: skip
+
+
+def ids_of(given: Corpus | Rows) -> list[str]:
+    """Of all images of a corpus, and of all rows of stores, the failed ones too: those of `score`."""
+    if isinstance(given, Rows):
+        return [str(sample_id) for store in given.stores for sample_id in store.sample_ids]
+    return list(given.ids)
 
 
 def _pixels(corpus: Corpus, row: int) -> tuple[np.ndarray | None, str]:

@@ -64,6 +64,7 @@ class Scored:
         Raises `ValueError` for another suffix, where a file is that is not to be overwritten, and without pyarrow.
         """
         target = refuse_table(path, overwrite)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(destination(target)) as file:
             if target.suffix == ".json":
                 file.write((json.dumps(list(self.records()), indent=1, ensure_ascii=False) + "\n").encode())
@@ -104,7 +105,6 @@ def refuse_table(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     if target.suffix == ".parquet":
         _pyarrow()
     require_writable(target, "--out path")
-    target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
 

@@ -20,6 +20,7 @@ import evalsuite
 import featcache
 from distill.exporting.onnx import write_onnx
 from evalsuite.deployed.card import IMAGES, NEIGHBOURS
+from evalsuite.deployed.detector import DeployedDetector
 from evalsuite.deployed.drift import drift
 from evalsuite.deployed.encoder import open_graph
 from evalsuite.deployed.fit import deployable, split
@@ -429,6 +430,22 @@ def test_the_commands_fit_score_and_watch(world, command, tmp_path):
     assert code == 0, err
     assert "in UTC" in out
     assert "no day is beyond what keep 0.9 gives" in " ".join(out.split())
+
+
+def test_a_dry_run_writes_nothing_and_scores_nothing(detector, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(DeployedDetector, "score", None)
+    code, out, err = command(f"score 'a detector' --store grey.zarr --out '{tmp_path}/new/s.csv' --dry-run --json -")
+    assert (code, json.loads(out)["rows"], list(tmp_path.iterdir())) == (0, 20, []), err
+    code, out, err = command("drift 'a detector' --images grey --dry-run --json -")
+    assert (code, json.loads(out)["rows"], len(json.loads(out)["days"])) == (0, 20, 1), err
+
+
+def test_a_table_without_a_date_is_refused_before_anything_is_scored(detector, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(DeployedDetector, "score", None)
+    (tmp_path / "dates.csv").write_text("id,date\ngrey/000.png,2026-05-01\n")
+    code, _, err = command(f"drift 'a detector' --images grey --dates '{tmp_path}/dates.csv'")
+    assert code == 2
+    assert "has no date of 19 of 20 images" in err
 
 
 @pytest.mark.parametrize(
