@@ -15,6 +15,7 @@ from featcache.disk.durable import is_held
 from featcache.run_folder import FAILED, LOCK, METRICS, RECORD, WEIGHTS
 
 STATES = ("running", "finished", "interrupted", "failed", "damaged")
+REMOVE = "remove it, then what it tells of earlier epochs is lost"
 DEEPEST = 4
 """Folders below the one that is searched in which runs are looked for."""
 HELD_OUT = "holdout/"
@@ -112,10 +113,12 @@ def state_of(path: str | os.PathLike[str]) -> RunState:
     except (OSError, ValueError) as error:
         return RunState(path=path, state="damaged", reason=f"config.toml: {error}")
     given: dict[str, Any] = {name: config[name] for name in ("student", "method", "epochs", "seed")}
+    # Backwards in the order in which a run writes them: one that ends in between has finished, with all its epochs.
+    held, finished = is_held(path / LOCK), (path / RECORD).exists()
     try:
         records = _records(path / METRICS)
     except (OSError, ValueError) as error:
-        return RunState(path=path, state="damaged", reason=f"{METRICS}: {error}", **given)
+        return RunState(path=path, state="damaged", reason=f"{METRICS}: {error}; {REMOVE}", **given)
     epochs = [record for record in records if "epoch" in record]
     held_out = [
         {key.removeprefix(HELD_OUT): value for key, value in record.items() if key.startswith(HELD_OUT)}
@@ -128,12 +131,12 @@ def state_of(path: str | os.PathLike[str]) -> RunState:
         "loss": records[-1].get("loss") if records else None,
         "held_out": next((each for each in reversed(held_out) if each), {}),
     }
-    if (path / RECORD).exists():
+    if finished:
         try:
             return RunState(path=path, state="finished", parameters=_parameters(path / WEIGHTS), **given)
         except (OSError, ValueError, KeyError, TypeError) as error:
             return RunState(path=path, state="damaged", reason=f"{WEIGHTS}: {error}", **given)
-    if is_held(path / LOCK):
+    if held:
         return RunState(path=path, state="running", seconds_left=_seconds_left(path, epochs, config["epochs"]), **given)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         reason = str(json.loads((path / FAILED).read_text(encoding="utf-8"))["reason"])
@@ -172,7 +175,9 @@ def _records(file: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     records = [json.loads(line) for line in lines]
-    if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+    if not all(
+        isinstance(record, dict) and isinstance(record.get("step"), int) and "loss" in record for record in records
+    ):
         raise ValueError("a line is no record of a step")
     return records
 

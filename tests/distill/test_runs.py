@@ -83,6 +83,7 @@ def test_damaged_runs_say_why(tmp_path):
     (make_run(tmp_path / "lacks") / "config.toml").write_text('student = "tiny"\nmethod = "mse"\nstore = "t.zarr"')
     (make_run(tmp_path / "metrics", record(1, 0.5)) / "metrics.jsonl").write_text('{"epoch": 1, "st')
     (make_run(tmp_path / "list") / "metrics.jsonl").write_text("[1]\n")
+    make_run(tmp_path / "lossless", {"epoch": 1, "step": 1})
     weights = make_run(tmp_path / "cut", finished=True) / "student.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     make_run(tmp_path / "gone", finished=True).joinpath("student.safetensors").unlink()
@@ -90,7 +91,7 @@ def test_damaged_runs_say_why(tmp_path):
     assert {run.state for run in found.values()} == {"damaged"}
     for name, said in {
         "toml": "config.toml: Invalid value", "none": "config.toml is missing", "lacks": "does not name epochs, batch_size",
-        "metrics": "metrics.jsonl: ", "list": "metrics.jsonl: a line is no record", "cut": "student.safetensors: it is cut",
+        "metrics": "metrics.jsonl: ", "list": "metrics.jsonl: a line is no record", "lossless": "a line is no record of a step; remove it", "cut": "student.safetensors: it is cut",
         "gone": "student.safetensors: ",
     }.items():  # fmt: skip
         assert said in found[name].reason, name
@@ -149,6 +150,26 @@ def test_watching_ends_with_the_last_run(tmp_path):
     assert seen == [[1], [2], [3], [4]]
     with pytest.raises(ValueError, match="no run is there"):
         next(watch(make_run(tmp_path / "b") / "checkpoints"))
+
+
+def test_a_run_that_ends_while_it_is_looked_at_has_finished(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "a", record(3, 0.5))
+    lock = filelock.FileLock(folder / ".lock")
+    lock.acquire()
+    exists = Path.exists
+
+    def ends_first(path: Path, **given) -> bool:
+        if path.name == "student.json" and lock.is_locked:
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(record(4, 0.4)) + "\n")
+            save_file({"weight": torch.zeros(3)}, folder / "student.safetensors")
+            (folder / "student.json").write_text("{}")
+            lock.release()
+        return exists(path, **given)
+
+    monkeypatch.setattr(Path, "exists", ends_first)
+    now = state_of(folder)
+    assert (now.state, now.done, now.loss) == ("finished", 4, 0.4)
 
 
 def test_a_run_that_fails_leaves_its_reason_until_it_goes_on(tmp_path):
