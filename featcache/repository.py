@@ -35,11 +35,19 @@ class Repository:
     @classmethod
     def parse(cls, text: str, kind: str) -> "Repository":
         """Raises ValueError where the text is none."""
-        match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?", text)
-        if match is None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        match = re.fullmatch(r"([^/@\s]+/[^/@\s]+)(?:@([^@\s]+))?", text)
+        try:
+            if match is None:
+                raise HFValidationError("one slash, no blanks")
+            validate_repo_id(match[1])
+        except HFValidationError as error:
+            why = str(error).partition(": '")[0].rstrip(".")
             raise ValueError(
-                f"{text!r} is no repository of the hub; give USER/NAME, with @REVISION to read another than main"
-            )
+                f"{text!r} is no repository of the hub ({why}); give USER/NAME, with @REVISION for another than main"
+            ) from None
         return cls(name=match[1], kind=kind, revision=match[2] or "")
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from featcache.interchange._arrays import STRINGS, Arrays, Source, layout
 from featcache.interchange._foreign import check_embeddings, foreign_manifest, identify
 from featcache.interchange._own import parse_manifest
-from featcache.store.layout import COSINE, STATE
+from featcache.store.layout import COSINE, OK, STATE
 from featcache.store.manifest import Manifest
 
 
@@ -109,6 +109,13 @@ def _foreign(path: Path, rows: int, schema: Any, tables: Tables) -> Source:
     width = 0 if first is None else len(first["embedding"][0].as_py() or [])
     dtype = str(kind.value_type.to_pandas_dtype().__name__) if pa.types.is_floating(kind.value_type) else str(kind)
     check_embeddings(path, (rows, width), dtype)
+    if {STATE, "reason", "content"} <= set(schema.names):  # a store was exported, and its manifest is gone
+        states = (np.asarray(table[STATE]) for table in tables([STATE], rows))
+        if failed := sum(int((state != OK).sum()) for state in states):
+            raise ValueError(
+                f"{path}: {failed:,} of its rows failed when they were extracted, and hold zeros; leave out those whose "
+                f"`{STATE}` is not {OK}, or export again"
+            )
     known = [name for name in DESCRIBING if name in schema.names]
     beside = describe(next(tables(known, rows))) if known else {}
     class_names = identify(beside, path) or _class_label(schema)

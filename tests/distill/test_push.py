@@ -221,7 +221,7 @@ def test_what_is_no_student_of_ours_is_said(hub, run):
     ):
         load_encoder(f"run:hf-hub:{REPOSITORY}")
     for spec in ("run:hf-hub:student", "run:hf-hub:a/b/c", "run:hf-hub:me/x@"):
-        with pytest.raises(ValueError, match="is no repository of the hub; give USER/NAME"):
+        with pytest.raises(ValueError, match=r"is no repository of the hub .*give USER/NAME"):
             load_encoder(spec)
 
 
@@ -243,7 +243,7 @@ def hurried(monkeypatch):
         (UNKNOWN, REPOSITORY, r"does not know this token \(401\)"),
         (TOKEN, "stranger/student", r"may not do that \(403\)"),
         (STRANGER, REPOSITORY, r"may not do that \(403\)"),
-        (TOKEN, "student", "is no repository of the hub; give USER/NAME"),
+        (TOKEN, "student", r"is no repository of the hub .*give USER/NAME"),
     ],
 )
 def test_a_login_that_may_not_is_told_so(hub, run, monkeypatch, token, repository, said):

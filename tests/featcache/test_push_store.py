@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from test_interchange import IDS, files, make_store
 
 from featcache.interchange import export_store, hf_dataset, import_store, push_store
+from featcache.repository import Repository
 from featcache.store import open_store
 from featcache.store.from_arrays import write_store
 from featcache_cli import programs
@@ -201,3 +202,22 @@ def test_the_commands(hub, tmp_path, monkeypatch, capfd):
     assert not re.search(r"Traceback", err)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert not list(Path(os.environ["FEATCACHE_HOME"]).glob("pushing/*"))
+
+
+def test_failed_rows_are_not_taken_for_embeddings_where_the_manifest_is_gone(tmp_path):
+    for name, failed in (("a", (2, 9)), ("whole", ())):
+        store = make_store(tmp_path / f"{name}.zarr", failed=failed)
+        export_store(store, tmp_path / name, "hf-dataset")
+        (tmp_path / name / "manifest.json").unlink()
+    with pytest.raises(
+        ValueError, match="2 of its rows failed when they were extracted, and hold zeros; leave out those"
+    ):
+        import_store(tmp_path / "a", tmp_path / "b.zarr", encoder_name="x")
+    assert not (tmp_path / "b.zarr").exists()
+    assert len(import_store(tmp_path / "whole", tmp_path / "c.zarr", encoder_name="x").ok) == len(store)
+
+
+@pytest.mark.parametrize("name", ["x--y", ".x", "x.git", "n" * 120, "a/b", "a b", "x@"])
+def test_names_that_the_hub_takes_for_none_are_refused_before_anything_is_sent(name):
+    with pytest.raises(ValueError, match=r"is no repository of the hub \(.*give USER/NAME"):
+        Repository.parse(f"me/{name}", "dataset")
