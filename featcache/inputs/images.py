@@ -100,6 +100,13 @@ class Preprocess(Input[Image.Image, View]):
             raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
         if self.mode not in ("shortest", "squash"):
             raise ValueError(f"resize mode {self.mode!r} is not 'shortest' or 'squash'")
+        try:
+            right = len(self.mean) == len(self.std) == 3 and math.isfinite(sum((*self.mean, *self.std)))
+            right = right and min(self.std) > 0
+        except TypeError:
+            right = False
+        if not right:
+            raise ValueError(f"need mean and std > 0 of three channels, got mean {self.mean}, std {self.std}")
 
     def __str__(self) -> str:
         """In words, on one line."""

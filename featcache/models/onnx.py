@@ -37,10 +37,10 @@ class OnnxModel(Model):
         said = self.session.get_modelmeta().custom_metadata_map
         self.input = _input(file, self.session, said)
         self.given, self.gives = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
-        self.classes = json.loads(said["classes"]) if "classes" in said else None
         size = self.input.size
         found = self(torch.zeros(1, 3, size, size))
         self.fields = {name: tuple(value.shape[1:]) for name, value in found.items()}
+        self.classes = _classes(file, said, found["embedding"].shape[1])
         self.output = f"{self.gives} of an ONNX file"
 
     def forward(self, images: Tensor) -> Features:
@@ -81,8 +81,8 @@ def _input(file: Path, session: Any, said: dict[str, str]) -> Preprocess:
         preprocess = image_input(json.loads(said["preprocess"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file}: its metadata does not say how images are preprocessed ({type(error).__name__}); give a file that `distill "
-            "export --format onnx` wrote"
+            f"{file}: its metadata does not say how images are preprocessed ({type(error).__name__}: {error}); give a file that "
+            "`distill export --format onnx` wrote"
         ) from None
     inputs, (first, *others) = session.get_inputs(), session.get_outputs()
     if inputs[0].type != "tensor(float)":
@@ -96,6 +96,26 @@ def _input(file: Path, session: Any, said: dict[str, str]) -> Preprocess:
             f"{preprocess.size}) and one vector of each"
         )
     return preprocess
+
+
+def _classes(file: Path, said: dict[str, str], width: int) -> list[str] | None:
+    """What the numbers that it gives stand for, where its metadata says so.
+
+    Raises:
+        ValueError: it names others than so many.
+    """
+    if "classes" not in said:
+        return None
+    try:
+        names = json.loads(said["classes"])
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or len(names) != width or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{file}: its metadata does not name the {width} classes that it gives numbers of; give a file that `distill export "
+            "--format onnx` wrote"
+        )
+    return names
 
 
 def open_model(rest: str) -> OnnxModel:

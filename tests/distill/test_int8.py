@@ -208,13 +208,21 @@ def test_files_that_are_no_encoder_are_refused(world, tmp_path):
     model = onnx.load(file)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(model, tmp_path / "one.onnx")
+    odd = onnx.load(file)
+    odd.metadata_props.add(key="classes", value='["cat"]')
+    onnx.save(odd, tmp_path / "classes.onnx")
+    preprocess = next(each for each in odd.metadata_props if each.key == "preprocess")
+    preprocess.value = json.dumps({**json.loads(preprocess.value), "std": [1, 0, 1]})
+    onnx.save(odd, tmp_path / "std.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "silent.onnx")
     whole = export(world[0] / "run", tmp_path / "whole", format="onnx", with_preprocessing=True)
     for path, message in (
         (tmp_path / "none.onnx", "is no ONNX file that runs here"),
         (tmp_path / "gone.onnx", "no such file; make one with `distill export RUN .* --format onnx`"),
-        (tmp_path / "silent.onnx", r"does not say how images are preprocessed \(KeyError\)"),
+        (tmp_path / "silent.onnx", r"does not say how images are preprocessed \(KeyError"),
+        (tmp_path / "std.onnx", r"are preprocessed \(ValueError: need mean and std > 0 of three channels"),
+        (tmp_path / "classes.onnx", "does not name the 10 classes that it gives numbers of; give a file that"),
         (tmp_path / "one.onnx", r"takes \[1, 3, 16, 16\] and gives .*, not images \(batch, 3, 16, 16\)"),
         (whole.path, "takes images as they are; export once more without --with-preprocessing"),
     ):
