@@ -42,7 +42,7 @@ def main() -> None:
     views, settings = choose(seen, teacher_parameters=teacher.parameters, teacher_side=teacher.preprocess.size)
     given = {name: each.value for name, each in settings.items()}
     fits = {
-        "default": ({}, {"student": given["student"], "epochs": given["epochs"], "holdout": given["holdout"]}),
+        "default": ({}, {name: given[name] for name in ("student", "epochs", "holdout") if name in given}),
         "chosen": ({name: each.value for name, each in views.items()}, given),
     }
     of_teacher = featcache.extract(test, teacher, asked.work / "teacher-test.zarr", precision="fp32")
@@ -62,8 +62,8 @@ def main() -> None:
         told = []
         for metric in METRICS:
             values = found[name, metric]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            told.append(f"{metric} {statistics.fmean(values):.3f} ± {spread:.3f}")
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            told.append(f"{metric} {statistics.fmean(values):.3f}{spread}")
         print(f"{name}: {' · '.join(told)}")
 
 
