@@ -54,6 +54,8 @@ def teacher():
     return Encoder(name="slow", module=Teacher(), preprocess=Preprocess(resize=16, crop=16, size=16),
                    fields={"embedding": 8}, output="linear")
 '''  # fmt: skip
+REHEARSAL = 3
+"""Passes through the student by which a fit's plan tells how long it takes."""
 FIT = "distill fit --store t.zarr --corpus photos --student slow:student --method proteus --batch-size 4 --epochs 100"
 
 
@@ -92,7 +94,7 @@ def stopped(folder: Path, command: str, number: int, after: int = 5, **given) ->
     """Exit code and what was said, of a command that got the signal after so many batches."""
     (folder / "begun").unlink(missing_ok=True)
     process = start(folder, command, **given)
-    wait_for(folder, process, after)
+    wait_for(folder, process, after + REHEARSAL * command.startswith("distill fit"))
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     return process.returncode, said
@@ -152,9 +154,9 @@ def test_nohup_stays_nohup(folder):
     """A SIGHUP that is ignored goes by; SIGTERM then stops it."""
     (folder / "begun").unlink(missing_ok=True)
     process = start(folder, f"{FIT} --out nohup", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    wait_for(folder, process, 5)
+    wait_for(folder, process, 5 + REHEARSAL)
     process.send_signal(signal.SIGHUP)
-    wait_for(folder, process, 12)
+    wait_for(folder, process, 12 + REHEARSAL)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=300)
     assert process.returncode == 143
@@ -168,7 +170,7 @@ def test_processes_stop_at_the_same_step_and_the_first_saves(folder):
     both = [
         start(folder, f"{FIT} --out two --device cpu", env={**place, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
     ]
-    wait_for(folder, both[0], 8)
+    wait_for(folder, both[0], 8 + REHEARSAL)
     for process in both:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
@@ -253,7 +255,7 @@ def test_a_closed_terminal_ends_a_fit_with_a_checkpoint(folder):
     hung_up = threading.Event()
     terminal = threading.Thread(target=read_all, args=(ours, hung_up))
     terminal.start()
-    while not (folder / "begun").exists() or (folder / "begun").stat().st_size < 8:
+    while not (folder / "begun").exists() or (folder / "begun").stat().st_size < 8 + REHEARSAL:
         assert process.poll() is None
         time.sleep(0.02)
     hung_up.set()

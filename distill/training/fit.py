@@ -165,9 +165,9 @@ def _train(
     accelerator.init_trackers("distill", inputs.config)
     if main:
         _warn(inputs, accelerator)
-        if announce:
-            announce(_plan(inputs, loop.steps, loop.step, accelerator))
     with tensorboard(run, loop.epoch_start + 1) if main else nullcontext() as board, loop.interrupt:
+        if main and announce:
+            announce(_plan(inputs, loop.steps, loop.step, accelerator))
         for epoch in range(loop.epochs_done + 1, settings.epochs + 1):
             metrics = loop.train_epoch() | {f"mapping/{name}": value for name, value in report.items()}
             due = epoch == settings.epochs or (settings.eval_every and epoch % settings.eval_every == 0)

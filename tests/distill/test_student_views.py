@@ -1,6 +1,7 @@
 """Which views are trained on: replayed ones, the plain one, or the student's own against the teacher's plain one."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,7 +167,7 @@ def test_two_stores_train_as_the_store_of_both(parts, tmp_path):
     two = train(*zip(parts["first"], parts["second"], strict=True), tmp_path / "two", announce=plans.append)
     for name in ("student.safetensors", "mapping.safetensors"):
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes(), name
-    assert plans[0] == plans[1]
+    assert replace(plans[0], seconds=0.0) == replace(plans[1], seconds=0.0)  # as measured, each time anew
     assert (plans[0].samples, plans[0].failed, plans[0].held_out, plans[0].steps) == (23, 1, 0, 8)
     assert two.config["store"] == [str(parts[name][0].path) for name in ("first", "second")]
     assert two.config["corpus"] == [parts[name][1] for name in ("first", "second")]
