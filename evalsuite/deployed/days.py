@@ -117,7 +117,10 @@ def _day(date: Any, where: str) -> str:
         return date.date().isoformat()
     if isinstance(date, datetime.date):
         return date.isoformat()
+    text = str(date).strip()
     try:
-        return datetime.datetime.fromisoformat(str(date).strip()).date().isoformat()
+        if text.isdigit() and len(text) != len("20260531"):  # seconds or ms since 1970, of which Python may make a date
+            raise ValueError
+        return datetime.datetime.fromisoformat(text).date().isoformat()
     except ValueError:
         raise ValueError(f"{where}: {date!r} is no date; write it as 2026-05-31, or 2026-05-31T14:00") from None

@@ -49,6 +49,7 @@ def test_days_of_a_table(tmp_path, suffix):
         ("id,date\na,2026-05-01\n", r"no date of 1 of 2 images \(first: 'b'\)"),
         ("id,date\na,2026-05-01\nb,yesterday\n", "line 3: 'yesterday' is no date"),
         ("id,date\na,2026-05-01\nb,2026-02-30\n", "line 3: '2026-02-30' is no date"),
+        ("id,date\na,1771120812345\n", "line 2: '1771120812345' is no date"),  # ms: Python's 1771-12-08
         ("id,date\na,2026-05-01\na,2026-05-02\n", "line 3: 'a' has two days"),
         ("path,date\na,2026-05-01\n", "no column 'id'; name another with --id-column"),
         ("id,taken\na,2026-05-01\n", "no column 'date'; name another with --date-column"),
