@@ -70,7 +70,7 @@ class Scored:
                 file.write((json.dumps(list(self.records()), indent=1, ensure_ascii=False) + "\n").encode())
             elif target.suffix == ".csv":
                 text = io.StringIO(newline="")
-                writer = csv.DictWriter(text, self._columns(), lineterminator="\n")
+                writer = csv.DictWriter(text, self._columns())  # CR LF: ids with either are quoted
                 writer.writeheader()
                 writer.writerows(map(self._flat, self.records()))
                 file.write(text.getvalue().encode())

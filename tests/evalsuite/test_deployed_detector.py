@@ -24,6 +24,7 @@ from evalsuite.deployed.detector import DeployedDetector
 from evalsuite.deployed.drift import drift
 from evalsuite.deployed.encoder import open_graph
 from evalsuite.deployed.fit import deployable, split
+from evalsuite.deployed.scored import Scored
 from featcache.head import Head
 from featcache.rows import Rows
 from featcache.store.from_arrays import write_store
@@ -430,6 +431,14 @@ def test_the_commands_fit_score_and_watch(world, command, tmp_path):
     assert code == 0, err
     assert "in UTC" in out
     assert "no day is beyond what keep 0.9 gives" in " ".join(out.split())
+
+
+def test_ids_come_back_from_a_table_whatever_is_in_them(tmp_path):
+    ids = ["a,b", 'say "x"', "new\nline", "carriage\rreturn", "ü"]
+    none = np.zeros((len(ids), 0))
+    scored = Scored(ids, np.arange(5.0), np.zeros(5, bool), none.astype(int), none, [""] * 5, [])
+    with scored.write(tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ids
 
 
 def test_a_dry_run_writes_nothing_and_scores_nothing(detector, command, tmp_path, monkeypatch):
