@@ -212,7 +212,7 @@ def test_files_that_are_no_encoder_are_refused(world, tmp_path):
     odd.metadata_props.add(key="classes", value='["cat"]')
     onnx.save(odd, tmp_path / "classes.onnx")
     preprocess = next(each for each in odd.metadata_props if each.key == "preprocess")
-    preprocess.value = json.dumps({**json.loads(preprocess.value), "std": [1, 0, 1]})
+    preprocess.value = json.dumps({**json.loads(preprocess.value), "std": [1.0, 0.0, 1.0]})
     onnx.save(odd, tmp_path / "std.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "silent.onnx")
