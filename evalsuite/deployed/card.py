@@ -7,30 +7,30 @@ from pathlib import Path
 from typing import Any
 
 IMAGES = '''import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
 FOLDER = "."  # where this README is
-with open(f"{FOLDER}/detector.json", encoding="utf-8") as file:
-    about = json.load(file)
+about = json.loads(Path(FOLDER, "detector.json").read_text("utf-8"))
 encoder = onnxruntime.InferenceSession(f"{FOLDER}/encoder.onnx")
 detector = onnxruntime.InferenceSession(f"{FOLDER}/detector.onnx")
 
 
 def score(path):
     """How OOD an image is (higher: more), whether that is beyond the threshold, and its embedding."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    given = encoder.run(None, {"pixels": np.asarray(image)[None]})
+    image = Image.open(path)
+    if image.mode[0] in "IF":  # more than 8 bits, of which Pillow clips the bright ones
+        raise ValueError(f"{path}: convert it to 8 bits first")
+    given = encoder.run(None, {"pixels": np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]})
     features = dict(zip([each.name for each in encoder.get_outputs()], given))
     found = detector.run(None, {each.name: features[each.name] for each in detector.get_inputs()})[0][0]
     return found, found > about["threshold"]["value"], features["embedding"][0]
 '''
 NEIGHBOURS = '''
-
-with open(f"{FOLDER}/bank.json", encoding="utf-8") as file:
-    bank, ids = np.load(f"{FOLDER}/bank.npy"), json.load(file)
+bank, ids = np.load(f"{FOLDER}/bank.npy"), json.loads(Path(FOLDER, "bank.json").read_text("utf-8"))
 
 
 def nearest(embedding, k=3):
@@ -104,8 +104,8 @@ _LOADING = (
 )
 _WEIGHTS = "## Use it\n\nWith featcache and the code of the encoder, of which the weights alone are here."
 _ENDING = (
-    "With featcache: `evalsuite detector score THIS_FOLDER --images NEW/ --out scores.csv`, which also reads 16-bit images "
-    "as they are meant, keeps a row for every image that cannot be read, and checks that no file here is damaged.\n\n"
+    "With featcache: `evalsuite detector score THIS_FOLDER --images NEW/ --out scores.csv`, which also reads images "
+    "of 16 bits, keeps a row for every image that cannot be read, and checks that no file here is damaged.\n\n"
     "The threshold holds for images like the ID ones: taken the same way, of the same classes. Once they are not, more than "
     "it should be is said to be OOD; `evalsuite detector drift` watches for that."
 )

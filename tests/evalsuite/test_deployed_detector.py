@@ -112,7 +112,9 @@ def test_thirty_lines_load_it_where_featcache_cannot_be_imported(world, detector
     assert code in (detector.path / "README.md").read_text()
     scored = detector.score(str(world.more))
     paths = [str(world.more / name) for name in scored.ids[::9]]
-    ask = f"\nfor path in {paths!r}:\n    found, ood, row = score(path)\n    print(json.dumps([float(found), bool(ood), [[i, float(c)] for i, c in nearest(row)]]))"
+    Image.new("I;16", (20, 20), 40_000).save(detector.path.parent / "deep.png")  # Pillow would clip it, without a word
+    deep = "\ntry:\n    score('../deep.png')\nexcept ValueError as error:\n    assert str(error) == '../deep.png: convert it to 8 bits first'\nelse:\n    raise SystemExit('clipped')"
+    ask = f"{deep}\nfor path in {paths!r}:\n    found, ood, row = score(path)\n    print(json.dumps([float(found), bool(ood), [[i, float(c)] for i, c in nearest(row)]]))"
     ran = subprocess.run(
         [sys.executable, "-c", BLOCKED + code + ask], cwd=detector.path, capture_output=True, text=True, check=True,
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
