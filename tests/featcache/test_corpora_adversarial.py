@@ -168,11 +168,8 @@ def test_a_killed_process_is_gone_on_with(place, monkeypatch, decoder):
     spec = f"adversarial:t:make::h.safetensors@epsilon=1@codes=20{decoder}::photos"
     whole = open_corpus(spec.replace("@epsilon", "@out=whole.zip@epsilon"))
     (place.folder / "d.py").write_text("def same():\n    return lambda x: x\n")
-    paths = {
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        )
-    }
+    here = Path(__file__).parent  # the checkout first: tests/featcache would be taken for the package
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (here.parents[1], here.parent, here)))}
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, spec], check=False, env={**os.environ, **paths}, capture_output=True
     )
