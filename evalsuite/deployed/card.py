@@ -30,6 +30,7 @@ def score(path):
     return found, found > about["threshold"]["value"], features["embedding"][0]
 '''
 NEIGHBOURS = '''
+
 bank, ids = np.load(f"{FOLDER}/bank.npy"), json.loads(Path(FOLDER, "bank.json").read_text("utf-8"))
 
 
