@@ -17,7 +17,8 @@ from featcache.plugins import load_plugin, plugin_names, suggest
 class Corpus(Protocol):
     """What stage one and stage two need of a collection of images.
 
-    It may also have `passed_over`: how many files that it found it left out, by kind, in words.
+    It may also have `passed_over`: how many files that it found it left out, by kind, in words; and `target`, `has_target`
+    and, of masks, `mask_classes`: see `target`.
     """
 
     spec: str
@@ -94,6 +95,24 @@ def original(spec: str) -> str | None:
 def passed_over(corpus: Corpus) -> Mapping[str, int]:
     """How many files that `corpus` found it left out, by kind, in words; the most frequent first."""
     return getattr(corpus, "passed_over", {})
+
+
+def target(corpus: Corpus, i: int, name: str) -> bytes | None:
+    """What the corpus has of sample `i` beside the sample itself, to be learned: "mask", the file of a mask. None where it has
+    some, but not of this sample.
+
+    Raises:
+        ValueError: it has none; the message says which corpora have.
+    """
+    if not hasattr(corpus, "target"):
+        raise ValueError(f"{corpus.spec}: has no {name} of any sample; give masks:FOLDER, or a corpus that has some")
+    found: bytes | None = corpus.target(i, name)
+    return found
+
+
+def has_target(corpus: Corpus, i: int, name: str) -> bool:
+    """Whether `target` gives something; nothing is read."""
+    return hasattr(corpus, "has_target") and corpus.has_target(i, name)
 
 
 def in_words(kinds: Mapping[str, int]) -> str:

@@ -55,6 +55,14 @@ def manifest(root: Path) -> str:
     return str(root / "m.csv")
 
 
+def masks(root: Path) -> str:
+    for kind, level in (("images", 9), ("masks", 255)):
+        for name in ("b/2", "loose"):
+            (root / kind / "b").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 6), level, np.uint8)).save(root / kind / f"{name}.png")
+    return f"masks:{root}"
+
+
 def mixed(root: Path) -> str:
     return f"mixed:6:{folder(root / 'photos')}"
 
@@ -98,6 +106,7 @@ SPECS: dict[str, Callable[[Path], str]] = {
     "folder": folder,
     "hf": hf,
     "manifest": manifest,
+    "masks": masks,
     "mixed": mixed,
     "store": store,
     "torchvision": torchvision,
