@@ -15,8 +15,7 @@ from PIL import Image, ImageOps
 
 FOLDER = "."  # where this README is
 about = json.loads(Path(FOLDER, "detector.json").read_text("utf-8"))
-encoder = onnxruntime.InferenceSession(f"{FOLDER}/encoder.onnx")
-detector = onnxruntime.InferenceSession(f"{FOLDER}/detector.onnx")
+encoder, detector = (onnxruntime.InferenceSession(f"{FOLDER}/{name}.onnx") for name in ("encoder", "detector"))
 
 
 def score(path):
