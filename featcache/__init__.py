@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featcache.inputs import Views
     from featcache.inputs.images import KeptPixels, Preprocess
     from featcache.interchange import export_store, import_store, push_store
+    from featcache.models import Field
     from featcache.store import FeatureStore, open_store
     from featcache.store.check import check
     from featcache.store.from_arrays import write_store
@@ -22,6 +23,7 @@ __all__ = [
     "Corpus",
     "Encoder",
     "FeatureStore",
+    "Field",
     "KeptPixels",
     "Preprocess",
     "Views",
@@ -43,6 +45,7 @@ _MODULE_OF = {
     "Corpus": "corpora",
     "Encoder": "encoder",
     "FeatureStore": "store",
+    "Field": "models",
     "KeptPixels": "inputs.images",
     "Preprocess": "inputs.images",
     "Views": "inputs",

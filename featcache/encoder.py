@@ -10,14 +10,15 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Num, UInt8
 from torch import Tensor, nn
 
 from featcache.inputs.images import Preprocess
-from featcache.models import Model
+from featcache.models import Field, Model
 from featcache.plugins import load_plugin, plugin_names
 from featcache.precision import FP32, Precision, full_fp32
 from featcache.specs import code_in, names_code
+from featcache.store.layout import DTYPES, INTEGERS
 
 
 @dataclass(kw_only=True)
@@ -32,7 +33,8 @@ class Encoder:
         fields: shape of one image's features, by name: "embedding" (D,) always, and where the model gives them
             "logits" (C,), "tokens" (T, D), the patch tokens in row-major order of the patch grid, and
             "prefix_tokens" (P, D), the class token and the registers; further names and shapes as you like.
-            A plain int is the length of a vector.
+            A plain int is the length of a vector; a `Field` says what it is kept in too.
+        dtypes: of the fields that say it, see `Field`.
         output: which layer and pooling each field is, in words; part of the fingerprint.
         files: local files that the weights were loaded from, where known.
         classes: names of the columns of its "logits", where known.
@@ -43,21 +45,28 @@ class Encoder:
     name: str
     module: nn.Module
     preprocess: Preprocess
-    fields: dict[str, Any]  # int or tuple is given, tuple is read
+    fields: dict[str, Any]  # int, tuple or Field is given, tuple is read
     output: str
     files: tuple[str, ...] = ()
     classes: Sequence[str] | None = None
     own_precision: bool = False
     reload: "Callable[[], Encoder] | None" = field(default=None, init=False, repr=False)
+    dtypes: dict[str, str] = field(default_factory=dict, init=False)
     device: torch.device = field(default=torch.device("cpu"), init=False)
     _exact: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # while they are rounded
     precision: Precision = field(default=FP32, init=False)
 
     def __post_init__(self) -> None:
         self.module.eval().requires_grad_(False)
-        self.fields = {
-            name: (shape,) if isinstance(shape, int) else tuple(shape) for name, shape in self.fields.items()
+        given = {
+            name: of if isinstance(of, Field) else Field((of,) if isinstance(of, int) else tuple(of))
+            for name, of in self.fields.items()
         }
+        self.fields = {name: tuple(of.shape) for name, of in given.items()}
+        self.dtypes = {name: of.dtype for name, of in given.items() if of.dtype is not None}
+        if unknown := {*self.dtypes.values()} - {*DTYPES, *INTEGERS}:
+            known = ", ".join((*DTYPES, *INTEGERS))
+            raise ValueError(f"{self.name}: its fields name dtype {unknown.pop()!r}; known: {known}")
         if len(self.fields.get("embedding", ())) != 1:
             raise ValueError(f'{self.name}: its fields {self.fields} need an "embedding" that is a vector')
 
@@ -123,15 +132,15 @@ class Encoder:
     @torch.inference_mode()
     def encode(
         self, pixels: UInt8[Tensor, "batch size size 3"], fields: Sequence[str] | None = None
-    ) -> dict[str, Float[Tensor, "batch ..."]]:
-        """RGB pixels at `preprocess.size` px → features, float32, on the encoder's device.
+    ) -> dict[str, Num[Tensor, "batch ..."]]:
+        """RGB pixels at `preprocess.size` px → features, float32, or whole numbers in their own dtype, on the encoder's device.
 
         Args:
             pixels: uint8; in pinned memory they are copied to a GPU while it works.
             fields: which features to return, of `self.fields`; all of them by default.
 
         Raises:
-            ValueError: the module returns a field in another shape than `self.fields` says.
+            ValueError: the module returns a field in another shape than `self.fields` says, or no whole numbers where those are said.
         """
         images = self.preprocess.to_model(pixels.to(self.device, non_blocking=True))
         images = images.to(self.precision.weights, memory_format=self.precision.memory_format)
@@ -144,11 +153,23 @@ class Encoder:
                 raise ValueError(
                     f"{self.name}: its module gives {found} as {name!r}, not {self.fields[name]}; correct `fields`"
                 )
-        return {name: features[name].float() for name in wanted}
+        return {name: self._kept(name, features[name]) for name in wanted}
+
+    def _kept(self, name: str, values: Tensor) -> Tensor:
+        """A feature in float32, or in the dtype of whole numbers that it is kept in."""
+        dtype = self.dtypes.get(name)
+        if dtype not in INTEGERS:
+            return values.float()
+        held = getattr(torch, dtype)
+        if values.dtype == held:
+            return values
+        if values.is_floating_point() or not torch.equal(values.to(held).to(values.dtype), values):
+            raise ValueError(f"{self.name}: its module gives {values.dtype} as {name!r}, no {dtype}; correct `fields`")
+        return values.to(held)
 
     def encode_padded(
         self, pixels: UInt8[Tensor, "n size size 3"], batch: int, fields: Sequence[str] = ("embedding",)
-    ) -> dict[str, Float[Tensor, "n ..."]]:
+    ) -> dict[str, Num[Tensor, "n ..."]]:
         """`encode`, in forward passes of exactly `batch` images, the last one filled up.
 
         A model takes other kernels for another number of images, and gives other bits: so it always gets as many.

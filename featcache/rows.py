@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int64, Num, UInt8
 
 from featcache.head import Head
 from featcache.identical import embedding_hashes, numbered
@@ -239,10 +240,10 @@ class Rows:
 
     def gather(
         self, positions: Sequence[int] | np.ndarray, field: str = "embedding", view: int | np.ndarray = 0
-    ) -> Float[np.ndarray, "b ..."]:
+    ) -> Num[np.ndarray, "b ..."]:
         """Features of the rows at these positions (0…n−1), in this order; `view` is one number for all, or one for each.
 
-        As stored, float16 or float32; the wider where the stores differ. Logits of a `head` are float32.
+        As stored, float16, float32 or whole numbers; the wider where the stores differ. Logits of a `head` are float32.
 
         Raises:
             ValueError: a store lacks the field.
@@ -265,8 +266,8 @@ class Rows:
 
     def take(
         self, positions: Int[np.ndarray, " b"], field: str = "embedding", view: int = 0
-    ) -> Float[np.ndarray, "b ..."]:
-        """As `gather`, but always as float32, finite, and of `head` where the field is logits.
+    ) -> Num[np.ndarray, "b ..."]:
+        """As `gather`, but always as float32 (whole numbers as they are), finite, and of `head` where the field is logits.
 
         Raises:
             ValueError: a value is not finite.
@@ -280,9 +281,11 @@ class Rows:
         return self._finite(gathered, positions, field)
 
     def _finite(
-        self, values: Float[np.ndarray, "b ..."], positions: Int[np.ndarray, " b"], field: str
-    ) -> Float[np.ndarray, "b ..."]:
+        self, values: Num[np.ndarray, "b ..."], positions: Int[np.ndarray, " b"], field: str
+    ) -> Num[np.ndarray, "b ..."]:
         """The values of the rows at these positions as float32. Raises `ValueError` when one is not finite."""
+        if values.dtype.kind in "iu":
+            return values
         narrow = values.dtype == np.float16
         with np.errstate(over="ignore"):  # what is too large is infinite, and said to be
             values = values.astype(np.float32)
@@ -347,7 +350,7 @@ class Rows:
     def _width(self, field: str) -> int:
         if field == "logits" and self.head is not None:
             return self.embedding_dim + len(self.head.bias)  # the embeddings are read for them
-        return self.shape_of(field)[-1]
+        return math.prod(self.shape_of(field))
 
     # -- what is asked of them ----------------------------------------------------------------------------
 

@@ -395,7 +395,7 @@ def info(store: StorePath, to_json: Json = None) -> None:
             (
                 "fields",
                 ", ".join(
-                    f"{k} ({' × '.join(map(str, v))} {dtype(k)}{top.format(manifest.top_k[k]) if k in manifest.top_k else ''})"
+                    f"{k} ({' × '.join(map(str, v)) or 1} {dtype(k)}{top.format(manifest.top_k[k]) if k in manifest.top_k else ''})"
                     for k, v in manifest.fields.items()
                 ),
             ),

@@ -196,14 +196,15 @@ class Training:
         return any(gradient is None for gradient in torch.autograd.grad(total, weights, allow_unused=True))
 
     def _on_device(self, drawn: Drawn, part: int = 0, parts: int = 1) -> Batch:
-        """Normalised images and float32 features of one of equal parts of the batch."""
+        """Normalised images and the features, float32 or whole numbers, of one of equal parts of the batch."""
         device = self._accelerator.device
 
         def send(rows: np.ndarray) -> Tensor:
             tensor = torch.from_numpy(np.array_split(rows, parts)[part])
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-        features = {name: send(rows).float() for name, rows in drawn.features.items()}
+        sent = {name: send(rows) for name, rows in drawn.features.items()}
+        features = {name: rows.float() if rows.is_floating_point() else rows for name, rows in sent.items()}
         images = self._preprocess.to_model(send(drawn.pixels))
         row, view, label, weight = (send(rows) for rows in (drawn.row, drawn.view, drawn.label, drawn.weight))
         return Batch(features, images, row, view, label, weight, self._preprocess)

@@ -157,7 +157,7 @@ class Job:
         fields = tuple(self.store.manifest.fields)
         encoded = self.encoder.encode_padded(images, self.batch, fields)
         embedding = encoded[EMBEDDING].cpu().numpy()
-        finite = torch.stack([values.flatten(1).isfinite().all(1) for values in encoded.values()]).all(0).cpu()
+        finite = torch.stack([v.reshape(len(v), -1).isfinite().all(1) for v in encoded.values()]).all(0).cpu()
         manifest = self.store.manifest
         stored = {
             name: pack(values, manifest.top_k[name], manifest.dtype(name))

@@ -26,7 +26,7 @@ from featcache.store import FeatureStore, StoreWriter, create_store
 from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
 from featcache.store.index import default_store_path, set_aside
-from featcache.store.layout import EMBEDDING, FLOAT16, LOGITS, chunk_rows
+from featcache.store.layout import EMBEDDING, FLOAT16, LOGITS, TOKEN_LOGITS, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord, refuse_field_name, versions_of
 
 
@@ -261,11 +261,14 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
         with naming(encoder.name):
             refuse_field_name(name)
     checked_ids(corpus.spec, corpus.ids, len(corpus))
-    if settings.top_k and settings.top_k >= encoder.fields[LOGITS][0]:
-        raise ValueError(
-            f"--top-k {settings.top_k}: {encoder.name} has {encoder.fields[LOGITS][0]} logits; leave it out"
-        )
-    top_k: dict[str, Any] = {"top_k": {LOGITS: settings.top_k}} if settings.top_k else {}
+    ranked = [name for name in (LOGITS, TOKEN_LOGITS) if name in fields] if settings.top_k else []
+    for name in ranked:
+        if settings.top_k >= (count := encoder.fields[name][-1]):
+            raise ValueError(
+                f"--top-k {settings.top_k}: {encoder.name} has {count} {name.replace('_', ' ')}; leave it out"
+            )
+    top_k: dict[str, Any] = {"top_k": dict.fromkeys(ranked, settings.top_k)} if ranked else {}
+    dtypes = {name: encoder.dtypes.get(name, dtype) for name in fields}
     classes: dict[str, Any] = {"classes": list(encoder.classes)} if encoder.classes and LOGITS in fields else {}
     names = None if corpus.class_names is None else list(corpus.class_names)
     checked_labels(corpus.spec, [corpus.label(i) for i in range(len(corpus))], len(corpus), names)
@@ -287,9 +290,9 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
         ),
         views=ViewsRecord(**recipe.record, parameters=list(PARAMETERS)),
         fields={name: list(encoder.fields[name]) for name in fields},
-        dtypes=dict.fromkeys(fields, dtype) if dtype != FLOAT16 else {},
+        dtypes={name: kept for name, kept in dtypes.items() if kept != FLOAT16},
         **top_k,
         pixels=settings.pixels,
-        chunk_rows=chunk_rows(np.dtype(dtype).itemsize * recipe.count * encoder.embedding_dim, len(corpus)),
+        chunk_rows=chunk_rows(np.dtype(dtypes[EMBEDDING]).itemsize * recipe.count * encoder.embedding_dim, len(corpus)),
         versions=versions_of("torch", "timm", "zarr", "pillow", "numpy"),
     )

@@ -160,7 +160,7 @@ def rehearse(encoder: Encoder, manifest: Manifest, pixels: UInt8[torch.Tensor, "
             "%s: its embeddings are L2-normalised already: lengths, which some methods use, are lost", encoder.name
         )
     for name, of_few in features.items():
-        rows = of_few.flatten(1)
+        rows = of_few.reshape(len(of_few), -1)
         finite = rows[rows.isfinite().all(1)].cpu().numpy()
         if manifest.dtype(name) == FLOAT16 and len(finite) and share_lost(finite) > TOLERANCE:
             log.warning(

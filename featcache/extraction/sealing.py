@@ -55,13 +55,12 @@ def _sealed(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
 
 def _outside(store: StoreWriter, name: str) -> dict[str, float]:
     """The probability outside the largest values of a field, mean and worst over rows and views."""
-    k, (classes,), dtype = store.manifest.top_k[name], store.manifest.fields[name], store.manifest.dtype(name)
+    k, (*_, classes), dtype = store.manifest.top_k[name], store.manifest.fields[name], store.manifest.dtype(name)
     total, count, worst = 0.0, 0, 0.0
     for rows in (store.rows_of(unit) for unit in range(store.chunks)):
         ok = store.state[rows.start : rows.stop] == OK
-        left = outside(
-            store.read(name, rows.start, rows.stop)[ok].reshape(-1, words(classes, k, dtype)), classes, k, dtype
-        )
+        packed = store.read(name, rows.start, rows.stop)[ok].reshape(-1, words(classes, k, dtype))
+        left = outside(packed[packed.any(axis=1)], classes, k, dtype)
         total, count, worst = (
             total + float(left.sum(dtype=np.float64)),
             count + left.size,

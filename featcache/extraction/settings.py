@@ -6,7 +6,7 @@ from featcache.inputs import Views
 from featcache.inputs.images import KeptPixels
 from featcache.machine import cores, resolve_device
 from featcache.store.comparable import exact_name
-from featcache.store.layout import DTYPES, EMBEDDING, FLOAT16, LOGITS
+from featcache.store.layout import DTYPES, EMBEDDING, FLOAT16, LOGITS, TOKEN_LOGITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ExtractSettings:
         resolve_device(self.device)
         if self.precision != "auto":
             exact_name(self.precision)
-        if self.top_k is not None and (self.top_k < 1 or LOGITS not in self.fields):
+        if self.top_k is not None and (self.top_k < 1 or not {LOGITS, TOKEN_LOGITS} & {*self.fields}):
             raise ValueError(
                 f"--top-k {self.top_k}: of the logits at least 1 is kept, where --fields names them; give both"
             )

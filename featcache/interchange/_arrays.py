@@ -7,7 +7,7 @@ import google_crc32c
 import numpy as np
 
 from featcache.store import FeatureStore
-from featcache.store.layout import COSINE, STATE
+from featcache.store.layout import COSINE, INTEGERS, STATE
 from featcache.store.manifest import Manifest
 
 STRINGS = ("sample_id", "reason")
@@ -32,8 +32,11 @@ class Source:
 def layout(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape of a row and dtype of every array but strings and kept images; widest items first, so that each is aligned."""
     every = manifest.layout
-    names = ("label", "view", *manifest.fields, COSINE, "content", STATE)
-    return {name: (every[name].tail, np.dtype(every[name].dtype)) for name in names if name in every}
+    names = ["label", "view", *manifest.fields, COSINE, "content", STATE]
+    found = {name: (every[name].tail, np.dtype(every[name].dtype)) for name in names if name in every}
+    if {*manifest.dtypes.values()} & {*INTEGERS}:
+        return dict(sorted(found.items(), key=lambda each: -each[1][1].itemsize))
+    return found  # as exports of such stores have always had them
 
 
 def stored(store: FeatureStore) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -44,13 +44,14 @@ def require_pyarrow(path: Path) -> None:
 
 
 def to_table(unit: Arrays, fields: Sequence[str], class_names: Sequence[str] | None) -> Any:
-    """A unit, or part of one, as a pyarrow table; view v > 0 of NAME is the column NAME_v, tokens are flat."""
+    """A unit, or part of one, as a pyarrow table; view v > 0 of NAME is the column NAME_v, tokens are flat, scalars plain."""
     columns: dict[str, Any] = {}
     for name in (*fields, "view"):
         for view in range(unit["view"].shape[1]):
             flat = pa.array(np.ascontiguousarray(unit[name][:, view]).reshape(-1))
-            width = math.prod(unit[name].shape[2:])
-            columns[name if view == 0 else f"{name}_{view}"] = pa.FixedSizeListArray.from_arrays(flat, width)
+            shape = unit[name].shape[2:]
+            column = pa.FixedSizeListArray.from_arrays(flat, math.prod(shape)) if shape else flat
+            columns[name if view == 0 else f"{name}_{view}"] = column
     for name in STRINGS:
         if name in unit:
             columns[name] = pa.array(unit[name].tolist(), pa.string())
@@ -143,7 +144,8 @@ def from_table(table: Any, manifest: Manifest, path: Path) -> Arrays:
     """What `to_table` made a table of; only the columns there are."""
     arrays: Arrays = {}
     for name, (tail, _) in layout(manifest).items():
-        columns = [name if view == 0 else f"{name}_{view}" for view in range(tail[0] if len(tail) > 1 else 1)]
+        views = tail[0] if name in manifest.fields or name == "view" else 1
+        columns = [name if view == 0 else f"{name}_{view}" for view in range(views)]
         if not set(columns) <= set(table.column_names):
             continue
         if name == "content":
@@ -152,6 +154,8 @@ def from_table(table: Any, manifest: Manifest, path: Path) -> Arrays:
         elif len(tail) > 1:
             width = math.prod(tail[1:])
             arrays[name] = np.stack([list_values(table[column], width, path) for column in columns], axis=1)
+        elif tail:
+            arrays[name] = np.stack([table[column].to_numpy() for column in columns], axis=1)
         else:
             arrays[name] = table[name].to_numpy()
     return arrays | {name: _texts(table[name]) for name in STRINGS if name in table.column_names}

@@ -58,7 +58,7 @@ def dataset_card(store: FeatureStore, place: str) -> str:
                 *(
                     (
                         f"`{field}`",
-                        f"{' × '.join(map(str, shape))}{', flat' if len(shape) > 1 else ''}, {manifest.dtype(field)}{_of_views(field, store.views)}",
+                        f"{' × '.join(map(str, shape)) or 1}{', flat' if len(shape) > 1 else ''}, {manifest.dtype(field)}{_of_views(field, store.views)}",
                     )
                     for field, shape in manifest.fields.items()
                 ),

@@ -9,7 +9,7 @@ import numpy as np
 from featcache.interchange._arrays import Arrays, layout
 from featcache.store.from_arrays import checked_labels, refuse_not_finite
 from featcache.store.layout import FAILED, OK, STATE
-from featcache.store.manifest import FORMAT, WIDE_FORMAT, Manifest
+from featcache.store.manifest import FORMAT, WHOLE_FORMAT, Manifest
 
 
 def manifest_text(manifest: Manifest, format: str, crc32c: Mapping[str, str]) -> str:
@@ -41,7 +41,7 @@ def parse_manifest(text: str, path: Path) -> Manifest:
         )
     if version != manifest.format:
         raise ValueError(
-            f"{path}: of store format {version}, this featcache reads {FORMAT} and {WIDE_FORMAT}; export it with this one"
+            f"{path}: of store format {version}, this featcache reads {FORMAT} to {WHOLE_FORMAT}; export it with this one"
         )
     return manifest
 

@@ -33,7 +33,9 @@ class Safetensors(Format):
         }
         tensors: dict[str, dict[str, Any]] = {}
         end = 0
-        codes = {"int64": "I64", "float32": "F32", "float16": "F16", "uint8": "U8"}
+        codes = {
+            "int64": "I64", "int32": "I32", "int16": "I16", "uint8": "U8", "float32": "F32", "float16": "F16",
+        }  # fmt: skip
         for name, (shape, dtype) in stored(store).items():
             begin, end = end, end + int(np.prod(shape)) * dtype.itemsize
             tensors[name] = {"dtype": codes[dtype.name], "shape": shape, "data_offsets": [begin, end]}

@@ -19,7 +19,7 @@ It may have, for receipts and model cards,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,6 +30,19 @@ from featcache.plugins import load_plugin, plugin_names
 Features = dict[str, Tensor]
 """By field, "embedding" (B, D) among them, and where a model gives them "logits" (B, C), "tokens" (B, T, D), the patch
 tokens in row-major order of the patch grid, and "prefix_tokens" (B, P, D), the class token and the registers."""
+
+
+class Field(NamedTuple):
+    """One of a model's features: the shape of one sample's, and what a store keeps it in.
+
+    Attributes:
+        shape: () of a single number.
+        dtype: of `featcache.store.layout`: "float16" or "float32"; of whole numbers, which come as such and are kept as they are,
+            "uint8", "int16", "int32" or "int64". None: float16, or what `--dtype` says.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +105,7 @@ class Model(nn.Module):
         network: images → embedding (B, D). A student's files hold its weights by the network's own names.
 
         input: of a teacher, how an image becomes what it takes.
-        fields: of a teacher, shape of one image's features by name.
+        fields: of a teacher, shape of one image's features by name, or `Field`.
         output: of a teacher, which layer and pooling each field is, in words; part of the fingerprint.
         files: of a teacher, local files that the weights were loaded from, where known.
         classes: of a teacher, names of the columns of its "logits", where known.
@@ -108,7 +121,7 @@ class Model(nn.Module):
 
     spec: str = ""
     input: Preprocess
-    fields: Mapping[str, tuple[int, ...]]
+    fields: Mapping[str, tuple[int, ...] | Field]
     output: str
     files: tuple[str, ...] = ()
     classes: Sequence[str] | None = None

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64, Num, Shaped
 
 from featcache.disk.durable import appearing
 from featcache.disk.refusals import writing
 from featcache.disk.urls import is_url
 from featcache.inputs.images import PARAMETERS, Preprocess
-from featcache.store.layout import DTYPES, EMBEDDING, FAILED, FLOAT16, OK, STATE, chunk_rows
+from featcache.store.layout import DTYPES, EMBEDDING, FAILED, FLOAT16, INTEGERS, OK, STATE, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
 from featcache.store.read import FeatureStore, open_store
 from featcache.store.rounding import Rounding, rounded_to
@@ -32,6 +32,7 @@ def write_store(
     embedding: Shaped[np.ndarray, "n d"] | Shaped[np.ndarray, "n v d"],
     *,
     logits: Shaped[np.ndarray, "n c"] | Shaped[np.ndarray, "n v c"] | None = None,
+    fields: Mapping[str, np.ndarray] | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
     sample_ids: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
@@ -50,6 +51,8 @@ def write_store(
         path: where, a path or URL; must not exist.
         embedding: (N, D), or (N, V, D) with V views; finite, but in rows that failed, which may hold anything.
         logits: (N, C) or (N, V, C) of the same images.
+        fields: more features of the same images, by name: (N, …), or (N, V, …) where the embedding has views. They are kept as
+            they are, in float16, float32, uint8, int16, int32 or int64.
         labels: (N,) whole numbers, index into `class_names` where there are any; -1 or NaN for none.
         sample_ids: (N,) unique strings; row numbers when left out.
         class_names: strings, by number; two classes may have one name, as in ImageNet.
@@ -84,13 +87,16 @@ def write_store(
         name: fitting_dtype(path, name, _blocks(values, ok), views * int(ok.sum()), values.dtype.name, dtype)
         for name, values in features.items()
     }
+    for name, given in (fields or {}).items():
+        features[name] = _as_given(path, name, given, (rows, views), np.ndim(embedding) == 3, ok)
+        dtypes[name] = features[name].dtype.name
     wide = {name: each for name, each in dtypes.items() if each != FLOAT16}
     fitting = chunk_rows(np.dtype(dtypes[EMBEDDING]).itemsize * views * width, rows)
     manifest = Manifest(
         encoder=EncoderRecord(name=encoder_name, fingerprint=fingerprint, preprocess=_preprocess(path, preprocess)),
         corpus=CorpusRecord(spec=None, rows=rows, class_names=names),
         views=ViewsRecord(count=views),
-        fields={name: [values.shape[-1]] for name, values in features.items()},
+        fields={name: list(values.shape[2:]) for name, values in features.items()},
         dtypes=wide,
         chunk_rows=min(int(per_chunk), rows) if per_chunk else fitting,
     )
@@ -261,6 +267,27 @@ def _features(path: AnyPath, name: str, given: Any, of: tuple[int, int] | None =
     return values if values.dtype.kind == "f" else values.astype(np.float64)
 
 
+def _as_given(
+    path: AnyPath, name: str, given: Any, of: tuple[int, int], several: bool, ok: np.ndarray
+) -> Shaped[np.ndarray, "n v ..."]:
+    """A further field, to be kept as it is; where there are `several` views, its second axis is of them.
+
+    Raises:
+        ValueError: another dtype or number of rows or views, a name that is taken, or a value that is not finite.
+    """
+    values = _array(path, name, given)
+    if name in (EMBEDDING, "logits"):
+        raise ValueError(f"{path}: fields has {name}, which is an argument of its own; give it there")
+    if values.dtype.name not in (*DTYPES, *INTEGERS):
+        raise ValueError(f"{path}: {name} is {values.dtype}; give one of {', '.join((*DTYPES, *INTEGERS))}")
+    values = values if several else values[:, None] if values.ndim else values
+    if values.shape[:2] != of:
+        raise ValueError(f"{path}: {name} has shape {np.shape(given)}, embedding {of[0]} rows of {of[1]}; give as many")
+    flat = values[ok].reshape(int(ok.sum()), -1)
+    refuse_not_finite(path, name, flat, np.flatnonzero(ok))
+    return values.astype(values.dtype.newbyteorder("="))
+
+
 def _blocks(values: Float[np.ndarray, "n v d"], ok: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The rows that did not fail, a view a row, with their numbers."""
     for start in range(0, len(values), _BLOCK):
@@ -331,7 +358,7 @@ def fitting_dtype(
     return "float32"
 
 
-def refuse_not_finite(path: AnyPath, name: str, values: Float[np.ndarray, "n d"], numbers: np.ndarray) -> None:
+def refuse_not_finite(path: AnyPath, name: str, values: Num[np.ndarray, "n d"], numbers: np.ndarray) -> None:
     """`numbers` are those of the rows, for the message."""
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():

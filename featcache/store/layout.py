@@ -9,11 +9,15 @@ CHECKSUM_BYTES = 4
 """Of crc32c, at the end of every chunk file."""
 FLOAT16 = "float16"
 DTYPES = (FLOAT16, "float32")
-"""That a field may have. The manifest's `dtypes` names those that are not float16, and is missing where all are."""
+"""That a field of numbers may have. The manifest's `dtypes` names those that are not float16, and is missing where all are."""
+INTEGERS = ("uint8", "int16", "int32", "int64")
+"""That a field of whole numbers may have, which are kept as they are."""
 PENDING, OK, FAILED = 0, 1, 2
 CHUNK_BYTES = 16 * 2**20
 """No feature chunk is larger; its rows are the largest power of two that fits, so none is under half of it."""
 EMBEDDING, LOGITS, PIXELS = "embedding", "logits", "pixels"
+HIDDEN, LENGTH, TOKEN_LOGITS = "hidden", "length", "token_logits"
+"""Of sequences, (T, D), () and (T, C): `length` positions of the others are filled, the rest are zeros and mean nothing."""
 COSINE = "cosine"
 """Of stores in half precision: of some rows' embedding to that in fp32, NaN where it was not computed."""
 STATE = "state"

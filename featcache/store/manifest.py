@@ -17,12 +17,12 @@ from typing import Any, TypeVar, get_args, get_origin
 import numpy as np
 
 from featcache.inputs.images import PARAMETERS, KeptPixels
-from featcache.store.layout import COSINE, DTYPES, EMBEDDING, FLOAT16, PIXELS, STATE, ArrayLayout, chunk_rows
+from featcache.store.layout import COSINE, DTYPES, EMBEDDING, FLOAT16, INTEGERS, PIXELS, STATE, ArrayLayout, chunk_rows
 from featcache.store.top_k import words
 
-FORMAT, WIDE_FORMAT, TOP_FORMAT = 2, 3, 4
-"""Of a store of float16 features, of one where some are wider, and of one that keeps a field's largest values only: what knows
-only the first must not read the others."""
+FORMAT, WIDE_FORMAT, TOP_FORMAT, WHOLE_FORMAT = 2, 3, 4, 5
+"""Of a store of float16 features, of one where some are wider, of one that keeps a field's largest values only, and of one with
+whole numbers, or the largest values of each of many positions: what knows only the first must not read the others."""
 _NAME = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # files that Windows does not make
 _TAKEN = {"label", "sample_id", "content", "view", "reason", STATE, PIXELS, "image_size", COSINE} | {
@@ -203,7 +203,7 @@ class Manifest(Record):
         fields: shape of one view's feature, by field.
         derivation: of what was computed from other stores; None: an encoder's.
         dtypes: of the fields that are not float16; not written where all are.
-        top_k: how many of its largest values each of these fields keeps (`featcache.store.top_k`); not written where none does.
+        top_k: how many of its largest values, along its last axis, each of these fields keeps (`featcache.store.top_k`); not written where none does.
         pixels: how the images are kept; None: they are not.
         chunk_rows: rows of a unit. wide_chunk_rows: rows of a chunk of each wide array; by default as many, or fewer, so
             that no chunk is over 16 MiB.
@@ -239,11 +239,11 @@ class Manifest(Record):
         sides = [side for shape in self.fields.values() for side in shape]
         if min(rows, unit, self.views.count, *sides, *self.wide_chunk_rows.values()) < 1:
             raise ValueError("a size that is no whole number above 0")
-        if unknown := {*self.dtypes.values()} - {*DTYPES} or {*self.dtypes} - {*self.fields}:
+        if unknown := {*self.dtypes.values()} - {*DTYPES, *INTEGERS} or {*self.dtypes} - {*self.fields}:
             raise ValueError(f"dtypes name {unknown.pop()!r}")
         for name, k in self.top_k.items():
             shape = self.fields.get(name, ())
-            if not (len(shape) == 1 and 0 < k < shape[0]):
+            if not (shape and 0 < k < shape[-1] and self.dtype(name) in DTYPES):
                 raise ValueError(f"the {k} largest of {name}, which is {list(shape)}")
         if rows > MOST_ROWS or rows / unit > MOST_UNITS or max(self.field_bytes.values()) > MOST_ROW_BYTES:
             raise ValueError(f"sizes that no store has ({rows:,} rows in units of {unit:,}, fields {self.fields})")
@@ -269,10 +269,10 @@ class Manifest(Record):
 
     @property
     def format(self) -> int:
-        return format_of({"dtypes": self.dtypes, "top_k": self.top_k})
+        return format_of({"dtypes": self.dtypes, "top_k": self.top_k, "fields": self.fields})
 
     def dtype(self, field: str) -> str:
-        """Of a feature array: one of `DTYPES`."""
+        """Of a feature array: one of `DTYPES` or `INTEGERS`."""
         return self.dtypes.get(field, FLOAT16)
 
     @property
@@ -292,7 +292,9 @@ class Manifest(Record):
     def _kept(self, name: str) -> tuple[Sequence[int], str]:
         """Shape and dtype of one view of a feature as it is on the disk."""
         shape, dtype = self.fields[name], self.dtype(name)
-        return ([words(shape[0], self.top_k[name], dtype)], "uint16") if name in self.top_k else (shape, dtype)
+        if name not in self.top_k:
+            return shape, dtype
+        return [*shape[:-1], words(shape[-1], self.top_k[name], dtype)], "uint16"
 
     @property
     def wide_arrays(self) -> list[str]:
@@ -322,7 +324,10 @@ class Manifest(Record):
 
 def format_of(record: Mapping[str, Any]) -> int:
     """The format that a manifest of this JSON is of."""
-    return TOP_FORMAT if record.get("top_k") else WIDE_FORMAT if record.get("dtypes") else FORMAT
+    dtypes, top_k = record.get("dtypes") or {}, record.get("top_k") or {}
+    if {*dtypes.values()} & {*INTEGERS} or any(len(record["fields"][name]) > 1 for name in top_k):
+        return WHOLE_FORMAT
+    return TOP_FORMAT if top_k else WIDE_FORMAT if dtypes else FORMAT
 
 
 def versions_of(*packages: str) -> dict[str, str]:

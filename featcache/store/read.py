@@ -18,7 +18,7 @@ from featcache.store.files import files_at, looks_like_store
 from featcache.store.gather import MappedRows
 from featcache.store.integrity import find_damage
 from featcache.store.layout import EMBEDDING, FAILED, METADATA, OK, STATE, ArrayLayout, chunk_name
-from featcache.store.manifest import FORMAT, TOP_FORMAT, Manifest, format_of
+from featcache.store.manifest import FORMAT, WHOLE_FORMAT, Manifest, format_of
 from featcache.store.top_k import unpack
 
 
@@ -77,7 +77,7 @@ class FeatureStore:
             ) from None
         if found != known:
             raise ValueError(
-                f"{path}: store format {found}, this featcache reads {FORMAT} to {TOP_FORMAT}; extract it again"
+                f"{path}: store format {found}, this featcache reads {FORMAT} to {WHOLE_FORMAT}; extract it again"
             )
 
     # -- what it holds ------------------------------------------------------------------------------------
@@ -188,8 +188,8 @@ class FeatureStore:
             view: one view number for all rows, or (B,), one for each.
 
         Returns:
-            (B, D), or (B, T, D) for tokens, in the stored dtype (float16 or float32); in float32 where only the largest values are
-            kept, `featcache.store.top_k.unpack`ed.
+            (B, D), or (B, T, D) for tokens, in the stored dtype (float16 or float32, whole numbers in theirs); in float32 where only
+            the largest values are kept, `featcache.store.top_k.unpack`ed.
 
         Raises:
             ValueError: no such field, or a chunk is gone or cut short. IndexError: a row or view out of range.
@@ -235,7 +235,7 @@ class FeatureStore:
     def _whole(self, field: str, kept: np.ndarray) -> np.ndarray:
         """Rows of a feature, of what is kept of them."""
         k = self.manifest.top_k.get(field)
-        return kept if k is None else unpack(kept, self.manifest.fields[field][0], k, self.manifest.dtype(field))
+        return kept if k is None else unpack(kept, self.manifest.fields[field][-1], k, self.manifest.dtype(field))
 
     def row(self, name: str, row: int) -> np.ndarray:
         """One row of any array of fixed width: "content" (16,), "view" (V, P), or a feature (V, D)."""

@@ -100,6 +100,26 @@ class FormatContract:
         if not exported.left_out:
             assert files_in(Path(back.path)) == files_in(Path(store.path))
 
+    @pytest.mark.usefixtures("comes_back")
+    def test_fields_of_any_shape_and_dtype_come_back(self, exporting: Exporting, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        fields = {
+            "length": np.array([3, 1, 0, 2**30, 2]).astype(np.int32),
+            "nll": rng.normal(size=5).astype(np.float32),
+            "hidden": rng.normal(size=(5, 3, 2)).astype(np.float16),
+            "mask": rng.integers(0, 256, size=(5, 3, 3)).astype(np.uint8),
+            "count": np.array([2**60, 1, 2, 3, -4]),
+        }
+        store = write_store(tmp_path / "s.zarr", rng.normal(size=(5, 3)), fields=fields)
+        exported = exporting(store, tmp_path / "out", as_is=True)
+        back = import_store(exported.path, tmp_path / "back.zarr")
+        for name in back.manifest.fields.keys() & fields.keys():
+            found = back.gather(np.arange(5), name)
+            np.testing.assert_array_equal(found, fields[name])
+            assert found.dtype == fields[name].dtype
+        if not exported.left_out:
+            assert files_in(Path(back.path)) == files_in(Path(store.path))
+
     def test_the_same_store_gives_the_same_bytes(
         self, format: Format, exporting: Exporting, store: FeatureStore, tmp_path: Path
     ) -> None:
