@@ -103,7 +103,7 @@ class FormatContract:
     @pytest.mark.usefixtures("comes_back")
     def test_fields_of_any_shape_and_dtype_come_back(self, exporting: Exporting, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
-        fields = {
+        fields: dict[str, np.ndarray] = {
             "length": np.array([3, 1, 0, 2**30, 2]).astype(np.int32),
             "nll": rng.normal(size=5).astype(np.float32),
             "hidden": rng.normal(size=(5, 3, 2)).astype(np.float16),
