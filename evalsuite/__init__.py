@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evalsuite.evaluators.ood import ood
     from evalsuite.evaluators.probe import probe
     from evalsuite.evaluators.robustness import robustness
+    from evalsuite.evaluators.segmentation import segmentation
     from evalsuite.evaluators.select import select
     from evalsuite.result import Metric, Result
 
@@ -34,6 +35,7 @@ __all__ = [
     "probe",
     "report",
     "robustness",
+    "segmentation",
     "select",
 ]
 

@@ -226,7 +226,7 @@ class Rows:
 
     @property
     def logit_classes(self) -> list[str] | None:
-        """Names of the columns of `logits`: the head's where there is one, else the stores', None where they do not know."""
+        """Names of the columns of `logits`, or of the maps of `dense`: the head's where there is one, else the stores', None where they do not know."""
         known = self.head.class_names if self.head else self.stores[0].manifest.encoder.classes
         return list(known) if known else None
 

@@ -1,4 +1,5 @@
-"""95 % intervals of everything that is measured, without resampling; where none would be honest, a word why.
+"""95 % intervals of everything that is measured; where none would be honest, a word why. Without resampling, but of ratios of
+sums over images.
 
 What an interval covers is the sampling of the rows that were measured (queries, test images, ID and OOD rows): were
 other rows drawn from the same source, in as many classes and sets, 95 of 100 such intervals would hold the value of
@@ -25,6 +26,7 @@ from evalsuite.intervals.confidence import aurc, calibration_error, nll, risk_co
 from evalsuite.intervals.estimate import LEAST_ROWS, Estimate, Part
 from evalsuite.intervals.ranks import LEAST_FOR_THRESHOLD, ranking
 from evalsuite.intervals.shares import LEAST_FOR_MEAN, by_influence, cosine_mean, kappa, macro_share, share
+from evalsuite.intervals.sums import ratio_of_sums
 
 __all__ = [
     "LEAST_FOR_MEAN",
@@ -43,6 +45,7 @@ __all__ = [
     "mean_of",
     "nll",
     "ranking",
+    "ratio_of_sums",
     "risk_coverage",
     "selective_accuracy",
     "share",

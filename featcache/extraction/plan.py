@@ -26,7 +26,7 @@ from featcache.store import FeatureStore, StoreWriter, create_store
 from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
 from featcache.store.index import default_store_path, set_aside
-from featcache.store.layout import EMBEDDING, FLOAT16, LOGITS, TOKEN_LOGITS, chunk_rows
+from featcache.store.layout import DENSE, EMBEDDING, FLOAT16, LOGITS, TOKEN_LOGITS, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord, refuse_field_name, versions_of
 
 
@@ -269,7 +269,8 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
             )
     top_k: dict[str, Any] = {"top_k": dict.fromkeys(ranked, settings.top_k)} if ranked else {}
     dtypes = {name: encoder.dtypes.get(name, dtype) for name in fields}
-    classes: dict[str, Any] = {"classes": list(encoder.classes)} if encoder.classes and LOGITS in fields else {}
+    named = encoder.classes and {LOGITS, DENSE} & {*fields}
+    classes: dict[str, Any] = {"classes": list(encoder.classes or ())} if named else {}
     names = None if corpus.class_names is None else list(corpus.class_names)
     checked_labels(corpus.spec, [corpus.label(i) for i in range(len(corpus))], len(corpus), names)
     return Manifest(

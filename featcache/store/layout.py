@@ -18,6 +18,8 @@ CHUNK_BYTES = 16 * 2**20
 EMBEDDING, LOGITS, PIXELS = "embedding", "logits", "pixels"
 HIDDEN, LENGTH, TOKEN_LOGITS = "hidden", "length", "token_logits"
 """Of sequences, (T, D), () and (T, C): `length` positions of the others are filled, the rest are zeros and mean nothing."""
+DENSE = "dense"
+"""Logits (C, h, w): a map of the image a class."""
 COSINE = "cosine"
 """Of stores in half precision: of some rows' embedding to that in fp32, NaN where it was not computed."""
 STATE = "state"

@@ -36,6 +36,10 @@ class TestOOD(EvaluatorContract):
     name, stores, options = "ood", ("id_train", "id_test", "far"), {"k": 5}
 
 
+class TestSegmentation(EvaluatorContract):
+    name, runs = "segmentation", False
+
+
 class TestRobustness(EvaluatorContract):
     name, runs = "robustness", False
 
