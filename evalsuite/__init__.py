@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from evalsuite.evaluators.classify import classify
     from evalsuite.evaluators.fidelity import fidelity
     from evalsuite.evaluators.knn import knn
+    from evalsuite.evaluators.mean import mean
     from evalsuite.evaluators.ood import ood
     from evalsuite.evaluators.probe import probe
     from evalsuite.evaluators.robustness import robustness
@@ -31,6 +32,7 @@ __all__ = [
     "fit_detector",
     "knn",
     "load_detector",
+    "mean",
     "ood",
     "probe",
     "report",

@@ -17,13 +17,14 @@ p (1 − p) / V, with Student's quantile (Kish 1965, "Survey Sampling"; Korn and
 193–201). V is the estimated variance, blended with one row's worth of what it may be where no row speaks against the
 value (a unit of information: Kass and Wasserman 1995, JASA 90, 928–934), so that no interval has width 0. For counts
 under 5 the score interval is modified as Brown, Cai and DasGupta (2001, Statistical Science 16, 101–133) do.
-Rank correlations have Fisher's z, means of cross-entropies Hall's correction for skewness. `benchmarks/intervals.py` measures the coverage.
+Rank correlations have Fisher's z, means of cross-entropies and of other numbers Hall's correction for skewness. `benchmarks/intervals.py` measures the coverage.
 """
 
 from evalsuite.intervals.alike import decisions, spearman
 from evalsuite.intervals.combined import difference, mean_of
 from evalsuite.intervals.confidence import aurc, calibration_error, nll, risk_coverage, selective_accuracy, surest
 from evalsuite.intervals.estimate import LEAST_ROWS, Estimate, Part
+from evalsuite.intervals.means import mean
 from evalsuite.intervals.ranks import LEAST_FOR_THRESHOLD, ranking
 from evalsuite.intervals.shares import LEAST_FOR_MEAN, by_influence, cosine_mean, kappa, macro_share, share
 from evalsuite.intervals.sums import ratio_of_sums
@@ -42,6 +43,7 @@ __all__ = [
     "difference",
     "kappa",
     "macro_share",
+    "mean",
     "mean_of",
     "nll",
     "ranking",

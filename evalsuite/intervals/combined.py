@@ -38,7 +38,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     Of rows that are right or wrong this is Tango's score interval (1998, Statistics in Medicine 17, 891–908), which
     leaves out 0 where McNemar's test tells the two apart. Else it is Student's of the influences' differences, for the
     AUROC DeLong, DeLong and Clarke-Pearson's; where few rows differ, it is widened towards what no differing row among
-    n gives, ± z² / (n + z²) (Tango).
+    n gives, ± z² / (n + z²) (Tango); but for means of numbers in any range, which have no such scale.
     """
     value = b.value - a.value
     if (none := a.none or b.none) is not None:
@@ -51,7 +51,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     for source in a.parts:
         influence = b.parts[source].influence - a.parts[source].influence
         differing, n = equal_rows(np.abs(influence)), len(influence)
-        guard = PRIOR_ROWS / (differing + PRIOR_ROWS) * Z**2 / (n + Z**2)
+        guard = PRIOR_ROWS / (differing + PRIOR_ROWS) * Z**2 / (n + Z**2) if a.least > -math.inf else 0.0
         half = math.hypot(student(n - 1) * float(influence.std(ddof=1)) / math.sqrt(n), guard) if n > 1 else 1.0
         parts[source] = Part(half, half, influence)
     return Estimate(value, parts, least=b.least - a.most, most=b.most - a.least)

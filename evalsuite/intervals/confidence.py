@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from evalsuite.intervals.estimate import LEAST_ROWS, PRIOR_ROWS, Estimate, Part, Side, Z, blended, equal_rows, student
+from evalsuite.intervals.means import hall
 from evalsuite.intervals.shares import LEAST_FOR_MEAN
 
 _LEAST_IN_BIN = 10  # rows for each bin of a calibration error, below which it has no interval
@@ -17,8 +18,7 @@ _NEAR = 0.05  # the share of all rows on each side of a threshold by which the a
 def nll(values: Float[np.ndarray, " n"]) -> Estimate:
     """The mean cross-entropy, in nats, of rows that have these values, each −log of the probability of its class.
 
-    A few rows of high cross-entropy decide: the interval is Student's, corrected for the third moment by Hall's transformation
-    (1992, JRSS B 54, 221–228). None for fewer than `LEAST_FOR_MEAN` rows, or where fewer than `LEAST_ROWS` have a class of a
+    A few rows of high cross-entropy decide: the interval is `hall`'s. None for fewer than `LEAST_FOR_MEAN` rows, or where fewer than `LEAST_ROWS` have a class of a
     probability under ½: how far such rows spread is then not seen. Raises `ValueError` for no rows.
     """
     if values.size == 0:
@@ -29,18 +29,9 @@ def nll(values: Float[np.ndarray, " n"]) -> Estimate:
     if (decisive := int((values > math.log(2)).sum())) < LEAST_ROWS:
         few = f"{decisive} rows have a class of a probability under ½, fewer than {LEAST_ROWS}"
         return Estimate(value, {}, few, most=math.inf)
-    spread = float(values.std(ddof=1))
-    if spread == 0:
+    if float(values.std(ddof=1)) == 0:
         return Estimate(value, {}, f"all of the {n:,} values are the same", most=math.inf)
-    skew = float(((values - value) ** 3).mean()) / spread**3 / math.sqrt(n)
-
-    def studentised(y: float) -> float:
-        """Hall's g⁻¹: what Student's ratio is where its transform, which is nearly normal, is y."""
-        return y if abs(skew) < 1e-6 else 3 / skew * (float(np.cbrt(1 + skew * (y - skew / 6))) - 1)
-
-    bound = student(n - 1)
-    down, up = (abs(studentised(y)) * spread / math.sqrt(n) for y in (bound, -bound))
-    return Estimate(value, {"rows": Part(down, up, values)}, most=math.inf)
+    return Estimate(value, {"rows": Part(*hall(values), values)}, most=math.inf)
 
 
 def calibration_error(confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], bins: int) -> Estimate:

@@ -25,7 +25,7 @@ class EvaluatorContract:
         stores: the fields that are given a store; by default those that must be. Each gets rows of three labelled clusters
             in 8 dimensions, by one encoder, of the same samples and never the same values.
         options: what else it is given; small, so that it is quick.
-        logits: whether these stores hold logits of the three classes, too.
+        logits: whether these stores hold logits of the three classes, too. Single numbers, `nll` and `predicted`, all do.
         runs: whether that is all that it needs.
     """
 
@@ -50,7 +50,8 @@ class EvaluatorContract:
             rows = 3 * np.eye(3, 8)[labels] + rng.normal(size=(60, 8))
             path = tmp_path / f"{name}.zarr"
             logits = rows[:, :3] if self.logits else None
-            write_store(path, rows, labels=labels, class_names=["ant", "bee", "cat"], logits=logits)
+            fields = {"nll": np.linspace(0, 3, 60, dtype=np.float32), "predicted": np.arange(60, dtype=np.int32)}
+            write_store(path, rows, labels=labels, class_names=["ant", "bee", "cat"], logits=logits, fields=fields)
             kind = flags(registered)[name].kind
             named = {"stores": {"other": str(path)}, "listed": {"one": str(path), "other": str(path)}}
             given[name] = named.get(kind, str(path))

@@ -24,6 +24,10 @@ class TestClassify(EvaluatorContract):
     name, stores, logits = "classify", ("test", "calibrate"), True
 
 
+class TestMean(EvaluatorContract):
+    name = "mean"
+
+
 class TestSelect(EvaluatorContract):
     name, stores, options = "select", ("stores", "of"), {"c": (1.0,), "device": "cpu"}
 
