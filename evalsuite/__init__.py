@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evalsuite.evaluators.mean import mean
     from evalsuite.evaluators.ood import ood
     from evalsuite.evaluators.probe import probe
+    from evalsuite.evaluators.retrieval import retrieval
     from evalsuite.evaluators.robustness import robustness
     from evalsuite.evaluators.segmentation import segmentation
     from evalsuite.evaluators.select import select
@@ -36,6 +37,7 @@ __all__ = [
     "ood",
     "probe",
     "report",
+    "retrieval",
     "robustness",
     "segmentation",
     "select",

@@ -88,12 +88,13 @@ class Axis:
         """The axis of a metric of ours, known by the last part of its name."""
         last = metric.rpartition("/")[2].lower()
         share = bool(re.match(r"((macro|selective)_)?top\d+(@[\d.]+)?$|fpr95_|agreement$", last))
-        within = share or re.match(r"auroc|aupr_|ap_|gram_|cka|mutual_knn|kappa|cosine|spearman", last)
+        ranked = re.match(r"(ndcg|recall|precision|hit|mrr|map)(@\d+)?$", last)
+        within = share or ranked or re.match(r"auroc|aupr_|ap_|gram_|cka|mutual_knn|kappa|cosine|spearman", last)
         return cls(
             name=name or WORDS.get(metric) or WORDS.get(last) or metric,
             share=share,
             better="lower" if lower_is_better(metric) else "higher",
-            least=0.0 if share or re.match(r"auroc|aupr_|ap_|mutual_knn|nll$|ece$|aurc$", last) else None,
+            least=0.0 if share or ranked or re.match(r"auroc|aupr_|ap_|mutual_knn|nll$|ece$|aurc$", last) else None,
             most=1.0 if within else None,
             line=0.5 if last == "auroc" else None,
         )

@@ -56,7 +56,10 @@ def place_of_95(n: int) -> int:
 def lower_is_better(metric: str) -> bool:
     """Whether the lower value of this metric is the better one; `metric` may be a whole name, `knn/far/tin/fpr95_id`."""
     return bool(
-        re.match(r"fpr95_|procrustes|(relative_)?m?ce$|ece$|nll$|aurc$|error", metric.rpartition("/")[2].lower())
+        re.match(
+            r"fpr95_|procrustes|(relative_)?m?ce$|ece$|nll$|aurc$|error|skewness@|never@",
+            metric.rpartition("/")[2].lower(),
+        )
     )
 
 

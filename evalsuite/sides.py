@@ -18,13 +18,14 @@ from featcache.rows import Rows, Store, left_out_remarks
 class Sides:
     """Two stores of one encoder, by the parts that they play: `bank` and `query`, say. `take` says which of their rows.
 
-    Raises `ValueError` for stores of two encoders, or of two precisions unless `any_precision` will do.
+    Raises `ValueError` for stores of two encoders, unless they are `asymmetric`, or of two precisions unless `any_precision`
+    will do.
     """
 
-    def __init__(self, any_precision: bool, **stores: Store) -> None:
+    def __init__(self, any_precision: bool, asymmetric: bool = False, **stores: Store) -> None:
         self._all = {part: Rows.of(store) for part, store in stores.items()}
         bank, query = self._all.values()
-        bank.require_same_encoder(query, any_precision)
+        require_one_space(bank, query, any_precision, asymmetric)
         self.names = bank.name, query.name
         self.one_store = len(set(map(os.path.realpath, self.names))) == 1
 
@@ -65,3 +66,15 @@ class Sides:
             *(line for part, rows in self._all.items() for line in left_out_remarks(part, rows, rows.unlabelled)),
             *unreachable_remarks(bank, query, truth, b),
         ]
+
+
+def require_one_space(bank: Rows, query: Rows, any_precision: bool, asymmetric: bool) -> None:
+    """Raises `ValueError` unless both are of one encoder and precision; or, where they are said to be `asymmetric`, of two
+    whose embeddings are equally wide."""
+    if not asymmetric or bank.stores[0].fingerprint == query.stores[0].fingerprint:
+        bank.require_same_encoder(query, any_precision)
+    elif bank.embedding_dim != query.embedding_dim:
+        raise ValueError(
+            f"{query.name} has {query.embedding_dim} dimensions, {bank.name} {bank.embedding_dim}; two encoders can share a "
+            "space only where their embeddings are equally wide"
+        )

@@ -1,4 +1,4 @@
-"""Exact cosine nearest neighbours of a set of queries in a bank of any size (approximate ones: `index.py`).
+"""Exact nearest neighbours, by cosine or dot product, of queries in a bank of any size (approximate ones: `index.py`).
 
 Matrix products in float32 differ in the last bits with the batch size, the BLAS and the device, and which of
 several tied rows a top-k routine returns is left to chance. So FAISS (or torch, where FAISS is not installed),
@@ -19,13 +19,14 @@ from jaxtyping import Float, Int
 
 from featcache.geometry import unit_rows
 
-# Proposes, for unit (q, d) queries and a unit (b, d) block, the `width` best columns and their float32
-# similarities.
+# Proposes, for (q, d) queries and a (b, d) block, the `width` best columns and their float32 products.
 Proposer = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+Score = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 MARGIN = 16  # candidates proposed beyond k, so that a near tie at the k-th place seldom needs a second proposal
 NO_ROW = np.iinfo(np.int64).max
 _PAIR_FLOATS = 2**16  # float64 values multiplied at once when candidates are scored again
+_LONGEST = 1e18  # of two rows that are no longer float32 holds the product
 _GPU_WIDTH = 2048  # the most that FAISS proposes on a GPU
 
 
@@ -36,27 +37,29 @@ def search(
     *,
     exclude_self: Int[np.ndarray, " q"] | None = None,
     backend: str = "auto",
+    similarity: str = "cosine",
 ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """The k bank rows most similar to each query.
 
-    Returns the cosine similarity as float32 (in [-1, 1], descending) and the row's position in the bank as
-    int64; rows of equal similarity come lowest row first. A row or query of norm zero has similarity 0 to
-    everything.
+    Returns the similarity as float32 (descending; of cosines in [-1, 1]) and the row's position in the bank as
+    int64; rows of equal similarity come lowest row first. `similarity` is `cosine`, by which a row or query of norm zero
+    has similarity 0 to everything, or `dot`, the product of the vectors as they are.
 
     `bank_blocks` yields the bank in order, in blocks of any size; one block is held at a time. The queries
     are held at once, in float32. `exclude_self` gives, for each query, the position of the bank row that *is*
     this query and must not be its own neighbour. `backend` is `auto` (the first that has a GPU, else FAISS),
     `faiss` or `torch`; the result does not depend on it.
 
-    Raises `ValueError` when k is not in 1..(rows that may be returned), when the dimensions differ, or when a
-    vector is not finite.
+    Raises `ValueError` when k is not in 1..(rows that may be returned), when the dimensions differ, when a
+    vector is not finite, or when dot products may be too large for float32.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+    scaled, score = {"cosine": (unit_rows, cosine), "dot": (_as_they_are, dot)}[similarity]
     propose = _proposer(backend)
-    unit_query = unit_rows(query, "query")
+    scaled_query = scaled(query, "query")
     n_queries = len(query)
-    similarity = np.full((n_queries, k), -np.inf, dtype=np.float32)
+    found = np.full((n_queries, k), -np.inf, dtype=np.float32)
     row = np.full((n_queries, k), NO_ROW, dtype=np.int64)
     seen = 0
     for block in bank_blocks:
@@ -65,13 +68,23 @@ def search(
                 f"bank rows have {block.shape[1]} dimensions, queries {query.shape[1]}; take both from the same encoder"
             )
         own = None if exclude_self is None else exclude_self - seen
-        unit_block = unit_rows(block, "bank", seen)
-        _merge_block(unit_block, seen, unit_query, own, similarity, row, propose)
+        _merge_block(scaled(block, "bank", seen), seen, scaled_query, own, found, row, propose, score)
         seen += len(block)
     if n_queries and (row == NO_ROW).any():
         without = "" if exclude_self is None else ", the query itself left out"
         raise ValueError(f"k={k} neighbours were asked of a bank of {seen} rows{without}; use a smaller k")
-    return similarity, row
+    return found, row
+
+
+def _as_they_are(rows: Float[np.ndarray, "n d"], what: str, first: int = 0) -> Float[np.ndarray, "n d"]:
+    """C-contiguous float32; raises `ValueError` as `unit_rows` does, and for rows whose products float32 could not hold."""
+    size = _lengths(rows)
+    if not (size < _LONGEST).all():
+        bad = first + int((~(size < _LONGEST)).argmax())
+        raise ValueError(
+            f"{what} row {bad} is not finite, or too long for dot products; leave it out, or compare by cosine"
+        )
+    return np.ascontiguousarray(rows, np.float32)
 
 
 def _merge_block(
@@ -82,10 +95,11 @@ def _merge_block(
     similarity: np.ndarray,
     row: np.ndarray,
     propose: Proposer,
+    score: Score,
 ) -> None:
-    """Merge one unit block into the running top k (`similarity`, `row`), in place."""
+    """Merge one block into the running top k (`similarity`, `row`), in place."""
     k = similarity.shape[1]
-    slack = _rounding(bank.shape[1])
+    slack = _rounding(bank.shape[1]) * _lengths(query) * _lengths(bank).max(initial=0.0)  # of each query
     width = min(k + MARGIN, len(bank))
     pending = np.arange(len(query)) if len(bank) else np.arange(0)
     while len(pending):
@@ -94,13 +108,13 @@ def _merge_block(
         # one of the places.
         kth = k if own is None else k + 1
         reached = np.partition(np.concatenate([similarity[pending], proposed], axis=1), -kth, axis=1)[:, -kth, None]
-        worthy = proposed >= reached - 2 * slack
+        worthy = proposed >= reached - 2 * slack[pending, None]
         if own is not None:
             worthy &= column != own[pending, None]
         at = np.nonzero(worthy)
         candidate = np.full(proposed.shape, -np.inf, dtype=np.float32)
         candidate_row = np.full(proposed.shape, NO_ROW, dtype=np.int64)
-        candidate[at] = cosine(query, pending[at[0]], bank, column[at])
+        candidate[at] = score(query, pending[at[0]], bank, column[at])
         candidate_row[at] = column[at] + first_row
 
         all_similarity = np.concatenate([similarity[pending], candidate], axis=1)
@@ -108,7 +122,7 @@ def _merge_block(
         best = np.lexsort((all_row, -all_similarity), axis=1)[:, :k]
         merged = np.take_along_axis(all_similarity, best, axis=1)
         # A row that was not proposed is at most `slack` better than the last one that was.
-        certain = (proposed[:, -1] + slack < merged[:, -1]) | (width == len(bank))
+        certain = (proposed[:, -1] + slack[pending] < merged[:, -1]) | (width == len(bank))
         similarity[pending[certain]] = merged[certain]
         row[pending[certain]] = np.take_along_axis(all_row, best, axis=1)[certain]
         pending = pending[~certain]
@@ -122,13 +136,26 @@ def cosine(
     j: Int[np.ndarray, " pairs"],
 ) -> Float[np.ndarray, " pairs"]:
     """Similarity of the unit pairs (query[i], bank[j]): float64 sums in an order set by d alone, then rounded."""
+    return dot(query, i, bank, j).clip(-1.0, 1.0)
+
+
+def dot(
+    query: Float[np.ndarray, "q d"],
+    i: Int[np.ndarray, " pairs"],
+    bank: Float[np.ndarray, "b d"],
+    j: Int[np.ndarray, " pairs"],
+) -> Float[np.ndarray, " pairs"]:
+    """The same of vectors of any length."""
     out = np.empty(len(i), dtype=np.float32)
     step = max(1, _PAIR_FLOATS // query.shape[1])
     for start in range(0, len(i), step):
         part = slice(start, start + step)
-        products = np.multiply(query[i[part]], bank[j[part]], dtype=np.float64)
-        out[part] = products.sum(axis=1).clip(-1.0, 1.0)
+        out[part] = np.multiply(query[i[part]], bank[j[part]], dtype=np.float64).sum(axis=1)
     return out
+
+
+def _lengths(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    return np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
 
 
 def _rounding(d: int) -> float:

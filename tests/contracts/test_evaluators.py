@@ -32,6 +32,10 @@ class TestSelect(EvaluatorContract):
     name, stores, options = "select", ("stores", "of"), {"c": (1.0,), "device": "cpu"}
 
 
+class TestRetrieval(EvaluatorContract):
+    name, options = "retrieval", {"labels": True, "k": (1, 5)}
+
+
 class TestFidelity(EvaluatorContract):
     name, options = "fidelity", {"k": 3}
 
