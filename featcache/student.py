@@ -20,7 +20,7 @@ from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
 from featcache.run_folder import RECORD, WEIGHTS, find, on_disk, split_spec
 from featcache.specs import code_in, names_code, naming, refuse_code
-from featcache.store.layout import LOGITS
+from featcache.store.layout import DENSE, LOGITS
 
 log = logging.getLogger("featcache")
 
@@ -35,7 +35,8 @@ class Student(nn.Module):
         model: whose features these are.
         embedding_dim: the wanted width; the model's own when None.
         projected: with a projection even where the widths are equal.
-        classes: names of what a linear classifier on the embedding tells apart; none when None.
+        classes: names of what a linear classifier tells apart, of the embedding or, where the model gives a map, of its pixels;
+            none when None.
 
     Attributes:
         body: the model's network.
@@ -58,9 +59,17 @@ class Student(nn.Module):
         plain = self.embedding_dim == self.width and not projected
         self.projection = nn.Identity() if plain else nn.Linear(self.width, self.embedding_dim)
         self.classes = list(classes) if classes else None
-        self.classifier = nn.Linear(self.embedding_dim, len(self.classes)) if self.classes else None
+        self.classifier = self._new_classifier()
 
     model: Model
+
+    def _new_classifier(self) -> nn.Linear | nn.Conv2d | None:
+        """Of embeddings, or of the pixels of maps."""
+        if not self.classes:
+            return None
+        if self.model.map_width:
+            return nn.Conv2d(self.model.map_width, len(self.classes), 1)
+        return nn.Linear(self.embedding_dim, len(self.classes))
 
     @property
     def image_size(self) -> int:
@@ -79,16 +88,18 @@ class Student(nn.Module):
 
     @property
     def gives(self) -> str:
-        """What `deployed` gives: "logits" or "embedding"."""
-        return "logits" if self.classifier else "embedding"
+        """What `deployed` gives: "logits", "dense" or "embedding"."""
+        return (DENSE if self.model.map_width else LOGITS) if self.classifier else "embedding"
 
     @property
-    def gives_dim(self) -> int:
-        return len(self.classes) if self.classes else self.embedding_dim
+    def gives_shape(self) -> tuple[int, ...]:
+        return self.shapes()[self.gives]
 
     @property
     def deployed(self) -> nn.Module:
-        """What it is made for, of images: its logits where it has a classifier, else its embedding."""
+        """What it is made for, of images: its logits or dense logits where it has a classifier, else its embedding."""
+        if self.gives == DENSE:
+            return _Maps(self)
         return nn.Sequential(self, self.classifier) if self.classifier else self
 
     @overload
@@ -101,38 +112,43 @@ class Student(nn.Module):
 
     def features(self, images: Tensor, fields: Sequence[str] = EMBEDDING) -> Features:
         """Features by name: "embedding" (B, D), "tokens" (B, T, D) of patches or of positions of the last feature
-        map, row-major, and "prefix_tokens" (B, P, D), all through the same projection; "logits" (B, C) of the embedding.
+        map, row-major, and "prefix_tokens" (B, P, D), all through the same projection; "logits" (B, C) of the embedding, or of
+        a model with maps "dense" (B, C, h, w) in its place.
 
         Raises:
             ValueError: the student does not have one of `fields`.
         """
-        if set(fields) <= {*EMBEDDING, *([LOGITS] if self.classifier else ())}:
+        if set(fields) <= {*EMBEDDING, *([LOGITS] if self.gives == LOGITS else ())}:
             embedding = self.projection(self.body(images))
             return {name: self.classifier(embedding) if name == LOGITS else embedding for name in fields}  # type: ignore[misc]
         found = self.model(images)
+        maps = found.pop(DENSE, None)
         # A head that widens the pooled features (MobileNetV3) leaves tokens which no shared projection fits.
         fitting = {name: value for name, value in found.items() if value.shape[-1] == self.width}
-        if self.classifier:
+        if self.gives == LOGITS:
             fitting["logits"] = fitting["embedding"]
-        missing = [name for name in fields if name not in fitting]
+        missing = [name for name in fields if name not in fitting and (name != DENSE or self.gives != DENSE)]
         if missing:
             hint = "its tokens have another width than its embedding" if missing[0] in found else "it has none"
             raise ValueError(f"this student gives no {', '.join(missing)}: {hint}; choose another student or method")
-        given = {name: self.projection(fitting[name]) for name in fields}
+        given = {name: maps if name == DENSE else self.projection(fitting[name]) for name in fields}
         return {
-            name: self.classifier(value) if name == "logits" and self.classifier else value
+            name: self.classifier(value) if name == self.gives and self.classifier else value
             for name, value in given.items()
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one image's features, of all fields there are, seen on a black image."""
         found = _black_image(self, self.image_size, self.model)
+        maps = found.pop(DENSE, None)
         shapes = {
             name: (*value.shape[1:-1], self.embedding_dim)
             for name, value in found.items()
             if value.shape[-1] == self.width
         }
-        return shapes | ({"logits": (len(self.classes),)} if self.classes else {})
+        if maps is not None and self.classes:
+            shapes[DENSE] = (len(self.classes), *maps.shape[2:])
+        return shapes | ({"logits": (len(self.classes),)} if self.gives == LOGITS and self.classes else {})
 
     def one_sided(self) -> bool:
         """Whether its embedding has next to no negative coordinates, as what is pooled after a rectifier; seen on noise."""
@@ -164,6 +180,17 @@ class Student(nn.Module):
         }
 
 
+class _Maps(nn.Module):
+    """Images → dense logits."""
+
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.student.features(images, (DENSE,))[DENSE]
+
+
 def open_student(
     spec: str,
     *,
@@ -182,7 +209,8 @@ def open_student(
     Args:
         spec: "tiny" or "tiny:FILE"; "timm/NAME", or as a teacher with weights of its own "timm/NAME[.TAG]:FILE",
             "timm/local-dir:FOLDER", "timm/hf-hub:…"; the image tower "open_clip/NAME", "open_clip/NAME:CHECKPOINT",
-            "open_clip/NAME:TAG[:CHECKPOINT]"; of any other library that makes models to be trained; "run:FOLDER", the
+            "open_clip/NAME:TAG[:CHECKPOINT]"; "unet/WIDTH", "fpn/NAME", "smp/NAME", which give maps; of any other library that
+            makes models to be trained; "run:FOLDER", the
             student of a finished run, "run:FOLDER@epoch=N", one kept on the way, "run:hf-hub:USER/NAME[@REVISION]", one on
             the hub; or "MODULE:CALLABLE", importable from here too, that returns an `nn.Module` from
             (B, 3, S, S) to (B, D).
@@ -320,7 +348,7 @@ def _continued(
         return _checked(spec, model, embedding_dim, kept)
     if kept != student.classes:
         student.classes = kept
-        student.classifier = nn.Linear(student.embedding_dim, len(kept)) if kept else None
+        student.classifier = student._new_classifier()
     return student.train()
 
 

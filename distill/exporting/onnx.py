@@ -52,7 +52,7 @@ def write_onnx(
         takes = _put_before(file, preprocess) if with_preprocessing else takes
     described = {
         "input": takes,
-        "output": f"{student.gives}: float32 (batch, {student.gives_dim})",
+        "output": f"{student.gives}: float32 (batch, {', '.join(map(str, student.gives_shape))})",
         "precision": precision,
         "preprocess": json.dumps(record["preprocess"]),
         "teacher": str(record.get("teacher", "")),

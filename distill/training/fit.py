@@ -28,6 +28,7 @@ from featcache.machine import keep_freed_memory, resolve_device
 from featcache.models.run import Trained
 from featcache.run_folder import on_disk, pinned, split_spec
 from featcache.stop import stoppable
+from featcache.store.layout import LOGITS
 
 __all__ = ["FitConfig", "FitPlan", "FitProgress", "fit", "load_method", "preview"]
 
@@ -197,12 +198,12 @@ def _train(
 
 
 def _head(inputs: Inputs, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes | None:
-    """The student's classifier as a file that evaluators read beside its embeddings; None where it has none."""
-    if not inputs.student.classifier:
+    """The student's classifier of embeddings as a file that evaluators read beside these; None where it has none."""
+    if inputs.student.gives != LOGITS:
         return None
     student = copy.deepcopy(inputs.student).cpu()
     student.load_state_dict(weights)
-    assert student.classifier
+    assert isinstance(student.classifier, nn.Linear)
     encoder = Encoder.of(Trained("student", student, record))
     weight, bias = (each.detach().double().numpy() for each in (student.classifier.weight, student.classifier.bias))
     head = Head(weight, bias, np.arange(len(bias)), fingerprint=encoder.fingerprint, class_names=student.classes)

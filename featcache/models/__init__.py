@@ -117,6 +117,8 @@ class Model(nn.Module):
             and it takes its teacher's.
         projection: of a student, what its weights bring behind the network, where they do.
         remark: of a student, a line to tell before it is trained, "" for none.
+        map_width: of a student, channels of the map "dense" (B, K, h, w) that it gives, pixels of which are classified; 0 where it
+            gives none.
     """
 
     spec: str = ""
@@ -132,6 +134,7 @@ class Model(nn.Module):
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
     projection: nn.Linear | None
     remark: str = ""
+    map_width: int = 0
 
     def __init__(self) -> None:
         super().__init__()
