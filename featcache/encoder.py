@@ -1,4 +1,4 @@
-"""Encoder: a frozen model, its preprocessing, and a fingerprint of both."""
+"""Encoder: a frozen model, its input, and a fingerprint of both."""
 
 import hashlib
 import inspect
@@ -10,9 +10,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Num, UInt8
+from jaxtyping import Num, Shaped
 from torch import Tensor, nn
 
+from featcache.inputs import Input
 from featcache.inputs.images import Preprocess
 from featcache.models import Field, Model
 from featcache.plugins import load_plugin, plugin_names
@@ -23,14 +24,14 @@ from featcache.store.layout import DTYPES, INTEGERS
 
 @dataclass(kw_only=True)
 class Encoder:
-    """A frozen model that maps pixels to features.
+    """A frozen model that maps images, or texts, to features.
 
     Attributes:
         name: the spec it was loaded from.
-        module: eval-mode module; takes normalised images (B, 3, S, S) and returns a dict of tensors (B, …), more of
-            them than `fields` if it likes.
-        preprocess: how an image becomes its pixels.
-        fields: shape of one image's features, by name: "embedding" (D,) always, and where the model gives them
+        module: eval-mode module; takes what `preprocess.to_model` gives, normalised images (B, 3, S, S) or token ids
+            (B, L), and returns a dict of tensors (B, …), more of them than `fields` if it likes.
+        preprocess: how an image becomes its pixels, or a text its token ids.
+        fields: shape of one sample's features, by name: "embedding" (D,) always, and where the model gives them
             "logits" (C,), "tokens" (T, D), the patch tokens in row-major order of the patch grid, and
             "prefix_tokens" (P, D), the class token and the registers; further names and shapes as you like.
             A plain int is the length of a vector; a `Field` says what it is kept in too.
@@ -44,7 +45,7 @@ class Encoder:
 
     name: str
     module: nn.Module
-    preprocess: Preprocess
+    preprocess: Input[Any, Any]
     fields: dict[str, Any]  # int, tuple or Field is given, tuple is read
     output: str
     files: tuple[str, ...] = ()
@@ -83,6 +84,19 @@ class Encoder:
             classes=model.classes,
             own_precision=model.own_precision,
         )
+
+    @property
+    def image_input(self) -> Preprocess:
+        """Its input, where that is of images.
+
+        Raises:
+            ValueError: it is of another kind.
+        """
+        if not isinstance(self.preprocess, Preprocess):
+            raise ValueError(
+                f"{self.name}: takes {self.preprocess.kind}s, and this is for images; give an encoder of images"
+            )
+        return self.preprocess
 
     @property
     def embedding_dim(self) -> int:
@@ -131,22 +145,26 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(
-        self, pixels: UInt8[Tensor, "batch size size 3"], fields: Sequence[str] | None = None
+        self, pixels: Shaped[Tensor, "batch ..."], fields: Sequence[str] | None = None
     ) -> dict[str, Num[Tensor, "batch ..."]]:
-        """RGB pixels at `preprocess.size` px → features, float32, or whole numbers in their own dtype, on the encoder's device.
+        """What `preprocess.render` gives (of images, RGB pixels) → features, float32, or whole numbers in their own dtype, on
+        the encoder's device.
 
         Args:
-            pixels: uint8; in pinned memory they are copied to a GPU while it works.
+            pixels: uint8, or int32 token ids; in pinned memory they are copied to a GPU while it works.
             fields: which features to return, of `self.fields`; all of them by default.
 
         Raises:
             ValueError: the module returns a field in another shape than `self.fields` says, or no whole numbers where those are said.
         """
-        images = self.preprocess.to_model(pixels.to(self.device, non_blocking=True))
-        images = images.to(self.precision.weights, memory_format=self.precision.memory_format)
+        given = self.preprocess.to_model(pixels.to(self.device, non_blocking=True))
+        if given.is_floating_point():
+            given = given.to(self.precision.weights, memory_format=self.precision.memory_format)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.autocast), full_fp32(self.device):
-            features = self.module(images)
+            features = self.module(given)
         wanted = self.fields if fields is None else fields
+        if not self.preprocess.alike:
+            features = {name: _lengthened(features[name], self.fields[name]) for name in wanted if name in features}
         for name in wanted:
             if name not in features or tuple(features[name].shape[1:]) != self.fields[name]:
                 found = f"{tuple(features[name].shape[1:])}" if name in features else "nothing"
@@ -168,18 +186,32 @@ class Encoder:
         return values.to(held)
 
     def encode_padded(
-        self, pixels: UInt8[Tensor, "n size size 3"], batch: int, fields: Sequence[str] = ("embedding",)
+        self, pixels: Shaped[Tensor, "n ..."], batch: int, fields: Sequence[str] = ("embedding",)
     ) -> dict[str, Num[Tensor, "n ..."]]:
-        """`encode`, in forward passes of exactly `batch` images, the last one filled up.
+        """`encode`, in forward passes of exactly `batch` samples of one width, the last one filled up.
 
-        A model takes other kernels for another number of images, and gives other bits: so it always gets as many.
+        A model takes other kernels for another number of samples, and gives other bits: so it always gets as many.
         """
-        parts = []
-        for part in torch.split(pixels, batch):
-            filling = part[:1].expand(batch - len(part), *part.shape[1:])
-            found = self.encode(torch.cat([part, filling]) if len(filling) else part, fields)
-            parts.append({name: features[: len(part)] for name, features in found.items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in fields}
+        places, parts = [], []
+        for at, of_width in self.preprocess.by_width(pixels):
+            places.append(torch.arange(len(pixels))[at])
+            for part in torch.split(of_width, batch):
+                filling = part[:1].expand(batch - len(part), *part.shape[1:])
+                found = self.encode(torch.cat([part, filling]) if len(filling) else part, fields)
+                parts.append({name: features[: len(part)] for name, features in found.items()})
+        whole = {name: torch.cat([part[name] for part in parts]) for name in fields}
+        if len(places) == 1:
+            return whole
+        order = torch.cat(places).argsort()
+        return {name: features[order.to(features.device)] for name, features in whole.items()}
+
+
+def _lengthened(values: Shaped[Tensor, "batch ..."], shape: tuple[int, ...]) -> Shaped[Tensor, "batch ..."]:
+    """Features of each token of a batch that is narrower than the field, with zeros behind them."""
+    missing = shape[0] - values.shape[1] if values.ndim == len(shape) + 1 and len(shape) else 0
+    if missing <= 0 or values.shape[2:] != shape[1:]:
+        return values
+    return torch.cat([values, values.new_zeros(len(values), missing, *shape[1:])], 1)
 
 
 def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
@@ -191,13 +223,13 @@ def load_encoder(spec: str, *, trust_code: bool = False) -> Encoder:
     Raises:
         ValueError: no such library, model or weights; the message suggests near names or the remedy.
     """
-    match = re.match(r"(\w+)[/:](.+)", f"python:{code_in(spec)}" if names_code(spec) else spec)
+    match = re.match(r"([\w-]+)[/:](.+)", f"python:{code_in(spec)}" if names_code(spec) else spec)
     if not match:
         sources = ", ".join(plugin_names("featcache.models"))
         raise ValueError(
             f"teacher {spec!r} is not SOURCE/NAME; sources: {sources} (for example timm/vit_small_patch14_dinov2.lvd142m)"
         )
-    open_model = load_plugin("featcache.models", match[1]).open_model
+    open_model = load_plugin("featcache.models", match[1].replace("-", "_")).open_model
     trusting = trust_code and "trust_code" in inspect.signature(open_model).parameters
     found = open_model(match[2], trust_code=True) if trusting else open_model(match[2])
     if not isinstance(found, Encoder | Model):

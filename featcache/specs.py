@@ -74,7 +74,7 @@ def options_in(text: str, spec: str, known: Sequence[str]) -> dict[str, str]:
 def split_specs(text: str) -> list[str]:
     """The specs of a comma list. Commas of paths are left alone: a new spec begins only where one can, and never inside
     the path of a file or folder that is there."""
-    sources = "|".join(map(re.escape, plugin_names("featcache.models")))
+    sources = "|".join(re.escape(name).replace("_", "[_-]") for name in plugin_names("featcache.models"))
     begins = rf"(?:{sources})[/:]|[\w.]+:\w+(?:,|$)"
     cuts = [*(match.start() for match in re.finditer(rf",(?={begins})", text)), len(text)]
     specs, start = [], 0

@@ -114,7 +114,7 @@ def _images_per_second(encoder: Any) -> float:
     """Of the encoder alone, on pixels in memory, fp32."""
     import torch
 
-    pixels = torch.randint(0, 256, (16, encoder.preprocess.size, encoder.preprocess.size, 3), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (16, encoder.image_input.size, encoder.image_input.size, 3), dtype=torch.uint8)
     encoder.encode(pixels)
     began, images = time.perf_counter(), 0
     while time.perf_counter() - began < 0.5:

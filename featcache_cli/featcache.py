@@ -205,12 +205,12 @@ def extract(
         "max_failures": max_failures, "overwrite": overwrite,
     }  # fmt: skip
     if dry_run:
-        with screen.status("first images, precision"):
+        with screen.status(f"first {_kinds(encoders)}, precision"):
             plan = featcache.preview(images, encoders, outs, **given)
         _would_extract(plan, encoders, images, to_json)
         return
-    with bar("extract", "images") as update:
-        update(0, len(images), "first images, precision", "prepare")
+    with bar("extract", _kinds(encoders)) as update:
+        update(0, len(images), f"first {_kinds(encoders)}, precision", "prepare")
         told = _Told(encoders, update)
         stores = featcache.extract_all(
             images, encoders, outs, **given, engine=computing, announce=told.plan, progress=told.progress
@@ -226,7 +226,12 @@ def extract(
         for path, store in ((str(store.path), store) for store in stores)
     ]
     receipts.remember(watched, summaries)
-    _say_extracted(summaries, told.at, precision.value, to_json)
+    _say_extracted(summaries, told.at, precision.value, to_json, _kinds(encoders))
+
+
+def _kinds(encoders: list[Any]) -> str:
+    """What the encoders take: "images" or "texts"."""
+    return f"{encoders[0].preprocess.kind}s"
 
 
 class _Told:
@@ -245,7 +250,7 @@ class _Told:
 
     def progress(self, at: "ExtractionProgress") -> None:
         self.at = at
-        speed = f"{rate(at.images_per_second)} images/s" if at.images_per_second else ""
+        speed = f"{rate(at.images_per_second)} {_kinds(self._encoders)}/s" if at.images_per_second else ""
         self._update(at.done, at.rows, " · ".join(filter(None, [speed, f"{at.failed:,} failed" if at.failed else ""])))
 
 
@@ -287,7 +292,10 @@ def _say_begun(encoders: list[Any], images: Any, views: int) -> None:
     # Those of an ONNX file are none of PyTorch's.
     weights = {e.name: f"{e.parameters / 1e6:.1f} M parameters, " if e.parameters else "" for e in encoders}
     described = (f"{e.name} ({weights[e.name]}{e.embedding_dim}-d)" for e in encoders)
-    rows, classes = numbered(len(images), "image"), numbered(len(images.class_names or ()), "class", "classes")
+    rows, classes = (
+        numbered(len(images), encoders[0].preprocess.kind),
+        numbered(len(images.class_names or ()), "class", "classes"),
+    )
     screen.print(f"{shown(', '.join(described))} · {rows} ({classes}) × {numbered(views, 'view')}", highlight=False)
     _say_passed_over(passed_over(images))
 
@@ -311,7 +319,11 @@ def _one_each(teachers: list[str], outs: list[str] | None) -> tuple[list[str], l
 
 
 def _say_extracted(
-    summaries: list[dict[str, Any]], at: "ExtractionProgress | None", asked: str, to_json: str | None
+    summaries: list[dict[str, Any]],
+    at: "ExtractionProgress | None",
+    asked: str,
+    to_json: str | None,
+    kinds: str = "images",
 ) -> None:
     """What became of each store, whether in the precision `asked` for, and where the time went if there was anything
     `at` all to do."""
@@ -325,6 +337,8 @@ def _say_extracted(
         worst, checked = made["extraction"].get("cosine"), made["extraction"].get("checked")
         faithful = f", cosine to fp32 ≥ {worst:.5f} ({checked:,} rows checked)" if checked and worst is not None else ""
         screen.print(f"[green]{done}[/] {shown(made['store'])}: {rows}{rest} · {kept}{faithful}")
+        if cut := made["extraction"].get("truncated"):
+            screen.print(f"{numbered(cut, 'text')} cut: longer than the encoder takes", highlight=False)
         if (left := made["extraction"].get("outside_mean")) is not None:
             worst = made["extraction"]["outside_worst"]
             screen.print(f"probability outside the largest logits: mean {left:.4g}, worst {worst:.4g}", highlight=False)
@@ -341,7 +355,7 @@ def _say_extracted(
         shares = {name: getattr(at, name) / spent for name in ("wait", "encode", "write")}
         where = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         if at.images_per_second:  # nothing was computed: no rate
-            screen.print(f"{rate(at.images_per_second)} images/s ({where})")
+            screen.print(f"{rate(at.images_per_second)} {kinds}/s ({where})")
         summary |= {
             "resumed_rows": at.resumed,
             "reused_rows": at.reused,
@@ -351,7 +365,7 @@ def _say_extracted(
         if at.resumed:
             screen.print(f"resumed: {at.resumed:,} rows were already done")
         if at.reused:
-            screen.print(f"reused: {at.reused:,} rows whose images other stores had already seen")
+            screen.print(f"reused: {at.reused:,} rows whose {kinds} other stores had already seen")
     write_json(summary, to_json)
 
 

@@ -68,7 +68,7 @@ def new(
     if test:
         featcache.open_corpus(test)
     seen = survey(images)
-    side, parameters = encoder.preprocess.size, encoder.parameters
+    side, parameters = encoder.image_input.size, encoder.parameters
     extracted, settings = choose(seen, teacher_parameters=parameters, teacher_side=side, student=student)
     commands = _commands(corpus, seen.images, test, teacher, out, extracted, device.value, trust_code)
     files = {
@@ -94,7 +94,7 @@ def new(
         options = {name: each.value for name, each in extracted.items()}
         plan = featcache.preview(images, [encoder], [out / "teacher.zarr"], device=device.value, **options)
         values = {name: each.value for name, each in settings.items()}
-        training = seconds_of_training(values, encoder.preprocess, seen.images, device.value, trust_code)
+        training = seconds_of_training(values, encoder.image_input, seen.images, device.value, trust_code)
     screen.print(
         f"extraction: about {duration(plan.seconds)} at {rate(plan.samples_per_second)} images/s, "
         f"{plan.bytes_to_write / 1e6:,.1f} MB, {shown(', '.join(plan.precisions) or 'done already')}",

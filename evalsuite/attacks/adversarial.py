@@ -146,7 +146,7 @@ class Pgd:
         from featcache.extraction.samples import Wanted, read_sample
         from featcache.inputs import Views
 
-        sample = read_sample(self._corpus, row, Views(), [Wanted(encoder.preprocess)])
+        sample = read_sample(self._corpus, row, Views(), [Wanted(encoder.image_input)])
         if sample.seen[0] is None or sample.seen[0].pixels is None:
             raise ValueError(
                 f"{self._corpus.ids[row]} can no longer be read ({sample.reason}); bring {self._corpus.spec} back"
@@ -213,7 +213,7 @@ def embedding_of(encoder: Encoder, pixels: Any) -> Any:
     """As `Encoder.encode` in fp32, of float pixels (B, S, S, 3) in 0…255 and with their gradient."""
     import torch
 
-    moments = encoder.preprocess.mean, encoder.preprocess.std
+    moments = encoder.image_input.mean, encoder.image_input.std
     mean, std = (torch.tensor(each, device=pixels.device).mul(255) for each in moments)
     return encoder.module(((pixels - mean) / std).permute(0, 3, 1, 2).contiguous())["embedding"].float()
 

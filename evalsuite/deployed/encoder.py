@@ -79,7 +79,7 @@ def _write_joined(file: Path, encoder: Encoder, dtypes: Mapping[str, str]) -> st
 
     model = encoder.module
     assert isinstance(model, OnnxModel)
-    takes = write_graph(file, nn.Identity(), encoder.preprocess, ["prepared"], with_preprocessing=True)
+    takes = write_graph(file, nn.Identity(), encoder.image_input, ["prepared"], with_preprocessing=True)
     first = compose.add_prefix(onnx.load(file), "prepare/", rename_inputs=False)
     second = compose.add_prefix(onnx.load(model.files[0]), "model/")
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
@@ -103,12 +103,12 @@ def write_encoder(file: Path, encoder: Encoder, dtypes: Mapping[str, str]) -> fl
         ValueError: the encoder cannot be a graph, or the packages of the extra `onnx` are missing.
         RuntimeError: what was written does not give what the encoder gives.
     """
-    kept, size = AsKept(encoder.module, dtypes), encoder.preprocess.size
+    kept, size = AsKept(encoder.module, dtypes), encoder.image_input.size
     try:
         if isinstance(encoder.module, OnnxModel):
             takes = _write_joined(file, encoder, dtypes)
         else:
-            takes = write_graph(file, kept, encoder.preprocess, list(dtypes), with_preprocessing=True)
+            takes = write_graph(file, kept, encoder.image_input, list(dtypes), with_preprocessing=True)
     except ValueError:
         raise
     except Exception as error:  # torch's exporter raises its own kinds, over many lines
@@ -117,7 +117,7 @@ def write_encoder(file: Path, encoder: Encoder, dtypes: Mapping[str, str]) -> fl
             f"{encoder.name}: cannot be written as ONNX ({said}); keep its weights with --format safetensors, which needs featcache"
         ) from None
     describe(file, {"input": takes, "encoder": encoder.name, "fingerprint": encoder.fingerprint})
-    graph, plain, worst = open_session(file), Preprocessed(kept, encoder.preprocess), 0.0
+    graph, plain, worst = open_session(file), Preprocessed(kept, encoder.image_input), 0.0
     for count in (1, 3):
         images = pixels(count, 2 * size + count, 3 * size)
         with torch.inference_mode():
@@ -165,7 +165,7 @@ def open_weights(file: Path, spec: str, fingerprint: str, dtypes: Mapping[str, s
         raise ValueError(f"{file}: does not fit {spec} as it is here ({first_line(error)})") from None
     if encoder.fingerprint != fingerprint:
         raise ValueError(f"{spec}: is encoder {encoder.fingerprint} with {file}, which was written of {fingerprint}")
-    kept, like = AsKept(encoder.to("cpu").module, dtypes), encoder.preprocess
+    kept, like = AsKept(encoder.to("cpu").module, dtypes), encoder.image_input
 
     def encode(image: UInt8[np.ndarray, "height width 3"]) -> dict[str, np.ndarray]:
         item = Image.fromarray(image)

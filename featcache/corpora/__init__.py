@@ -1,4 +1,4 @@
-"""Corpora: sized, ordered, random-access collections of encoded images, one file a kind.
+"""Corpora: sized, ordered, random-access collections of encoded images, or of texts, one file a kind.
 
 A plugin has `open_corpus(rest_of_spec) -> Corpus`. It may have, for receipts, `named_files(rest_of_spec) -> list[str] | None`:
 the files that a corpus consists of, in its order; None when they are not local, or not known to be all. And where every
@@ -15,10 +15,10 @@ from featcache.plugins import load_plugin, plugin_names, suggest
 
 @runtime_checkable
 class Corpus(Protocol):
-    """What stage one and stage two need of a collection of images.
+    """What stage one and stage two need of a collection of images, or of texts.
 
-    It may also have `passed_over`: how many files that it found it left out, by kind, in words; and `target`, `has_target`
-    and, of masks, `mask_classes`: see `target`.
+    It may also have `kind`, "image" or "text", of what it holds (see `kind_of`); `passed_over`: how many files that it found
+    it left out, by kind, in words; and `target`, `has_target` and, of masks, `mask_classes`: see `target`.
     """
 
     spec: str
@@ -31,7 +31,7 @@ class Corpus(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> bytes:
-        """The encoded image file of sample `i`."""
+        """The encoded image file of sample `i`, or the UTF-8 bytes of that text."""
 
     def label(self, i: int) -> int:
         """Index into `class_names`, or -1."""
@@ -90,6 +90,20 @@ def original(spec: str) -> str | None:
     except ValueError:  # of another version, say
         return None
     return of and (original(of) or of)
+
+
+def kind_of(corpus: Corpus) -> str:
+    """Of what it holds: "image", where it says nothing else, or "text"."""
+    return getattr(corpus, "kind", "image")
+
+
+def refuse_other_kind(corpus: Corpus, encoder: str, kind: str) -> None:
+    """Raises ValueError where the corpus holds samples of another `kind` than that encoder takes."""
+    if kind_of(corpus) != kind:
+        raise ValueError(
+            f"{corpus.spec}: is of {kind_of(corpus)}s, and {encoder} takes {kind}s; give a corpus of {kind}s, or an encoder of "
+            f"{kind_of(corpus)}s"
+        )
 
 
 def passed_over(corpus: Corpus) -> Mapping[str, int]:

@@ -299,7 +299,7 @@ class _Maker:
     def _logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
         import torch
 
-        given = self._encoder.module(shown(self._encoder.preprocess, images))
+        given = self._encoder.module(shown(self._encoder.image_input, images))
         if self._own:
             return given["logits"].float()
         weight, bias = (torch.from_numpy(part).to(images) for part in (self._head.weight, self._head.bias))

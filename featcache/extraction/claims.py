@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.corpora import Corpus
+from featcache.corpora import Corpus, kind_of
 from featcache.disk.durable import is_held
 from featcache.disk.refusals import refuse_inside_store, refuse_mount_point, refuse_unmakeable, writing
 from featcache.extraction.samples import content_now, prefetch
 from featcache.extraction.unit import Unit
-from featcache.inputs.images import PARAMETERS
 from featcache.store import FeatureStore, StoreWriter
 from featcache.store.files import BUSY, Files, files_at, looks_like_store
 from featcache.store.integrity import find_damage
@@ -135,7 +134,7 @@ def changed_images(stores: Sequence[FeatureStore], corpus: Corpus, pool: ThreadP
             if store.state[row] != PENDING and was != now:
                 changed[store.path].append(row)
     return {
-        path: f"{path}: {len(rows)} images have changed since (first: {corpus.ids[rows[0]]}); "
+        path: f"{path}: {len(rows)} {kind_of(corpus)}s have changed since (first: {corpus.ids[rows[0]]}); "
         "choose another --out, or replace it with --overwrite: the rows of the others are taken over"
         for path, rows in changed.items()
         if rows
@@ -145,7 +144,7 @@ def changed_images(stores: Sequence[FeatureStore], corpus: Corpus, pool: ThreadP
 def store_bytes(manifest: Manifest) -> int:
     """Size of a store, but for its ids, reasons and metadata; kept images are guessed."""
     rows = -(-manifest.corpus.rows // manifest.chunk_rows) * manifest.chunk_rows
-    features = sum(manifest.field_bytes.values()) + 4 * manifest.views.count * len(PARAMETERS)
+    features = sum(manifest.field_bytes.values()) + 4 * manifest.views.count * len(manifest.views.parameters)
     kept = manifest.pixels.typical_bytes if manifest.pixels else 0
     return rows * (features + kept + 8 + 16 + 1)
 

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from featcache.encoder import Encoder
-from featcache.precision import CANDIDATES, FP32
+from featcache.precision import CANDIDATES, FP32, Precision
 from featcache.store.comparable import is_half
 
 CHOSEN = 0.9995
 """Smallest cosine on the images that a precision is chosen on: others will be worse than these few."""
+
+LAID_OUT = Precision(torch.float32, channels_last=True)
+"""Of token ids, fp32 all over again."""
 
 log = logging.getLogger("featcache")
 
@@ -27,7 +30,7 @@ def fastest_faithful(encoder: Encoder, pixels: Tensor, batch: int, device: str) 
 
     Args:
         encoder: left on `device`, in any precision.
-        pixels: images to be faithful to, uint8 (N, S, S, 3).
+        pixels: images to be faithful to, as rendered.
         batch: images a forward pass.
     """
     encoder.to(device)
@@ -36,6 +39,8 @@ def fastest_faithful(encoder: Encoder, pixels: Tensor, batch: int, device: str) 
     best, best_seconds = FP32, [math.inf, math.inf]
     for candidate in CANDIDATES.values():
         if candidate.weights == torch.float16 and device != "cuda":
+            continue
+        if candidate == LAID_OUT and encoder.preprocess.kind != "image":
             continue
         encoder.to(device, candidate)
         # One image first: half precision without hardware for it is so slow that the whole batch would take seconds.

@@ -1,4 +1,4 @@
-"""Job: one teacher's part of a pass over the images, unit by unit into its store."""
+"""Job: one teacher's part of a pass over the samples, unit by unit into its store."""
 
 import logging
 import time
@@ -10,6 +10,7 @@ import torch
 
 from featcache.corpora import Corpus
 from featcache.encoder import Encoder
+from featcache.extraction.passes import by_place, by_width, window_of
 from featcache.extraction.samples import Sample, Seen, Wanted, content_now, prefetch
 from featcache.extraction.spot_check import in_fp32
 from featcache.extraction.unit import Unit
@@ -30,8 +31,9 @@ WAITING = 8
 class Job:
     """Encodes samples in batches and writes them to `store`; takes them one by one, in row order.
 
-    Every forward pass is over the same number of images, whatever failed or was known already, and a sample's place in
-    it is its place in the unit modulo the batch: so its bits depend on nothing else, and a resumed run makes the same.
+    Every forward pass is over the same number of samples, whatever failed or was known already, and an image's place in it
+    is its place in the unit modulo the batch: so its bits depend on nothing else, and a resumed run makes the same. Texts
+    are sorted by width first, some passes' worth at a time.
 
     Args:
         encoder: on its device, in its precision.
@@ -41,7 +43,7 @@ class Job:
 
     Attributes:
         wanted: what it wants of a sample.
-        batch: images a forward pass.
+        batch: samples a forward pass.
         unit_rows: rows of a unit.
         encode_seconds, write_seconds: spent so far.
     """
@@ -53,6 +55,7 @@ class Job:
         assert batch is not None
         self.batch, self._views = batch, store.views
         self._places = max(1, self.batch // self._views)  # for samples, in a forward pass
+        self._window = 0 if encoder.preprocess.alike else window_of(store.manifest, batch)
         self._warned = False
         self.encode_seconds = self.write_seconds = 0.0
         self.unit_rows = store.manifest.chunk_rows
@@ -88,14 +91,12 @@ class Job:
             saved = self._saved
             self._unit = saved if saved and saved.number == number else Unit(self.store, number)
         position = row - self._unit.start
-        place = position % self._places if seen and seen.pixels is not None else None
+        place = position % self._places if seen and seen.pixels is not None and not self._window else None
         passed = place in self._taken and self._pass()
         self._waiting.append((position, sample, seen))
         self._taken |= set() if place is None else {place}
         finished = position == self._unit.rows - 1
-        # A pass that few places of are taken waits for more samples to be computed; for so many known ones at most.
-        ends = (position + 1) % self._places == 0 and not 0 < 2 * len(self._taken) < self._places
-        if finished or ends or len(self._waiting) >= WAITING * self._places:
+        if finished or self._ends(position):
             passed = self._pass()
         if finished:
             began = time.perf_counter()
@@ -112,6 +113,14 @@ class Job:
             self.save()
         return passed
 
+    def _ends(self, position: int) -> bool:
+        """Whether what is waiting is encoded now that the row at `position` is there."""
+        if self._window:
+            return (position + 1) % self._window == 0
+        # A pass that few places of are taken waits for more samples to be computed; for so many known ones at most.
+        whole = (position + 1) % self._places == 0 and not 0 < 2 * len(self._taken) < self._places
+        return whole or len(self._waiting) >= WAITING * self._places
+
     def new_tails(self) -> dict[str, bytes]:
         """Of the units finished since this was last asked for."""
         tails, self._tails = self._tails, {}
@@ -125,7 +134,7 @@ class Job:
             self.write_seconds += time.perf_counter() - began
 
     def _pass(self) -> bool:
-        """Encode what is waiting, in one forward pass, and put all of it into the unit."""
+        """Encode what is waiting, and put all of it into the unit."""
         assert self._unit is not None
         began = time.perf_counter()
         features, lost = self._encode(self._unit)
@@ -141,19 +150,30 @@ class Job:
     def _encode(self, unit: Unit) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, str]]:
         """Features by position, of the waiting samples that have pixels; and why those of a position are lost."""
         waiting = {position: seen.pixels for position, _, seen in self._waiting if seen and seen.pixels is not None}
+        features: dict[int, dict[str, np.ndarray]] = {}
+        lost: dict[int, str] = {}
         if not waiting:
-            return {}, {}
-        some = next(iter(waiting.values()))[0]
-        passes = -(-self._places * self._views // self.batch)  # more than one for very many views
-        on_gpu = self.encoder.device.type == "cuda"
-        shape, dtype = (passes * self.batch, *some.shape), getattr(torch, some.dtype.name)
-        images = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
-        pixels, filled = images.numpy(), np.zeros(len(images), bool)
-        places = {position: position % self._places * self._views for position in waiting}
-        for position, place in places.items():
-            pixels[place : place + self._views] = waiting[position]
-            filled[place : place + self._views] = True
-        pixels[~filled] = some
+            return features, lost
+        pinned = self.encoder.device.type == "cuda"
+        if self._window:
+            seen_ones = [(position, seen) for position, _, seen in self._waiting if seen]
+            passes = by_width(seen_ones, self.encoder.preprocess, self.batch, pinned)
+        else:
+            passes = by_place(waiting, self._places, self._views, self.batch, pinned)
+        for images, places in passes:
+            self._encode_pass(unit, images, places, waiting, features, lost)
+        return features, lost
+
+    def _encode_pass(
+        self,
+        unit: Unit,
+        images: torch.Tensor,
+        places: dict[int, int],
+        waiting: dict[int, np.ndarray],
+        features: dict[int, dict[str, np.ndarray]],
+        lost: dict[int, str],
+    ) -> None:
+        """One pass of `_encode`, whose results it adds to `features` and `lost`."""
         fields = tuple(self.store.manifest.fields)
         encoded = self.encoder.encode_padded(images, self.batch, fields)
         embedding = encoded[EMBEDDING].cpu().numpy()
@@ -165,7 +185,6 @@ class Job:
             else values.to(getattr(torch, manifest.dtype(name))).cpu().numpy()
             for name, values in encoded.items()
         }
-        features, lost = {}, {}
         for position, place in places.items():
             mine = slice(place, place + self._views)
             features[position] = {name: values[mine] for name, values in stored.items()}
@@ -177,7 +196,6 @@ class Job:
                 lost[position] = "its features are not finite"
             elif unit.check and unit.check.wants(position):
                 unit.check.add(position, waiting[position], embedding[mine])
-        return features, lost
 
     def _check(self, unit: Unit) -> None:
         """Compare some rows of a whole unit with fp32."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.corpora import Corpus, passed_over
+from featcache.corpora import Corpus, kind_of, passed_over, refuse_other_kind
 from featcache.disk.refusals import writing
 from featcache.encoder import Encoder
 from featcache.extraction.claims import changed_images, claim, look, nearest, refuse_small_disks, store_bytes
@@ -20,7 +20,6 @@ from featcache.extraction.rehearsal import FewImages, how_computed, rehearse
 from featcache.extraction.samples import digest_of_corpus
 from featcache.extraction.settings import ExtractSettings
 from featcache.extraction.work import ExtractionWork, Pass
-from featcache.inputs.images import PARAMETERS
 from featcache.specs import naming
 from featcache.store import FeatureStore, StoreWriter, create_store
 from featcache.store.files import Files, files_at
@@ -251,9 +250,17 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
     """What a store of these will say of itself, but for how its features are computed.
 
     Raises:
-        ValueError: the encoder lacks a field, or ids, labels or a field's name are none that a store can hold.
+        ValueError: the encoder takes other samples, has no such views, or lacks a field, or ids, labels or a field's name are
+            none that a store can hold.
     """
     recipe, dtype = settings.recipe, settings.dtype
+    refuse_other_kind(corpus, encoder.name, encoder.preprocess.kind)
+    if recipe.augment not in encoder.preprocess.augments:
+        raise ValueError(
+            f"--augment {recipe.augment}: {encoder.name} takes {kind_of(corpus)}s, which have one view; leave it out"
+        )
+    if settings.pixels and kind_of(corpus) != "image":
+        raise ValueError(f"--pixels {settings.pixels.size}: {corpus.spec} is of {kind_of(corpus)}s; leave it out")
     fields = [EMBEDDING, *sorted(set(settings.fields) - {EMBEDDING})]
     if missing := [name for name in fields if name not in encoder.fields]:
         raise ValueError(f"--fields {','.join(missing)}: {encoder.name} gives {', '.join(encoder.fields)}")
@@ -289,7 +296,7 @@ def manifest_of(corpus: Corpus, encoder: Encoder, settings: ExtractSettings) -> 
             class_names=names or None,
             passed_over=dict(passed_over(corpus)),
         ),
-        views=ViewsRecord(**recipe.record, parameters=list(PARAMETERS)),
+        views=ViewsRecord(**recipe.record, parameters=list(encoder.preprocess.parameters)),
         fields={name: list(encoder.fields[name]) for name in fields},
         dtypes={name: kept for name, kept in dtypes.items() if kept != FLOAT16},
         **top_k,

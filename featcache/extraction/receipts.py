@@ -32,7 +32,19 @@ from featcache.specs import names_code
 
 YOUNG_NS = 2_000_000_000
 """No file system in use records times more coarsely."""
-_PACKAGES = ("featcache", "torch", "timm", "open_clip_torch", "onnxruntime", "pillow", "pillow-heif", "scikit-learn")
+_PACKAGES = (
+    "featcache",
+    "torch",
+    "timm",
+    "open_clip_torch",
+    "onnxruntime",
+    "transformers",
+    "tokenizers",
+    "sentence-transformers",
+    "pillow",
+    "pillow-heif",
+    "scikit-learn",
+)
 _ENVIRONMENT = (
     "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TIMM_USE_OLD_CACHE", "FEATCACHE_MAX_PIXELS",
 )  # fmt: skip
@@ -241,12 +253,13 @@ def _corpus_files(spec: str) -> list[str] | None:
 
 def _teacher_library(spec: str) -> tuple[ModuleType, str] | None:
     """The library of an encoder's spec, if it is one of ours whose weights are files, and the rest of the spec."""
-    match = re.fullmatch(r"(\w+)[/:](.+)", spec)
-    if not match or names_code(spec) or match[1] not in plugin_names("featcache.models"):
+    match = re.fullmatch(r"([\w-]+)[/:](.+)", spec)
+    source = match[1].replace("-", "_") if match else ""
+    if not match or names_code(spec) or source not in plugin_names("featcache.models"):
         return None
-    if any(entry.name == match[1] for entry in entry_points(group="featcache.models")):
+    if any(entry.name == source for entry in entry_points(group="featcache.models")):
         return None
-    library = load_plugin("featcache.models", match[1])
+    library = load_plugin("featcache.models", source)
     return (library, match[2]) if hasattr(library, "named_files") else None
 
 

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
-from featcache.corpora import Corpus
+from featcache.corpora import Corpus, kind_of
 from featcache.encoder import Encoder
 from featcache.extraction.fastest import fastest_faithful, pass_seconds
 from featcache.extraction.pins import settle
 from featcache.extraction.samples import Sample, Wanted, read_sample
 from featcache.extraction.settings import ExtractSettings
-from featcache.inputs import Views
-from featcache.inputs.images import Preprocess
+from featcache.inputs import Input, Views
 from featcache.machine import machine_kind
 from featcache.precision import CANDIDATES, FP32
 from featcache.store import FeatureStore
@@ -42,10 +41,10 @@ class FewImages:
         self._corpus, self._recipe, self._pool = corpus, recipe, pool
         self.first = cache(self._first)
 
-    def _read(self, preprocess: Preprocess, rows: Iterable[int]) -> Iterator[Sample]:
+    def _read(self, preprocess: Input[Any, Any], rows: Iterable[int]) -> Iterator[Sample]:
         return self._pool.map(lambda row: read_sample(self._corpus, row, self._recipe, [Wanted(preprocess)]), rows)
 
-    def _first(self, preprocess: Preprocess) -> tuple[UInt8[torch.Tensor, "n size size 3"], float]:
+    def _first(self, preprocess: Input[Any, Any]) -> tuple[Shaped[torch.Tensor, "n ..."], float]:
         """The first readable ones; and how many seconds a sample took to read.
 
         Raises:
@@ -61,7 +60,7 @@ class FewImages:
                 reason = reason or (f"{self._corpus.ids[row]}: {sample.reason}" if sample.reason else "")
         if not found:
             raise ValueError(
-                f"{self._corpus.spec}: not one of {len(self._corpus)} images could be read (the first: {reason})"
+                f"{self._corpus.spec}: not one of {len(self._corpus)} {kind_of(self._corpus)}s could be read (the first: {reason})"
             )
         began = time.perf_counter()
         for _ in self._read(preprocess, found):  # once more: the first time is not like the others
@@ -69,7 +68,7 @@ class FewImages:
         seconds = (time.perf_counter() - began) / len(found)
         return torch.from_numpy(np.stack(list(found.values()))), seconds
 
-    def spread(self, preprocess: Preprocess) -> UInt8[torch.Tensor, "n size size 3"]:
+    def spread(self, preprocess: Input[Any, Any]) -> Shaped[torch.Tensor, "n ..."]:
         """Those all over the corpus that can be read: the first ones alone may be of one class."""
         rows = sorted({i * len(self._corpus) // CHOOSING_IMAGES for i in range(CHOOSING_IMAGES)})
         samples = self._read(preprocess, rows)
@@ -143,7 +142,7 @@ def _of_replaced(path: str | Path, fingerprint: str, machine: str) -> str | None
     return made.precision if same and made.precision in NAMES else None
 
 
-def rehearse(encoder: Encoder, manifest: Manifest, pixels: UInt8[torch.Tensor, "n size size 3"]) -> float:
+def rehearse(encoder: Encoder, manifest: Manifest, pixels: Shaped[torch.Tensor, "n ..."]) -> float:
     """Put the encoder into the store's precision and warn of what a few of its features show; seconds an image."""
     made = manifest.extraction
     assert made.device

@@ -1,4 +1,4 @@
-"""Samples: one image read, decoded and rendered for every teacher, many at a time."""
+"""Samples: one image or text read, decoded and rendered for every teacher, many at a time."""
 
 import errno
 import hashlib
@@ -35,7 +35,7 @@ class Seen:
     """What one teacher gets of a sample: view parameters, and either pixels or known features."""
 
     parameters: np.ndarray  # (V, P) float32
-    pixels: np.ndarray | None = None  # (V, S, S, 3) uint8
+    pixels: np.ndarray | None = None  # (V, S, S, 3) uint8, or (1, L) int32 token ids
     known: dict[str, np.ndarray] | None = None  # field → (V, …), as stored
 
 
@@ -73,14 +73,15 @@ def read_sample(
         found = [want.known.find(content, sample_id) if want and want.known else None for want in wanted]
         seen = [Seen(known[1], known=known[0]) if known else None for known in found]
         if keep or any(want and not known for want, known in zip(wanted, found, strict=True)):
-            of_kind: type[Input[Any, Any]] = next((type(want.preprocess) for want in wanted if want), Preprocess)
-            item = of_kind.decode(encoded)
-            size, kept = of_kind.size_of(item), keep.encode(item) if keep else b""
+            item = next((type(want.preprocess) for want in wanted if want), Preprocess).decode(encoded)
+            if keep:
+                size, kept = item.size, keep.encode(item)
             rendered: dict[Input[Any, Any], Seen] = {}  # teachers of one preprocessing share the pixels
             for i, want in enumerate(wanted):
                 if want is None or seen[i]:
                     continue
                 if want.preprocess not in rendered:
+                    size = want.preprocess.size_of(item)
                     views = [want.preprocess.draw(size, recipe, sample_id, number) for number in range(recipe.count)]
                     rendered[want.preprocess] = Seen(
                         np.array([view.parameters for view in views], np.float32),

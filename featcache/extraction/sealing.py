@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from featcache.disk.refusals import writing
+from featcache.inputs.texts import TOKENS
 from featcache.store import StoreWriter
 from featcache.store.index import discard_replaced, register
 from featcache.store.layout import COSINE, OK
@@ -34,7 +35,8 @@ def finished(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
 
 
 def _sealed(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
-    """Its manifest says how far its features are from fp32 at worst, and what is left out where only the largest are kept."""
+    """Its manifest says how far its features are from fp32 at worst, how many texts were cut, and what is left out where only the
+    largest are kept."""
     manifest = store.manifest
     if not len(store.ok):
         reason = next(iter(store.reasons.values()))
@@ -47,10 +49,20 @@ def _sealed(store: StoreWriter, tails: Mapping[str, bytes]) -> StoreWriter:
             known = cosines[~np.isnan(cosines)]
             worst = round(float(known.min()), 6) if len(known) else None
             manifest = manifest.changed(extraction=manifest.extraction.changed(cosine=worst, checked=len(known)))
+        if TOKENS in manifest.views.parameters and not manifest.derivation:
+            manifest = manifest.changed(extraction=manifest.extraction.changed(truncated=_truncated(store)))
         for name in manifest.top_k:
             manifest = manifest.changed(extraction=manifest.extraction.changed(**_outside(store, name)))
         store.seal(manifest, tails=tails)
     return store
+
+
+def _truncated(store: StoreWriter) -> int:
+    """Texts that are longer than their encoder takes."""
+    column = [*store.manifest.views.parameters].index(TOKENS)
+    longest = store.manifest.encoder.preprocess["max_length"]
+    units = (store.rows_of(unit) for unit in range(store.chunks))
+    return sum(int((store.read("view", rows.start, rows.stop)[:, 0, column] > longest).sum()) for rows in units)
 
 
 def _outside(store: StoreWriter, name: str) -> dict[str, float]:

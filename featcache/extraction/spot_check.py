@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 
 from featcache.precision import FP32
 from featcache.store.layout import EMBEDDING
@@ -40,7 +40,7 @@ class SpotCheck:
     def add(
         self,
         position: int,
-        pixels: UInt8[np.ndarray, "views size size 3"],
+        pixels: Shaped[np.ndarray, "views ..."],
         embedding: Float[np.ndarray, "views d"],
     ) -> None:
         """What a checked row's pixels became."""
@@ -80,7 +80,7 @@ class SpotCheck:
 
 
 def in_fp32(
-    encoder: "Encoder", pixels: UInt8[np.ndarray, "n size size 3"], fields: tuple[str, ...] = (EMBEDDING,)
+    encoder: "Encoder", pixels: Shaped[np.ndarray, "n ..."], fields: tuple[str, ...] = (EMBEDDING,)
 ) -> dict[str, torch.Tensor]:
     """What `encoder` makes of these pixels in fp32, on the CPU; it is handed back in the precision that it came in."""
     before = encoder.precision

@@ -4,12 +4,12 @@ A plugin has `open_input(record) -> Input`, from what the manifest of a store re
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from featcache.plugins import load_plugin
 
@@ -93,9 +93,12 @@ class Input(ABC, Generic[Item, OneView]):
         kind: of corpora whose samples it takes.
         augments: those of `Views` that it can draw.
         parameters: columns of the store's `view` array.
+        alike: whether all that it renders goes through a model in one shape. Where not, `width` says which samples may share
+            a forward pass.
     """
 
     kind: ClassVar[str]
+    alike: ClassVar[bool] = True
     augments: ClassVar[tuple[str, ...]] = ("none",)
     parameters: ClassVar[tuple[str, ...]] = ()
 
@@ -111,10 +114,10 @@ class Input(ABC, Generic[Item, OneView]):
             Exception: it is none; the message says what is wrong.
         """
 
-    @staticmethod
-    def size_of(item: Item) -> tuple[int, int]:
-        """What `draw` needs to know of a sample, and a store keeps of it: of images (width, height) in px."""
-        return (0, 0)
+    @abstractmethod
+    def size_of(self, item: Item) -> tuple[int, int]:
+        """What `draw` needs to know of a sample: of images (width, height) in px, which a store keeps too; of texts (tokens
+        of the whole text, 1)."""
 
     @abstractmethod
     def draw(self, size: tuple[int, int], views: Views, sample_id: str, view: int) -> OneView:
@@ -130,8 +133,23 @@ class Input(ABC, Generic[Item, OneView]):
         """
 
     @abstractmethod
-    def to_model(self, rendered: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+    def to_model(self, rendered: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "batch ..."]:
         """A batch of what `render` gives, on the device → what the model takes."""
+
+    @abstractmethod
+    def blank(self, count: int) -> Shaped[Tensor, "count ..."]:
+        """What `render` gives of so many samples in which nothing is to be seen, for trying a model: black images."""
+
+    def width(self, parameters: Sequence[float]) -> int:
+        """How much of what `render` gives goes through a model, by a row of the store's `view` array: a sample shares forward
+        passes with those of the same width alone, and it depends on nothing but the sample. Of images all: 0."""
+        return 0
+
+    def by_width(
+        self, rendered: Shaped[Tensor, "n ..."]
+    ) -> Iterator[tuple[Shaped[Tensor, " m"] | slice, Shaped[Tensor, "m ..."]]]:
+        """Which samples go through a model together, and what of each goes; of images all of all."""
+        yield slice(None), rendered
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

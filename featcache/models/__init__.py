@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from featcache.inputs.images import Preprocess
+from featcache.inputs import Input
 from featcache.plugins import load_plugin, plugin_names
 
 Features = dict[str, Tensor]
@@ -102,10 +102,10 @@ class Model(nn.Module):
 
     Attributes:
         spec: that it was opened by.
-        network: images → embedding (B, D). A student's files hold its weights by the network's own names.
+        network: images, or token ids → embedding (B, D). A student's files hold its weights by the network's own names.
 
-        input: of a teacher, how an image becomes what it takes.
-        fields: of a teacher, shape of one image's features by name, or `Field`.
+        input: of a teacher, how an image or a text becomes what it takes.
+        fields: of a teacher, shape of one sample's features by name, or `Field`.
         output: of a teacher, which layer and pooling each field is, in words; part of the fingerprint.
         files: of a teacher, local files that the weights were loaded from, where known.
         classes: of a teacher, names of the columns of its "logits", where known.
@@ -122,7 +122,7 @@ class Model(nn.Module):
     """
 
     spec: str = ""
-    input: Preprocess
+    input: Input[Any, Any]
     fields: Mapping[str, tuple[int, ...] | Field]
     output: str
     files: tuple[str, ...] = ()
@@ -147,8 +147,8 @@ class Model(nn.Module):
         assert isinstance(body, nn.Module)
         return body
 
-    def forward(self, images: Float[Tensor, "batch 3 size size"]) -> Features:
-        """All that it gives of normalised images."""
+    def forward(self, images: Shaped[Tensor, "batch ..."]) -> Features:
+        """All that it gives of normalised images (B, 3, S, S), or of token ids (B, L), −1 behind the end of each text."""
         return {"embedding": self.body(images)}
 
     def refuse_untrainable(self, width: int) -> None:

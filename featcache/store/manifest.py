@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecord(Record):
-    """Which encoder made the features: `preprocess` as `Preprocess.to_dict` has it, `output` in words, `classes` the names of
+    """Which encoder made the features: `preprocess` as `Input.to_dict` has it, `output` in words, `classes` the names of
     the columns of its logits, where known."""
 
     name: str
@@ -161,10 +161,11 @@ class ExtractionRecord(Record):
     """How the features were computed, as far as it is known.
 
     Attributes:
-        precision: exact name, see `featcache.precision`; `machine`: kind of machine; `batch_size`: images a forward pass.
+        precision: exact name, see `featcache.precision`; `machine`: kind of machine; `batch_size`: samples a forward pass.
         cosine: the worst of an embedding to that in fp32; None where it was not (yet) computed.
         checked: rows that it was computed of. Written in half precision only: then there is an array `cosine`.
         outside_mean, outside_worst: where only the largest logits are kept, the probability of the others, over rows and views.
+        truncated: of texts, how many are longer than the encoder takes, and were cut.
         imported, dtype: of features that another program made, the file's name and dtype.
     """
 
@@ -176,6 +177,7 @@ class ExtractionRecord(Record):
     checked: int | None = None
     outside_mean: float | int | None = None
     outside_worst: float | int | None = None
+    truncated: int | None = None
     imported: str | None = None
     dtype: str | None = None
 

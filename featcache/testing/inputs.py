@@ -14,7 +14,7 @@ from featcache.plugins import load_plugin
 
 
 class InputContract:
-    """Of the input `name`: of `example`, one of them, with a sample `encoded` for it."""
+    """Of the input `name`: of `example`, one of them, with a sample `encoded` for it (an image, where it is not overridden)."""
 
     name: str
     example: Input[Any, Any]
@@ -54,5 +54,23 @@ class InputContract:
         rendered = torch.from_numpy(np.stack([self.example.render(item, view)] * 2))
         batch = self.example.to_model(rendered)
         assert len(batch) == 2
-        assert batch.is_floating_point()
+        assert batch.is_floating_point() == (self.example.kind == "image")
         assert batch.isfinite().all()
+
+    def test_blank_samples_are_rendered_ones(self, encoded: bytes) -> None:
+        item = self.example.decode(encoded)
+        rendered = self.example.render(item, self.example.draw(self.example.size_of(item), Views(), "a", 0))
+        blank = self.example.blank(2)
+        assert blank.shape == (2, *rendered.shape)
+        assert blank.numpy().dtype == rendered.dtype
+
+    def test_samples_of_one_width_go_together(self, encoded: bytes) -> None:
+        blank = self.example.blank(3)
+        found = list(self.example.by_width(blank))
+        assert sorted(i for at, _ in found for i in torch.arange(3)[at].tolist()) == [0, 1, 2]
+        item = self.example.decode(encoded)
+        view = self.example.draw(self.example.size_of(item), Views(), "a", 0)
+        rendered = torch.from_numpy(self.example.render(item, view)[None].copy())
+        ((_, part),) = self.example.by_width(rendered)
+        if not self.example.alike:
+            assert part.shape[1] == self.example.width(view.parameters)

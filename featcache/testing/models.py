@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from featcache.encoder import Encoder, load_encoder
+from featcache.inputs import Input
 from featcache.inputs.images import Preprocess
+from featcache.inputs.texts import Texts
 from featcache.models import Features, Model
 from featcache.plugins import load_plugin
 from featcache.student import load_student, make_student
@@ -29,6 +31,29 @@ class SmallModule(nn.Module):
         return {"embedding": found.mean((2, 3)) + 0.1, "tokens": found.flatten(2).transpose(1, 2)}
 
 
+class SmallTextModule(nn.Module):
+    """A vector a byte, and what lies before it; their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self.before = nn.Embedding(256, 6), nn.Linear(6, 6)
+
+    def forward(self, ids: Tensor) -> Features:
+        known = (ids >= 0)[..., None]
+        found = self.bytes(ids.clamp(min=0)) * known
+        sums = self.before(found.cumsum(1)).tanh() * known
+        return {"embedding": sums.sum(1) / known.sum(1)}
+
+
+def small_text_teacher() -> Encoder:
+    """`featcache.testing.models:small_text_teacher`: texts of up to 24 bytes, embedding (6,)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = SmallTextModule()
+    like = Texts(tokenizer="bytes", max_length=24)
+    return Encoder(name="small texts", module=module, preprocess=like, fields={"embedding": (6,)}, output="mean")
+
+
 def small_teacher() -> Encoder:
     """`featcache.testing.models:small_teacher`: images of 16 px, embedding (6,), tokens (16, 6)."""
     with torch.random.fork_rng():
@@ -41,6 +66,17 @@ def small_teacher() -> Encoder:
         fields={"embedding": (6,), "tokens": (16, 6)},
         output="mean pool",
     )
+
+
+def some_samples(like: Input[Any, Any], count: int) -> Tensor:
+    """What `render` gives of noise: images, or texts of different lengths."""
+    seen = like.blank(count)
+    if isinstance(like, Texts):
+        for row, tokens in zip(seen, torch.linspace(1, like.max_length, count).long().tolist(), strict=True):
+            row[:] = -1
+            row[:tokens] = torch.randint(0, like.vocabulary or 1, (tokens,))
+        return seen
+    return torch.randint_like(seen, 256)
 
 
 class ModelContract:
@@ -89,14 +125,13 @@ class ModelContract:
             pytest.skip("names no teacher")
         encoder, again = load_encoder(self.teacher), load_encoder(self.teacher)
         assert encoder.fingerprint == again.fingerprint
-        size = encoder.preprocess.size
-        pixels = torch.randint(0, 256, (3, size, size, 3), dtype=torch.uint8)
-        found = encoder.encode(pixels)
+        seen = some_samples(encoder.preprocess, 3)
+        found = encoder.encode_padded(seen, 3, tuple(encoder.fields))
         assert {name: tuple(value.shape) for name, value in found.items()} == {
             name: (3, *shape) for name, shape in encoder.fields.items()
         }
         assert all(value.isfinite().all() for value in found.values())
-        for name, value in again.encode(pixels).items():
+        for name, value in again.encode_padded(seen, 3, tuple(encoder.fields)).items():
             assert torch.equal(value, found[name]), name
 
     @pytest.mark.parametrize("classes", [None, ["cat", "dog"]])

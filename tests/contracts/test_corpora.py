@@ -49,6 +49,11 @@ def digits(root: Path) -> str:
     return "digits:test"
 
 
+def lines(root: Path) -> str:
+    (root / "texts.txt").write_text("one\r\ntwo, élan\nthree\n")
+    return f"lines:{root / 'texts.txt'}"
+
+
 def manifest(root: Path) -> str:
     folder(root)
     (root / "m.csv").write_text("path,label\nb/2.png,b\nb/1.JPG,b\na/deep/er/0.png,a\nloose.webp,\n")
@@ -105,6 +110,7 @@ SPECS: dict[str, Callable[[Path], str]] = {
     "digits": digits,
     "folder": folder,
     "hf": hf,
+    "lines": lines,
     "manifest": manifest,
     "masks": masks,
     "mixed": mixed,

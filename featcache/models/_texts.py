@@ -1,0 +1,123 @@
+"""What models of texts share: options of their specs, the tokeniser that a library has, tokens pooled in one way."""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from featcache.inputs.texts import Texts, with_tokenizer
+from featcache.models import Model, first_line
+from featcache.specs import options_in
+
+POOLS = ("mean", "cls", "max", "last")
+MAX_LENGTH = 512
+"""Tokens of a text, where neither the tokeniser nor the model's configuration says how many."""
+NO_LIMIT = 10**6
+"""Tokenisers without a limit say that it is more than this."""
+UNTOLD = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"}
+"""Of a configuration, what changes nothing that is computed in fp32."""
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """The library's own bars, of weights read in milliseconds, are not shown."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def missing_package(spec: str, extra: str = "text") -> ValueError:
+    return ValueError(f'{spec}: needs pip install "featcache[{extra}]"')
+
+
+def text_options(source: str, rest: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """`rest` of a spec without its options, and those options.
+
+    Raises:
+        ValueError: an option that is not `known`, is given twice, or has no such value.
+    """
+    match = re.fullmatch(r"(.*?)((?:@\w+=[^@]*)*)", rest, re.DOTALL)
+    assert match
+    options = options_in(match[2], f"{source}/{rest}", known)
+    if options.get("pool", POOLS[0]) not in POOLS:
+        raise ValueError(f"{source}/{rest}: @pool={options['pool']}: no such pooling; known: {', '.join(POOLS)}")
+    if not re.fullmatch(r"[1-9]\d*", options.get("max_length", "1")):
+        raise ValueError(f"{source}/{rest}: give tokens of a text (@max_length=128)")
+    return match[1], options
+
+
+def pooled(
+    tokens: Float[Tensor, "batch length d"], known: Bool[Tensor, "batch length"], pool: str
+) -> Float[Tensor, "batch d"]:
+    """One vector a text: the mean of its tokens, its first, the largest of each column, or its last."""
+    if pool == "cls":
+        return tokens[:, 0]
+    if pool == "last":
+        return tokens[torch.arange(len(tokens), device=tokens.device), known.sum(1) - 1]
+    if pool == "max":
+        return tokens.masked_fill(~known[..., None], -torch.inf).amax(1)
+    weight = known[..., None].to(tokens.dtype)
+    return (tokens * weight).sum(1) / weight.sum(1)
+
+
+def as_given(ids: Int64[Tensor, "batch length"], padding: int) -> dict[str, Tensor]:
+    """Token ids, −1 behind the end, as libraries take them."""
+    known = ids >= 0
+    return {"input_ids": ids.where(known, padding), "attention_mask": known.long()}
+
+
+def longest_of(tokenizer: Any, config: Any) -> int:
+    """Tokens of a text, as tokeniser and configuration record them, or 512."""
+    said = [getattr(tokenizer, "model_max_length", 0), getattr(config, "max_position_embeddings", 0)]
+    return min((each for each in said if each and 0 < each < NO_LIMIT), default=MAX_LENGTH)
+
+
+def input_of_tokenizer(spec: str, tokenizer: Any, longest: int, **given: Any) -> Texts:
+    """The input of a tokeniser of `transformers`.
+
+    Args:
+        longest: tokens of a text.
+        given: further attributes of `Texts`.
+
+    Raises:
+        ValueError: it is none of the package tokenizers, or `longest` is too short for it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{spec}: its tokeniser is written in Python alone; give a model that has a tokenizer.json")
+    try:
+        return with_tokenizer(backend.to_str(), longest, **given)
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from None
+
+
+def digest_of_config(config: Mapping[str, Any]) -> str:
+    """Eight digits that tell one architecture from another: heads, say, which no weight shows."""
+    told = {name: value for name, value in config.items() if name not in UNTOLD}
+    return hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+
+
+@torch.inference_mode()
+def text_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Shape of one text's features, seen on a text of token 0."""
+    blank = next(rows for _, rows in model.input.by_width(model.input.blank(1)))
+    return {name: tuple(value.shape[1:]) for name, value in model.eval()(model.input.to_model(blank)).items()}
+
+
+def could_not_load(spec: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{spec}: could not be loaded ({type(error).__name__}: {first_line(error)}); give a folder that its save_pretrained wrote, "
+        "or a name on the Hugging Face hub, make one with `save_pretrained`"
+    )
