@@ -76,7 +76,8 @@ def open_sentences(spec: str, name: str, options: dict[str, str]) -> SentenceMod
             sentences = sentence_transformers.SentenceTransformer(name, device="cpu")
     except Exception as error:  # hub, network and file errors share no base class
         raise could_not_load(spec, error) from None
-    if type(sentences[0]).__name__ != "Transformer" or any(type(each).__name__ in _UNFIT for each in sentences):
+    first: Any = sentences[0]
+    if type(first).__name__ != "Transformer" or any(type(each).__name__ in _UNFIT for each in sentences):
         kinds = ", ".join(type(each).__name__ for each in sentences)
         raise ValueError(
             f"{spec}: is made of {kinds}; only those that begin with a Transformer of texts can be run here"
@@ -86,7 +87,7 @@ def open_sentences(spec: str, name: str, options: dict[str, str]) -> SentenceMod
     if prompt and any(getattr(each, "include_prompt", True) is False for each in sentences):
         raise ValueError(f"{spec}: pools without its prompt's tokens, which is not done here; give @prompt= for none")
     model = SentenceModel(spec, sentences)
-    recorded = sentences.max_seq_length or longest_of(sentences.tokenizer, sentences[0].auto_model.config)
+    recorded = sentences.max_seq_length or longest_of(sentences.tokenizer, first.auto_model.config)
     longest = int(options.get("max_length", 0)) or recorded
     model.input = _input(spec, sentences, prompt, longest)
     model.files = tuple(folder_files(name)) if os.path.isdir(name) else ()
