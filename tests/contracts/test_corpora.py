@@ -1,5 +1,6 @@
 """Every registered corpus is one, and ours are what they say."""
 
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -104,8 +105,29 @@ def torchvision(root: Path) -> str:
     return f"torchvision:EuroSAT::{root}"
 
 
+def texts(root: Path) -> str:
+    (root / "t.csv").write_text('text,label\n"one, two",b\nthree,a\n"fo\nur",\n')
+    return f"texts:{root / 't.csv'}"
+
+
+def beir(root: Path) -> str:
+    lines = [{"_id": f"d {i}", "title": "" if i else "One", "text": f"text {i}"} for i in range(4)]
+    (root / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return f"beir:{root}:corpus"
+
+
+def spans(root: Path) -> str:
+    return f"spans:2@seed=1::{beir(root)}"
+
+
+def windows(root: Path) -> str:
+    (root / "long.txt").write_text("a long text " * 9)
+    return f"windows:{root / 'long.txt'}@length=16@stride=8"
+
+
 SPECS: dict[str, Callable[[Path], str]] = {
     "adversarial": adversarial,
+    "beir": beir,
     "corrupted": corrupted,
     "digits": digits,
     "folder": folder,
@@ -114,9 +136,12 @@ SPECS: dict[str, Callable[[Path], str]] = {
     "manifest": manifest,
     "masks": masks,
     "mixed": mixed,
+    "spans": spans,
     "store": store,
+    "texts": texts,
     "torchvision": torchvision,
     "wds": wds,
+    "windows": windows,
 }
 """How to make a small corpus of each kind in an empty folder. A new kind adds a line here."""
 
