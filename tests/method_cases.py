@@ -30,6 +30,8 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "reffakd": [{}, {"table_temperature": 0.1, "control": "shuffled"}, {"control": "even"}],
     "dad": [{}, {"temperature": 1.0}],
     "sskd": [{"head_epochs": 1}, {"relation": 0.0}],
+    "embed_distill": [{"scores": 0.0, "labels": 0.0}, {"scores": 0.0, "labels": 0.0, "metric": "cosine"}],
+    "learn_to_augment": [{"keep": 5}, {"selector": "similarity", "keep": 5}, {"selector": "all"}],
     "kd": [{}, {"alpha": 1.0, "temperature": 2.0}],
 }
 CASES = [(name, options) for name in plugin_names("distill.methods") for options in WAYS.get(name, [{}])]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Required, TypedDict, Unpack
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from featcache.inputs.images import Preprocess
@@ -87,8 +87,11 @@ class Method(nn.Module):
             teacher's are not negative either, that layer is left out.
         classifier: whether the student gets a linear classifier of the stores' classes, which stays with it: `loss` may
             read its "logits" (B, C) among `student_fields`.
+        wide: whether the student's embedding is as wide as the teacher's, unless another width is asked for: to be used in its
+            place, beside what the teacher has embedded.
         passes: forward and backward passes of the student that a step takes, for an estimate of its time.
         labelled: whether a term needs labels, so that stores without any are refused. Rows without one may be among them.
+        judged: whether it learns from evaluations (`learn`), so that a fit without held-out rows is refused.
     """
 
     fields: tuple[str, ...] = ("embedding",)
@@ -98,7 +101,9 @@ class Method(nn.Module):
     points: ClassVar[bool] = False
     turns: bool = True
     classifier: ClassVar[bool] = False
+    wide: ClassVar[bool] = False
     labelled: bool = False
+    judged: bool = False
     passes: int = 1
 
     def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
@@ -108,6 +113,10 @@ class Method(nn.Module):
             ValueError: the rows do not suit the method.
         """
         return {}
+
+    def may_be_held_out(self, rows: Rows) -> Bool[np.ndarray, " rows"] | None:
+        """Which of all rows, before some are held out, evaluations may be on; None: any."""
+        return None
 
     def target(self, batch: Batch) -> Tensor | None:
         """(B, d): where the student's embedding should point, in the student's own space; None when a method has none."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
@@ -137,7 +137,7 @@ def set_up(
         settings.student,
         teacher_preprocess(stores[0]),
         classes=classes,
-        embedding_dim=settings.embedding_dim or None,
+        embedding_dim=settings.embedding_dim or (rows.embedding_dim if made.wide else None),
         image_size=settings.image_size or None,
         patch_size=settings.patch_size or None,
         drop_path=settings.drop_path,
@@ -146,6 +146,11 @@ def set_up(
     )
     method = made(rows.embedding_dim, student.embedding_dim, **settings.method_options)
     _refuse_no_labels(settings, method, rows)
+    if method.judged and not (settings.holdout and settings.eval_every):
+        raise ValueError(
+            f"method {settings.method} learns from evaluations on held-out rows, and there are none: set holdout, a share of the "
+            "labelled rows, and eval_every, such as 1"
+        )
     if _needs_projection(student, method, rows):
         student.project()
         record = student.record(preprocess)
@@ -155,8 +160,7 @@ def set_up(
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
     images = same_images(rows) if settings.holdout else np.arange(len(rows))
-    derived = rows.adversarial
-    trained, held = split(images, settings.holdout, settings.seed, never=None if derived.all() else derived)
+    trained, held = split(images, settings.holdout, settings.seed, never=_never_held_out(method, rows))
     pairs = Pairs(
         rows.pick(trained),
         corpora,
@@ -175,6 +179,13 @@ def set_up(
         refuse_single_images(student)
     refuse_missing_fields(method, student, rows)
     return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method)
+
+
+def _never_held_out(method: Method, rows: Rows) -> Bool[np.ndarray, " rows"]:
+    """Rows that are not held out: images made of others, where there are also others, and what the method says."""
+    derived, allowed = rows.adversarial, method.may_be_held_out(rows)
+    never = np.zeros_like(derived) if derived.all() else derived
+    return never if allowed is None else never | ~allowed
 
 
 def _train_classifier_alone(settings: FitConfig, student: Student) -> None:
