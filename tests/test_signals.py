@@ -4,8 +4,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm import PROGRAM, Warm
 
 from distill.training.run import Run
 from featcache.stop import Stopped, stoppable
 from featcache.store import open_store
 
-ROOT = Path(__file__).parents[1]
 SLOW = '''
 import time
 import torch
@@ -54,6 +52,15 @@ def teacher():
     return Encoder(name="slow", module=Teacher(), preprocess=Preprocess(resize=16, crop=16, size=16),
                    fields={"embedding": 8}, output="linear")
 '''  # fmt: skip
+IN_A_TERMINAL = """
+import fcntl, os, termios
+os.setsid()
+terminal = os.open({!r}, os.O_RDWR)
+fcntl.ioctl(terminal, termios.TIOCSCTTY)
+for number in range(3):
+    os.dup2(terminal, number)
+os.close(terminal)
+"""
 REHEARSAL = 3
 """Passes through the student by which a fit's plan tells how long it takes."""
 FIT = "distill fit --store t.zarr --corpus photos --student slow:student --method proteus --batch-size 4 --epochs 100"
@@ -78,31 +85,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder: Path, command: str, **given) -> subprocess.Popen[str]:
-    program, *arguments = command.split()
-    code = (
-        f"import sys; sys.argv = {[program, *arguments]}; from featcache_cli import programs; programs.run_{program}()"
-    )
-    here = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1", **given.pop("env", {})}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=here, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **given,
-    )  # fmt: skip
+def start(folder: Path, command: str, before: str = "", **environment: str) -> Warm:
+    """A real process that runs `before`, then the command."""
+    return Warm(before + PROGRAM, *command.split(), cwd=folder, env=os.environ | environment)
 
 
-def stopped(folder: Path, command: str, number: int, after: int = 5, **given) -> tuple[int, str]:
+def stopped(folder: Path, command: str, number: int, after: int = 5) -> tuple[int, str]:
     """Exit code and what was said, of a command that got the signal after so many batches."""
     (folder / "begun").unlink(missing_ok=True)
-    process = start(folder, command, **given)
+    process = start(folder, command)
     wait_for(folder, process, after + REHEARSAL * command.startswith("distill fit"))
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     return process.returncode, said
 
 
-def wait_for(folder: Path, process: subprocess.Popen[str], batches: int) -> None:
+def wait_for(folder: Path, process: Warm, batches: int) -> None:
     while not (folder / "begun").exists() or (folder / "begun").stat().st_size < batches:
-        assert process.poll() is None, process.stderr.read()
+        assert process.returncode is None, process.said
         time.sleep(0.02)
 
 
@@ -153,7 +153,7 @@ def test_a_sweep_stops_and_keeps_the_run_in_hand(folder):
 def test_nohup_stays_nohup(folder):
     """A SIGHUP that is ignored goes by; SIGTERM then stops it."""
     (folder / "begun").unlink(missing_ok=True)
-    process = start(folder, f"{FIT} --out nohup", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start(folder, f"{FIT} --out nohup", "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n")
     wait_for(folder, process, 5 + REHEARSAL)
     process.send_signal(signal.SIGHUP)
     wait_for(folder, process, 12 + REHEARSAL)
@@ -167,9 +167,7 @@ def test_processes_stop_at_the_same_step_and_the_first_saves(folder):
     """As `torchrun` ends them: SIGTERM to each, one after the other."""
     (folder / "begun").unlink(missing_ok=True)
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    both = [
-        start(folder, f"{FIT} --out two --device cpu", env={**place, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
-    ]
+    both = [start(folder, f"{FIT} --out two --device cpu", **place, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
     wait_for(folder, both[0], 8 + REHEARSAL)
     for process in both:
         process.send_signal(signal.SIGTERM)
@@ -245,22 +243,16 @@ def test_a_closed_terminal_ends_a_fit_with_a_checkpoint(folder):
     """The kernel sends SIGHUP, and every further write to the terminal fails."""
     (folder / "begun").unlink(missing_ok=True)
     ours, theirs = pty.openpty()
-    command = f"{FIT} --out closed".split()
-    code = f"import sys, fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY); sys.argv = {command}; from featcache_cli import programs; programs.run_distill()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, start_new_session=True, stdin=theirs, stdout=theirs, stderr=theirs,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    os.close(theirs)
+    process = start(folder, f"{FIT} --out closed", IN_A_TERMINAL.format(os.ttyname(theirs)))
     hung_up = threading.Event()
     terminal = threading.Thread(target=read_all, args=(ours, hung_up))
     terminal.start()
-    while not (folder / "begun").exists() or (folder / "begun").stat().st_size < 8 + REHEARSAL:
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for(folder, process, 8 + REHEARSAL)
+    os.close(theirs)
     hung_up.set()
     terminal.join()
-    assert process.wait(300) == 129
+    process.communicate()
+    assert process.returncode == 129
     assert Run(folder / "closed").load_checkpoint()["step"] >= 7
 
 

@@ -3,13 +3,12 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm import Warm
 
 from distill.training.fit import fit
 from distill.training.run import Run
@@ -27,20 +26,12 @@ def launch(processes: int, store, images, out: Path) -> None:
     started = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**os.environ, **{key: str(value) for key, value in {**place, **address}.items()}}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, SCRIPT, store.path, images, out, *METHODS],
-                env=environment if processes > 1 else {**os.environ, "OMP_NUM_THREADS": "1"},
-                cwd=SCRIPT.parent,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)
+        given = {"cwd": SCRIPT.parent, "env": environment if processes > 1 else None}
+        started.append(Warm(SCRIPT.read_text(), store.path, images, out, *METHODS, **given))
+    said = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0] * processes, said
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,10 @@ import errno
 import io
 import os
 import pathlib
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+import warm
 from fit_cases import Interrupted, files, interrupt_at, without_speed
 from safetensors.torch import load_file
 
@@ -170,8 +168,7 @@ def in_another_process(folder):
         "import sys; from distill.training.run import Run; run = Run(sys.argv[1])\n"
         "with run: run.open(run.config, resume=True)\nprint('claimed')"
     )
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run([sys.executable, "-c", code, folder], env=here, capture_output=True, text=True, timeout=120)
+    return warm.run(code, folder)
 
 
 def test_a_lock_that_a_killed_process_left_is_nobodys(quick, tmp_path):
@@ -182,9 +179,7 @@ def test_a_lock_that_a_killed_process_left_is_nobodys(quick, tmp_path):
         "import os, signal, sys; from distill.training.run import Run; run = Run(sys.argv[1])\n"
         "run.open(run.config, resume=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run([sys.executable, "-c", code, run.path], env=here, timeout=120)
-    assert killed.returncode == -9
+    assert warm.run(code, run.path).returncode == -9
     assert (run.path / ".lock").exists()
     assert quick(run.path, resume=True).finished
 

@@ -15,8 +15,8 @@ import torch
 from fit_cases import files
 from safetensors.torch import save_file
 from torch import nn
+from warm import python_path
 
-import distill
 from distill.training.run import Run
 from distill.training.runs import runs, state_of, watch
 from featcache_cli import programs
@@ -248,7 +248,7 @@ def test_durations():
 def test_looking_at_runs_needs_no_torch(tmp_path):
     make_run(tmp_path / "a")
     code = "import sys, distill; print(distill.runs('.')[0].state, 'torch' in sys.modules)"
-    environ = os.environ | {"PYTHONPATH": str(Path(distill.__file__).parents[1])}
+    environ = os.environ | {"PYTHONPATH": python_path()}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environ, check=True
     )

@@ -3,9 +3,7 @@
 import io
 import json
 import math
-import os
 import pickle
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 from safetensors.numpy import save_file
 from tiny import tiny_encoder
@@ -168,11 +167,7 @@ def test_a_killed_process_is_gone_on_with(place, monkeypatch, decoder):
     spec = f"adversarial:t:make::h.safetensors@epsilon=1@codes=20{decoder}::photos"
     whole = open_corpus(spec.replace("@epsilon", "@out=whole.zip@epsilon"))
     (place.folder / "d.py").write_text("def same():\n    return lambda x: x\n")
-    here = Path(__file__).parent  # the checkout first: tests/featcache would be taken for the package
-    paths = {"PYTHONPATH": os.pathsep.join(map(str, (here.parents[1], here.parent, here)))}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, spec], check=False, env={**os.environ, **paths}, capture_output=True
-    )
+    killed = warm.run(KILLED, spec)
     assert killed.returncode == -9, killed.stderr
     home = place.folder / "home/adversarial"
     (parts,) = home.glob("*.parts")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from stopped import Stop, files, stop_after
+from warm import python_path
 
 import featcache.extraction.job
 import featcache.store.layout
@@ -80,13 +81,13 @@ def folder(make_images, tmp_path, monkeypatch):
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
     """Another package's engine, found through its entry point; for new processes too."""
-    site, tests = tmp_path / "site", Path(__file__).parents[1]
+    site = tmp_path / "site"
     (site / "pools-1.dist-info").mkdir(parents=True)
     (site / "pools.py").write_text(POOL)
     (site / "pools-1.dist-info/METADATA").write_text("Name: pools\nVersion: 1\n")
     (site / "pools-1.dist-info/entry_points.txt").write_text("[featcache.engines]\npool = pools\n")
     monkeypatch.syspath_prepend(site)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (site, tmp_path / "code", tests.parent, tests))))
+    monkeypatch.setenv("PYTHONPATH", python_path(site, tmp_path / "code"))
 
 
 @pytest.fixture

@@ -4,15 +4,14 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
-import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
@@ -678,7 +677,6 @@ def test_a_kill_leaves_nothing_under_the_name(tmp_path, format):
     src = store.path
     if format == "import":
         src = export_store(store, tmp_path / "src", "npy").path
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(src), str(tmp_path / "out"), format]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    assert warm.run(KILLED, src, tmp_path / "out", format).returncode == -9
     assert not (tmp_path / "out").exists()
     export_store(store, tmp_path / "out", "npy")  # what the kill left is in nobody's way

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from tiny import tiny_encoder
 from typer.testing import CliRunner
+from warm import python_path
 
 import featcache.disk.home
 from featcache.corpora import open_corpus
@@ -278,14 +279,14 @@ def test_a_second_user_of_a_home(tmp_path, monkeypatch, make_images, mode):
     tmp_path.chmod(0o755)
     readable = subprocess.run(
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", "import featcache"],
-        capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(featcache.disk.home.__file__).parents[2])},
+        capture_output=True, env={**os.environ, "PYTHONPATH": python_path()},
     )  # fmt: skip
     if readable.returncode:
         pytest.skip("another user may not read this checkout")
     ran = subprocess.run(
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", SECOND_USER, spec, str(store.path)],
         capture_output=True, text=True, timeout=100, cwd="/",
-        env={**os.environ, "PYTHONPATH": str(Path(featcache.disk.home.__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": python_path(), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert ran.stdout.strip() == "fine", ran.stderr
     assert "Traceback" not in ran.stderr

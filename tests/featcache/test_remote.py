@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
+import warm
 
 import featcache.store.remote
 from featcache.store.remote import Mirror
@@ -144,10 +143,10 @@ HOLD = """
 @pytest.fixture
 def other_writer(url):
     """Another process that holds the lock of `url`."""
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(HOLD), url], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    process = warm.Warm(textwrap.dedent(HOLD), url)
+    process.wait_for("held")
     yield process
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
@@ -161,7 +160,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_is_succeeded(url, other_wri
     ):
         raise AssertionError
     other_writer.send_signal(signal.SIGKILL)
-    other_writer.wait()
+    other_writer.communicate()
     with Mirror(url).only_writer():
         assert json.loads(read_remotely(url, ".lock"))["pid"] == os.getpid()
     assert not fsspec.core.url_to_fs(url)[0].exists(f"{fsspec.core.url_to_fs(url)[1]}.lock")

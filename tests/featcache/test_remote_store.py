@@ -5,6 +5,7 @@ import os
 import pickle
 import selectors
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import warm
 from tiny import tiny_encoder
 
 import featcache.store.layout
@@ -433,15 +435,11 @@ WRITE = """
 def test_a_second_writer_is_refused_and_a_killed_one_is_succeeded(make_images, url, tmp_path, another_home):
     folder = make_images(29)
     local = extract(folder, tiny_encoder(), tmp_path / "t.zarr", **EXACT)
-    environment = os.environ | {
-        "FEATCACHE_HOME": str(tmp_path / "home-b"),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]),
-    }
-    other = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITE), folder, url], env=environment, stdout=subprocess.PIPE, text=True
+    other = warm.Warm(
+        textwrap.dedent(WRITE), folder, url, env=os.environ | {"FEATCACHE_HOME": str(tmp_path / "home-b")}
     )
     try:
-        assert other.stdout.readline() == "paused\n"
+        other.wait_for("paused")
         another_home("c")
         with pytest.raises(
             ValueError, match=rf"{url}: another process \(.*, pid {other.pid}\) is writing this store; wait"
@@ -451,7 +449,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_is_succeeded(make_images, u
         assert (reader.sealed, reader.pending_chunks()) == (False, [2, 3])
         assert reader.verify() == []
     finally:
-        other.kill()
+        other.send_signal(signal.SIGKILL)
         other.communicate()
     encoder = tiny_encoder()
     extract(folder, encoder, url, **EXACT)
@@ -463,10 +461,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_is_succeeded(make_images, u
 
 
 def command(*arguments):
-    ran = subprocess.run(
-        [sys.executable, "-c", "import sys; from featcache_cli import programs; getattr(programs, f'run_{sys.argv.pop(1)}')()", *map(str, arguments)],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300,
-    )  # fmt: skip
+    ran = warm.run(warm.PROGRAM, *arguments)
     return ran.returncode, ran.stdout, ran.stderr
 
 

@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from stopped import Stop, files, stop_after
 from tiny import patch_encoder
 
@@ -218,13 +217,10 @@ def test_from_the_command_line(folder, tmp_path):
         "def small():\n    return patch_encoder(6, 16)\n\n"
         "def wide():\n    return patch_encoder(10, 24)\n"
     )
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "COLUMNS": "300"}
 
     def command(*arguments):
-        code = "from featcache_cli import programs; programs.run_featcache()"
-        given = [sys.executable, "-c", code, "extract", folder, "--device", "cpu", "--precision", "fp32", *arguments]
-        return subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+        given = ["featcache", "extract", folder, "--device", "cpu", "--precision", "fp32", *arguments]
+        return warm.run(warm.PROGRAM, *given, cwd=tmp_path, env=os.environ | {"COLUMNS": "300"})
 
     both = ["--teacher", "mine:small,mine:wide", "--out", "x.zarr,y.zarr", "--json", "-"]
     ran = command(*both)

@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 from tiny import patch_encoder
 
@@ -64,17 +64,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def featcache_extract(here: Path, out: Path, home: Path, largest_file: int = 0) -> subprocess.CompletedProcess[str]:
     """The command as a user runs it, in a process of its own; images are kept, so that later units need more space."""
-    tests = Path(__file__).parents[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "FEATCACHE_HOME": str(home),
-    }
     arguments = ["extract", "photos", "--teacher", "mine:small", "--out", str(out), "--json", "-"]
     arguments += ["--pixels", "64", "--pixels-format", "raw", "--batch-size", "4", "--device", "cpu"]
-    given = [sys.executable, "-c", COMMAND, str(largest_file), *arguments, "--precision", "fp32"]
-    return subprocess.run(given, capture_output=True, text=True, cwd=here, env=environment, timeout=300)
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "FEATCACHE_HOME": str(home)}
+    return warm.run(COMMAND, largest_file, *arguments, "--precision", "fp32", cwd=here, env=environment)
 
 
 @pytest.fixture(scope="module")
