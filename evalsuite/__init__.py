@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from evalsuite.evaluators.robustness import robustness
     from evalsuite.evaluators.segmentation import segmentation
     from evalsuite.evaluators.select import select
+    from evalsuite.evaluators.zeroshot import zeroshot
     from evalsuite.result import Metric, Result
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "robustness",
     "segmentation",
     "select",
+    "zeroshot",
 ]
 
 _MODULE_OF = {

@@ -36,6 +36,10 @@ class TestRetrieval(EvaluatorContract):
     name, options = "retrieval", {"labels": True, "k": (1, 5)}
 
 
+class TestZeroshot(EvaluatorContract):
+    name = "zeroshot"
+
+
 class TestFidelity(EvaluatorContract):
     name, options = "fidelity", {"k": 3}
 
