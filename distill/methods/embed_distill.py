@@ -22,6 +22,8 @@ from featcache.store.layout import EMBEDDING
 
 METRICS = ("l2", "cosine")
 SIMILARITIES = ("cosine", "dot")
+KEPT_BYTES = 2**28
+"""Of documents that were rendered for a student that encodes them."""
 BLOCK = 1024
 """Queries whose nearest documents are looked for at a time."""
 
@@ -255,6 +257,8 @@ class Documents:
                 "store was extracted from"
             )
         self._place = [place[name] for name in self._ids]
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = KEPT_BYTES
 
     def behind(self, batch: Batch, ids: Int64[Tensor, " b"]) -> Tensor:
         """The batch's inputs with those of these documents behind them; of texts, all as long as the longest."""
@@ -264,9 +268,14 @@ class Documents:
         return torch.cat([F.pad(each, (0, width - each.shape[-1]), value=-1) for each in (batch.inputs, mine)])
 
     def _rendered(self, given: Input[Any, Any], number: int) -> np.ndarray:
+        if number in self._kept:
+            return self._kept[number]
         item = given.decode(self._corpus.read(self._place[number]))
         size = given.size_of(item)
-        return given.render(item, given.draw(size, Views(), self._ids[number], 0), size)
+        found = given.render(item, given.draw(size, Views(), self._ids[number], 0), size)
+        if found.nbytes <= self._room:
+            self._kept[number], self._room = found, self._room - found.nbytes
+        return found
 
 
 def once(ids: Int64[Tensor, " c"]) -> Bool[Tensor, " c"]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 
 from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
@@ -159,8 +159,7 @@ def set_up(
     if not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
-    images = same_images(rows) if settings.holdout else np.arange(len(rows))
-    trained, held = split(images, settings.holdout, settings.seed, never=_never_held_out(method, rows))
+    trained, held = parted(settings, method, rows)
     pairs = Pairs(
         rows.pick(trained),
         corpora,
@@ -181,11 +180,13 @@ def set_up(
     return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method)
 
 
-def _never_held_out(method: Method, rows: Rows) -> Bool[np.ndarray, " rows"]:
-    """Rows that are not held out: images made of others, where there are also others, and what the method says."""
+def parted(settings: FitConfig, method: Method, rows: Rows) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
+    """Which rows train and which are held out. Of rows that may be, the same are held out whatever others there are."""
+    images = same_images(rows) if settings.holdout else np.arange(len(rows))
     derived, allowed = rows.adversarial, method.may_be_held_out(rows)
-    never = np.zeros_like(derived) if derived.all() else derived
-    return never if allowed is None else never | ~allowed
+    some = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed)
+    _, held = split(images[some], settings.holdout, settings.seed, never=None if derived.all() else derived[some])
+    return np.flatnonzero(~np.isin(images, images[some[held]])), some[held]
 
 
 def _train_classifier_alone(settings: FitConfig, student: Student) -> None:

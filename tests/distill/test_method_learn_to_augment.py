@@ -16,6 +16,7 @@ from distill.methods.kd import KD
 from distill.methods.learn_to_augment import LearnToAugment, features, kept_on_average
 from distill.testing.methods import batch_of
 from distill.training import loop
+from distill.training.setup import parted
 from featcache import extract, open_corpus
 from featcache.rows import Rows
 
@@ -186,6 +187,16 @@ def test_what_does_not_fit_is_refused(rows, make_store, rng):
     method, _ = prepared(rows)
     with pytest.raises(ValueError, match="learns from holdout/nll, which this evaluation has not"):
         method.learn(1, {"holdout/gram_pearson": 1.0})
+
+
+def test_the_same_of_the_target_are_held_out_with_a_pool_and_without(make_store, rng):
+    stores = [make_store(name, rng.normal(size=(30, 4)), labels=np.arange(30) % 2) for name in ("target", "pool")]
+    settings = distill.FitConfig(student="tiny", holdout=0.4, eval_every=1, seed=3)
+    trained, held = parted(settings, LearnToAugment(4, 4), Rows.of(stores))
+    alone = parted(settings, KD(4, 4), Rows.of(stores[:1]))
+    np.testing.assert_array_equal(held, alone[1])
+    np.testing.assert_array_equal(trained, [*alone[0], *range(30, 60)])
+    assert len(held) == 12
 
 
 @pytest.fixture(scope="module")
