@@ -33,6 +33,11 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "embed_distill": [{"scores": 0.0, "labels": 0.0}, {"scores": 0.0, "labels": 0.0, "metric": "cosine"}],
     "learn_to_augment": [{"keep": 5}, {"selector": "similarity", "keep": 5}, {"selector": "all"}],
     "kd": [{}, {"alpha": 1.0, "temperature": 2.0}],
+    "okd": [
+        {"start": 0.1},
+        {"start": 0.1, "mu": 0.0, "direction": "reverse", "temperature": 2.0},
+        {"online": False, "lam": 1.0},
+    ],
 }
 CASES = [(name, options) for name in plugin_names("distill.methods") for options in WAYS.get(name, [{}])]
 """(name, options): those above, and every other registered method as it is by default."""

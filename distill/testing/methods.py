@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from distill.methods import Batch, Features, Fitted, Method, fitted_tensors, load_method
+from featcache.head import Head
 from featcache.inputs.images import PARAMETERS, Preprocess
 from featcache.rows import Rows
 from featcache.store import FeatureStore, create_store
@@ -22,9 +23,18 @@ from featcache.store.layout import OK
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord
 
 TEACHER, STUDENT, ROWS, VIEWS, CLASSES = 12, 6, 20, 2, 3
+POSITIONS, TOKENS = 5, 7
+"""Of texts, and how many tokens there are."""
 Case = tuple[str, Mapping[str, Any]]
 """A method's name, and its options."""
-FIELDS = {"embedding": (TEACHER,), "tokens": (16, TEACHER), "prefix_tokens": (2, TEACHER), "logits": (CLASSES,)}
+FIELDS = {
+    "embedding": (TEACHER,),
+    "tokens": (16, TEACHER),
+    "prefix_tokens": (2, TEACHER),
+    "logits": (CLASSES,),
+    "hidden": (POSITIONS, TEACHER),
+    "length": (),
+}
 
 
 def write_token_store(
@@ -35,17 +45,20 @@ def write_token_store(
     count: int = ROWS,
     spec: str | None = None,
 ) -> FeatureStore:
-    """Random features of any shape, three classes."""
+    """Random features of any shape, three classes; texts of 2 to `POSITIONS` tokens, whose hidden states behind the end are no zeros."""
     rng = np.random.default_rng(seed)
     manifest = Manifest(
         encoder=EncoderRecord(name="arrays", fingerprint="arrays", preprocess={}),
         corpus=CorpusRecord(spec=spec, rows=count, class_names=["ant", "bee", "cat"]),
         views=ViewsRecord(count=views),
         fields={name: list(shape) for name, shape in fields.items()},
+        dtypes={"length": "int32"} if "length" in fields else {},
         chunk_rows=count,
     )
     store = create_store(path, manifest)
     features = {name: rng.normal(size=(count, views, *shape)).astype(np.float16) for name, shape in fields.items()}
+    if "length" in fields:
+        features["length"] = np.repeat(_lengths(count)[:, None], views, axis=1).astype(np.int32)
     rows = {
         "label": np.arange(count) % CLASSES,
         "sample_id": np.array([str(i) for i in range(count)], dtype=object),
@@ -57,6 +70,11 @@ def write_token_store(
     store.write_chunk(0, {**features, **rows})
     store.seal()
     return store
+
+
+def _lengths(count: int) -> np.ndarray:
+    """Of the texts of `write_token_store`."""
+    return 2 + np.arange(count) % (ROWS // 2) % (POSITIONS - 1)
 
 
 def write_token_rows(folder: Path, views: int = VIEWS) -> Rows:
@@ -89,8 +107,26 @@ def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None
 def teacher_batch(rows: Rows, fields: tuple[str, ...], view: int = 0, group: int = 1) -> Batch:
     """All of them, in order; each in `group` views, from `view` on."""
     every, views = np.repeat(np.arange(len(rows)), group), np.tile(np.arange(view, view + group), len(rows))
-    features = {name: torch.from_numpy(rows.gather(every, name, views)).float() for name in fields}
+    stored = {name: torch.from_numpy(rows.gather(every, name, views)) for name in fields}
+    features = {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
     return replace(batch_of(features, label=torch.from_numpy(rows.labels[every])), view=torch.from_numpy(views))
+
+
+def shown_texts(method: Method, teacher: Batch) -> Batch:
+    """The batch, and to a language model its texts: token ids, as long as the rows of `write_token_rows`, −1 behind the end."""
+    if "token_logits" not in method.student_fields:
+        return teacher
+    ids = torch.randint(TOKENS, (len(teacher.label), POSITIONS), generator=torch.Generator().manual_seed(3))
+    behind = torch.arange(POSITIONS) >= torch.from_numpy(_lengths(len(ids)))[:, None]
+    return replace(teacher, inputs=ids.masked_fill(behind, -1))
+
+
+def headed(rows: Rows, method: Method) -> Rows:
+    """The same rows; for a method that reads hidden states with the head that reads them."""
+    if "hidden" in method.fields:
+        weight, rows = np.random.default_rng(4).normal(size=(TOKENS, TEACHER)), rows.pick(np.arange(len(rows)))
+        rows.head = Head(weight, np.linspace(-1, 1, TOKENS), np.arange(TOKENS))
+    return rows
 
 
 def together(method: Method | type[Method]) -> int:
@@ -99,18 +135,20 @@ def together(method: Method | type[Method]) -> int:
 
 
 def student_batch(fields: tuple[str, ...], seed: int = 1, width: int = STUDENT, rows: int = ROWS) -> Features:
-    """What a student with a 3 × 3 grid might give, as leaves, and the logits of its embedding."""
+    """What a student with a 3 × 3 grid might give, as leaves, and what `classified` makes of its embedding."""
     drawn = torch.Generator().manual_seed(seed)
     shapes = {"embedding": (rows, width), "tokens": (rows, 9, width)}
     leaves = {name: torch.randn(shapes[name], generator=drawn).requires_grad_() for name in fields if name in shapes}
-    return classified(leaves) if "logits" in fields else leaves
+    return classified(leaves, fields)
 
 
-def classified(student: Features) -> Features:
-    """With the logits that a classifier gives of the embedding."""
-    embedding = student["embedding"]
-    weight = torch.randn(embedding.shape[1], CLASSES, generator=torch.Generator().manual_seed(2))
-    return {**student, "logits": embedding @ weight}
+def classified(student: Features, fields: Sequence[str] = ("logits",)) -> Features:
+    """With the logits that a classifier gives of the embedding, and those of every position of a text, as far as `fields` name them."""
+    embedding, drawn = student["embedding"], torch.Generator().manual_seed(2)
+    weight = torch.randn(embedding.shape[1], CLASSES, generator=drawn)
+    steps = torch.randn(POSITIONS, embedding.shape[1], TOKENS, generator=drawn)
+    made = {"logits": embedding @ weight, "token_logits": torch.einsum("bd,tdc->btc", embedding, steps)}
+    return {**student, **{name: value for name, value in made.items() if name in fields}}
 
 
 class SmallStudent(nn.Module):
@@ -136,7 +174,7 @@ def build(
     """A prepared method, its heads drawn from seed 0, and what it reports."""
     torch.manual_seed(0)
     method = load_method(name)(TEACHER, STUDENT, **options)
-    return method, method.prepare(rows, seed=0, progress=None, fitted=fitted)
+    return method, method.prepare(headed(rows, method), seed=0, progress=None, fitted=fitted)
 
 
 def loss_of(method: Method, student: Features, teacher: Batch) -> Tensor:
@@ -164,7 +202,7 @@ class MethodContract:
 
     @pytest.fixture
     def teacher(self, method: Method, rows: Rows) -> Batch:
-        return teacher_batch(rows, method.fields, group=together(method))
+        return shown_texts(method, teacher_batch(rows, method.fields, group=together(method)))
 
     @pytest.fixture
     def student(self, method: Method) -> Features:
@@ -286,7 +324,7 @@ class MethodContract:
         loss.backward()
         leaves = [output for output in student.values() if output.is_leaf]
         torch.optim.SGD([*leaves, *(w for w in method.parameters() if w.requires_grad)], lr=1e-3).step()
-        student = classified(student) if "logits" in student else student
+        student = classified(student, list(student))
         before.load_state_dict(
             {**before.state_dict(), **{key: weight.detach() for key, weight in method.named_parameters()}}
         )
@@ -322,8 +360,8 @@ class MethodContract:
             assert {term.device.type for term in terms.values()} == {"cuda"}
 
     def test_widths_are_those_of_teacher_and_student(self, case: Case) -> None:
-        """Of matrices; 2048 and 768, as hidden widths of their own, aside."""
+        """Of matrices; 2048, 768 and 64, as hidden widths of their own, aside."""
         name, options = case
         method = load_method(name)(TEACHER + 1, STUDENT + 1, **options)
         matrices = [weight for weight in method.parameters() if weight.ndim == 2]
-        assert {size for weight in matrices for size in weight.shape} <= {TEACHER + 1, STUDENT + 1, 2048, 768}
+        assert {size for weight in matrices for size in weight.shape} <= {TEACHER + 1, STUDENT + 1, 2048, 768, 64}

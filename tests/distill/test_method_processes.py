@@ -17,6 +17,7 @@ from distill.testing.methods import (
     build,
     classified,
     read_token_rows,
+    shown_texts,
     teacher_batch,
     together,
     total,
@@ -37,8 +38,7 @@ class Training(nn.Module):
 
     def forward(self, images: dict[str, Tensor], teacher: Batch) -> Tensor:
         given = {name: self.student(value) for name, value in images.items()}
-        if "logits" in self.method.student_fields:
-            given = classified(given)
+        given = classified(given, self.method.student_fields)
         return total(self.method.loss(given, teacher))
 
 
@@ -54,13 +54,14 @@ def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dic
     for step in range(STEPS):
         drawn = torch.Generator().manual_seed(step)
         shapes = {"embedding": (samples, PIXELS), "tokens": (samples, 9, PIXELS)}
-        fields = [name for name in method.student_fields if name != "logits"]
+        fields = [name for name in method.student_fields if name in shapes]
         images = {name: torch.randn(shapes[name], generator=drawn)[mine] for name in fields}
         whole = teacher_batch(source, method.fields, step * together(method), together(method))
+        whole = shown_texts(method, whole)
         label = torch.cat([torch.full((5,), -1), whole.label[5:]])  # the first process has half as many labels
         row = torch.arange(ROWS).repeat_interleave(together(method))
         teacher = batch_of({name: value[mine] for name, value in whole.features.items()}, row[mine], label[mine])
-        teacher = replace(teacher, weight=torch.linspace(0.5, 2, samples)[mine])
+        teacher = replace(teacher, weight=torch.linspace(0.5, 2, samples)[mine], inputs=whole.inputs[mine])
         model.zero_grad()
         model(images, teacher).backward()
         found.append({name: weight.grad.clone() for name, weight in training.named_parameters()})

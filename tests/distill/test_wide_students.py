@@ -9,7 +9,15 @@ from fit_cases import TEACHER
 from method_cases import CASES, label
 
 from distill import load_method
-from distill.testing.methods import ROWS, student_batch, teacher_batch, together, write_token_rows
+from distill.testing.methods import (
+    ROWS,
+    headed,
+    shown_texts,
+    student_batch,
+    teacher_batch,
+    together,
+    write_token_rows,
+)
 from featcache.plugins import plugin_names
 
 WIDE = TEACHER + 5
@@ -34,9 +42,9 @@ def test_every_method_takes_a_wide_student(case, tmp_path):
     source = write_token_rows(tmp_path, views=4)
     torch.manual_seed(0)
     method = load_method(name)(source.embedding_dim, WIDE, **options)
-    method.prepare(source, seed=0)
+    method.prepare(headed(source, method), seed=0)
     group = together(method)
-    teacher = teacher_batch(source, method.fields, group=group)
+    teacher = shown_texts(method, teacher_batch(source, method.fields, group=group))
     student = student_batch(method.student_fields, width=WIDE, rows=ROWS * group)
     terms = method.loss(student, teacher)
     torch.stack(list(terms.values())).sum().backward()

@@ -1,0 +1,134 @@
+"""OKD (Rao et al. 2024, arXiv 2409.12512): a language model from another's cached hidden states, with a module that learns too."""
+
+from typing import Unpack
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.methods import Batch, Features, Method, Preparing
+from distill.methods._next_token import asked
+from distill.methods._options import refuse_negative, refuse_not_positive
+from distill.objectives import ce, kl
+from featcache.rows import Rows
+from featcache.store.layout import EMBEDDING, HIDDEN, LENGTH, TOKEN_LOGITS
+
+
+class OKD(Method):
+    """Next tokens from a teacher's hidden states, through an online module that learns of the student (OKD, arXiv 2409.12512).
+
+    The paper's idea: small modules in the teacher train together with the student, so that the teacher comes to meet it, and
+    nothing is sampled from the student. Its formulas, and where the modules stand, are not public; this is a working form whose
+    teacher is a cache. With h the hidden states that the teacher's head reads, φ(h) = W₂ gelu(W₁ h) and q the student,
+
+        p = head(h + φ(h))
+        student:  (1 − λ) CE(y, q) + λ KL(sg[p] ‖ q)            φ:  CE(y, p) + μ KL(sg[q] ‖ p)
+
+    y being the next token, sg no gradient. Modules inside the teacher's blocks would need it alive at every step. All terms are in
+    nats a token, means over all tokens of the batch that follow another, each counted as its text's weight says; what stands behind a text's
+    end is not read. Terms: "ce", "kl"; "module_ce", "module_kl".
+
+    Needs stores with `hidden` and `length` of a causal language model, its head (`--set head=FILE`, which `featcache extract`
+    writes beside such a store), and a student of the same tokeniser. The head is frozen; φ is left behind.
+
+    Options:
+        online: with φ. Without, the teacher is the frozen cache: KD of sequences, forward or reverse.
+        direction: of the student's term, "forward" KL(p ‖ q), or "reverse" KL(q ‖ p), as in MiniLLM (arXiv 2306.08543).
+        lam: λ, the teacher's share. The paper's is not known; 1 leaves the tokens themselves out.
+        mu: μ, of the student's feedback to φ; 0: φ hears of the tokens alone.
+        bottleneck: width of φ in its middle; the paper's is not known.
+        start: standard deviation of W₂ at the beginning. With 0 φ begins as nothing at all.
+        temperature: of both sides of the student's term, which is multiplied by its square.
+    """
+
+    fields = (EMBEDDING, HIDDEN, LENGTH)
+    student_fields = (EMBEDDING, TOKEN_LOGITS)
+
+    head_weight: Float[Tensor, "tokens d"]
+    head_bias: Float[Tensor, " tokens"]
+
+    def __init__(
+        self,
+        teacher_dim: int,
+        student_dim: int,
+        *,
+        online: bool = True,
+        direction: str = "forward",
+        lam: float = 0.5,
+        mu: float = 1.0,
+        bottleneck: int = 64,
+        start: float = 0.0,
+        temperature: float = 1.0,
+    ):
+        super().__init__()
+        if direction not in ("forward", "reverse"):
+            raise ValueError(f"direction must be forward or reverse, got {direction!r}")
+        if not 0 < lam <= 1:
+            raise ValueError(f"lam must be above 0 (that is method next_token) and at most 1, got {lam}")
+        refuse_negative(mu=mu, start=start)
+        refuse_not_positive(temperature=temperature, bottleneck=bottleneck)
+        self._direction, self._lam, self._mu, self._temperature = direction, lam, mu, temperature
+        self.module = OnlineModule(teacher_dim, bottleneck, start) if online else None
+
+    def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
+        """Take the head.
+
+        Raises:
+            ValueError: the rows have none, or one that does not read their hidden states.
+        """
+        if rows.head is None:
+            raise ValueError(
+                f"{rows.name}: method okd needs the head that reads its hidden states; give --set head=FILE, which `featcache "
+                "extract … --fields hidden,length` of a causal language model writes beside the store"
+            )
+        rows.require_field(HIDDEN)
+        width = rows.shape_of(HIDDEN)[-1]
+        if rows.head.weight.shape[1] != width:
+            raise ValueError(f"{rows.head.name}: reads {rows.head.weight.shape[1]} dimensions, {HIDDEN} has {width}")
+        # Not of the state: it is the teacher's, and large.
+        for name, values in (("head_weight", rows.head.weight), ("head_bias", rows.head.bias)):
+            self.register_buffer(name, torch.from_numpy(values.astype(np.float32)), persistent=False)
+        return {}
+
+    def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        next_token = asked(batch, batch[LENGTH])
+        self._refuse_other_tokens(student[TOKEN_LOGITS], batch[HIDDEN])
+        token, weight = next_token.token, next_token.weight
+        q, h = next_token.answers(student[TOKEN_LOGITS]), next_token.answers(batch[HIDDEN])
+        p = F.linear(h if self.module is None else self.module(h), self.head_weight, self.head_bias)
+        terms = {"kl": self._lam * self._to_student(p.detach(), q, weight)}
+        if self._lam < 1:
+            terms["ce"] = (1 - self._lam) * ce(q, token, weight)
+        if self.module is not None:
+            terms["module_ce"] = ce(p, token, weight)
+            if self._mu:
+                terms["module_kl"] = self._mu * kl(q.detach(), p, weight=weight)
+        return terms
+
+    def _to_student(self, p: Tensor, q: Tensor, weight: Tensor) -> Tensor:
+        t = self._temperature
+        return t**2 * kl(p, q, temperature=t, direction=self._direction, weight=weight)
+
+    def _refuse_other_tokens(self, student: Tensor, hidden: Tensor) -> None:
+        of_head, of_student = len(self.head_bias), student.shape[-1]
+        if of_student != of_head or student.shape[1] != hidden.shape[1]:
+            raise ValueError(
+                f"the student tells {of_student} tokens apart in texts of up to {student.shape[1]}, the teacher {of_head} in texts of up "
+                f"to {hidden.shape[1]}; give a student of the teacher's tokeniser and length"
+            )
+
+
+class OnlineModule(nn.Module):
+    """h + φ(h), φ a bottleneck: W₂ gelu(W₁ h + b₁) + b₂; W₂ is drawn with the standard deviation `start`, b₂ is 0."""
+
+    def __init__(self, dim: int, bottleneck: int, start: float):
+        super().__init__()
+        self.down, self.up = nn.Linear(dim, bottleneck), nn.Linear(bottleneck, dim)
+        nn.init.normal_(self.up.weight, std=start)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        residual: Tensor = self.up(F.gelu(self.down(hidden)))
+        return hidden + residual
