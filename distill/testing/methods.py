@@ -230,7 +230,7 @@ class MethodContract:
     def test_prepare_is_a_function_of_rows_and_seed(self, case: Case, rows: Rows) -> None:
         (first, report), (second, again) = build(*case, rows), build(*case, rows)
         torch.rand(7)
-        assert report == again == first.prepare(rows, seed=0)
+        assert report == again == first.prepare(headed(rows, first), seed=0)
         for key, value in second.state_dict().items():
             assert torch.equal(value, first.state_dict()[key]), key
 
