@@ -97,6 +97,35 @@ def ce(
     return averaged(F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing), weight)
 
 
+def resized(maps: Float[Tensor, "b c h w"], size: Sequence[int]) -> Float[Tensor, "b c u v"]:
+    """Maps, such as logits of every class, bilinearly between the centres of their cells."""
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def pixels_first(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "n c"]:
+    """Every cell of every map as a row, n = b · h · w."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def pixel_ce(
+    logits: Float[Tensor, "b c h w"],
+    target: Int64[Tensor, "b u v"],
+    weight: Float[Tensor, " b"] | None = None,
+    *,
+    smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """`ce` of every pixel that has a class, in nats; the logits are `resized` to the target's pixels.
+
+    Args:
+        target: −1 where there is none.
+        weight: of each image's pixels.
+    """
+    each = None if weight is None else weight[:, None, None].expand(target.shape).flatten()
+    return ce(pixels_first(resized(logits, target.shape[1:])), target.flatten(), each, smoothing=smoothing)
+
+
 def kl(
     target: Float[Tensor, "n c"],
     output: Float[Tensor, "n c"],

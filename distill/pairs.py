@@ -8,14 +8,16 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
 from distill.augment import photometric
+from distill.masks import Masks
 from distill.methods import Pairing
 from distill.rendered import Renderings
 from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
 from featcache.extraction.samples import content_hash, prefetch
 from featcache.inputs import Views
-from featcache.inputs.images import Preprocess, image_input
+from featcache.inputs.images import Preprocess, View, image_input
 from featcache.machine import cores
+from featcache.masks import NONE, render
 from featcache.rows import Rows
 from featcache.store import FeatureStore
 from featcache.store.layout import EMBEDDING
@@ -34,6 +36,7 @@ class Drawn:
         row, view: which of the rows, and which of its views the teacher's features are of.
         label: −1 where there is none.
         weight: 1 where the stores have none.
+        mask: coded as `featcache.masks` has it, `NONE` all over where a sample has none; None where none are asked for.
     """
 
     pixels: UInt8[np.ndarray, "b s s 3"]
@@ -42,6 +45,7 @@ class Drawn:
     view: Int64[np.ndarray, " b"]
     label: Int64[np.ndarray, " b"]
     weight: Float32[np.ndarray, " b"]
+    mask: UInt8[np.ndarray, "b s s"] | None = None
 
 
 class Pairs:
@@ -59,6 +63,7 @@ class Pairs:
         student_augment: "photometric" or "crops", with views "student".
         processes: that share this machine's memory.
         renderings: what was rendered before, which is not rendered again.
+        masks: with the masks that the corpora have, rendered as the pixels are.
 
     Raises:
         ValueError: a corpus is not the one that its store was made from.
@@ -75,6 +80,7 @@ class Pairs:
         student_augment: str = "photometric",
         processes: int = 1,
         renderings: Renderings | None = None,
+        masks: bool = False,
     ):
         self.rows, self.preprocess = Rows.of(rows), preprocess
         self.corpora: list[Corpus] = list(corpus) if isinstance(corpus, list | tuple) else [corpus]  # type: ignore[list-item]
@@ -84,6 +90,7 @@ class Pairs:
             _join(store, corpus, [self.rows.locate(index)[1] for index in self.rows.of_store(number).tolist()])
             for number, (store, corpus) in enumerate(zip(self.rows.stores, self.corpora, strict=True))
         ]
+        self.masks = self._masks_of_corpora() if masks else None
         self._views, self._augment = views, student_augment if views == "student" else None
         self.view_counts = self.rows.view_counts if views == "all" else np.ones(len(self.rows), np.int64)
         self._workers = workers or cores()
@@ -125,6 +132,8 @@ class Pairs:
             mine = self.rows.of_store(number)
             for index in mine[:: max(1, len(mine) // CHECKED)].tolist():
                 self._read(index)
+        if self.masks:
+            self.masks.check(lambda index: self.preprocess.decode(self._read(index)[0], seen=True).size)
 
     def epoch(
         self,
@@ -173,18 +182,24 @@ class Pairs:
                     size = group or int(self.view_counts[0])
                     rows, first = np.repeat(batch, size), views[batch] // size * size
                     view = np.add.outer(first, np.arange(size)).ravel()
-                    return self._drawn(rows, view, fields, self._pixels(rows, view, readers, seed, number))
-                return self._drawn(
-                    batch, views[batch], fields, self._pixels(batch, shown[batch], readers, seed, number)
-                )
+                    pixels = self._pixels(rows, view, readers, seed, number)
+                    return self._drawn(rows, view, fields, pixels, self._mask(rows, view, readers, seed, number))
+                pixels = self._pixels(batch, shown[batch], readers, seed, number)
+                mask = self._mask(batch, shown[batch], readers, seed, number)
+                return self._drawn(batch, views[batch], fields, pixels, mask)
 
             yield from prefetch(prepare, batches, ahead, ahead=2)
 
     def _drawn(
-        self, rows: Int64[np.ndarray, " b"], view: Int64[np.ndarray, " b"], fields: Sequence[str], pixels: np.ndarray
+        self,
+        rows: Int64[np.ndarray, " b"],
+        view: Int64[np.ndarray, " b"],
+        fields: Sequence[str],
+        pixels: np.ndarray,
+        mask: UInt8[np.ndarray, "b s s"] | None,
     ) -> Drawn:
         features = {field: self.rows.gather(rows, field, view) for field in fields}
-        return Drawn(pixels, features, rows, view, self.rows.labels[rows], self.rows.weight(rows, view))
+        return Drawn(pixels, features, rows, view, self.rows.labels[rows], self.rows.weight(rows, view), mask)
 
     def refuse_pairing(self, pairing: Pairing, group: int = 0) -> None:
         """Raises ValueError where the views that there are cannot be paired so."""
@@ -230,7 +245,8 @@ class Pairs:
 
             def prepare(batch: Int64[np.ndarray, " b"]) -> Drawn:
                 plain = np.zeros(len(batch), np.int64)
-                return self._drawn(batch, plain, fields, self._as_seen(batch, plain, readers))
+                pixels = self._as_seen(batch, plain, readers)
+                return self._drawn(batch, plain, fields, pixels, self._mask(batch, plain, readers))
 
             yield from prefetch(prepare, batches, ahead, ahead=2)
 
@@ -244,6 +260,30 @@ class Pairs:
             ids = [self._id(index) for index in batch.tolist()]
             pixels = np.stack(list(readers.map(lambda image, name: photometric(image, seed, epoch, name), pixels, ids)))
         return pixels
+
+    def _masks_of_corpora(self) -> Masks:
+        located = [self.rows.locate(index) for index in range(len(self.rows))]
+        number = np.array([store for store, _ in located], np.int64)
+        sample = np.array([self._sample[store][row] for store, row in located], np.int64)
+        return Masks(self.corpora, number, sample)
+
+    def _mask(
+        self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor, seed: int = 0, epoch: int | None = None
+    ) -> UInt8[np.ndarray, "b s s"] | None:
+        """As `_pixels`; of no epoch as `_as_seen`."""
+        masks, side = self.masks, self.preprocess.size
+        if masks is None:
+            return None
+
+        def rendered(index: int, view: int) -> UInt8[np.ndarray, "s s"]:
+            if not masks.known[index]:
+                return np.full((side, side), NONE, np.uint8)
+            mask, recipe = masks.of(index), self._recipes[self.rows.locate(index)[0]].views
+            if epoch is not None and self._augment == "crops":
+                recipe, view = self._own_crop(seed, epoch)
+            return render(mask, self.preprocess, self._draw(index, mask.shape[::-1], recipe, view))
+
+        return np.stack(list(readers.map(rendered, batch.tolist(), views.tolist())))
 
     def _as_seen(self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
         """The views that the teacher saw."""
@@ -264,15 +304,21 @@ class Pairs:
 
     def _cropped(self, index: int, seed: int, epoch: int) -> np.ndarray:
         """A random crop that no store knows: the same recipe as stored ones, under the run's seed."""
-        return self._seen(index, Views(count=2, augment="rrc", seed=seed), epoch + 1)
+        return self._seen(index, *self._own_crop(seed, epoch))
+
+    @staticmethod
+    def _own_crop(seed: int, epoch: int) -> tuple[Views, int]:
+        return Views(count=2, augment="rrc", seed=seed), epoch + 1
 
     def _seen(self, index: int, recipe: Views, view: int) -> np.ndarray:
         encoded, size = self._read(index)
         image = self.preprocess.decode(encoded, seen=True)
         size = size or image.size
+        return self.preprocess.render(image, self._draw(index, size, recipe, view), size)
+
+    def _draw(self, index: int, size: tuple[int, int], recipe: Views, view: int) -> View:
         teacher = self._recipes[self.rows.locate(index)[0]].preprocess
-        drawn = teacher.draw(size, recipe, self._id(index), view)
-        return self.preprocess.render(image, drawn, size)
+        return teacher.draw(size, recipe, self._id(index), view)
 
     def _id(self, index: int) -> str:
         number, row = self.rows.locate(index)

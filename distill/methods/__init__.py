@@ -25,6 +25,7 @@ class Preparing(TypedDict, total=False):
     Attributes:
         seed: of all that is drawn; always there.
         progress: called with (steps done, steps).
+        masked: which rows have a mask; there for methods that read masks.
         fitted: what a `prepare` of the same (rows, seed) left, to be taken instead of fitting again; a method may ignore it,
             and does where it is not its own.
     """
@@ -32,6 +33,7 @@ class Preparing(TypedDict, total=False):
     seed: Required[int]
     progress: Callable[[int, int], None] | None
     fitted: Fitted | None
+    masked: Bool[np.ndarray, " rows"]
 
 
 Pairing = Literal["one", "independent", "group"]
@@ -49,6 +51,8 @@ class Batch:
         label: class of each sample; −1 where there is none.
         weight: how much each sample counts, as the stores' field `weight` says; 1 where they have none.
         preprocess: how `inputs` were made of pixels; the student's.
+        mask: class of each pixel of `inputs`; −1 where there is none, as beyond the image, and all over samples without a mask.
+            None where the method reads none.
     """
 
     features: Features
@@ -58,6 +62,7 @@ class Batch:
     label: Int64[Tensor, " b"]
     weight: Float[Tensor, " b"]
     preprocess: Preprocess
+    mask: Int64[Tensor, "b s s"] | None = None
 
     def __getitem__(self, field: str) -> Tensor:
         return self.features[field]
@@ -89,6 +94,9 @@ class Method(nn.Module):
             read its "logits" (B, C) among `student_fields`.
         wide: whether the student's embedding is as wide as the teacher's, unless another width is asked for: to be used in its
             place, beside what the teacher has embedded.
+        masks: whether `loss` reads masks, and of the student "dense" (B, C, h, w), the logits of its classifier of pixels. A method
+            that can do with masks what it does with labels has it set by `learn_masks`.
+        unmasked: of that, whether samples without a mask train too.
         passes: forward and backward passes of the student that a step takes, for an estimate of its time.
         labelled: whether a term needs labels, so that stores without any are refused. Rows without one may be among them.
         judged: whether it learns from evaluations (`learn`), so that a fit without held-out rows is refused.
@@ -104,7 +112,18 @@ class Method(nn.Module):
     wide: ClassVar[bool] = False
     labelled: bool = False
     judged: bool = False
+    masks: bool = False
+    unmasked: ClassVar[bool] = False
     passes: int = 1
+
+    def learn_masks(self) -> None:
+        """Learn the classes of pixels: the corpora have masks.
+
+        Raises:
+            ValueError: the method does not.
+        """
+        if not self.masks:
+            raise ValueError("it tells apart classes of whole images; for masks take method ce or sslkd")
 
     def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Fit what is fitted before training, as a function of (rows, seed); returns what to report of it.

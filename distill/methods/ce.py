@@ -7,15 +7,16 @@ from torchvision.transforms import v2
 
 from distill.methods import Batch, Features, Method, Preparing
 from distill.methods._options import refuse_negative
-from distill.objectives import ce
+from distill.objectives import ce, pixel_ce
 from featcache.rows import Rows
-from featcache.store.layout import EMBEDDING, LOGITS
+from featcache.store.layout import DENSE, EMBEDDING, LOGITS
 
 
 class CE(Method):
     """Cross-entropy of the student's classifier with the labels; the baseline, and how a distilled student is fine-tuned.
 
-    Term: "ce", in nats, mean over the rows that have a label. The teacher is not asked: of its store come the images, their
+    Term: "ce", in nats, mean over the rows that have a label, or of a corpus with masks over their pixels, the student's dense
+    logits brought to them bilinearly. The teacher is not asked: of its store come the images, their
     views and their labels.
 
     Mixtures are of two images of one batch, and the target is the same mixture of their two labels, which stays true of
@@ -49,6 +50,11 @@ class CE(Method):
         self._mixing: v2.RandomChoice | None = None
         self._mixed: Tensor | None = None
 
+    def learn_masks(self) -> None:
+        if any(self._alphas.values()):
+            raise ValueError("mixup and cutmix are of labels, not of masks; leave them out")
+        self.masks, self.student_fields = True, (EMBEDDING, DENSE)
+
     def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
         """Look for labels.
 
@@ -72,5 +78,7 @@ class CE(Method):
         return mixed
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        if batch.mask is not None:
+            return {"ce": pixel_ce(student[DENSE], batch.mask, batch.weight, smoothing=self._smoothing)}
         target, self._mixed = batch.label if self._mixed is None else self._mixed, None
         return {"ce": ce(student[LOGITS], target, batch.weight, smoothing=self._smoothing)}

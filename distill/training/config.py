@@ -119,7 +119,7 @@ class FitConfig:
         holdout: share of the samples kept out of training for that, at most 1,000 of them; 0.05 when `eval_every` is
             set and this is 0. None held out, nothing evaluated. Other samples of the same images do not train either.
         keep: which student is saved, the "last" or the "best": of the evaluations that with the highest accuracy of its
-            classifier, where it has one, else by kNN, without labels the highest cosine to the target, else Gram
+            classifier, where it has one (of masks the mean IoU), else by kNN, without labels the highest cosine to the target, else Gram
             correlation. "best" evaluates after every epoch unless `eval_every` says otherwise.
         keep_checkpoints: epochs, which may be a fraction, after each of which the student as it then is stays in the run
             folder, as `run:FOLDER@epoch=N` and `run:FOLDER@step=N`; 0 keeps none.

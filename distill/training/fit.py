@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distill.methods import Fitted, fitted_tensors, load_method
+from distill.methods import Fitted, Preparing, fitted_tensors, load_method
 from distill.rendered import Renderings
 from distill.training.board import tensorboard
 from distill.training.config import FitConfig, refuse_wrong_type
@@ -226,7 +226,10 @@ def _claim_and_prepare(
         return True, {}, None
     on_mapping = (lambda done, total: progress(FitProgress("mapping", done, total))) if progress else None
     fitted = run.load_mapping() or _mapping_of_student(inputs)
-    report = method.prepare(inputs.pairs.rows, seed=settings.seed, progress=on_mapping, fitted=fitted)
+    given: Preparing = {"seed": settings.seed, "progress": on_mapping, "fitted": fitted}
+    if inputs.pairs.masks:
+        given["masked"] = inputs.pairs.masks.known
+    report = method.prepare(inputs.pairs.rows, **given)
     run.save_mapping(fitted_tensors(method), report)
     return False, report, method
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.methods import Batch, Features, Method
+from distill.objectives import resized
 from distill.pairs import Drawn, Pairs
 from featcache.corpora import original
 from featcache.rows import Rows
@@ -121,14 +122,17 @@ class HeldOut:
             "holdout/gram_pearson": correlation of the cosines between samples, student's and teacher's. Where the
             method has a target, "holdout/cosine": mean cosine to it. Where there are labels, "holdout/top1@20": kNN
             accuracy, and "holdout/teacher_top1@20" of the teacher's own embeddings; where there is a classifier too,
-            "holdout/top1", its accuracy, and "holdout/nll", its mean cross-entropy, in nats.
+            "holdout/top1", its accuracy, and "holdout/nll", its mean cross-entropy, in nats. Of masks "holdout/iou", the mean
+            over the classes that there are of intersection over union of all pixels, at the student's own size.
         """
         fields = tuple(dict.fromkeys(("embedding", *self._method.fields)))
         students, teachers, cosines, logits = [], [], [], []
+        pixels: list[Tensor] = []
         for batch in self._held.plain(range(len(self._held)), batch_size=EVALUATION_BATCH, fields=fields):
             given, seen = embed(batch)
             student = given["embedding"]
             logits += [given["logits"].cpu()] if "logits" in given else []
+            pixels += [confusion(given["dense"], seen.mask).cpu()] if seen.mask is not None else []
             target = self._method.target(seen)
             if target is not None:
                 cosines.append(F.cosine_similarity(student, target, dim=-1).cpu())
@@ -138,6 +142,8 @@ class HeldOut:
         found = {"holdout/gram_pearson": gram_pearson(student, teacher_rows)}
         if cosines:
             found["holdout/cosine"] = float(torch.cat(cosines).mean())
+        if pixels:
+            found["holdout/iou"] = mean_iou(torch.stack(pixels).sum(0))
         known = self._labels >= 0
         if logits and known.any():
             of_known, truth = torch.cat(logits)[known], self._labels[known]
@@ -153,6 +159,20 @@ class HeldOut:
                 self._teacher_top1 = knn_top1(of_teacher, labels, teacher_rows[known], self._labels[known])
             found["holdout/teacher_top1@20"] = self._teacher_top1
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def confusion(logits: Float[Tensor, "b c h w"], mask: Int64[Tensor, "b s s"]) -> Int64[Tensor, "c c"]:
+    """By true class, by predicted class, how many pixels."""
+    known, classes = mask >= 0, logits.shape[1]
+    predicted = resized(logits, mask.shape[1:]).argmax(1)
+    return torch.bincount(mask[known] * classes + predicted[known], minlength=classes**2).view(classes, classes)
+
+
+def mean_iou(counts: Int64[Tensor, "c c"]) -> float:
+    """Over the classes that some pixel is of, or is taken for; NaN for no pixels."""
+    right = counts.diagonal().double()
+    union = counts.sum(0) + counts.sum(1) - right
+    return float((right / union)[union > 0].mean())
 
 
 def knn_top1(

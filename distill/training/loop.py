@@ -25,7 +25,7 @@ TOLD_SECONDS = 5.0
 """Between writings of `metrics.jsonl` within an epoch, at least: who watches the run sees its curve grow."""
 CURVE_POINTS = 20
 """Records of the loss by step in an epoch, at most."""
-BETTER = ("holdout/top1", "holdout/top1@20", "holdout/cosine", "holdout/gram_pearson")
+BETTER = ("holdout/iou", "holdout/top1", "holdout/top1@20", "holdout/cosine", "holdout/gram_pearson")
 """What `keep="best"` goes by: the first of these that evaluations give. The higher the better."""
 
 

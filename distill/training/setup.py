@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
+from distill.masks import masked, shared_classes
 from distill.methods import Method, load_method
 from distill.pairs import CHECKED, Pairs, teacher_preprocess
 from distill.rendered import Renderings
@@ -22,9 +23,11 @@ from featcache.corpora.store import KeptImages
 from featcache.geometry import one_sided
 from featcache.head import Head
 from featcache.inputs.images import Preprocess
+from featcache.masks import MaskClasses
 from featcache.rows import Rows
+from featcache.specs import naming
 from featcache.store import FeatureStore, open_store
-from featcache.store.layout import EMBEDDING, LOGITS
+from featcache.store.layout import DENSE, EMBEDDING, LOGITS
 from featcache.student import Student, make_student
 
 StoreGiven = FeatureStore | str | os.PathLike[str]
@@ -41,6 +44,7 @@ class Inputs:
         held: those of the rows that are kept for evaluation.
         student, preprocess, record: as `make_student` gives them.
         method: prepared by nobody yet.
+        unmasked: how many rows do not train as they have no mask.
     """
 
     settings: FitConfig
@@ -52,6 +56,7 @@ class Inputs:
     preprocess: Preprocess
     record: dict[str, Any]
     method: Method
+    unmasked: int = 0
 
     @property
     def config(self) -> dict[str, Any]:
@@ -80,7 +85,7 @@ class Inputs:
     @property
     def copies(self) -> int:
         """Samples of images that are held out under another name, or that were made of one, which are in neither part."""
-        return len(self.rows) - len(self.pairs) - len(self.held)
+        return len(self.rows) - len(self.pairs) - len(self.held) - self.unmasked
 
     @property
     def student_record(self) -> dict[str, Any]:
@@ -102,7 +107,11 @@ class Inputs:
         """The evaluation on `held`, where there are any."""
         if not len(self.held):
             return None
-        shared: dict[str, Any] = {"views": self.settings.views, "renderings": self.pairs.renderings}
+        shared: dict[str, Any] = {
+            "views": self.settings.views,
+            "renderings": self.pairs.renderings,
+            "masks": self.method.masks,
+        }
         held = Pairs(self.rows.pick(self.held), self.corpora, self.preprocess, workers, **shared)
         return HeldOut(held, self.pairs, self.method, self.settings.seed)
 
@@ -130,9 +139,9 @@ def set_up(
     rows, processes = Rows.of(stores, head, any_precision=settings.any_precision), accelerator.num_processes
     made = load_method(settings.method)
     _refuse_weights(rows)
-    classes = (
-        _classes(settings, rows) if made.classifier else []
-    )  # one that an earlier run trained would not fit any more
+    masks, classes = shared_classes(corpora), []  # a classifier that an earlier run trained would not fit any more
+    if made.classifier:
+        classes = list(masks.names) if masks else [] if made.masks else _classes(settings, rows)
     student, preprocess, record = make_student(
         settings.student,
         teacher_preprocess(stores[0]),
@@ -145,7 +154,13 @@ def set_up(
         trust_code=trust_code,
     )
     method = made(rows.embedding_dim, student.embedding_dim, **settings.method_options)
-    _refuse_no_labels(settings, method, rows)
+    if made.classifier:
+        _agree_on_masks(settings, method, student, masks, corpora)
+    known = masked(rows, corpora) if method.masks else None
+    if known is None:
+        _refuse_no_labels(settings, method, rows)
+    elif not known.any():
+        raise ValueError(f"{corpora[0].spec}: has a mask of none of the images of {rows.name}; give one that has")
     if method.judged and not (settings.holdout and settings.eval_every):
         raise ValueError(
             f"method {settings.method} learns from evaluations on held-out rows, and there are none: set holdout, a share of the "
@@ -159,7 +174,9 @@ def set_up(
     if not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
     refuse_small_images(preprocess, corpora)
-    trained, held = parted(settings, method, rows)
+    trained, held = parted(settings, method, rows, known)
+    unmasked = 0 if known is None or method.unmasked else int((~known[trained]).sum())
+    trained = trained[known[trained]] if known is not None and unmasked else trained
     pairs = Pairs(
         rows.pick(trained),
         corpora,
@@ -169,6 +186,7 @@ def set_up(
         student_augment=settings.student_augment,
         processes=processes,
         renderings=renderings,
+        masks=method.masks,
     )
     sampling_weights(settings, pairs.rows)
     pairs.refuse_pairing(method.pairing, method.group)
@@ -177,13 +195,46 @@ def set_up(
     if min(settings.batch_size, len(pairs)) == processes * settings.accumulate:
         refuse_single_images(student)
     refuse_missing_fields(method, student, rows)
-    return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method)
+    return Inputs(settings, rows, corpora, pairs, held, student, preprocess, record, method, unmasked)
 
 
-def parted(settings: FitConfig, method: Method, rows: Rows) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
-    """Which rows train and which are held out. Of rows that may be, the same are held out whatever others there are."""
+def _agree_on_masks(
+    settings: FitConfig, method: Method, student: Student, masks: MaskClasses | None, corpora: list[Corpus]
+) -> None:
+    """Whether pixels are classified, by corpora, student and method alike.
+
+    Raises:
+        ValueError: they are not of one mind.
+    """
+    if masks is None and (method.masks or student.model.map_width):
+        raise ValueError(
+            f"{corpora[0].spec}: has no masks, by which {settings.student} with method {settings.method} learns classes of pixels; give "
+            "--corpus masks:FOLDER"
+        )
+    if masks and not student.model.map_width:
+        raise ValueError(
+            f"{settings.student}: gives no map, and {corpora[0].spec} has masks; choose a student that does: unet/16, "
+            "fpn/NAME (timm's networks) or smp/NAME"
+        )
+    if masks:
+        with naming(f"method {settings.method}"):
+            method.learn_masks()
+    if DENSE in method.fields and settings.views == "student" and settings.student_augment == "crops":
+        raise ValueError(
+            f"method {settings.method} learns from the teacher's maps, which are of the teacher's views, not of the student's own crops; leave "
+            "student_augment out"
+        )
+
+
+def parted(
+    settings: FitConfig, method: Method, rows: Rows, masked: Bool[np.ndarray, " rows"] | None = None
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
+    """Which rows train and which are held out. Of rows that may be (where masks are learned, those that have one), the same are
+    held out whatever others there are."""
     images = same_images(rows) if settings.holdout else np.arange(len(rows))
     derived, allowed = rows.adversarial, method.may_be_held_out(rows)
+    if masked is not None:
+        allowed = masked if allowed is None else allowed & masked
     some = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed)
     _, held = split(images[some], settings.holdout, settings.seed, never=None if derived.all() else derived[some])
     return np.flatnonzero(~np.isin(images, images[some[held]])), some[held]
@@ -371,12 +422,17 @@ def refuse_missing_fields(method: Method, student: Student, rows: Rows) -> None:
                     f"{store.path}: holds no {name}, which this method needs; extract with --fields {EMBEDDING},{name}"
                     + (other if name == LOGITS else "")
                 )
+        if name == DENSE and student.classes and rows.shape_of(name)[0] != len(student.classes):
+            raise ValueError(
+                f"{rows.name}: its maps are of {rows.shape_of(name)[0]} classes, the masks of {len(student.classes)}; give maps of a "
+                "teacher that was trained on these masks"
+            )
         if name == LOGITS and student.classes and rows.shape_of(name)[-1] != len(student.classes):
             raise ValueError(
                 f"{rows.name}: its logits are of {rows.shape_of(name)[-1]} classes, its labels of {len(student.classes)}; give a "
                 "classifier of these classes with --set head=FILE (`evalsuite probe … --save FILE` fits one)"
             )
-        if name == LOGITS and student.classes and rows.logit_classes not in (None, student.classes):
+        if name in (LOGITS, DENSE) and student.classes and rows.logit_classes not in (None, student.classes):
             raise ValueError(
                 f"{rows.name}: its logits are of other classes ({', '.join(rows.logit_classes[:3])}, …), or in another order, than its "
                 f"labels ({', '.join(student.classes[:3])}, …); name the class folders as the teacher's were"

@@ -20,7 +20,7 @@ from distill.training.layers import layer_scales
 from distill.training.schedule import Ema, make_optimizer, train_mode
 from featcache.inputs.images import Preprocess
 from featcache.plugins import suggest
-from featcache.store.layout import EMBEDDING, LOGITS
+from featcache.store.layout import DENSE, EMBEDDING, LOGITS
 from featcache.student import Student
 
 T = TypeVar("T")
@@ -158,13 +158,14 @@ class Training:
         return terms
 
     def embed(self, drawn: Drawn) -> tuple[Features, Batch]:
-        """Embeddings of the student that will be saved, and logits where it has a classifier, as it will be used, float32;
-        and the batch with the teacher's."""
+        """Embeddings of the student that will be saved, and logits, of masks dense ones, where it has a classifier, as it will be
+        used, float32; and the batch with the teacher's."""
         batch = self._on_device(drawn)
         self.saved.eval()  # else batch norms would learn from these images, and drop-path would drop
         try:
             with self._accelerator.autocast():
-                found = self.saved(batch.inputs, (EMBEDDING, LOGITS) if self._method.classifier else (EMBEDDING,))
+                classified = (DENSE if self._method.masks else LOGITS,) if self._method.classifier else ()
+                found = self.saved(batch.inputs, (EMBEDDING, *classified))
             return {name: value.float() for name, value in found.items()}, batch
         finally:
             if self.saved is self.student:
@@ -207,7 +208,8 @@ class Training:
         features = {name: rows.float() if rows.is_floating_point() else rows for name, rows in sent.items()}
         images = self._preprocess.to_model(send(drawn.pixels))
         row, view, label, weight = (send(rows) for rows in (drawn.row, drawn.view, drawn.label, drawn.weight))
-        return Batch(features, images, row, view, label, weight, self._preprocess)
+        mask = None if drawn.mask is None else send(drawn.mask).long() - 1
+        return Batch(features, images, row, view, label, weight, self._preprocess, mask)
 
     def _seed(self, step: int) -> None:
         """What is drawn at a step (dropout) follows from its number, so a resumed run draws the same."""
