@@ -24,7 +24,7 @@ from featcache.checkpoint import fill, open_checkpoint
 from featcache.plugins import suggest
 
 
-def open_pretrained(name: str, image_size: int | None = None) -> tuple[Any, tuple[str, ...]]:
+def open_pretrained(name: str, image_size: int | None = None, whole: bool = False) -> tuple[Any, tuple[str, ...]]:
     """An open_clip model with pretrained weights (of the image tower, at least) and the preprocessing of those very
     weights; and their local files. Its attribute `activation` says in words what the tag changes in the architecture.
 
@@ -32,6 +32,7 @@ def open_pretrained(name: str, image_size: int | None = None) -> tuple[Any, tupl
         name: "NAME:TAG"; "NAME:FILE" or "NAME:TAG:FILE"; "hf-hub:ORGANISATION/NAME", or "local-dir:FOLDER", of
             open_clip's own layout.
         image_size: px; the model's own when None.
+        whole: a file must have both towers.
 
     Raises:
         ValueError: unknown name or tag, weights that cannot be fetched, or a file that does not fit.
@@ -63,7 +64,8 @@ def open_pretrained(name: str, image_size: int | None = None) -> tuple[Any, tupl
         ):
             model = open_clip.create_model(architecture, pretrained=tag, **given)
     else:
-        model = _filled(spec, architecture, file, recorded, {**given, "require_pretrained": False})
+        fill_from = _of_both_towers if whole else _filled
+        model = fill_from(spec, architecture, file, recorded, {**given, "require_pretrained": False})
     changed = quick_gelu != own_gelu and isinstance(model.visual, VisionTransformer | ModifiedResNet)
     model.activation = f"; {'QuickGELU' if quick_gelu else 'GELU'}" if changed else ""
     return model, (os.path.abspath(file),) if file else ()
@@ -126,6 +128,16 @@ def _filled(spec: str, name: str, file: str, recorded: dict[str, Any], given: di
     if is_timm and size:
         model.visual.set_input_size(size)
     return model
+
+
+def _of_both_towers(spec: str, name: str, file: str, recorded: dict[str, Any], given: dict[str, Any]) -> Any:
+    """The model, all of it from a local file."""
+    try:
+        with _without_warnings():
+            return open_clip.create_model(name, pretrained=file, **given)
+    except Exception as error:  # state-dict, pickle and file errors share no base class
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file}: does not fit {spec} ({reason}); give a checkpoint of the whole model") from None
 
 
 def _converted(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
