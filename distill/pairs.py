@@ -1,11 +1,12 @@
-"""Pairs: the pixels of a (sample, view), joined with what the teacher saw in them."""
+"""Pairs: the pixels of a (sample, view), or the token ids of a text, joined with what the teacher saw in them."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 
 from distill.augment import photometric
 from distill.masks import Masks
@@ -14,8 +15,8 @@ from distill.rendered import Renderings
 from featcache.corpora import Corpus
 from featcache.corpora.store import KeptImages
 from featcache.extraction.samples import content_hash, prefetch
-from featcache.inputs import Views
-from featcache.inputs.images import Preprocess, View, image_input
+from featcache.inputs import Input, Views, input_of
+from featcache.inputs.images import Preprocess
 from featcache.machine import cores
 from featcache.masks import NONE, render
 from featcache.rows import Rows
@@ -31,7 +32,7 @@ class Drawn:
     """Samples of one step, in memory.
 
     Attributes:
-        pixels: that the student sees.
+        pixels: that the student sees; of texts, token ids, as many as the longest of the batch needs.
         features: of the teacher by field (b, …), as stored.
         row, view: which of the rows, and which of its views the teacher's features are of.
         label: −1 where there is none.
@@ -39,7 +40,7 @@ class Drawn:
         mask: coded as `featcache.masks` has it, `NONE` all over where a sample has none; None where none are asked for.
     """
 
-    pixels: UInt8[np.ndarray, "b s s 3"]
+    pixels: Shaped[np.ndarray, "b ..."]
     features: dict[str, np.ndarray]
     row: Int64[np.ndarray, " b"]
     view: Int64[np.ndarray, " b"]
@@ -57,7 +58,7 @@ class Pairs:
     Args:
         rows: of one or several stores, with their preprocessing recorded.
         corpus: the one that the store was made from, or the images that a store keeps of it; one for each store.
-        preprocess: the student's.
+        preprocess: the student's input.
         workers: threads that read and render; by default one a core.
         views: "all", "plain" or "student", as in `FitConfig`.
         student_augment: "photometric" or "crops", with views "student".
@@ -73,7 +74,7 @@ class Pairs:
         self,
         rows: Rows | FeatureStore,
         corpus: Corpus | Sequence[Corpus],
-        preprocess: Preprocess,
+        preprocess: Input[Any, Any],
         workers: int | None = None,
         *,
         views: str = "all",
@@ -110,6 +111,8 @@ class Pairs:
             how = {"photometric": "colours changed, nothing moved", "crops": "random crops and mirroring"}
             return f"the teacher's plain view against views of the student's own ({how[self._augment or '']})"
         most = int(self.view_counts.max())
+        if self.preprocess.kind != "image":
+            return f"each {self.preprocess.kind} as it is"
         return "the plain view only" if most == 1 else f"all {most} stored views, replayed"
 
     @property
@@ -199,7 +202,8 @@ class Pairs:
         mask: UInt8[np.ndarray, "b s s"] | None,
     ) -> Drawn:
         features = {field: self.rows.gather(rows, field, view) for field in fields}
-        return Drawn(pixels, features, rows, view, self.rows.labels[rows], self.rows.weight(rows, view), mask)
+        shown, label, weight = self.preprocess.trimmed(pixels), self.rows.labels[rows], self.rows.weight(rows, view)
+        return Drawn(shown, features, rows, view, label, weight, mask)
 
     def refuse_pairing(self, pairing: Pairing, group: int = 0) -> None:
         """Raises ValueError where the views that there are cannot be paired so."""
@@ -271,17 +275,18 @@ class Pairs:
         self, batch: np.ndarray, views: np.ndarray, readers: ThreadPoolExecutor, seed: int = 0, epoch: int | None = None
     ) -> UInt8[np.ndarray, "b s s"] | None:
         """As `_pixels`; of no epoch as `_as_seen`."""
-        masks, side = self.masks, self.preprocess.size
+        masks, like = self.masks, self.preprocess
         if masks is None:
             return None
+        assert isinstance(like, Preprocess)
 
         def rendered(index: int, view: int) -> UInt8[np.ndarray, "s s"]:
             if not masks.known[index]:
-                return np.full((side, side), NONE, np.uint8)
+                return np.full((like.size, like.size), NONE, np.uint8)
             mask, recipe = masks.of(index), self._recipes[self.rows.locate(index)[0]].views
             if epoch is not None and self._augment == "crops":
                 recipe, view = self._own_crop(seed, epoch)
-            return render(mask, self.preprocess, self._draw(index, mask.shape[::-1], recipe, view))
+            return render(mask, like, self._draw(index, mask.shape[::-1], recipe, view))
 
         return np.stack(list(readers.map(rendered, batch.tolist(), views.tolist())))
 
@@ -293,8 +298,8 @@ class Pairs:
 
         return self._rendered.take(self.rows.place[batch], views, render)
 
-    def render(self, index: int, view: int) -> UInt8[np.ndarray, "s s 3"]:
-        """Pixels of the `index`-th sample with features, in the given stored view.
+    def render(self, index: int, view: int) -> Shaped[np.ndarray, "..."]:
+        """Pixels, or token ids, of the `index`-th sample with features, in the given stored view.
 
         Raises:
             ValueError: the image is no longer the one that the teacher saw.
@@ -313,10 +318,10 @@ class Pairs:
     def _seen(self, index: int, recipe: Views, view: int) -> np.ndarray:
         encoded, size = self._read(index)
         image = self.preprocess.decode(encoded, seen=True)
-        size = size or image.size
+        size = size or self.preprocess.size_of(image)
         return self.preprocess.render(image, self._draw(index, size, recipe, view), size)
 
-    def _draw(self, index: int, size: tuple[int, int], recipe: Views, view: int) -> View:
+    def _draw(self, index: int, size: tuple[int, int], recipe: Views, view: int) -> Any:
         teacher = self._recipes[self.rows.locate(index)[0]].preprocess
         return teacher.draw(size, recipe, self._id(index), view)
 
@@ -344,7 +349,7 @@ class _Recipe:
     """How a store's views were drawn."""
 
     def __init__(self, store: FeatureStore):
-        self.preprocess = teacher_preprocess(store)
+        self.preprocess = teacher_input(store)
         self.views = Views.from_record(store.manifest.views.to_json())
 
 
@@ -366,15 +371,15 @@ def _join(store: FeatureStore, corpus: Corpus, rows: list[int]) -> Int64[np.ndar
     return sample
 
 
-def teacher_preprocess(store: FeatureStore) -> Preprocess:
+def teacher_input(store: FeatureStore) -> Input[Any, Any]:
     """Of the encoder that made `store`.
 
     Raises:
-        ValueError: the store does not record it, or not the views, so its images cannot be replayed.
+        ValueError: the store does not record it, or not the views, so its samples cannot be replayed.
     """
     record = store.manifest.encoder.preprocess
     if not record or store.manifest.views.augment is None:
         raise ValueError(
             f"{store.path}: does not record how its images were cropped, so they cannot be replayed; extract it with featcache"
         )
-    return image_input(record)
+    return input_of(record)

@@ -1,4 +1,4 @@
-"""Pixels that were rendered, kept for the epochs and the fits after: an image is decoded once for each of its views."""
+"""Pixels that were rendered, or token ids, kept for the epochs and the fits after: an image is decoded once for each of its views."""
 
 import logging
 import mmap
@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 
 from featcache.corpora import Corpus
+from featcache.inputs import Input
 from featcache.inputs.images import Preprocess
 from featcache.machine import free_bytes
 from featcache.store import FeatureStore
@@ -32,14 +34,17 @@ class Rendered:
     Args:
         shape: (rows, views) that there are.
         wanted: how many of them may be asked for.
-        size: of the square pixels, px.
+        like: one that is rendered; or of square images of uint8 their px.
         room: bytes of memory that they may take.
         folder: where a file may lie of what does not all fit there. It has no name, and is gone when the process ends.
     """
 
-    def __init__(self, shape: tuple[int, int], wanted: int, size: int, room: int, folder: Path | None = None):
+    def __init__(
+        self, shape: tuple[int, int], wanted: int, like: int | np.ndarray, room: int, folder: Path | None = None
+    ):
         self._slots = np.full(shape, -1, np.int32)
-        self._shape, self._wanted, self._bytes, self._used = (size, size, 3), wanted, size * size * 3, 0
+        one = np.empty((like, like, 3), np.uint8) if isinstance(like, int) else like
+        self._shape, self._dtype, self._wanted, self._bytes, self._used = one.shape, one.dtype, wanted, one.nbytes, 0
         self._fit = min(wanted, room // self._bytes)
         on_disk = folder and shutil.disk_usage(folder).free * DISK_SHARE >= wanted * self._bytes
         self._folder = folder if on_disk and self._fit < wanted and hasattr(os, "posix_fallocate") else None
@@ -65,14 +70,14 @@ class Rendered:
         rows: Int64[np.ndarray, " b"],
         views: Int64[np.ndarray, " b"],
         render: Callable[[Int64[np.ndarray, " n"]], Iterable[np.ndarray]],
-    ) -> UInt8[np.ndarray, "b s s 3"]:
+    ) -> Shaped[np.ndarray, "b ..."]:
         """Pixels of these views, the caller's to change; `render` gives those of the positions (0…b−1) that are not kept."""
         with self._lock:
             slots = self._slots[rows, views]
             kept = slots >= 0
             if self._pixels is not None and kept.all():
                 return self._pixels[slots]
-            pixels = np.empty((len(rows), *self._shape), np.uint8)
+            pixels = np.empty((len(rows), *self._shape), self._dtype)
             if self._pixels is not None:
                 pixels[kept] = self._pixels[slots[kept]]
         fresh = np.flatnonzero(~kept)
@@ -99,14 +104,14 @@ class Rendered:
             try:
                 with tempfile.TemporaryFile(dir=self._folder) as file:
                     os.posix_fallocate(file.fileno(), 0, size)  # a full disk later on would end the process
-                    return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8).reshape(-1, *self._shape)
+                    return np.frombuffer(mmap.mmap(file.fileno(), size), self._dtype).reshape(-1, *self._shape)
             except OSError as error:
                 log.warning("%s: no file for pixels (%s); what does not fit into memory is rendered every epoch", *(
                     self._folder, error.strerror))  # fmt: skip
                 self._folder = None
         if not self._fit:
-            return np.empty((0, *self._shape), np.uint8)
-        return np.frombuffer(mmap.mmap(-1, self._fit * self._bytes), np.uint8).reshape(-1, *self._shape)
+            return np.empty((0, *self._shape), self._dtype)
+        return np.frombuffer(mmap.mmap(-1, self._fit * self._bytes), self._dtype).reshape(-1, *self._shape)
 
 
 class Renderings:
@@ -123,7 +128,7 @@ class Renderings:
         self,
         stores: Sequence[FeatureStore],
         corpora: Sequence[Corpus],
-        preprocess: Preprocess,
+        preprocess: Input[Any, Any],
         *,
         every_view: bool,
         processes: int = 1,
@@ -133,7 +138,11 @@ class Renderings:
         Args:
             processes: that share this machine's memory.
         """
-        pixels = replace(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # what comes after is each model's own
+        pixels = preprocess
+        if isinstance(preprocess, Preprocess):
+            pixels = replace(
+                preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+            )  # what comes after is each model's own
         made_of = tuple(
             (str(store.path), store.digest, corpus.spec) for store, corpus in zip(stores, corpora, strict=True)
         )
@@ -143,6 +152,6 @@ class Renderings:
             wanted = sum(len(store.ok) * count for store, count in zip(stores, views, strict=True))
             room = int(MEMORY_SHARE * free_bytes() / processes)
             self._found[key] = Rendered(
-                (sum(map(len, stores)), max(views)), wanted, preprocess.size, room, self._folder
+                (sum(map(len, stores)), max(views)), wanted, preprocess.blank(1)[0].numpy(), room, self._folder
             )
         return self._found[key]

@@ -11,12 +11,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 RECORD, WEIGHTS = "student.json", "student.safetensors"
+TOKENIZER = "tokenizer.json"
+"""Of a student of texts, unless it takes bytes."""
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
 """Locked while a process trains in the folder; the operating system lets go of it when the process dies."""
 FAILED = "failed.json"
 """Why the process that trained there last ended with an error; gone once another goes on."""
-BESIDE = ("config.toml", "metrics.jsonl", "mapping.safetensors", "head.safetensors")
+BESIDE = (TOKENIZER, "config.toml", "metrics.jsonl", "mapping.safetensors", "head.safetensors")
 """What else a pushed student has of its run, where the run has it."""
 HUB = "hf-hub:"
 SNAPSHOTS = "snapshots"
@@ -85,13 +87,15 @@ def split_spec(spec: str | os.PathLike[str]) -> tuple[Path, str, float]:
 
 
 def student_files(spec: str | os.PathLike[str]) -> list[str]:
-    """The files that a student consists of: record and weights, or both in one.
+    """The files that a student consists of: record and weights, or both in one, and of texts its tokeniser.
 
     Raises:
         ValueError: see `split_spec`, `find`.
     """
     folder, of, _ = split_spec(spec)
-    return [str(find(spec).path)] if of else [os.path.join(folder, RECORD), os.path.join(folder, WEIGHTS)]
+    tokenizer = [os.path.join(folder, TOKENIZER)] if os.path.isfile(os.path.join(folder, TOKENIZER)) else []
+    own = [str(find(spec).path)] if of else [os.path.join(folder, RECORD), os.path.join(folder, WEIGHTS)]
+    return own + tokenizer
 
 
 def find(spec: str | os.PathLike[str]) -> Snapshot:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from featcache.checkpoint import read_weights
 from featcache.geometry import one_sided
+from featcache.inputs import Input, input_of
 from featcache.inputs.images import Preprocess, image_input
+from featcache.inputs.texts import Texts, text_input
 from featcache.models import Features, Model, Variant, first_line
 from featcache.plugins import load_plugin, plugin_names
-from featcache.run_folder import RECORD, WEIGHTS, find, on_disk, split_spec
+from featcache.run_folder import RECORD, TOKENIZER, WEIGHTS, find, on_disk, split_spec
 from featcache.specs import code_in, names_code, naming, refuse_code
 from featcache.store.layout import DENSE, LOGITS
 
@@ -54,7 +56,7 @@ class Student(nn.Module):
         self.body = model.body
         # Its weights are `body`'s: they are registered once, under the names that files hold.
         object.__setattr__(self, "model", model)
-        self.width = _width(_black_image(self.body, model.image_size))
+        self.width = _width(_tried(self.body, model.example(1)))
         self.embedding_dim = embedding_dim or self.width
         plain = self.embedding_dim == self.width and not projected
         self.projection = nn.Identity() if plain else nn.Linear(self.width, self.embedding_dim)
@@ -138,8 +140,8 @@ class Student(nn.Module):
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one image's features, of all fields there are, seen on a black image."""
-        found = _black_image(self, self.image_size, self.model)
+        """Shape of one sample's features, of all fields there are, seen on a black image or a short text."""
+        found = _tried(self, self.model.example(1), self.model)
         maps = found.pop(DENSE, None)
         shapes = {
             name: (*value.shape[1:-1], self.embedding_dim)
@@ -152,23 +154,34 @@ class Student(nn.Module):
 
     def one_sided(self) -> bool:
         """Whether its embedding has next to no negative coordinates, as what is pooled after a rectifier; seen on noise."""
-        size, drawn = self.image_size, torch.Generator().manual_seed(0)
-        noise = torch.randn(4, 3, size, size, generator=drawn)
-        return one_sided(_on_images(self, noise).float().numpy())
+        noise = self.model.noise(4, torch.Generator().manual_seed(0))
+        return one_sided(_tried(self, noise).float().numpy())
 
     def project(self) -> None:
         """Put a projection behind the model, of the embedding's own width."""
         self.projection = nn.Linear(self.width, self.embedding_dim)
 
-    def input_like(self, teacher: Preprocess) -> Preprocess:
-        """Its input: the same square of the image as the teacher's, at its own size and normalised its own way."""
+    def input_like(self, teacher: Input[Any, Any]) -> Input[Any, Any]:
+        """Its input: of texts its own; of images the same square as the teacher's, at its own size and normalised its own
+        way.
+
+        Raises:
+            ValueError: the teacher was shown something of another kind.
+        """
+        if self.model.kind != teacher.kind:
+            raise ValueError(
+                f"the student takes {self.model.kind}s, and its teacher was shown {teacher.kind}s; give a student of "
+                f"{teacher.kind}s, such as {'tiny' if teacher.kind == 'image' else 'bag/128'}"
+            )
+        if not isinstance(teacher, Preprocess):
+            return self.model.input
         own = replace(teacher, size=self.image_size)
         if self.model.normalisation is None:
             return own
         mean, std = self.model.normalisation
         return image_input(own.to_dict() | {"mean": mean, "std": std})
 
-    def record(self, preprocess: Preprocess) -> dict[str, Any]:
+    def record(self, preprocess: Input[Any, Any]) -> dict[str, Any]:
         """What `student.json` holds of it: all that `load_student` rebuilds it from, and its input."""
         projected = isinstance(self.projection, nn.Linear) and self.embedding_dim == self.width
         return {
@@ -201,6 +214,7 @@ def open_student(
     drop_path: float = 0.0,
     pretrained: bool = False,
     trust_code: bool = False,
+    texts: Texts | None = None,
 ) -> Student:
     """A student with new weights or, with `pretrained` or weights in the spec, with those.
 
@@ -212,8 +226,9 @@ def open_student(
             "open_clip/NAME:TAG[:CHECKPOINT]"; "unet/WIDTH", "fpn/NAME", "smp/NAME", which give maps; of any other library that
             makes models to be trained; "run:FOLDER", the
             student of a finished run, "run:FOLDER@epoch=N", one kept on the way, "run:hf-hub:USER/NAME[@REVISION]", one on
-            the hub; or "MODULE:CALLABLE", importable from here too, that returns an `nn.Module` from
-            (B, 3, S, S) to (B, D).
+            the hub; "MODULE:CALLABLE", importable from here too, that returns an `nn.Module` from
+            (B, 3, S, S), or from token ids (B, L), −1 behind the end of each text, to (B, D); or of texts "bag/DIM",
+            "gru/DIM", "transformers/CONFIG.json", or with pretrained "transformers/FOLDER_OR_REPOSITORY".
         embedding_dim: width of its output; its own when None.
         classes: see `Student`; those of a run when None.
         image_size: px; its own when None (32 for tiny and for MODULE:CALLABLE).
@@ -221,11 +236,14 @@ def open_student(
         drop_path: rate of stochastic depth while training, for timm models.
         pretrained: start from timm's weights of that name.
         trust_code: a run's MODULE:CALLABLE may be imported.
+        texts: what a student of texts takes, unless it comes with a tokeniser.
 
     Raises:
         ValueError: unknown spec (the message suggests near names), or a setting that the model does not take.
     """
-    variant = Variant(image_size=image_size, patch_size=patch_size, drop_path=drop_path, pretrained=pretrained)
+    variant = Variant(
+        image_size=image_size, patch_size=patch_size, drop_path=drop_path, pretrained=pretrained, texts=texts
+    )
     if spec.startswith("run:"):
         variant.refuse_all_but_size(spec)
         return _continued(spec, embedding_dim, classes, image_size, trust_code)
@@ -233,23 +251,31 @@ def open_student(
     if found is None:
         raise ValueError(
             f"unknown student {spec!r}; give tiny, timm/NAME, timm/NAME:WEIGHTS, builtin/NAME, open_clip/NAME, "
-            "open_clip/NAME:CHECKPOINT, run:FOLDER, run:hf-hub:USER/NAME or MODULE:CALLABLE"
+            "open_clip/NAME:CHECKPOINT, run:FOLDER, run:hf-hub:USER/NAME, MODULE:CALLABLE, or of texts bag/DIM, gru/DIM or "
+            "transformers/CONFIG.json"
         )
     library, rest = found
     return _checked(spec, library.make_model(rest, variant), embedding_dim, classes)
 
 
 def make_student(
-    spec: str, teacher: Preprocess, *, image_size: int | None = None, **settings: Any
-) -> tuple[Student, Preprocess, dict[str, Any]]:
-    """A student that sees the same square of the image as its teacher; its input, and the record for `student.json`.
+    spec: str, teacher: Input[Any, Any], *, image_size: int | None = None, **settings: Any
+) -> tuple[Student, Any, dict[str, Any]]:
+    """A student that sees the same square of the image as its teacher, or the same texts; its input, and the record for
+    `student.json`.
 
     Args:
         spec, settings: as `open_student` takes them.
+        teacher: of texts, with the tokeniser that the student takes, unless it comes with one.
         image_size: px; the model's own when None (32 for tiny; the teacher's for MODULE:CALLABLE).
     """
-    student = open_student(spec, image_size=image_size or (teacher.size if names_code(spec) else None), **settings)
-    preprocess = student.input_like(teacher)
+    if isinstance(teacher, Texts):
+        settings["texts"] = teacher
+    elif isinstance(teacher, Preprocess) and names_code(spec):
+        image_size = image_size or teacher.size
+    student = open_student(spec, image_size=image_size, **settings)
+    with naming(spec):
+        preprocess = student.input_like(teacher)
     return student, preprocess, student.record(preprocess)
 
 
@@ -266,7 +292,9 @@ def load_student(folder: str | os.PathLike[str], *, trust_code: bool = False) ->
     folder = on_disk(folder)
     if split_spec(folder)[1]:
         kept = find(folder)
-        return _filled(kept.record, kept.path, kept.path, trust_code), kept.record
+        return _with_tokenizer(
+            _filled(kept.record, kept.path, kept.path, trust_code), split_spec(folder)[0]
+        ), kept.record
     folder = Path(folder)
     try:
         record = json.loads((folder / RECORD).read_text())
@@ -278,7 +306,20 @@ def load_student(folder: str | os.PathLike[str], *, trust_code: bool = False) ->
         raise ValueError(f"{folder}: holds no finished student (student.json); {remedy}") from None
     except ValueError:
         raise ValueError(f"{folder / RECORD}: is damaged; train again with another --out") from None
-    return _filled(record, folder / RECORD, folder / WEIGHTS, trust_code), record
+    return _with_tokenizer(_filled(record, folder / RECORD, folder / WEIGHTS, trust_code), folder), record
+
+
+def _with_tokenizer(student: Student, folder: Path) -> Student:
+    """The student, and where it takes texts the tokeniser that its folder holds.
+
+    Raises:
+        ValueError: that is another one.
+    """
+    file = folder / TOKENIZER
+    if student.model.kind == "text" and file.is_file():
+        with naming(file):
+            student.model.input = text_input(student.model.input.to_dict(), file.read_text(encoding="utf-8"))
+    return student
 
 
 def _filled(record: Any, said_in: Path, weights: Path, trust_code: bool) -> Student:
@@ -321,8 +362,8 @@ def _recorded_library(record: Any, trust_code: bool) -> tuple[ModuleType, str]:
     if found is None or not hasattr(found[0], "rebuild_model"):
         raise ValueError(f"{architecture!r} is no architecture; train again with another --out")
     try:
-        sizes = record["preprocess"]["size"], record["embedding_dim"]
-        image_input(record["preprocess"])
+        like, sizes = input_of(record["preprocess"]), [record["embedding_dim"]]
+        sizes += [record["preprocess"]["size"]] if like.kind == "image" else []
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"is damaged ({type(error).__name__}: {error}); train again with another --out") from None
     if not all(type(number) is int and number > 0 for number in sizes):
@@ -342,7 +383,8 @@ def _continued(
     if image_size and image_size != student.image_size:
         raise ValueError(f"{spec}: works at {student.image_size} px, not {image_size}; leave image_size out")
     model = student.model
-    model.normalisation = record["preprocess"]["mean"], record["preprocess"]["std"]
+    if model.kind == "image":
+        model.normalisation = record["preprocess"]["mean"], record["preprocess"]["std"]
     kept = student.classes if classes is None else list(classes)
     if embedding_dim and embedding_dim != student.embedding_dim:
         return _checked(spec, model, embedding_dim, kept)
@@ -362,7 +404,7 @@ def _checked(
 ) -> Student:
     """The student of a model, once that has seen one black image; with the projection that its weights bring where that
     has the wanted width."""
-    size, projection = model.image_size, model.projection
+    projection = model.projection
     if projection is not None:
         embedding_dim = embedding_dim or projection.out_features
     try:
@@ -377,8 +419,8 @@ def _checked(
                 "takes 3"
             ) from error
         raise ValueError(
-            f"{spec}: the student does not take images of {size} px ({type(error).__name__}: {first_line(error)}); "
-            "give another image_size"
+            f"{spec}: the student does not take {model.takes} ({type(error).__name__}: {first_line(error)})"
+            + ("; give another image_size" if model.kind == "image" else "")
         ) from error
     if projection is not None and projection.out_features == embedding_dim:
         student.projection = projection
@@ -417,13 +459,9 @@ def _width(output: object) -> int:
     return shape[1]
 
 
-def _black_image(module: nn.Module, size: int, run: Callable[[Tensor], T] | None = None) -> T:
-    """What `module` (or `run`, a way of running it) makes of one black image in eval mode."""
-    return _on_images(module, torch.zeros(1, 3, size, size), run)
-
-
 @torch.no_grad()
-def _on_images(module: nn.Module, images: Tensor, run: Callable[[Tensor], T] | None = None) -> T:
+def _tried(module: nn.Module, images: Tensor, run: Callable[[Tensor], T] | None = None) -> T:
+    """What `module` (or `run`, a way of running it) makes of these in eval mode."""
     training = module.training
     module.eval()
     try:

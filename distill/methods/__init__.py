@@ -3,13 +3,13 @@ group `distill.methods`, each entry naming such a module. A file defines exactly
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Required, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from featcache.inputs.images import Preprocess
+from featcache.inputs import Input
 from featcache.plugins import load_plugin, only_class
 from featcache.rows import Rows
 
@@ -45,12 +45,12 @@ class Batch:
 
     Attributes:
         features: of the teacher, by field, float32; `batch["embedding"]` is one of them.
-        inputs: what the student takes: of images, normalised (B, 3, S, S).
+        inputs: what the student takes: of images, normalised (B, 3, S, S); of texts, token ids (B, L), −1 behind the end.
         row: which row of those that `prepare` got each sample is; −1 for what is none of them.
         view: which of its stored views the teacher's features are of.
         label: class of each sample; −1 where there is none.
         weight: how much each sample counts, as the stores' field `weight` says; 1 where they have none.
-        preprocess: how `inputs` were made of pixels; the student's.
+        preprocess: how `inputs` were made of images or texts; the student's.
         mask: class of each pixel of `inputs`; −1 where there is none, as beyond the image, and all over samples without a mask.
             None where the method reads none.
     """
@@ -61,7 +61,7 @@ class Batch:
     view: Int64[Tensor, " b"]
     label: Int64[Tensor, " b"]
     weight: Float[Tensor, " b"]
-    preprocess: Preprocess
+    preprocess: Input[Any, Any]
     mask: Int64[Tensor, "b s s"] | None = None
 
     def __getitem__(self, field: str) -> Tensor:
@@ -98,6 +98,7 @@ class Method(nn.Module):
             that can do with masks what it does with labels has it set by `learn_masks`.
         unmasked: of that, whether samples without a mask train too.
         passes: forward and backward passes of the student that a step takes, for an estimate of its time.
+        kinds: of samples that it can be learned from: "image" alone where a term or `inputs` is of pixels.
         labelled: whether a term needs labels, so that stores without any are refused. Rows without one may be among them.
         judged: whether it learns from evaluations (`learn`), so that a fit without held-out rows is refused.
     """
@@ -115,6 +116,7 @@ class Method(nn.Module):
     masks: bool = False
     unmasked: ClassVar[bool] = False
     passes: int = 1
+    kinds: tuple[str, ...] = ("image", "text")
 
     def learn_masks(self) -> None:
         """Learn the classes of pixels: the corpora have masks.

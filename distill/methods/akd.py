@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.methods import Batch, Features, Method, Preparing
 from distill.objectives import ce
+from featcache.inputs.images import Preprocess
 from featcache.pgd import STRIDE, Box, ascend, refuse_epsilon
 from featcache.rows import Rows
 from featcache.store.layout import EMBEDDING, LOGITS
@@ -50,6 +51,7 @@ class AKD(Method):
 
     student_fields = (EMBEDDING, LOGITS)
     classifier = True
+    kinds = ("image",)
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class AKD(Method):
         return {"target_entropy": entropy, "equal_smoothing": smoothing_of(entropy, target.shape[1])}
 
     def inputs(self, batch: Batch, student: nn.Module) -> Tensor:
+        assert isinstance(batch.preprocess, Preprocess)
         black, white = batch.preprocess.limits(batch.inputs.device)
         unit = (white - black) / 255
         radius, start = self._epsilon * unit, batch.inputs

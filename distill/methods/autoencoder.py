@@ -29,6 +29,8 @@ class Autoencoder(Method):
         sigmoid: end the decoder with one, as published.
     """
 
+    kinds = ("image",)
+
     def __init__(self, teacher_dim: int, student_dim: int, *, sigmoid: bool = False):
         super().__init__()
         first, second, last = CHANNELS

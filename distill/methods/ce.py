@@ -46,6 +46,7 @@ class CE(Method):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be from 0 up to less than 1, got {label_smoothing}")
         refuse_negative(mixup=mixup, cutmix=cutmix)
+        self.kinds = ("image",) if mixup or cutmix else self.kinds
         self._smoothing, self._alphas = label_smoothing, {v2.MixUp: mixup, v2.CutMix: cutmix}
         self._mixing: v2.RandomChoice | None = None
         self._mixed: Tensor | None = None

@@ -31,6 +31,8 @@ LATER = (
     "keep_checkpoints",
     "train",
     "layer_decay",
+    "tokenizer",
+    "max_length",
 )
 """Settings that `config.toml` leaves out where they are at their default, as it did before there were any."""
 LR, LR_BATCH = 3e-3, 256
@@ -74,7 +76,8 @@ class FitConfig:
         student: `tiny[:FILE]`, `timm/NAME`, `timm/NAME[.TAG]:FILE`, `timm/local-dir:FOLDER`, `timm/hf-hub:…`,
             `open_clip/NAME[:TAG][:CHECKPOINT]`, `run:FOLDER` (a finished run's student),
             `run:FOLDER@epoch=N` (one that a run kept on the way, see `keep_checkpoints`), `run:hf-hub:USER/NAME[@REVISION]`
-            (one on the hub; its commit is recorded) or `MODULE:CALLABLE`.
+            (one on the hub; its commit is recorded) or `MODULE:CALLABLE`; of texts also `bag/DIM`, `gru/DIM`,
+            `transformers/CONFIG.json`, or with `pretrained` `transformers/FOLDER_OR_REPOSITORY`.
         method: a name from `distill/methods/`; "tintem" is the paper's.
         epochs: passes over the samples, each in one view.
         batch_size: samples a step, over all processes and all parts of an accumulated step.
@@ -107,6 +110,9 @@ class FitConfig:
         image_size: px of the student's input; the model's own when 0.
         patch_size: px of a timm transformer's patches; the model's own when 0.
         drop_path: rate of stochastic depth of a timm student.
+        tokenizer: of a student of texts, a `tokenizer.json`, or "bytes"; its teacher's, or its own where it comes with one, when
+            left out.
+        max_length: tokens of a text that it sees, those that the tokeniser puts around it included; its teacher's when 0.
         pretrained: start from the model's pretrained weights.
         precision: "fp32" or "bf16" (autocast); "auto" is bf16 on a GPU, else fp32.
         head: a classifier on the teacher's embeddings (`evalsuite probe … --save FILE`): what it makes of the cached ones are the
@@ -151,6 +157,8 @@ class FitConfig:
     image_size: int = 0
     patch_size: int = 0
     drop_path: float = 0.0
+    tokenizer: str = ""
+    max_length: int = 0
     pretrained: bool = False
     precision: str = "auto"
     head: str = ""
@@ -184,7 +192,7 @@ class FitConfig:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
         for name in (
             *("weight_decay", "embedding_dim", "image_size", "warmup_epochs", "min_lr", "clip_norm", "eval_every"),
-            *("ema", "holdout", "patch_size", "drop_path", "seed", "momentum", "keep_checkpoints"),
+            *("ema", "holdout", "patch_size", "drop_path", "seed", "momentum", "keep_checkpoints", "max_length"),
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -24,6 +24,7 @@ from distill.training.setup import CorpusGiven, Inputs, StoreGiven, set_up
 from distill.training.step import checkpoint_bytes, make_accelerator, on_main
 from featcache.encoder import Encoder
 from featcache.head import Head
+from featcache.inputs.texts import Texts
 from featcache.machine import keep_freed_memory, resolve_device
 from featcache.models.run import Trained
 from featcache.run_folder import on_disk, pinned, split_spec
@@ -224,6 +225,8 @@ def _claim_and_prepare(
     run.open(inputs.config, resume=resume)
     if run.finished:
         return True, {}, None
+    if isinstance(inputs.preprocess, Texts) and inputs.preprocess.content is not None:
+        run.save_tokenizer(inputs.preprocess.content)
     on_mapping = (lambda done, total: progress(FitProgress("mapping", done, total))) if progress else None
     fitted = run.load_mapping() or _mapping_of_student(inputs)
     given: Preparing = {"seed": settings.seed, "progress": on_mapping, "fitted": fitted}

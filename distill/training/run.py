@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from featcache.disk.durable import is_held, replacing
 from featcache.disk.refusals import refuse_unmakeable, writing
-from featcache.run_folder import FAILED, LOCK, METRICS, RECORD, SNAPSHOTS, WEIGHTS
+from featcache.run_folder import FAILED, LOCK, METRICS, RECORD, SNAPSHOTS, TOKENIZER, WEIGHTS
 
 log = logging.getLogger("distill")
 
@@ -175,7 +175,7 @@ class Run:
 
     def _give_up(self, made: Iterable[Path]) -> None:
         """Leave the folder as it was before `open`; those in `made` were not there, the run's own first."""
-        for name in ("config.toml", "mapping.safetensors", LOCK, "events.out.tfevents.*", "*.partial"):
+        for name in ("config.toml", "mapping.safetensors", TOKENIZER, LOCK, "events.out.tfevents.*", "*.partial"):
             for file in self.path.glob(name):
                 file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others may have put something there
@@ -253,6 +253,10 @@ class Run:
         is written anew by the one that goes on."""
         (self.path / SNAPSHOTS).mkdir(exist_ok=True)
         self.save_tensors(f"{SNAPSHOTS}/step-{step:08d}.safetensors", student, {"record": json.dumps(record)})
+
+    def save_tokenizer(self, content: str) -> None:
+        """What makes token ids of texts, which the student needs wherever it goes."""
+        self._write(TOKENIZER, content)
 
     def save_mapping(self, tensors: Mapping[str, torch.Tensor], report: Mapping[str, float]) -> None:
         """The method's own tensors; what `prepare` reported goes along, as JSON in the file's metadata."""

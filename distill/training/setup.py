@@ -13,16 +13,19 @@ from jaxtyping import Bool, Float, Int64
 
 from distill.masks import masked, shared_classes
 from distill.methods import Method, load_method
-from distill.pairs import CHECKED, Pairs, teacher_preprocess
+from distill.pairs import CHECKED, Pairs, teacher_input
 from distill.rendered import Renderings
 from distill.training.config import LATER, FitConfig
 from distill.training.held_out import HeldOut, same_images, split
+from distill.training.texts import refuse_other_tokenizer, texts_of
 from featcache.classes import Classes, ordered
-from featcache.corpora import Corpus, open_corpus
+from featcache.corpora import Corpus, open_corpus, refuse_other_kind
 from featcache.corpora.store import KeptImages
 from featcache.geometry import one_sided
 from featcache.head import Head
+from featcache.inputs import Input
 from featcache.inputs.images import Preprocess
+from featcache.inputs.texts import Texts
 from featcache.masks import MaskClasses
 from featcache.rows import Rows
 from featcache.specs import naming
@@ -53,7 +56,7 @@ class Inputs:
     pairs: Pairs
     held: np.ndarray
     student: Student
-    preprocess: Preprocess
+    preprocess: Input[Any, Any]
     record: dict[str, Any]
     method: Method
     unmasked: int = 0
@@ -61,7 +64,7 @@ class Inputs:
     @property
     def config(self) -> dict[str, Any]:
         """What `config.toml` holds: all that decides the result."""
-        stores = self.rows.stores
+        stores, texts = self.rows.stores, isinstance(self.preprocess, Texts)
         paths, specs = [str(store.path) for store in stores], [corpus.spec for corpus in self.corpora]
         digests = [store.digest for store in stores]
         one, settings = len(stores) == 1, asdict(self.settings)
@@ -71,6 +74,7 @@ class Inputs:
         return {
             **settings,
             **({"head_digest": self.rows.head.digest} if self.rows.head else {}),
+            **({"tokens": self.preprocess.to_dict()} if texts else {}),
             "store": paths[0] if one else paths,
             "store_digest": digests[0] if one else digests,
             "corpus": specs[0] if one else specs,
@@ -142,9 +146,10 @@ def set_up(
     masks, classes = shared_classes(corpora), []  # a classifier that an earlier run trained would not fit any more
     if made.classifier:
         classes = list(masks.names) if masks else [] if made.masks else _classes(settings, rows)
+    teacher = _teacher(settings, stores, corpora, trust_code)
     student, preprocess, record = make_student(
         settings.student,
-        teacher_preprocess(stores[0]),
+        teacher,
         classes=classes,
         embedding_dim=settings.embedding_dim or (rows.embedding_dim if made.wide else None),
         image_size=settings.image_size or None,
@@ -154,6 +159,9 @@ def set_up(
         trust_code=trust_code,
     )
     method = made(rows.embedding_dim, student.embedding_dim, **settings.method_options)
+    _refuse_kind(settings, method, teacher)
+    if isinstance(teacher, Texts) and isinstance(preprocess, Texts):
+        refuse_other_tokenizer(settings, teacher, preprocess)
     if made.classifier:
         _agree_on_masks(settings, method, student, masks, corpora)
     known = masked(rows, corpora) if method.masks else None
@@ -173,7 +181,8 @@ def set_up(
         _train_classifier_alone(settings, student)
     if not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(f"{settings.student}: none of the student's weights trains; leave some with requires_grad")
-    refuse_small_images(preprocess, corpora)
+    if isinstance(preprocess, Preprocess):
+        refuse_small_images(preprocess, corpora)
     trained, held = parted(settings, method, rows, known)
     unmasked = 0 if known is None or method.unmasked else int((~known[trained]).sum())
     trained = trained[known[trained]] if known is not None and unmasked else trained
@@ -238,6 +247,35 @@ def parted(
     some = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed)
     _, held = split(images[some], settings.holdout, settings.seed, never=None if derived.all() else derived[some])
     return np.flatnonzero(~np.isin(images, images[some[held]])), some[held]
+
+
+def _teacher(
+    settings: FitConfig, stores: list[FeatureStore], corpora: list[Corpus], trust_code: bool
+) -> Input[Any, Any]:
+    """What the teacher was shown; of texts with the tokeniser that its student takes.
+
+    Raises:
+        ValueError: a corpus is of another kind, or a setting is of images alone.
+    """
+    teacher = teacher_input(stores[0])
+    for corpus in corpora:
+        refuse_other_kind(corpus, stores[0].encoder_name, teacher.kind)
+    given = [name for name in ("tokenizer", "max_length") if getattr(settings, name)]
+    if not isinstance(teacher, Texts):
+        if given:
+            raise ValueError(f"{given[0]} is of students of texts, and {stores[0].path} is of images; leave it out")
+        return teacher
+    if settings.views == "student":
+        raise ValueError("views=student changes images, and texts stay as they are; leave views out")
+    return texts_of(settings, stores[0], teacher, trust_code)
+
+
+def _refuse_kind(settings: FitConfig, method: Method, teacher: Input[Any, Any]) -> None:
+    if teacher.kind not in method.kinds:
+        raise ValueError(
+            f"method {settings.method} as it is set here is for {' and '.join(method.kinds)}s, and its teacher was shown "
+            f"{teacher.kind}s; choose another method, or other options"
+        )
 
 
 def _train_classifier_alone(settings: FitConfig, student: Student) -> None:
@@ -346,7 +384,9 @@ def open_all(
             f"{len(given)} stores, {len(images)} corpora: give each store its corpus, in the same order, or no corpus at all"
         )
     stores = [each if isinstance(each, FeatureStore) else open_store(each) for each in given]
-    for each in stores:
+    for each, texts in zip(stores, images, strict=True):
+        if texts is None and each.manifest.encoder.preprocess.get("input") == "texts":
+            raise ValueError(f"{each.path}: is of texts, and keeps none; give them with --corpus")
         if not each.sealed:
             raise ValueError(f"{each.path}: is not sealed; finish its extraction first")
     return stores, [
@@ -395,14 +435,15 @@ def refuse_single_images(student: Student) -> None:
     Raises:
         ValueError: one image alone does not give that.
     """
-    size = student.image_size
+    one = student.model.example(1)
+    what = f"image of {student.image_size} px" if student.model.kind == "image" else "text"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(student).train()(torch.zeros(1, 3, size, size))
+            copy.deepcopy(student).train()(one)
     except ValueError:
         raise ValueError(
-            f"the student's batch norms cannot train on one image of {size} px at a time; give a larger batch_size (for each "
-            "process and accumulated part 2 or more)"
+            f"the student's batch norms cannot train on one {what} at a time; give a larger batch_size (for each process and "
+            "accumulated part 2 or more)"
         ) from None
 
 

@@ -18,7 +18,7 @@ from distill.pairs import Drawn
 from distill.training.config import FitConfig
 from distill.training.layers import layer_scales
 from distill.training.schedule import Ema, make_optimizer, train_mode
-from featcache.inputs.images import Preprocess
+from featcache.inputs import Input
 from featcache.plugins import suggest
 from featcache.store.layout import DENSE, EMBEDDING, LOGITS
 from featcache.student import Student
@@ -102,7 +102,7 @@ class Training:
         accelerator: Accelerator,
         student: nn.Module,
         method: Method,
-        preprocess: Preprocess,
+        preprocess: Input[Any, Any],
         settings: FitConfig,
         checkpoint: dict[str, Any] | None,
     ):
@@ -190,14 +190,15 @@ class Training:
 
     def _leaves_weights_unused(self) -> bool:
         """Whether the student has weights that the features which the method reads do not come from."""
-        black = torch.zeros(2, 3, self._preprocess.size, self._preprocess.size, device=self._accelerator.device)
+        assert isinstance(self.student, Student)
+        black = self.student.model.example(2).to(self._accelerator.device)
         output = self.student.eval()(black, self._method.student_fields)
         weights = [weight for weight in self.student.parameters() if weight.requires_grad]
         total = torch.stack([value.sum() for value in output.values()]).sum()
         return any(gradient is None for gradient in torch.autograd.grad(total, weights, allow_unused=True))
 
     def _on_device(self, drawn: Drawn, part: int = 0, parts: int = 1) -> Batch:
-        """Normalised images and the features, float32 or whole numbers, of one of equal parts of the batch."""
+        """Normalised images, or token ids, and the features, float32 or whole numbers, of one of equal parts of the batch."""
         device = self._accelerator.device
 
         def send(rows: np.ndarray) -> Tensor:

@@ -140,6 +140,10 @@ class Input(ABC, Generic[Item, OneView]):
     def blank(self, count: int) -> Shaped[Tensor, "count ..."]:
         """What `render` gives of so many samples in which nothing is to be seen, for trying a model: black images."""
 
+    def trimmed(self, rendered: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "n ..."]:
+        """The same samples without what none of them needs: of texts, as wide as the longest."""
+        return rendered
+
     def width(self, parameters: Sequence[float]) -> int:
         """How much of what `render` gives goes through a model, by a row of the store's `view` array: a sample shares forward
         passes with those of the same width alone, and it depends on nothing but the sample. Of images all: 0."""

@@ -155,6 +155,9 @@ class Texts(Input[str, WholeText]):
         ids[:, :SHORTEST] = 0
         return ids
 
+    def trimmed(self, rendered: Int32[np.ndarray, "n length"]) -> Int32[np.ndarray, "n shorter"]:
+        return rendered[:, : _wide_enough(int((rendered >= 0).sum(1).max(initial=1)), self.max_length)]
+
     def width(self, parameters: Sequence[float]) -> int:
         """The next of 8, 16, 24, 32, 48, 64, 96, 128 … tokens, `max_length` at most: of longer texts, padding is less than a third."""
         return _wide_enough(int(parameters[0]), self.max_length)

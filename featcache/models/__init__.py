@@ -21,10 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from featcache.inputs import Input
+from featcache.inputs.texts import Texts
 from featcache.plugins import load_plugin, plugin_names
 
 Features = dict[str, Tensor]
@@ -54,12 +56,29 @@ class Variant:
         patch_size: px of a transformer's patches; its own when None.
         drop_path: rate of stochastic depth while training.
         pretrained: with the library's own weights of that name.
+        texts: of a student of texts, what it takes, unless its weights come with a tokeniser; None of one of images.
     """
 
     image_size: int | None = None
     patch_size: int | None = None
     drop_path: float = 0.0
     pretrained: bool = False
+    texts: Texts | None = None
+
+    def of_texts(self, spec: str) -> Texts:
+        """For libraries of texts: what the student takes.
+
+        Raises:
+            ValueError: it is asked to be one of images, or something that only those are.
+        """
+        for setting in ("image_size", "patch_size", "drop_path"):
+            if getattr(self, setting):
+                raise ValueError(f"{spec} takes texts, and no {setting}; leave it out")
+        if self.texts is None:
+            raise ValueError(
+                f"{spec} takes texts, and its teacher was shown images; give a student of images, such as tiny"
+            )
+        return self.texts
 
     def refuse_all_but_size(self, spec: str) -> None:
         """For libraries that take nothing else; raises ValueError where something else is asked for."""
@@ -104,14 +123,15 @@ class Model(nn.Module):
         spec: that it was opened by.
         network: images, or token ids → embedding (B, D). A student's files hold its weights by the network's own names.
 
-        input: of a teacher, how an image or a text becomes what it takes.
+        kind: of what it takes: "image" or "text".
+        input: of a teacher, and of a student of texts, how an image or a text becomes what it takes.
         fields: of a teacher, shape of one sample's features by name, or `Field`.
         output: of a teacher, which layer and pooling each field is, in words; part of the fingerprint.
         files: of a teacher, local files that the weights were loaded from, where known.
         classes: of a teacher, names of the columns of its "logits", where known.
         own_precision: of a teacher, that it computes in one way alone, whatever it is asked for.
 
-        image_size: of a student, px of the images that it was made for.
+        image_size: of a student of images, their px.
         record: of a student, "architecture" and what else `rebuild_model` needs.
         normalisation: of a student, mean and std that its weights were trained with or its library records; else None,
             and it takes its teacher's.
@@ -122,6 +142,7 @@ class Model(nn.Module):
     """
 
     spec: str = ""
+    kind: str = "image"
     input: Input[Any, Any]
     fields: Mapping[str, tuple[int, ...] | Field]
     output: str
@@ -150,6 +171,28 @@ class Model(nn.Module):
     def forward(self, images: Shaped[Tensor, "batch ..."]) -> Features:
         """All that it gives of normalised images (B, 3, S, S), or of token ids (B, L), −1 behind the end of each text."""
         return {"embedding": self.body(images)}
+
+    @property
+    def takes(self) -> str:
+        """What a student takes, in words."""
+        return (
+            f"images of {self.image_size} px"
+            if self.kind == "image"
+            else "token ids (B, L), −1 behind the end of each text"
+        )
+
+    def example(self, count: int) -> Tensor:
+        """What a student takes, of so many black images or short texts of token 0."""
+        if self.kind == "image":
+            return torch.zeros(count, 3, self.image_size, self.image_size)
+        return self.input.to_model(next(part for _, part in self.input.by_width(self.input.blank(count))))
+
+    def noise(self, count: int, drawn: torch.Generator) -> Tensor:
+        """The same of noise, drawn from `drawn`."""
+        if self.kind == "text":
+            assert isinstance(self.input, Texts)
+            return torch.randint(0, max(1, self.input.vocabulary), (count, 8), generator=drawn)
+        return torch.randn(self.example(count).shape, generator=drawn)
 
     def refuse_untrainable(self, width: int) -> None:
         """Once it has seen a black image, of which it gave `width` numbers: raises ValueError where it cannot be trained."""

@@ -1,4 +1,4 @@
-"""What models of texts share: options of their specs, the tokeniser that a library has, tokens pooled in one way."""
+"""What models of texts share: options of their specs, the tokeniser that a library has, tokens pooled in one way, students."""
 
 import contextlib
 import hashlib
@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
-from featcache.inputs.texts import Texts, with_tokenizer
+from featcache.inputs.texts import Texts, text_input, with_tokenizer
 from featcache.models import Model, first_line
 from featcache.specs import options_in
 
 POOLS = ("mean", "cls", "max", "last")
 MAX_LENGTH = 512
 """Tokens of a text, where neither the tokeniser nor the model's configuration says how many."""
+WIDEST, MOST_TOKENS = 4096, 10**8
 NO_LIMIT = 10**6
 """Tokenisers without a limit say that it is more than this."""
 UNTOLD = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"}
@@ -36,6 +37,48 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+class TextStudent(Model):
+    """A network to be trained: token ids (B, L), −1 behind the end of each text → (B, D).
+
+    Args:
+        architecture: its spec.
+        texts: what it takes.
+        made: what else `rebuild_model` needs.
+    """
+
+    kind = "text"
+
+    def __init__(self, architecture: str, network: nn.Module, texts: Texts, made: Mapping[str, Any]):
+        super().__init__()
+        self.spec, self.network, self.input = architecture, network, texts
+        self.record = {"architecture": architecture, **made}
+
+
+def width_of(library: str, rest: str) -> int:
+    """DIM of `LIBRARY/DIM`."""
+    if not (rest.isdecimal() and 0 < int(rest) <= WIDEST):
+        raise ValueError(f"{library}/{rest}: give its width, a whole number up to {WIDEST}; known: {library}/128")
+    return int(rest)
+
+
+def recorded_texts(record: Mapping[str, Any]) -> tuple[Texts, int]:
+    """What a student of texts takes, and its vocabulary, as its `student.json` says.
+
+    Raises:
+        ValueError: it says none.
+    """
+    vocabulary = record.get("vocabulary")
+    if type(vocabulary) is not int or not 0 < vocabulary <= MOST_TOKENS:
+        raise ValueError("is damaged (vocabulary must be a number of tokens); train again with another --out")
+    return text_input(record["preprocess"]), vocabulary
+
+
+def trained_here(spec: str) -> ValueError:
+    return ValueError(
+        f"{spec}: is trained here, and has no weights of its own; give run:FOLDER of its run, or make one with `distill fit`"
+    )
 
 
 def missing_package(spec: str, extra: str = "text") -> ValueError:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featcache.inputs import input_of
+from featcache.inputs.texts import Texts
 from featcache.models import Features, Model, Variant, first_line
 from featcache.models.timm import timm_features
 
@@ -20,9 +22,11 @@ IMAGENET_CLASSES = 1000
 class OwnModel(Model):
     """A module of the user's, or of torchvision without its classifier; of models of timm's kind the tokens too."""
 
-    def __init__(self, spec: str, network: nn.Module, image_size: int):
+    def __init__(self, spec: str, network: nn.Module, image_size: int, texts: Texts | None = None):
         super().__init__()
         self.spec, self.network, self.image_size, self.record = spec, network, image_size, {"architecture": spec}
+        if texts is not None:
+            self.kind, self.input = "text", texts
         self.removed = _remove_classifier(network) if spec.startswith("torchvision.models") else 0
 
     def forward(self, images: Tensor) -> Features:
@@ -33,7 +37,7 @@ class OwnModel(Model):
     def refuse_untrainable(self, width: int) -> None:
         """Raises ValueError where it gives something else in training than it does in use, as Inception does, or what
         does not follow from its weights; or where it cannot be copied or saved."""
-        spec, size = self.spec, self.image_size
+        spec = self.spec
         if self.removed:
             self.remark = f"{spec}: its classifier of {self.removed:,} classes is left out: students give features"
         elif width == IMAGENET_CLASSES:
@@ -54,11 +58,11 @@ class OwnModel(Model):
             ) from error
         try:
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # what dropout draws changes nothing else
-                found = body(torch.zeros(2, 3, size, size))
+                found = body(self.example(2))
         except Exception as error:  # the user's own code
             raise ValueError(
-                f"{spec}: the student cannot train on images of {size} px ({type(error).__name__}: "
-                f"{first_line(error)}); give another image_size"
+                f"{spec}: the student cannot train on {self.takes} ({type(error).__name__}: {first_line(error)})"
+                + ("; give another image_size" if self.kind == "image" else "")
             ) from error
         if not isinstance(found, Tensor) or found.shape != (2, width):
             what = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
@@ -90,10 +94,15 @@ def make_model(rest: str, variant: Variant) -> OwnModel:
     network = import_callable(rest, "student", "an nn.Module")()
     if not isinstance(network, nn.Module):
         raise ValueError(f"student {rest}: returned a {type(network).__name__}, not an nn.Module")
-    return OwnModel(rest, network, variant.image_size or SIZE)
+    if variant.texts is not None:
+        variant.of_texts(rest)
+    return OwnModel(rest, network, variant.image_size or SIZE, variant.texts)
 
 
 def rebuild_model(rest: str, record: Mapping[str, Any]) -> OwnModel:
+    like = input_of(record["preprocess"])
+    if isinstance(like, Texts):
+        return make_model(rest, Variant(texts=like))
     return make_model(rest, Variant(image_size=record["preprocess"]["size"]))
 
 

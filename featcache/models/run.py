@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from featcache.inputs.images import image_input
+from featcache.inputs import input_of
+from featcache.inputs.texts import Texts
 from featcache.models import Features, Model
-from featcache.run_folder import HUB, on_disk, pinned, student_files
+from featcache.run_folder import HUB, TOKENIZER, on_disk, pinned, student_files
 from featcache.student import Student, load_student
 
 
@@ -21,7 +22,9 @@ class Trained(Model):
 
     def __init__(self, spec: str, student: Student, record: Mapping[str, Any], files: Sequence[str] = ()):
         super().__init__()
-        self.spec, self.input = spec, image_input(record["preprocess"])
+        self.spec = spec
+        self.input = student.model.input if student.model.kind == "text" else input_of(record["preprocess"])
+        self.kind = self.input.kind
         self.backbone, self.fields = student, student.shapes()  # "backbone" is in every fingerprint
         self.classes = student.classes
         self.files = tuple(map(os.path.abspath, files))
@@ -34,6 +37,8 @@ def open_model(rest: str, *, trust_code: bool = False) -> Trained:
     spec = pinned(f"run:{rest}")
     folder = on_disk(spec.removeprefix("run:"))
     student, record = load_student(folder, trust_code=trust_code)
+    if isinstance(like := getattr(student.model, "input", None), Texts) and not like.vocabulary:
+        raise ValueError(f"{spec}: its {TOKENIZER} is gone, and it takes no texts without; put it back")
     return Trained(spec, student, record, student_files(folder))
 
 
