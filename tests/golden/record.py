@@ -677,7 +677,10 @@ def report(at: Recorder) -> None:
 COMMANDS = {
     "featcache": ("extract", "info", "verify", "check", "export", "import", "ls", "rm", "demo"),
     "distill": ("fit", "methods", "settings", "export", "sweep", "mapping"),
-    "evalsuite": ("knn", "ood", "fidelity", "probe", "classify", "mean", "robustness", "select", "compare", "report"),
+    "evalsuite": (
+        *("knn", "retrieval", "zeroshot", "ood", "fidelity", "probe", "classify", "mean", "robustness", "select"),
+        *("compare", "report"),
+    ),
 }
 
 
