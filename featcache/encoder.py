@@ -103,6 +103,12 @@ class Encoder:
         return int(self.fields["embedding"][0])
 
     @property
+    def token_head(self) -> nn.Linear | None:
+        """Of a language model, what reads its hidden states; see `Model.token_head`."""
+        found = getattr(self.module, "token_head", None)
+        return found if isinstance(found, nn.Linear) else None
+
+    @property
     def parameters(self) -> int:
         """Number of weights."""
         return sum(weight.numel() for weight in self.module.parameters())

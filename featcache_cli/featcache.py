@@ -185,7 +185,8 @@ def extract(
         "crop_area": crop_area, "fields": fields, "dtype": dtype.value, "pixels": pixels, "pixels_format": pixels_format.value, "device": device.value,
         **({"top_k": top_k} if top_k else {}),
     }  # fmt: skip
-    known = None if overwrite or dry_run else receipts.recall(request)
+    heads = "hidden" in fields.split(",")  # which a language model has to be asked for
+    known = None if overwrite or dry_run or heads else receipts.recall(request)
     if known is not None:
         _say_passed_over(known[0].get("passed_over", {}))
         _say_extracted(known, None, precision.value, to_json)
@@ -194,6 +195,7 @@ def extract(
 
     import featcache
     from featcache.corpora import passed_over
+    from featcache.extraction.heads import head_beside
 
     encoders = [featcache.load_encoder(spec, trust_code=trust_code) for spec in teachers]
     images = featcache.open_corpus(corpus)
@@ -222,8 +224,9 @@ def extract(
             **store_summary(store),
             "classes": len(store.class_names or []),
             "passed_over": dict(passed_over(images)),
+            **({"head": head_beside(store)} if heads and encoder.token_head is not None else {}),
         }
-        for path, store in ((str(store.path), store) for store in stores)
+        for encoder, path, store in ((e, str(s.path), s) for e, s in zip(encoders, stores, strict=True))
     ]
     receipts.remember(watched, summaries)
     _say_extracted(summaries, told.at, precision.value, to_json, _kinds(encoders))
@@ -265,6 +268,8 @@ def _say_plan(plan: "Foreseen", encoders: list[Any]) -> None:
         f"{rate(plan.samples_per_second)} rows/s, by a few images",
         highlight=False,
     )
+    for line in plan.smaller:
+        screen.print(line, highlight=False)
     screen.print(f"precision: {shown(', '.join(plan.precisions))}", highlight=False)
 
 
@@ -280,7 +285,7 @@ def _would_extract(plan: "Foreseen", encoders: list[Any], images: Any, to_json: 
         "images": len(images), "classes": len(images.class_names or ()), "passed_over": dict(passed_over(images)),
         "inputs": {encoder.name: encoder.preprocess.to_dict() for encoder in encoders}, "stores": plan.places,
         "rows_to_do": plan.rows - plan.done, "bytes": plan.bytes_to_write, "precisions": plan.precisions,
-        "seconds": plan.seconds if plan.places else 0.0,
+        "seconds": plan.seconds if plan.places else 0.0, **({"smaller": plan.smaller} if plan.smaller else {}),
     }  # fmt: skip
     would("extract", found, to_json)
 
@@ -342,6 +347,8 @@ def _say_extracted(
         if (left := made["extraction"].get("outside_mean")) is not None:
             worst = made["extraction"]["outside_worst"]
             screen.print(f"probability outside the largest logits: mean {left:.4g}, worst {worst:.4g}", highlight=False)
+        if "head" in made:
+            screen.print(f"head of its hidden states: {shown(made['head'])}", highlight=False)
         if said := unfaithful(ExtractionRecord.from_json(made["extraction"])):
             screen.print(f"[yellow]warning:[/] {shown(made['store'])}: {said}")
         begun = "finished already" if made["reused"] else "begun" if at and at.resumed else ""

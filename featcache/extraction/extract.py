@@ -10,6 +10,7 @@ from typing import Any
 from featcache.corpora import Corpus, open_corpus
 from featcache.encoder import Encoder, load_encoder
 from featcache.engines import Engine, Report, open_engine
+from featcache.extraction.heads import head_file, write_head
 from featcache.extraction.plan import ExtractionPlan, Foreseen, foreseen, planned
 from featcache.extraction.sealing import finished
 from featcache.extraction.settings import ExtractSettings
@@ -178,6 +179,7 @@ def extract_all(
     encoders = [load_encoder(teacher) if isinstance(teacher, str) else teacher for teacher in teachers]
     if settings.processor == "cpu":
         keep_freed_memory()
+    heads = [head_file(encoder, settings.fields) for encoder in encoders]
     with planned(corpus, encoders, outs, settings, saves=engine.in_order) as plan:
         at = ExtractionProgress(rows=plan.rows, views=views, done=plan.done, resumed=plan.done)
         tails: dict[str, dict[str, bytes]] = {str(store.path): {} for store in plan.unfinished}
@@ -193,6 +195,9 @@ def extract_all(
                     if progress and report.batches:
                         progress(at)
         stores: list[FeatureStore] = [finished(store, tails.get(str(store.path), {})) for store in plan.stores]
+        for store, head in zip(stores, heads, strict=True):
+            if head is not None:
+                write_head(store, head, overwrite=overwrite)
         if plan.unfinished and progress:
             progress(at)
         return stores

@@ -25,8 +25,12 @@ from featcache.store import FeatureStore, StoreWriter, create_store
 from featcache.store.files import Files, files_at
 from featcache.store.from_arrays import checked_ids, checked_labels
 from featcache.store.index import default_store_path, set_aside
-from featcache.store.layout import DENSE, EMBEDDING, FLOAT16, LOGITS, TOKEN_LOGITS, chunk_rows
+from featcache.store.layout import DENSE, EMBEDDING, FLOAT16, HIDDEN, LOGITS, TOKEN_LOGITS, chunk_rows
 from featcache.store.manifest import CorpusRecord, EncoderRecord, Manifest, ViewsRecord, refuse_field_name, versions_of
+from featcache.store.top_k import words
+
+OFFERED, LARGE = 64, 2**26
+"""The largest logits, as many of each token, are offered in the place of fields of so many bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class Foreseen:
         bytes_to_write: of all stores; kept images are guessed.
         bytes_free: on the disk of the first.
         precisions: of each unfinished store, and why that one, in words.
+        smaller: of those with large fields of every token, what could be kept in their place, in words.
     """
 
     places: list[str]
@@ -50,6 +55,7 @@ class Foreseen:
     bytes_to_write: int
     bytes_free: int
     precisions: list[str]
+    smaller: list[str]
 
     @property
     def seconds(self) -> float:
@@ -140,6 +146,7 @@ def foreseen(
         bytes_to_write=size,
         bytes_free=shutil.disk_usage(nearest(places[0].root.parent)).free,
         precisions=trial.precisions,
+        smaller=trial.smaller,
     )
 
 
@@ -148,12 +155,13 @@ class _Trial:
 
     Attributes:
         precisions: of each, and why that one, in words.
+        smaller: as `Foreseen` has it.
     """
 
     def __init__(self, images: FewImages, settings: ExtractSettings, keep: bool = True):
         self._images, self._settings, self._keep = images, settings, keep
         self._reading = self._encoding = 0.0
-        self.precisions = list[str]()
+        self.precisions, self.smaller = list[str](), list[str]()
 
     def of(self, place: Files, store: FeatureStore | None, manifest: Manifest, encoder: Encoder) -> Manifest:
         """The manifest, which now says how the features are computed; the encoder is in that precision."""
@@ -163,6 +171,7 @@ class _Trial:
         self._encoding += self._settings.recipe.count * rehearse(encoder, manifest, pixels)
         self._reading = max(self._reading, seconds)
         self.precisions.append(f"{made.precision} ({why})")
+        self.smaller += smaller_fields(manifest, encoder)
         return manifest
 
     @property
@@ -170,6 +179,21 @@ class _Trial:
         """Of a sample, by all encoders. A GPU encodes while the cores read; without one they do one after the other."""
         on_cpu = self._settings.processor == "cpu"
         return self._reading + self._encoding if on_cpu else max(self._reading, self._encoding)
+
+
+def smaller_fields(manifest: Manifest, encoder: Encoder) -> list[str]:
+    """Of a store with large fields of every token, one line: how large they are, and the largest logits that could be in their
+    place. None of other stores."""
+    rows, (*positions, classes) = manifest.corpus.rows, encoder.fields.get(TOKEN_LOGITS, (0,))
+    whole = [name for name in (HIDDEN, TOKEN_LOGITS) if name in manifest.fields and name not in manifest.top_k]
+    size = sum(manifest.field_bytes[name] * rows for name in whole)
+    top = 2 * rows * manifest.views.count * math.prod(positions) * words(classes, OFFERED, FLOAT16)
+    if size < LARGE or not classes > OFFERED or top > size:
+        return []
+    return [
+        f"{' and '.join(whole)} {size / 1e6:,.1f} MB of it; with --fields {TOKEN_LOGITS} --top-k {OFFERED} in the place, "
+        f"{top / 1e6:,.1f} MB"
+    ]
 
 
 def _plan(stores: list[StoreWriter], trial: _Trial, opened: Pass, saves: bool) -> ExtractionPlan:
@@ -187,6 +211,7 @@ def _plan(stores: list[StoreWriter], trial: _Trial, opened: Pass, saves: bool) -
         bytes_to_write=sum(store_bytes(s.manifest) * len(s.pending_chunks()) // s.chunks for s in unfinished),
         bytes_free=unfinished[0].bytes_free if unfinished else 0,
         precisions=trial.precisions,
+        smaller=trial.smaller,
         spans=[span for span, rows in left.items() if rows],
         work=ExtractionWork(
             corpus=corpus.spec,

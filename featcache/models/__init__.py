@@ -162,6 +162,11 @@ class Model(nn.Module):
         self.projection = None  # of the instance: a class's would hide a layer that is registered
 
     @property
+    def token_head(self) -> nn.Linear | None:
+        """Of a language model, the layer that makes the logits of the next token of its field "hidden"."""
+        return None
+
+    @property
     def body(self) -> nn.Module:
         """The network under the name that a student's files know it by."""
         body = self.network
