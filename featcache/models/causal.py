@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from featcache.inputs.texts import Texts
 from featcache.models import Features, Model
 from featcache.models._language import GIVES, language_features, language_fields, refuse_other_head
 from featcache.models._texts import (
@@ -69,16 +70,17 @@ def open_model(rest: str) -> CausalModel:
         raise could_not_load(spec, error) from None
     model = CausalModel(spec, network.eval(), network.config, options.get("pool", "mean"))
     longest = int(options.get("max_length", 0)) or longest_of(tokenizer, network.config)
-    model.input, model.files = input_of_tokenizer(spec, tokenizer, longest), tuple(named_files(rest) or ())
-    _try(model)
+    texts = input_of_tokenizer(spec, tokenizer, longest)
+    model.input, model.files = texts, tuple(named_files(rest) or ())
+    _try(model, texts)
     return model
 
 
 @torch.inference_mode()
-def _try(model: CausalModel) -> None:
+def _try(model: CausalModel, texts: Texts) -> None:
     """On two texts that differ in their last token: it gives its fields as it should."""
-    ids = torch.arange(TRIED)[None].repeat(2, 1) % model.input.vocabulary
-    ids[1, -1] = (ids[1, -1] + 1) % model.input.vocabulary
+    ids = torch.arange(TRIED)[None].repeat(2, 1) % texts.vocabulary
+    ids[1, -1] = (ids[1, -1] + 1) % texts.vocabulary
     found = model(ids)
     one, other = found[HIDDEN][:, :-1]
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
@@ -88,7 +90,7 @@ def _try(model: CausalModel) -> None:
         )
     refuse_other_head(model.spec, found, model.token_head)
     width, vocabulary = (found[name].shape[-1] for name in (HIDDEN, "token_logits"))
-    model.fields = language_fields(model.input.max_length, width, vocabulary)
+    model.fields = language_fields(texts.max_length, width, vocabulary)
 
 
 def named_files(rest: str) -> list[str] | None:
