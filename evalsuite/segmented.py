@@ -12,6 +12,7 @@ from featcache.corpora import Corpus, has_target, open_corpus, target
 from featcache.extraction.samples import content_hash
 from featcache.inputs import Views
 from featcache.inputs.images import Preprocess, image_input
+from featcache.maps import bilinear
 from featcache.masks import MASK, MaskClasses, refuse_other_size
 from featcache.rows import Rows
 
@@ -143,7 +144,7 @@ def _at_pixels(
     square of whole px), then the first class of the highest value is taken."""
     left, top, right, bottom = box
     down, across = (
-        _bilinear(side, start, stop, cells)
+        _cells(side, start, stop, cells)
         for side, start, stop, cells in zip(mask.shape, (top, left), (bottom, right), logits.shape[1:], strict=True)
     )
     (rows, lines), (columns, weights) = down, across
@@ -154,19 +155,13 @@ def _at_pixels(
         yield mask[rows[part]][:, columns], np.einsum("rh,chs->crs", lines[part], wide, optimize=True).argmax(axis=0)
 
 
-def _bilinear(
+def _cells(
     side: int, start: float, stop: float, cells: int
 ) -> tuple[Int64[np.ndarray, " pixels"], Float[np.ndarray, "pixels cells"]]:
     """The pixels of a side whose centres lie between `start` and `stop`, and how each is made of so many cells in between."""
     centre = np.arange(side) + 0.5
     pixels = np.flatnonzero((centre >= start) & (centre < stop))
-    at = ((centre[pixels] - start) * cells / (stop - start) - 0.5).clip(0, cells - 1)
-    below = np.minimum(at.astype(np.int64), max(0, cells - 2))
-    weights = np.zeros((len(pixels), cells), np.float32)
-    weights[np.arange(len(pixels)), below] = 1 - (at - below)
-    if cells > 1:
-        weights[np.arange(len(pixels)), below + 1] = at - below
-    return pixels, weights
+    return pixels, bilinear((centre[pixels] - start) * cells / (stop - start) - 0.5, cells)
 
 
 def sums(confusion: Int64[np.ndarray, "n c c"]) -> Int64[np.ndarray, "n c 3"]:

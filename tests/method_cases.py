@@ -29,6 +29,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "akd": [{}, {"lam": 1.0, "norms": "train"}, {"lam": 0.0, "smoothing": 0.1, "random_start": False, "steps": 1}],
     "reffakd": [{}, {"table_temperature": 0.1, "control": "shuffled"}, {"control": "even"}],
     "dad": [{}, {"temperature": 1.0}],
+    "sslkd": [{}, {"match": "cosine", "align": "mse", "tokens": False, "least": 0.4}],
     "sskd": [{"head_epochs": 1}, {"relation": 0.0}],
     "embed_distill": [{"scores": 0.0, "labels": 0.0}, {"scores": 0.0, "labels": 0.0, "metric": "cosine"}],
     "learn_to_augment": [{"keep": 5}, {"selector": "similarity", "keep": 5}, {"selector": "all"}],

@@ -79,7 +79,8 @@ class CE(Method):
         return mixed
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        if batch.mask is not None:
+        if self.masks:
+            assert batch.mask is not None
             return {"ce": pixel_ce(student[DENSE], batch.mask, batch.weight, smoothing=self._smoothing)}
         target, self._mixed = batch.label if self._mixed is None else self._mixed, None
         return {"ce": ce(student[LOGITS], target, batch.weight, smoothing=self._smoothing)}

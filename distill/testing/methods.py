@@ -34,6 +34,7 @@ FIELDS = {
     "logits": (CLASSES,),
     "hidden": (POSITIONS, TEACHER),
     "length": (),
+    "dense": (CLASSES, 4, 4),
 }
 
 
@@ -105,11 +106,14 @@ def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None
 
 
 def teacher_batch(rows: Rows, fields: tuple[str, ...], view: int = 0, group: int = 1) -> Batch:
-    """All of them, in order; each in `group` views, from `view` on."""
+    """All of them, in order; each in `group` views, from `view` on; with masks of two thirds."""
     every, views = np.repeat(np.arange(len(rows)), group), np.tile(np.arange(view, view + group), len(rows))
     stored = {name: torch.from_numpy(rows.gather(every, name, views)) for name in fields}
     features = {name: value.float() if value.is_floating_point() else value for name, value in stored.items()}
-    return replace(batch_of(features, label=torch.from_numpy(rows.labels[every])), view=torch.from_numpy(views))
+    mask = torch.randint(-1, CLASSES, (len(every), 6, 6), generator=torch.Generator().manual_seed(5))
+    mask[::3] = -1
+    batch = batch_of(features, label=torch.from_numpy(rows.labels[every]))
+    return replace(batch, view=torch.from_numpy(views), mask=mask)
 
 
 def shown_texts(method: Method, teacher: Batch) -> Batch:
@@ -137,7 +141,7 @@ def together(method: Method | type[Method]) -> int:
 def student_batch(fields: tuple[str, ...], seed: int = 1, width: int = STUDENT, rows: int = ROWS) -> Features:
     """What a student with a 3 × 3 grid might give, as leaves, and what `classified` makes of its embedding."""
     drawn = torch.Generator().manual_seed(seed)
-    shapes = {"embedding": (rows, width), "tokens": (rows, 9, width)}
+    shapes = {"embedding": (rows, width), "tokens": (rows, 9, width), "dense": (rows, CLASSES, 3, 3)}
     leaves = {name: torch.randn(shapes[name], generator=drawn).requires_grad_() for name in fields if name in shapes}
     return classified(leaves, fields)
 
@@ -351,6 +355,7 @@ class MethodContract:
                 view=there(teacher.view),
                 label=there(teacher.label),
                 weight=there(teacher.weight),
+                mask=None if teacher.mask is None else there(teacher.mask),
             )
             target, terms = (
                 method.target(batch),
