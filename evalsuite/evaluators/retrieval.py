@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from evalsuite.evaluators import Evaluator, Result, Store, Table, function, option, store
@@ -73,7 +74,7 @@ class Retrieval(Evaluator):
         None, "Judgements: BEIR's .tsv, TREC's file, or beir:PATH:SPLIT.", metavar="FILE", file="read"
     )
     labels: bool = option(False, "Relevant is what has the query's class, instead of qrels.")
-    k: Sequence[int] = option((10, 100), "Comma list of cut-offs.", shown="10,100")
+    k: Sequence[int] | int = option((10, 100), "Comma list of cut-offs.", shown="10,100")
     depth: int | None = option(None, "Documents that map and mrr look at.", least=1, shown="1000, with --labels all")
     similarity: str = option("cosine", "By what documents are ranked.", choices=("cosine", "dot"))
     exclude_self: bool = option(False, "A query is not its own document (the one of its id).")
@@ -94,17 +95,26 @@ class Retrieval(Evaluator):
             raise ValueError("--drop-identical goes with --labels; with qrels give --exclude-self")
         if self.missing == "ignore" and self.labels:
             raise ValueError("--missing goes with --qrels; labels name nothing that is missing")
-        if not self.k or any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in self.k):
+        if not self._ks or any(
+            isinstance(each, bool) or not isinstance(each, Integral) or each < 1 for each in self._ks
+        ):
             raise ValueError(f"k must hold whole numbers of at least 1, got {self.k}")
-        if self.depth is not None and self.depth < max(self.k):
-            raise ValueError(f"depth {self.depth} is less than k = {max(self.k)}; give as much or more")
+        if self.depth is not None and self.depth < max(self._ks):
+            raise ValueError(f"depth {self.depth} is less than k = {max(self._ks)}; give as much or more")
         if self.similarity not in ("cosine", "dot"):
             raise ValueError(f"unknown similarity {self.similarity!r}; use cosine or dot")
 
+    @property
+    def _ks(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys([self.k] if isinstance(self.k, Integral) else self.k))
+
     def look(self) -> dict[str, Rows]:
         from evalsuite.sides import require_one_space
+        from featcache.qrels import read_qrels
 
         found = super().look()
+        if self.qrels is not None:
+            read_qrels(os.fspath(self.qrels))
         if "query" in found:
             require_one_space(found["documents"], found["query"], self.any_precision, self.asymmetric)
         return found
@@ -117,7 +127,7 @@ class Retrieval(Evaluator):
 
         task = self._by_labels() if self.labels else self._by_qrels()
         remarks = [*task.remarks, *task.encoder_remarks()]
-        ks = tuple(dict.fromkeys(self.k))
+        ks = tuple(map(int, self._ks))
         depth = self.depth or max(len(task.documents) if self.labels else DEPTH, *ks)
         ranked = rank(
             task.documents,
@@ -164,6 +174,7 @@ class Retrieval(Evaluator):
     def _by_qrels(self) -> _Task:
         import numpy as np
 
+        from evalsuite.collapse import collapse_remarks
         from evalsuite.relevance import digest, judged
         from evalsuite.sides import Sides
         from featcache.qrels import read_qrels
@@ -183,6 +194,7 @@ class Retrieval(Evaluator):
         record = {"documents": whole[0].record(), "query": found.queries.record()}
         remarks = [
             *found.remarks,
+            *collapse_remarks("documents", documents),
             *(each for role, rows in zip(record, whole, strict=True) for each in left_out_remarks(role, rows)),
         ]
         record["qrels"] = {"path": source, **found.counts}

@@ -38,7 +38,7 @@ class Zeroshot(Evaluator):
     The two encoders are two towers by design: that their embeddings share a space is for the user to know; they must be
     equally wide.
 
-    Raises `ValueError` for stores of different widths, without labels, images of classes that prompts do not name, and where a class's texts cancel
+    Raises `ValueError` for stores of different widths, without labels, prompts of images, images of classes that prompts do not name, and where a class's texts cancel
     each other out.
     """
 
@@ -62,6 +62,12 @@ class Zeroshot(Evaluator):
 
         whole = {"test": Rows.of(self.test), "prompts": Rows.of(self.prompts)}
         test, prompts = (rows.labelled() for rows in whole.values())
+        made_of = prompts.stores[0].manifest.encoder.preprocess  # nothing, of arrays
+        if made_of and made_of.get("input") != "texts":
+            raise ValueError(
+                f"{prompts.name} is of images (by {prompts.stores[0].encoder_name}); give texts about the classes, or for the nearest "
+                "class mean of images `evalsuite knn`"
+            )
         if test.embedding_dim != prompts.embedding_dim:
             raise ValueError(
                 f"{test.name} has {test.embedding_dim} dimensions, {prompts.name} {prompts.embedding_dim}; embed the prompts with the "

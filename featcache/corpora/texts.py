@@ -7,6 +7,7 @@ from featcache.corpora._tables import read_table, unique_ids
 from featcache.disk.urls import is_url
 
 PARTS = ("text", "label", "id")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 class Texts(Listed):
@@ -27,6 +28,8 @@ class Texts(Listed):
     def __init__(self, rest: str):
         self.spec = f"texts:{rest}"
         path, options = split_options("texts", rest, PARTS)
+        if not path.lower().endswith(ENDINGS):
+            raise ValueError(f"{self.spec}: give a table ({', '.join(ENDINGS)}), or lines:{path} for a text a line")
         rows, unit = read_table(path, PARTS, {"id": "", **options}, "table", "text")
         numbers = [number for number, _ in rows]
         for number, (text, _, _) in rows:

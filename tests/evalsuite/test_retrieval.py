@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from sklearn.metrics import average_precision_score
 from evalsuite import compare, retrieval
 from evalsuite.neighbours.exact import search
 from evalsuite.ranking import skewness
+from featcache.corpora import open_corpus
+from featcache.qrels import read_qrels
 from featcache_cli import programs
 
 OF_TREC = {
@@ -21,6 +24,7 @@ OF_TREC = {
     "map": "map_cut_",
 }
 KS = (1, 3, 10, 200)
+CRANFIELD = Path(__file__).parents[3] / "shared" / "data" / "cranfield.zip"
 
 
 def write_qrels(path, qrels):
@@ -90,6 +94,19 @@ def test_equals_trec_eval_to_the_last_digit(task, similarity):
     without = sum(max(of.values()) < 1 for of in qrels.values())
     assert (counts["judged"], counts["unjudged"], counts["without_relevant"]) == (35, 5, without)
     assert any(f"{without} queries have judgements, but no relevant document" in each for each in result.remarks)
+
+
+@pytest.mark.skipif(not CRANFIELD.exists(), reason="needs ../shared/data")
+def test_equals_trec_eval_on_the_judgements_of_a_real_collection(rng, make_store):
+    """Cranfield's, of random embeddings; the collection is read as BEIR's."""
+    ids = [open_corpus(f"beir:{CRANFIELD}:{part}").ids for part in ("corpus", "queries")]
+    stores = [
+        make_store(name, rng.normal(size=(len(of), 3)), sample_ids=of) for name, of in zip("dq", ids, strict=True)
+    ]
+    result, qrels = retrieval(*stores, qrels=f"beir:{CRANFIELD}", k=KS, depth=1400), read_qrels(f"beir:{CRANFIELD}")
+    assert result.inputs["qrels"]["judgements"] == 1612
+    for name, values in of_trec_eval({query: qrels[query] for query in ids[1]}, run_of(stores, "cosine")).items():
+        assert result.samples[name].tolist() == values, name
 
 
 def test_ties_are_counted_and_said(task):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from evalsuite import compare, zeroshot
+from featcache.inputs.images import Preprocess
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
@@ -76,6 +77,10 @@ def test_what_does_not_suit_is_refused(task, make_store, rng):
     wide = make_store("wide", rng.normal(size=(2, 9)), labels=[0, 1], class_names=NAMES)
     with pytest.raises(ValueError, match=r"has 8 dimensions, .*wide\.zarr 9; embed the prompts with the text tower"):
         zeroshot(test, wide)
+    like = Preprocess(resize=8, crop=8, size=8).to_dict()
+    images = make_store("images", rng.normal(size=(2, 8)), labels=[0, 1], class_names=NAMES, preprocess=like)
+    with pytest.raises(ValueError, match=r"images\.zarr is of images .*give texts about the classes"):
+        zeroshot(test, images)
     bare = make_store("bare", rng.normal(size=(2, 8)))
     with pytest.raises(ValueError, match=r"bare\.zarr has no labels"):
         zeroshot(test, bare)

@@ -79,6 +79,7 @@ def test_texts_longer_than_a_field_of_csv_is_by_default(tmp_path):
         ("t.jsonl", '{"text": 3}\n', "", "line 1: 3 is no text; choose a column of texts with @text=COLUMN"),
         ("t.jsonl", "\n", "", "no texts; give a record"),
         ("t.parquet", "no parquet", "", "not a parquet file"),
+        ("t.txt", "x", "", r"give a table \(\.csv, .*\), or lines:.*t\.txt for a text a line"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_named_with_its_line(tmp_path, name, text, options, message):
