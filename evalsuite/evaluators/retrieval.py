@@ -74,7 +74,7 @@ class Retrieval(Evaluator):
         None, "Judgements: BEIR's .tsv, TREC's file, or beir:PATH:SPLIT.", metavar="FILE", file="read"
     )
     labels: bool = option(False, "Relevant is what has the query's class, instead of qrels.")
-    k: Sequence[int] | int = option((10, 100), "Comma list of cut-offs.", shown="10,100")
+    k: Sequence[int] = option((10, 100), "Comma list of cut-offs.", shown="10,100")
     depth: int | None = option(None, "Documents that map and mrr look at.", least=1, shown="1000, with --labels all")
     similarity: str = option("cosine", "By what documents are ranked.", choices=("cosine", "dot"))
     exclude_self: bool = option(False, "A query is not its own document (the one of its id).")
@@ -106,7 +106,8 @@ class Retrieval(Evaluator):
 
     @property
     def _ks(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys([self.k] if isinstance(self.k, Integral) else self.k))
+        given: Any = self.k
+        return tuple(dict.fromkeys([given] if isinstance(given, Integral) else given))
 
     def look(self) -> dict[str, Rows]:
         from evalsuite.sides import require_one_space
