@@ -265,7 +265,7 @@ def _say_plan(plan: "Foreseen", encoders: list[Any]) -> None:
     screen.print(
         f"{plan.rows - plan.done:,} of {plan.rows:,} rows to do · writes {plan.bytes_to_write / 1e6:,.1f} MB to "
         f"{shown(', '.join(plan.places))} ({plan.bytes_free / 1e9:,.1f} GB free) · about {duration(plan.seconds)} at "
-        f"{rate(plan.samples_per_second)} rows/s, by a few images",
+        f"{rate(plan.samples_per_second)} rows/s, by a few {_kinds(encoders)}",
         highlight=False,
     )
     for line in plan.smaller:

@@ -149,7 +149,18 @@ def chosen(
     folder, snapshot, _ = split_spec(spec)
     of = Run(folder)
     newest = unfinished and not of.finished and not snapshot
-    return of, *(_newest(of, trust_code) if newest else load_student(spec, trust_code=trust_code))
+    student, record = _newest(of, trust_code) if newest else load_student(spec, trust_code=trust_code)
+    refuse_texts(spec, student)
+    return of, student, record
+
+
+def refuse_texts(spec: str, student: Student) -> None:
+    """Raises ValueError where the student takes texts."""
+    if student.model.kind != "image":
+        raise ValueError(
+            f"{spec}: is a student of {student.model.kind}s, and only those of images are exported and timed; it is used as "
+            f"run:{spec}, whose folder holds all that it needs"
+        )
 
 
 def _refuse(format: str, precision: str, with_preprocessing: bool, calibration: Calibration | None) -> None:

@@ -99,7 +99,14 @@ _UNFIT = {"Router", "Asym", "CLIPModel", "StaticEmbedding", "SparseStaticEmbeddi
 
 
 def _settings(module: nn.Module) -> str:
-    """What a module says of itself, in words; "" where it has nothing to say."""
+    """What a module says of itself, in words, which are the same in all versions of the library where that can be; "" where it
+    has nothing to say."""
+    name = type(module).__name__
+    if name == "Pooling":
+        mode = getattr(module, "pooling_mode", None) or module.get_pooling_mode_str()  # type: ignore[operator]
+        return mode if isinstance(mode, str) else "+".join(mode)
+    if name == "Normalize":
+        return ""
     config: dict[str, Any] = getattr(module, "get_config_dict", dict)()
     return json.dumps(config, sort_keys=True, default=str) if config else ""
 

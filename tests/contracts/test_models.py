@@ -3,6 +3,7 @@
 import pytest
 
 from featcache.encoder import load_encoder
+from featcache.inputs.texts import Texts
 from featcache.plugins import plugin_names
 from featcache.testing import ModelContract
 
@@ -21,6 +22,34 @@ class TestTiny(ModelContract):
 
 class TestConvAutoencoder(ModelContract):
     name = student = "conv_autoencoder"
+
+
+class OfTexts(ModelContract):
+    like = Texts(tokenizer="bytes", max_length=20)
+    alone = False
+
+
+class TestBag(OfTexts):
+    name, student = "bag", "bag/6"
+
+
+class TestGru(OfTexts):
+    name, student = "gru", "gru/6"
+
+
+class TestTransformers(OfTexts):
+    name = "transformers"
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path):
+        transformers = pytest.importorskip("transformers", reason="needs featcache[text]")
+        config = transformers.DistilBertConfig(dim=8, n_layers=1, n_heads=2, hidden_dim=8, max_position_embeddings=20)
+        (tmp_path / "config.json").write_text(config.to_json_string())
+        self.student = f"transformers/{tmp_path / 'config.json'}@pool=max"
+
+
+class TestPythonTexts(ModelContract):
+    name, teacher = "python", "featcache.testing.models:small_text_teacher"
 
 
 class TestPython(ModelContract):

@@ -9,6 +9,7 @@ import torch
 from stopped import Stop, files, stop_after
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from distill.exporting.export import export
 from distill.training.fit import fit
 from featcache import extract, load_encoder, open_store
 from featcache.encoder import Encoder
@@ -70,6 +71,8 @@ def word_store(corpus, tmp_path_factory):
 @pytest.mark.parametrize("student", ["bag/8", "gru/8", "test_text_students:OwnStudent"])
 def test_a_student_learns_and_is_an_encoder_again(store, corpus, tmp_path, student):
     run = fit(store, corpus, out=tmp_path / "run", student=student, holdout=0.25, **FEW | {"epochs": 12})
+    with pytest.raises(ValueError, match=r"run: is a student of texts, and only those of images are exported"):
+        export(run, tmp_path / "exported", trust_code=True)
     cosines = [record["loss/cosine"] for record in run.metrics]
     assert cosines[-1] < 0.5 * cosines[0]
     assert -1 <= run.metrics[-1]["holdout/gram_pearson"] <= 1
