@@ -115,7 +115,7 @@ class Student(nn.Module):
     def features(self, images: Tensor, fields: Sequence[str] = EMBEDDING) -> Features:
         """Features by name: "embedding" (B, D), "tokens" (B, T, D) of patches or of positions of the last feature
         map, row-major, and "prefix_tokens" (B, P, D), all through the same projection; "logits" (B, C) of the embedding, or of
-        a model with maps "dense" (B, C, h, w) in its place.
+        a model with maps "dense" (B, C, h, w) in its place; and of a language model what `Model.own_fields` names, through none.
 
         Raises:
             ValueError: the student does not have one of `fields`.
@@ -124,16 +124,20 @@ class Student(nn.Module):
             embedding = self.projection(self.body(images))
             return {name: self.classifier(embedding) if name == LOGITS else embedding for name in fields}  # type: ignore[misc]
         found = self.model(images)
-        maps = found.pop(DENSE, None)
+        maps, own = found.pop(DENSE, None), {name: found.pop(name) for name in self.model.own_fields}
         # A head that widens the pooled features (MobileNetV3) leaves tokens which no shared projection fits.
         fitting = {name: value for name, value in found.items() if value.shape[-1] == self.width}
         if self.gives == LOGITS:
             fitting["logits"] = fitting["embedding"]
-        missing = [name for name in fields if name not in fitting and (name != DENSE or self.gives != DENSE)]
+        known = {*fitting, *own, *([DENSE] if self.gives == DENSE else [])}
+        missing = [name for name in fields if name not in known]
         if missing:
             hint = "its tokens have another width than its embedding" if missing[0] in found else "it has none"
             raise ValueError(f"this student gives no {', '.join(missing)}: {hint}; choose another student or method")
-        given = {name: maps if name == DENSE else self.projection(fitting[name]) for name in fields}
+        given = {
+            name: own[name] if name in own else maps if name == DENSE else self.projection(fitting[name])
+            for name in fields
+        }
         return {
             name: self.classifier(value) if name == self.gives and self.classifier else value
             for name, value in given.items()
@@ -142,12 +146,13 @@ class Student(nn.Module):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one sample's features, of all fields there are, seen on a black image or a short text."""
         found = _tried(self, self.model.example(1), self.model)
-        maps = found.pop(DENSE, None)
+        maps, own = found.pop(DENSE, None), self.model.own_fields
         shapes = {
             name: (*value.shape[1:-1], self.embedding_dim)
             for name, value in found.items()
-            if value.shape[-1] == self.width
+            if name not in own and value.shape[-1] == self.width
         }
+        shapes |= {name: field.shape for name, field in own.items()}
         if maps is not None and self.classes:
             shapes[DENSE] = (len(self.classes), *maps.shape[2:])
         return shapes | ({"logits": (len(self.classes),)} if self.gives == LOGITS and self.classes else {})

@@ -99,6 +99,7 @@ class Method(nn.Module):
         unmasked: of that, whether samples without a mask train too.
         passes: forward and backward passes of the student that a step takes, for an estimate of its time.
         kinds: of samples that it can be learned from: "image" alone where a term or `inputs` is of pixels.
+        same_tokens: whether teacher and student must see a text as the same tokens.
         labelled: whether a term needs labels, so that stores without any are refused. Rows without one may be among them.
         judged: whether it learns from evaluations (`learn`), so that a fit without held-out rows is refused.
     """
@@ -111,6 +112,7 @@ class Method(nn.Module):
     turns: bool = True
     classifier: ClassVar[bool] = False
     wide: ClassVar[bool] = False
+    same_tokens: ClassVar[bool] = False
     labelled: bool = False
     judged: bool = False
     masks: bool = False

@@ -1,5 +1,6 @@
 """The next token: what a language model is asked at every position of a text, and where there is an answer."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int, Int64
@@ -26,6 +27,12 @@ class Asked(NamedTuple):
     def answers(self, values: Float[Tensor, "b t d"]) -> Float[Tensor, "n d"]:
         """What a model gives at these positions; zeros, without a gradient, where no token follows, whatever stands there."""
         return values[:, :-1].flatten(0, 1).masked_fill(~self.known[:, None], 0.0)
+
+
+def shared(batch: Batch, hidden: Float[Tensor, "b t d"]) -> tuple[Batch, Float[Tensor, "b u d"]]:
+    """Texts and hidden states as far as both go: either may be cut where no text of the batch is longer, or where its length ends."""
+    width = min(batch.inputs.shape[1], hidden.shape[1])
+    return replace(batch, inputs=batch.inputs[:, :width]), hidden[:, :width]
 
 
 def asked(batch: Batch, length: Int[Tensor, " b"] | None = None) -> Asked:

@@ -17,6 +17,7 @@ class NextToken(Method):
     """
 
     student_fields = (EMBEDDING, TOKEN_LOGITS)
+    kinds = ("text",)
 
     def __init__(self, teacher_dim: int, student_dim: int):
         super().__init__()

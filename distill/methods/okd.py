@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.methods import Batch, Features, Method, Preparing
-from distill.methods._next_token import asked
+from distill.methods._next_token import asked, shared
 from distill.methods._options import refuse_negative, refuse_not_positive
 from distill.objectives import ce, kl
 from featcache.rows import Rows
@@ -45,6 +45,8 @@ class OKD(Method):
 
     fields = (EMBEDDING, HIDDEN, LENGTH)
     student_fields = (EMBEDDING, TOKEN_LOGITS)
+    kinds = ("text",)
+    same_tokens = True
 
     head_weight: Float[Tensor, "tokens d"]
     head_bias: Float[Tensor, " tokens"]
@@ -93,10 +95,11 @@ class OKD(Method):
         return {}
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        next_token = asked(batch, batch[LENGTH])
-        self._refuse_other_tokens(student[TOKEN_LOGITS], batch[HIDDEN])
+        self._refuse_other_vocabulary(student[TOKEN_LOGITS])
+        texts, hidden = shared(batch, batch[HIDDEN])
+        next_token = asked(texts, batch[LENGTH])
         token, weight = next_token.token, next_token.weight
-        q, h = next_token.answers(student[TOKEN_LOGITS]), next_token.answers(batch[HIDDEN])
+        q, h = next_token.answers(student[TOKEN_LOGITS][:, : hidden.shape[1]]), next_token.answers(hidden)
         p = F.linear(h if self.module is None else self.module(h), self.head_weight, self.head_bias)
         terms = {"kl": self._lam * self._to_student(p.detach(), q, weight)}
         if self._lam < 1:
@@ -111,12 +114,11 @@ class OKD(Method):
         t = self._temperature
         return t**2 * kl(p, q, temperature=t, direction=self._direction, weight=weight)
 
-    def _refuse_other_tokens(self, student: Tensor, hidden: Tensor) -> None:
+    def _refuse_other_vocabulary(self, student: Tensor) -> None:
         of_head, of_student = len(self.head_bias), student.shape[-1]
-        if of_student != of_head or student.shape[1] != hidden.shape[1]:
+        if of_student != of_head:
             raise ValueError(
-                f"the student tells {of_student} tokens apart in texts of up to {student.shape[1]}, the teacher {of_head} in texts of up "
-                f"to {hidden.shape[1]}; give a student of the teacher's tokeniser and length"
+                f"the student tells {of_student} tokens apart, the teacher {of_head}; give a student of the teacher's tokeniser"
             )
 
 

@@ -23,13 +23,14 @@ from distill.training.run import Run
 from distill.training.setup import CorpusGiven, Inputs, StoreGiven, set_up
 from distill.training.step import checkpoint_bytes, make_accelerator, on_main
 from featcache.encoder import Encoder
+from featcache.extraction.heads import head_file
 from featcache.head import Head
 from featcache.inputs.texts import Texts
 from featcache.machine import keep_freed_memory, resolve_device
 from featcache.models.run import Trained
 from featcache.run_folder import on_disk, pinned, split_spec
 from featcache.stop import stoppable
-from featcache.store.layout import LOGITS
+from featcache.store.layout import HIDDEN, LOGITS
 
 __all__ = ["FitConfig", "FitPlan", "FitProgress", "fit", "load_method", "preview"]
 
@@ -199,13 +200,16 @@ def _train(
 
 
 def _head(inputs: Inputs, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes | None:
-    """The student's classifier of embeddings as a file that evaluators read beside these; None where it has none."""
-    if inputs.student.gives != LOGITS:
+    """The student's classifier of embeddings as a file that evaluators read beside these, or a language model's head; None where it has
+    none."""
+    if inputs.student.gives != LOGITS and inputs.student.model.token_head is None:
         return None
     student = copy.deepcopy(inputs.student).cpu()
     student.load_state_dict(weights)
-    assert isinstance(student.classifier, nn.Linear)
     encoder = Encoder.of(Trained("student", student, record))
+    if inputs.student.gives != LOGITS:
+        return head_file(encoder, (HIDDEN,))
+    assert isinstance(student.classifier, nn.Linear)
     weight, bias = (each.detach().double().numpy() for each in (student.classifier.weight, student.classifier.bias))
     head = Head(weight, bias, np.arange(len(bias)), fingerprint=encoder.fingerprint, class_names=student.classes)
     return head.to_bytes(encoder=f"student of {inputs.settings.method}")

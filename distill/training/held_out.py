@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from distill.methods import Batch, Features, Method
+from distill.methods._next_token import asked
 from distill.objectives import resized
 from distill.pairs import Drawn, Pairs
 from featcache.corpora import original
@@ -123,16 +124,19 @@ class HeldOut:
             method has a target, "holdout/cosine": mean cosine to it. Where there are labels, "holdout/top1@20": kNN
             accuracy, and "holdout/teacher_top1@20" of the teacher's own embeddings; where there is a classifier too,
             "holdout/top1", its accuracy, and "holdout/nll", its mean cross-entropy, in nats. Of masks "holdout/iou", the mean
-            over the classes that there are of intersection over union of all pixels, at the student's own size.
+            over the classes that there are of intersection over union of all pixels, at the student's own size. Of a language model
+            "holdout/token_nll", nats a token of all that follow another.
         """
         fields = tuple(dict.fromkeys(("embedding", *self._method.fields)))
         students, teachers, cosines, logits = [], [], [], []
         pixels: list[Tensor] = []
+        tokens: list[Tensor] = []
         for batch in self._held.plain(range(len(self._held)), batch_size=EVALUATION_BATCH, fields=fields):
             given, seen = embed(batch)
             student = given["embedding"]
             logits += [given["logits"].cpu()] if "logits" in given else []
             pixels += [confusion(given["dense"], seen.mask).cpu()] if seen.mask is not None else []
+            tokens += [token_nll(given["token_logits"], seen).cpu()] if "token_logits" in given else []
             target = self._method.target(seen)
             if target is not None:
                 cosines.append(F.cosine_similarity(student, target, dim=-1).cpu())
@@ -142,6 +146,9 @@ class HeldOut:
         found = {"holdout/gram_pearson": gram_pearson(student, teacher_rows)}
         if cosines:
             found["holdout/cosine"] = float(torch.cat(cosines).mean())
+        if tokens:
+            nats, count = torch.stack(tokens).sum(0).tolist()
+            found["holdout/token_nll"] = nats / count if count else math.nan
         if pixels:
             found["holdout/iou"] = mean_iou(torch.stack(pixels).sum(0))
         known = self._labels >= 0
@@ -159,6 +166,13 @@ class HeldOut:
                 self._teacher_top1 = knn_top1(of_teacher, labels, teacher_rows[known], self._labels[known])
             found["holdout/teacher_top1@20"] = self._teacher_top1
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def token_nll(logits: Float[Tensor, "b t c"], seen: Batch) -> Float64[Tensor, " 2"]:
+    """(sum of −ln of the probabilities of the tokens that follow another, how many these are)."""
+    next_token = asked(seen)
+    nats = F.cross_entropy(next_token.answers(logits), next_token.token, ignore_index=-1, reduction="sum")
+    return torch.stack([nats.double(), next_token.known.sum().double()])
 
 
 def confusion(logits: Float[Tensor, "b c h w"], mask: Int64[Tensor, "b s s"]) -> Int64[Tensor, "c c"]:

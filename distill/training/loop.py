@@ -25,8 +25,15 @@ TOLD_SECONDS = 5.0
 """Between writings of `metrics.jsonl` within an epoch, at least: who watches the run sees its curve grow."""
 CURVE_POINTS = 20
 """Records of the loss by step in an epoch, at most."""
-BETTER = ("holdout/iou", "holdout/top1", "holdout/top1@20", "holdout/cosine", "holdout/gram_pearson")
-"""What `keep="best"` goes by: the first of these that evaluations give. The higher the better."""
+BETTER = (
+    "holdout/token_nll",
+    "holdout/iou",
+    "holdout/top1",
+    "holdout/top1@20",
+    "holdout/cosine",
+    "holdout/gram_pearson",
+)
+"""What `keep="best"` goes by: the first of these that evaluations give. The higher the better, but of nats the lower."""
 
 
 class Loop:
@@ -150,7 +157,7 @@ class Loop:
     def keep_better(self, metrics: dict[str, Any]) -> None:
         """Keep the student as it is now where an evaluation found none as good before."""
         name = self._best["metric"] if self._best else next((name for name in BETTER if name in metrics), None)
-        if name in metrics and (self._best is None or metrics[name] > self._best["value"]):
+        if name in metrics and (self._best is None or _better(name, metrics[name], self._best["value"])):
             student = {key: value.detach().cpu().clone() for key, value in self.training.saved.state_dict().items()}
             self._best = {"metric": name, "value": metrics[name], "epoch": metrics["epoch"], "student": student}
 
@@ -242,3 +249,7 @@ class Loop:
         raise RuntimeError(
             f"{self._run.path}: {what} by step {self.step} (epoch {epoch}); choose another --out with a lower --lr; {last}"
         )
+
+
+def _better(metric: str, value: float, than: float) -> bool:
+    return value < than if metric == "holdout/token_nll" else value > than

@@ -17,7 +17,7 @@ from distill.pairs import CHECKED, Pairs, teacher_input
 from distill.rendered import Renderings
 from distill.training.config import LATER, FitConfig
 from distill.training.held_out import HeldOut, same_images, split
-from distill.training.texts import refuse_other_tokenizer, texts_of
+from distill.training.texts import refuse_other_tokenizer, refuse_other_tokens, texts_of
 from featcache.classes import Classes, ordered
 from featcache.corpora import Corpus, open_corpus, refuse_other_kind
 from featcache.corpora.store import KeptImages
@@ -162,6 +162,8 @@ def set_up(
     _refuse_kind(settings, method, teacher)
     if isinstance(teacher, Texts) and isinstance(preprocess, Texts):
         refuse_other_tokenizer(settings, teacher, preprocess)
+        if method.same_tokens:
+            refuse_other_tokens(settings, teacher_input(stores[0]), preprocess)
     if made.classifier:
         _agree_on_masks(settings, method, student, masks, corpora)
     known = masked(rows, corpora) if method.masks else None

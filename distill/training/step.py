@@ -20,7 +20,7 @@ from distill.training.layers import layer_scales
 from distill.training.schedule import Ema, make_optimizer, train_mode
 from featcache.inputs import Input
 from featcache.plugins import suggest
-from featcache.store.layout import DENSE, EMBEDDING, LOGITS
+from featcache.store.layout import DENSE, EMBEDDING, LOGITS, TOKEN_LOGITS
 from featcache.student import Student
 
 T = TypeVar("T")
@@ -158,14 +158,15 @@ class Training:
         return terms
 
     def embed(self, drawn: Drawn) -> tuple[Features, Batch]:
-        """Embeddings of the student that will be saved, and logits, of masks dense ones, where it has a classifier, as it will be
-        used, float32; and the batch with the teacher's."""
+        """Embeddings of the student that will be saved, and logits, of masks dense ones, where it has a classifier, and of a
+        language model those of the next tokens, as it will be used, float32; and the batch with the teacher's."""
         batch = self._on_device(drawn)
         self.saved.eval()  # else batch norms would learn from these images, and drop-path would drop
         try:
             with self._accelerator.autocast():
                 classified = (DENSE if self._method.masks else LOGITS,) if self._method.classifier else ()
-                found = self.saved(batch.inputs, (EMBEDDING, *classified))
+                spoken = (TOKEN_LOGITS,) if TOKEN_LOGITS in self._method.student_fields else ()
+                found = self.saved(batch.inputs, (EMBEDDING, *classified, *spoken))
             return {name: value.float() for name, value in found.items()}, batch
         finally:
             if self.saved is self.student:

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from distill.training.config import FitConfig
 from featcache.encoder import load_encoder
+from featcache.inputs import Input
 from featcache.inputs.texts import BYTES, FILE, Texts, with_tokenizer
 from featcache.specs import naming, refuse_code
 from featcache.store import FeatureStore
@@ -30,6 +32,16 @@ def refuse_other_tokenizer(settings: FitConfig, asked: Texts, taken: Texts) -> N
     """Raises ValueError where a tokeniser is asked for, and the student comes with another one."""
     if settings.tokenizer and asked.digest != taken.digest:
         raise ValueError(f"{settings.student}: comes with a tokeniser of its own; leave tokenizer out")
+
+
+def refuse_other_tokens(settings: FitConfig, teacher: Input[Any, Any], taken: Texts) -> None:
+    """Raises ValueError where the student sees a text as other tokens than its teacher did; its length apart."""
+    assert isinstance(teacher, Texts)
+    if replace(teacher, max_length=taken.max_length).to_dict() != taken.to_dict():
+        raise ValueError(
+            f"method {settings.method} compares teacher and student token by token, and {settings.student} takes {taken}, its teacher took "
+            f"{teacher}; give both one tokeniser"
+        )
 
 
 def _read(path: str) -> str:

@@ -162,6 +162,11 @@ class Model(nn.Module):
         self.projection = None  # of the instance: a class's would hide a layer that is registered
 
     @property
+    def own_fields(self) -> Mapping[str, Field]:
+        """Of a student, what it gives behind no projection: a language model's hidden states, the logits of the next token, …"""
+        return {}
+
+    @property
     def token_head(self) -> nn.Linear | None:
         """Of a language model, the layer that makes the logits of the next token of its field "hidden"."""
         return None

@@ -49,6 +49,7 @@ class TextStudent(Model):
     """
 
     kind = "text"
+    input: Texts
 
     def __init__(self, architecture: str, network: nn.Module, texts: Texts, made: Mapping[str, Any]):
         super().__init__()

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from featcache.inputs import input_of
 from featcache.inputs.texts import Texts
 from featcache.models import Features, Model
+from featcache.models._language import GIVES
 from featcache.run_folder import HUB, TOKENIZER, on_disk, pinned, student_files
 from featcache.student import Student, load_student
 
@@ -19,15 +20,22 @@ class Trained(Model):
     """Every field that the student has; tokens as training with them sees them, after the projection."""
 
     output = "student embedding"
+    backbone: Student
 
     def __init__(self, spec: str, student: Student, record: Mapping[str, Any], files: Sequence[str] = ()):
         super().__init__()
         self.spec = spec
         self.input = student.model.input if student.model.kind == "text" else input_of(record["preprocess"])
         self.kind = self.input.kind
-        self.backbone, self.fields = student, student.shapes()  # "backbone" is in every fingerprint
+        self.backbone, own = student, student.model.own_fields  # "backbone" is in every fingerprint
+        self.fields = {**student.shapes(), **own}
+        self.output = f"{self.output}; {GIVES}" if own else self.output
         self.classes = student.classes
         self.files = tuple(map(os.path.abspath, files))
+
+    @property
+    def token_head(self) -> nn.Linear | None:
+        return self.backbone.model.token_head
 
     def forward(self, images: Tensor) -> Features:
         return self.backbone.features(images, tuple(self.fields))
