@@ -20,7 +20,16 @@ from featcache.student import load_student
 
 LENGTH = 16
 EXACT = {"device": "cpu", "precision": "fp32", "workers": 1, "batch_size": 16}
-SHORT = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "fp32", "workers": 1, "warmup_epochs": 0.0, "holdout": 0.1, "eval_every": 1}
+SHORT = {
+    "epochs": 2,
+    "batch_size": 8,
+    "lr": 0.02,
+    "precision": "fp32",
+    "workers": 1,
+    "warmup_epochs": 0.0,
+    "holdout": 0.1,
+    "eval_every": 1,
+}
 FIELDS = ("hidden", "length", "nll", "predicted", "token_logits")
 
 
@@ -32,7 +41,9 @@ class Counts(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, ids):
-        counts = torch.zeros(len(ids), 257).scatter_add(1, ids.clamp(min=-1) + 1, torch.ones_like(ids, dtype=torch.float32))
+        counts = torch.zeros(len(ids), 257).scatter_add(
+            1, ids.clamp(min=-1) + 1, torch.ones_like(ids, dtype=torch.float32)
+        )
         return {"embedding": self.scale * counts[:, 1:].log1p()}
 
 
@@ -104,7 +115,7 @@ def test_padding_changes_nothing():
 
 
 def test_a_student_from_the_cache_alone_and_a_run_that_was_stopped(world, tmp_path, monkeypatch):
-    folder, corpus, _, store = world
+    _, corpus, _, store = world
     given = {"student": "gru_lm/8", "method": "okd", "head": head_beside(store), **SHORT}
     whole = fit(store.path, corpus, out=tmp_path / "whole", **given)
 
@@ -119,11 +130,11 @@ def test_a_student_from_the_cache_alone_and_a_run_that_was_stopped(world, tmp_pa
     for name in ("student.safetensors", "head.safetensors"):
         assert (Path(run.path) / name).read_bytes() == (Path(whole.path) / name).read_bytes(), name
     assert run.metrics[-1]["holdout/token_nll"] < run.metrics[0]["holdout/token_nll"]
-    assert {"loss/module_ce", "loss/module_kl"} <= run.metrics[-1].keys() or "module_ce" in str(run.metrics[-1])
+    assert {"loss/module_ce", "loss/module_kl"} <= run.metrics[-1].keys()
 
 
 def test_what_does_not_fit_is_refused_before_training(world, tmp_path):
-    folder, corpus, plain, store = world
+    _, corpus, plain, store = world
     given = {"method": "okd", "head": head_beside(store), **SHORT}
     for store_of, settings, match in (
         (store, {"student": "gru_lm/8", "head": ""}, "needs the head that reads its hidden states"),
@@ -138,10 +149,10 @@ def test_what_does_not_fit_is_refused_before_training(world, tmp_path):
 
 def test_another_tokeniser_is_refused(world, tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
-    folder, corpus, _, store = world
+    _, corpus, _, store = world
     letters = {chr(code): code for code in range(256)}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="?"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(?s)."), "isolated")
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     made.save(str(tmp_path / "letters.json"))
     given = {"student": "gru_lm/8", "method": "okd", "head": head_beside(store), **SHORT}
     with pytest.raises(ValueError, match=r"token by token, and gru_lm/8 takes tokeniser .*, its teacher took bytes"):
