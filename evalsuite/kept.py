@@ -51,8 +51,11 @@ def made_of(evaluator: Evaluator) -> dict[str, Any]:
     """All that the evaluator's result follows from, as plain values."""
     given = {each.name: getattr(evaluator, each.name) for each in fields(evaluator)}  # type: ignore[arg-type]
     stores = {name: _stores(given.pop(name)) for name in inputs(type(evaluator))}
-    # A head, or within the spec of a detector: mcm:text=names.npy.
-    named = sorted({word for text in _texts(given) for word in re.split(r"[:=,]", text) if os.path.isfile(word)})
+    words = {word for text in _texts(given) for word in re.split(r"[:=,]", text)}
+    # A head, one within the spec of a detector (mcm:text=names.npy), or what a folder has of qrels (beir:FOLDER:dev).
+    folders = [Path(word) for word in words if os.path.isdir(word)]
+    qrels = [str(file) for folder in folders for file in (*folder.glob("qrels/*.tsv"), *folder.glob("qrels*.tsv"))]
+    named = sorted({*filter(os.path.isfile, words), *qrels})
     plugins = entry_points(group="evalsuite.detectors")
     return {
         "evaluator": type(evaluator).__module__,

@@ -8,6 +8,7 @@ import pytest
 import evalsuite.kept
 from evalsuite.evaluators.knn import Knn
 from evalsuite.evaluators.ood import Ood
+from evalsuite.evaluators.retrieval import Retrieval
 from evalsuite.kept import measured
 from evalsuite.result import Result
 from featcache.store.from_arrays import write_store
@@ -90,3 +91,15 @@ def test_a_file_that_a_detector_names_is_part_of_it(stores, tmp_path, monkeypatc
     assert evalsuite.kept.made_of(evaluator) == before
     np.save(names, np.eye(4)[2:])
     assert evalsuite.kept.made_of(evaluator) != before
+
+
+def test_the_qrels_of_a_folder_are_among_what_a_result_follows_from(stores, tmp_path):
+    made = stores(0)
+    evaluator = Retrieval(made["bank"], made["query"], qrels=f"beir:{tmp_path}:dev")
+    (tmp_path / "qrels").mkdir()
+    found = []
+    for grade in (1, 2):
+        (tmp_path / "qrels" / "dev.tsv").write_text(f"0\t1\t{grade}\n")
+        found.append(evalsuite.kept.made_of(evaluator)["files"])
+    assert found[0].keys() == found[1].keys() == {str(tmp_path / "qrels" / "dev.tsv")}
+    assert found[0] != found[1]
