@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from evalsuite.deployed.detector import load_detector
     from evalsuite.deployed.fit import fit_detector
     from evalsuite.evaluators.classify import classify
+    from evalsuite.evaluators.dense_probe import dense_probe
     from evalsuite.evaluators.fidelity import fidelity
     from evalsuite.evaluators.knn import knn
     from evalsuite.evaluators.mean import mean
@@ -30,6 +31,7 @@ __all__ = [
     "Result",
     "classify",
     "compare",
+    "dense_probe",
     "fidelity",
     "fit_detector",
     "knn",

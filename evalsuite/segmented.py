@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from evalsuite.intervals import Estimate, ratio_of_sums
+from evalsuite.result import Result, content_of, versions
 from featcache.corpora import Corpus, has_target, open_corpus, target
 from featcache.extraction.samples import content_hash
 from featcache.inputs import Views
@@ -17,7 +20,6 @@ from featcache.masks import MASK, MaskClasses, refuse_other_size
 from featcache.rows import Rows
 
 _BLOCK_FLOATS = 2**24  # logits at once, in pixels of the mask
-METRICS = ("iou", "f1", "accuracy")
 
 
 class Masked:
@@ -164,13 +166,31 @@ def _cells(
     return pixels, bilinear((centre[pixels] - start) * cells / (stop - start) - 0.5, cells)
 
 
+def classes_of_cells(
+    mask: UInt8[np.ndarray, "height width"], box: tuple[float, float, float, float], side: int, classes: int
+) -> Int64[np.ndarray, " cells"]:
+    """Of each cell of a grid over the square, row by row, the class that most of its pixels are of, of equally many the first; −1
+    where none has one."""
+    left, top, right, bottom = box
+    down, across = (
+        np.floor((np.arange(length) + 0.5 - start) * side / (stop - start)).astype(np.int64)
+        for length, start, stop in zip(mask.shape, (top, left), (bottom, right), strict=True)
+    )
+    cell = down[:, None] * side + across
+    inside = (mask > 0) & ((down >= 0) & (down < side))[:, None] & ((across >= 0) & (across < side))
+    counts = np.zeros((side * side, classes), np.int64)
+    np.add.at(counts, (cell[inside], mask[inside].astype(np.int64) - 1), 1)
+    found: np.ndarray = np.where(counts.any(axis=1), counts.argmax(axis=1), -1)
+    return found
+
+
 def sums(confusion: Int64[np.ndarray, "n c c"]) -> Int64[np.ndarray, "n c 3"]:
     """By image and class: pixels that are of it and taken for it, taken for it, and of it."""
     return np.stack([np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(axis=1), confusion.sum(axis=2)], axis=2)
 
 
-def estimates(counts: Mapping[str, Int64[np.ndarray, "n 3"]]) -> dict[str, Estimate]:
-    """Of `sums` by class: the metrics of each class that there is, `per_class/CLASS/segmentation/…`, and `segmentation/…` of all.
+def estimates(command: str, counts: Mapping[str, Int64[np.ndarray, "n 3"]]) -> dict[str, Estimate]:
+    """Of `sums` by class: the metrics of each class that there is, `per_class/CLASS/COMMAND/…`, and `COMMAND/…` of all.
 
     A class that no pixel is of, or is taken for, has no IoU and no F1, and none that no pixel is of an accuracy.
     """
@@ -180,11 +200,71 @@ def estimates(counts: Mapping[str, Int64[np.ndarray, "n 3"]]) -> dict[str, Estim
     found: dict[str, Estimate] = {}
     for metric, (part, whole) in ratios.items():
         there = np.flatnonzero(whole.sum(axis=0) > 0)
-        found[f"segmentation/{metric}"] = ratio_of_sums(part[:, there], whole[:, there])
-    found["segmentation/pixel_accuracy"] = ratio_of_sums(right.sum(axis=1)[:, None], of.sum(axis=1)[:, None])
+        found[f"{command}/{metric}"] = ratio_of_sums(part[:, there], whole[:, there])
+    found[f"{command}/pixel_accuracy"] = ratio_of_sums(right.sum(axis=1)[:, None], of.sum(axis=1)[:, None])
     for number, name in enumerate(names):
         for metric, (part, whole) in ratios.items():
             if whole[:, number].any():
                 estimate = ratio_of_sums(part[:, [number]], whole[:, [number]])
-                found[f"per_class/{name}/segmentation/{metric}"] = estimate
+                found[f"per_class/{name}/{command}/{metric}"] = estimate
     return found
+
+
+def compared(
+    command: str, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """The estimates of two results again, of the counts among their samples."""
+    ending = f"/{command}/iou"
+    names = [name for name in a if name in b and name.endswith(ending)]
+    ours, theirs = (
+        estimates(command, {name.removeprefix("per_class/").removesuffix(ending): each[name] for name in names})
+        for each in (a, b)
+    )
+    return {name: (ours[name], theirs[name]) for name in ours if name in theirs}
+
+
+def result(
+    command: str,
+    masked: Masked,
+    confusion: Int64[np.ndarray, "n c c"],
+    inputs: dict[str, Any],
+    remarks: list[str],
+    parameters: Mapping[str, Any] = MappingProxyType({}),
+) -> Result:
+    """What the confusion matrices of the images come to.
+
+    Raises:
+        ValueError: no pixel has a class.
+    """
+    names, every, matrix = list(masked.classes.names), sums(confusion), confusion.sum(axis=0)
+    counts = {name: every[:, number] for number, name in enumerate(names)}
+    if not matrix.any():
+        raise ValueError(f"{masked.corpus.spec}: no pixel that the encoder sees has a class; give other masks")
+    if absent := [name for name, pixels in zip(names, matrix.sum(axis=1), strict=True) if not pixels]:
+        remarks = [*remarks, f"no pixel is of {', '.join(absent[:8])}"]
+    if masked.without:
+        remarks = [*remarks, f"test {masked.rows.name}: left out {masked.without:,} images without a mask"]
+    most = np.zeros_like(confusion)
+    most[:, :, int(matrix.sum(axis=1).argmax())] = confusion.sum(axis=2)
+    guessed = estimates(command, {name: sums(most)[:, number] for number, name in enumerate(names)})
+    metrics = {name: estimate.metric() for name, estimate in estimates(command, counts).items()}
+    samples = {f"per_class/{name}/{command}/iou": of for name, of in counts.items()}
+    return Result(
+        command,
+        inputs | {"masks": {"spec": masked.corpus.spec, "images": len(masked), "without": masked.without}},
+        {
+            **parameters,
+            "classes": dict(zip(names, map(int, masked.classes.values), strict=True)),
+            "ignored": list(masked.classes.ignored),
+            "confusion": {
+                of: {taken: int(count) for taken, count in zip(names, line, strict=True) if count}
+                for of, line in zip(names, matrix.tolist(), strict=True)
+            },
+            "chance": {name: each.value for name, each in guessed.items() if "per_class" not in name},
+        },
+        metrics,
+        versions(),
+        {"sample_id": masked.rows.sample_ids.astype(np.str_), "content": content_of(masked.rows)}
+        | {name: of for name, of in samples.items() if name in metrics},
+        remarks=remarks,
+    )

@@ -21,14 +21,9 @@ from evalsuite.evaluators import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from evalsuite.segmented import Masked
     from featcache.corpora import Corpus
 else:
-    Corpus = Masked = np = Any
-
-_COUNTS = "/segmentation/iou"
+    Corpus = Any
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,9 @@ class Segmentation(Evaluator):
     progress: Callable[[int, int], None] | None = None
 
     def run(self) -> Result:
-        from evalsuite.segmented import Masked
+        import numpy as np
+
+        from evalsuite.segmented import Masked, result
         from featcache.rows import Rows, left_out_remarks
 
         rows = Rows.of(self.test)
@@ -84,21 +81,17 @@ class Segmentation(Evaluator):
         columns = masked.columns(rows.shape_of("dense")[0], rows.logit_classes)
 
         def logits(position: int) -> Any:
-            return masked.rows.take(_one(position), "dense")[0][columns]
+            return masked.rows.take(np.array([position]), "dense")[0][columns]
 
         remarks = left_out_remarks("test", rows)
-        return result(
-            "segmentation", masked, masked.confusion(logits, self.progress), {"test": rows.record()}, remarks, {}
-        )
+        found = masked.confusion(logits, self.progress)
+        return result("segmentation", masked, found, {"test": rows.record()}, remarks)
 
     @classmethod
     def compared(cls, a: Samples, b: Samples) -> dict[str, tuple[Estimate, Estimate]]:
-        from evalsuite.segmented import estimates
+        from evalsuite.segmented import compared
 
-        names = [name for name in a if name in b and name.endswith(_COUNTS)]
-        both = [{name.split("/", 1)[1].removesuffix(_COUNTS): each[name] for name in names} for each in (a, b)]
-        ours, theirs = map(estimates, both)
-        return {name: (ours[name], theirs[name]) for name in ours if name in theirs}
+        return compared("segmentation", a, b)
 
     @classmethod
     def table(cls, result: Result) -> Table:
@@ -110,70 +103,11 @@ class Segmentation(Evaluator):
 
     @classmethod
     def headlines(cls, results: Sequence[Named]) -> list[Headline]:
-        return headlines(results)
+        from evalsuite.charts import Axis, Headline, rows_of
 
-
-def _one(position: int) -> np.ndarray:
-    import numpy as np
-
-    return np.array([position])
-
-
-def result(
-    command: str,
-    masked: Masked,
-    confusion: np.ndarray,
-    inputs: dict[str, Any],
-    remarks: list[str],
-    parameters: dict[str, Any],
-) -> Result:
-    """What a confusion matrix of each image comes to, of an evaluator of maps."""
-    import numpy as np
-
-    from evalsuite.result import Result, content_of, versions
-    from evalsuite.segmented import estimates, sums
-
-    names, every = list(masked.classes.names), sums(confusion)
-    counts = {name: every[:, number] for number, name in enumerate(names)}
-    matrix = confusion.sum(axis=0)
-    if not matrix.any():
-        raise ValueError(f"{masked.corpus.spec}: no pixel that the encoder sees has a class; give other masks")
-    if absent := [name for number, name in enumerate(names) if not matrix[number].any()]:
-        remarks = [*remarks, f"no pixel is of {', '.join(absent[:8])}"]
-    if masked.without:
-        remarks = [*remarks, f"test {masked.rows.name}: left out {masked.without:,} images without a mask"]
-    most = np.zeros_like(confusion)
-    most[:, :, int(matrix.sum(axis=1).argmax())] = confusion.sum(axis=2)
-    guessed = estimates({name: sums(most)[:, number] for number, name in enumerate(names)})
-    metrics = {name: estimate.metric() for name, estimate in estimates(counts).items()}
-    return Result(
-        command,
-        inputs | {"masks": {"spec": masked.corpus.spec, "images": len(masked), "without": masked.without}},
-        parameters
-        | {
-            "classes": {name: int(value) for name, value in zip(names, masked.classes.values, strict=True)},
-            "ignored": list(masked.classes.ignored),
-            "confusion": {
-                of: {taken: int(count) for taken, count in zip(names, line, strict=True) if count}
-                for of, line in zip(names, matrix.tolist(), strict=True)
-            },
-            "chance": {
-                name: each.value for name, each in guessed.items() if name in metrics and "per_class" not in name
-            },
-        },
-        metrics,
-        versions(),
-        {"sample_id": masked.rows.sample_ids.astype(np.str_), "content": content_of(masked.rows)}
-        | {f"per_class/{name}{_COUNTS}": of for name, of in counts.items() if f"per_class/{name}{_COUNTS}" in metrics},
-        remarks=remarks,
-    )
-
-
-def headlines(results: Sequence[Named], note: str = "mean over classes") -> list[Headline]:
-    from evalsuite.charts import Axis, Headline, rows_of
-
-    rows = rows_of(results, "test", "rows")
-    return [Headline(metric="segmentation/iou", axis=Axis.of("segmentation/iou", "mIoU"), note=note, rows=rows)]
+        rows = rows_of(results, "test", "rows")
+        axis = Axis.of("segmentation/iou", "mIoU")
+        return [Headline(metric="segmentation/iou", axis=axis, note="mean over classes", rows=rows)]
 
 
 segmentation = function(Segmentation)

@@ -48,6 +48,10 @@ class TestOOD(EvaluatorContract):
     name, stores, options = "ood", ("id_train", "id_test", "far"), {"k": 5}
 
 
+class TestDenseProbe(EvaluatorContract):
+    name, runs = "dense_probe", False
+
+
 class TestSegmentation(EvaluatorContract):
     name, runs = "segmentation", False
 
