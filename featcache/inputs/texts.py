@@ -144,6 +144,12 @@ class Texts(Input[str, WholeText]):
         ids[: len(found)] = found
         return ids
 
+    def ids(self, texts: Sequence[str]) -> Int32[Tensor, "count length"]:
+        """What `render` gives of these, for `Encoder.encode_padded`."""
+        import torch
+
+        return torch.from_numpy(np.stack([self.render(text, WholeText(0)) for text in texts]))
+
     def to_model(self, rendered: Int32[Tensor, "batch length"]) -> Int64[Tensor, "batch length"]:
         return rendered.long()
 
