@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from featcache import hub
 from featcache.inputs.texts import Texts, text_input, with_tokenizer
 from featcache.models import Model, first_line
 from featcache.specs import options_in
@@ -26,17 +28,35 @@ UNTOLD = {"transformers_version", "_name_or_path", "architectures", "dtype", "to
 
 
 @contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """The library's own bars, of weights read in milliseconds, are not shown."""
+def loading(spec: str, name: str) -> Iterator[None]:
+    """Around what transformers loads of a folder, or of that name from the hub. Its own bars, of weights read in milliseconds,
+    are not shown.
+
+    Raises:
+        ValueError: it raised something, in one line.
+    """
     from transformers.utils import logging
 
+    remedy = "give a folder, or make one with `save_pretrained`"
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
+        if not os.path.exists(name):
+            with hub.fetching(spec, "it could not be loaded", remedy):
+                yield
+            return
         yield
+    except ValueError as error:
+        raise error if str(error).startswith(spec) else _not_loaded(spec, error, remedy) from None
+    except Exception as error:  # file errors and those of configurations share no base class
+        raise _not_loaded(spec, error, remedy) from None
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _not_loaded(spec: str, error: Exception, remedy: str) -> ValueError:
+    return ValueError(f"{spec}: could not be loaded ({type(error).__name__}: {first_line(error)}); {remedy}")
 
 
 class TextStudent(Model):
@@ -158,10 +178,3 @@ def text_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Shape of one text's features, seen on a text of token 0."""
     blank = next(rows for _, rows in model.input.by_width(model.input.blank(1)))
     return {name: tuple(value.shape[1:]) for name, value in model.eval()(model.input.to_model(blank)).items()}
-
-
-def could_not_load(spec: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{spec}: could not be loaded ({type(error).__name__}: {first_line(error)}); give a folder that its save_pretrained wrote, "
-        "or a name on the Hugging Face hub, make one with `save_pretrained`"
-    )

@@ -16,13 +16,12 @@ from featcache.models import Features, Model
 from featcache.models._language import GIVES, language_features, language_fields, refuse_other_head
 from featcache.models._texts import (
     as_given,
-    could_not_load,
     digest_of_config,
     input_of_tokenizer,
+    loading,
     longest_of,
     missing_package,
     text_options,
-    without_bars,
 )
 from featcache.models.transformers import OPTIONS, folder_files
 from featcache.store.layout import HIDDEN
@@ -62,12 +61,9 @@ def open_model(rest: str) -> CausalModel:
         import transformers
     except ImportError:
         raise missing_package(spec) from None
-    try:
+    with loading(spec, name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        with without_bars():
-            network = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="float32")
-    except Exception as error:  # hub, network and file errors share no base class
-        raise could_not_load(spec, error) from None
+        network = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="float32")
     model = CausalModel(spec, network.eval(), network.config, options.get("pool", "mean"))
     longest = int(options.get("max_length", 0)) or longest_of(tokenizer, network.config)
     texts = input_of_tokenizer(spec, tokenizer, longest)

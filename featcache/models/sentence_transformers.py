@@ -20,14 +20,13 @@ from featcache.inputs.texts import Texts, WholeText
 from featcache.models import Features, Model
 from featcache.models._texts import (
     as_given,
-    could_not_load,
     digest_of_config,
     input_of_tokenizer,
+    loading,
     longest_of,
     missing_package,
     text_options,
     text_shapes,
-    without_bars,
 )
 from featcache.models.transformers import folder_files
 from featcache.plugins import suggest
@@ -71,11 +70,8 @@ def open_sentences(spec: str, name: str, options: dict[str, str]) -> SentenceMod
         import sentence_transformers
     except ImportError:
         raise missing_package(spec) from None
-    try:
-        with without_bars():
-            sentences = sentence_transformers.SentenceTransformer(name, device="cpu")
-    except Exception as error:  # hub, network and file errors share no base class
-        raise could_not_load(spec, error) from None
+    with loading(spec, name):
+        sentences = sentence_transformers.SentenceTransformer(name, device="cpu")
     first: Any = sentences[0]
     if type(first).__name__ != "Transformer" or any(type(each).__name__ in _UNFIT for each in sentences):
         kinds = ", ".join(type(each).__name__ for each in sentences)

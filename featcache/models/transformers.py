@@ -21,15 +21,14 @@ from featcache.models._texts import (
     UNTOLD,
     TextStudent,
     as_given,
-    could_not_load,
     digest_of_config,
     input_of_tokenizer,
+    loading,
     longest_of,
     missing_package,
     pooled,
     text_options,
     text_shapes,
-    without_bars,
 )
 
 OPTIONS = ("pool", "max_length")
@@ -55,12 +54,9 @@ def open_model(rest: str) -> TransformerModel:
         import transformers
     except ImportError:
         raise missing_package(spec) from None
-    try:
+    with loading(spec, name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        with without_bars():
-            network = transformers.AutoModel.from_pretrained(name, dtype="float32")
-    except Exception as error:  # hub, network and file errors share no base class
-        raise could_not_load(spec, error) from None
+        network = transformers.AutoModel.from_pretrained(name, dtype="float32")
     config = network.config
     model = TransformerModel(spec, _encoder_of(network, config), config, options.get("pool", "mean"))
     longest = int(options.get("max_length", 0)) or longest_of(tokenizer, config)
@@ -99,13 +95,10 @@ def make_model(rest: str, variant: Variant) -> TransformerStudent:
         import transformers
     except ImportError:
         raise missing_package(spec) from None
-    try:
+    with loading(spec, name):
         config = transformers.AutoConfig.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name) if variant.pretrained else None
-        with without_bars():
-            network = transformers.AutoModel.from_pretrained(name, dtype="float32") if variant.pretrained else None
-    except Exception as error:  # hub, network and file errors share no base class
-        raise could_not_load(spec, error) from None
+        network = transformers.AutoModel.from_pretrained(name, dtype="float32") if variant.pretrained else None
     if network is None:
         config.vocab_size = texts.vocabulary
         network = transformers.AutoModel.from_config(config)

@@ -344,8 +344,8 @@ def test_options_that_a_text_model_has_not_are_refused(bert, sentences):
         f"transformers/{bert}@max_length=0": r"give tokens of a text \(@max_length=128\)",
         f"transformers/{bert}@layer=1": "no such option; known: max_length, pool",
         f"sentence-transformers/{sentences}@prompt=passage": "no such prompt; known: document, query",
-        f"transformers/{bert}/no": "could not be loaded .* make one with `save_pretrained`",
-        f"sentence-transformers/{sentences}/no": "could not be loaded",
+        f"transformers/{bert}/config.json": "could not be loaded .* make one with `save_pretrained`",
+        f"sentence-transformers/{bert}/tokenizer.json": "could not be loaded .* make one with `save_pretrained`",
     }.items():
         with pytest.raises(ValueError, match=said):
             load_encoder(spec)
