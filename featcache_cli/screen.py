@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -10,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
@@ -229,11 +230,20 @@ def store_summary(store: Any) -> dict[str, Any]:
 
 
 def write_json(summary: dict[str, Any], to: str | None) -> None:
-    text = json.dumps(summary, indent=2, ensure_ascii=False)
+    text = json.dumps(_strict(summary), indent=2, ensure_ascii=False, allow_nan=False)
     if to == "-":
         print(text)
     elif to:
         write_whole(to, text + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """With null for NaN and infinities, which JSON has no numbers for."""
+    if isinstance(value, Mapping):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def would(command: str, plan: dict[str, Any], to_json: str | None) -> None:

@@ -231,6 +231,14 @@ def test_watch_says_a_line_an_epoch_where_there_is_no_terminal(tmp_path, command
     assert [run["state"] for run in json.loads(out)["runs"]] == ["finished", "interrupted"]
 
 
+def test_json_has_null_for_what_is_no_number(tmp_path, command):
+    make_run(tmp_path / "a", record(1, math.nan, cosine=math.inf))
+    for line in (f"distill ls {tmp_path} --json -", f"distill watch {tmp_path} --json -"):
+        out = command(line)[1]
+        (run,) = json.loads(out, parse_constant=lambda name: pytest.fail(name))["runs"]
+        assert (run["loss"], run["held_out"]) == (None, {"cosine": None})
+
+
 def test_curves_as_blocks():
     assert spark([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert spark([3, 3]) == "▁▁"
