@@ -152,7 +152,7 @@ export function summary() {
 export function introduction() {
   const lead = document.getElementById("lead"),
     plural = (n, word) => `${whole(n)} ${word}${n === 1 ? "" : "s"}`;
-  lead.append(`${plural(results.length, "result")} of ${plural(encoders.length, "encoder")}. `);
+  lead.append(`${plural(results.length, "result")}${encoders.length ? ` of ${plural(encoders.length, "encoder")}` : ""}. `);
   const at = DATA.best[0];
   if (at === undefined || at === null) return;
   const { axis, note } = DATA.headlines[0],
