@@ -182,12 +182,15 @@ def _texts(column: Any) -> np.ndarray:
 
 
 def describe(table: Any) -> Arrays:
-    """The columns that say what rows of another program are: `label` and `sample_id`, whichever there are."""
+    """The columns that say what rows of another program are: `label`, names beside numbers (`class_name`) and `sample_id`,
+    whichever there are."""
     arrays: Arrays = {}
     label = next((name for name in ("label", "class_name") if name in table.column_names), None)
     if label:
         numeric = pa.types.is_integer(table[label].type) or pa.types.is_floating(table[label].type)
         arrays["label"] = table[label].to_numpy() if numeric else _texts(table[label])
+        if numeric and label == "label" and "class_name" in table.column_names:
+            arrays["class_name"] = _texts(table["class_name"])
     sample_id = next((name for name in ("sample_id", "image_path") if name in table.column_names), None)
     if sample_id:
         ids = [None if text is None else str(text) for text in table[sample_id].to_pylist()]

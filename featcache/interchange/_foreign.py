@@ -54,6 +54,8 @@ def identify(arrays: dict[str, Any], path: Path) -> list[str] | None:
     if "label" in arrays:
         label = arrays["label"]
         arrays["label"], class_names = _labels(np.asarray(label[0 : label.shape[0]]), path)
+        if (named := arrays.pop("class_name", None)) is not None:
+            class_names = _named(arrays["label"], named, path)
     if "sample_id" in arrays:
         arrays["sample_id"] = checked_ids(path, arrays["sample_id"], len(arrays["sample_id"]))
     return class_names
@@ -67,6 +69,19 @@ def _labels(stored: np.ndarray, path: Path) -> tuple[Int64[np.ndarray, " n"], li
         labels, names = from_values(stored.tolist(), f"{path}, label")
         return np.array(labels, np.int64), names
     return checked_labels(path, stored, len(stored), None), None
+
+
+def _named(labels: Int64[np.ndarray, " n"], named: np.ndarray, path: Path) -> list[str] | None:
+    """What the numbers stand for, as the names beside them have it; a number that no row has is its own name.
+
+    Raises:
+        ValueError: a number has two names, or a name two numbers.
+    """
+    pairs = {(n, str(name)) for n, name in zip(labels.tolist(), named.tolist(), strict=True) if n >= 0 and name}
+    names = dict(pairs)
+    if not len(pairs) == len(names) == len({*names.values()}):
+        raise ValueError(f"{path}: label and class_name name different classes; leave one of the columns out")
+    return [names.get(number, str(number)) for number in range(int(labels.max()) + 1)] if names else None
 
 
 def foreign_manifest(path: Path, rows: int, width: int, dtype: str, class_names: list[str] | None) -> Manifest:

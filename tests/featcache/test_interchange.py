@@ -333,6 +333,19 @@ def test_labels_in_words_follow_the_rule_of_tables(tmp_path, format):
     assert store.class_names == [str(number) for number in range(11)]
 
 
+def test_names_beside_numbers_are_kept(tmp_path):
+    """Also where a number is no row's, and a row has neither."""
+    given = {"embedding": list(floats()), "label": [3, 1, None, 3, 0], "class_name": ["owl", "bee", None, "owl", "ant"]}
+    rows = len(given["embedding"])
+    given |= {name: (given[name] * rows)[:rows] for name in ("label", "class_name")}
+    store = import_store(parquet(tmp_path, **given), tmp_path / "s.zarr")
+    assert list(store.class_names) == ["ant", "bee", "2", "owl"]
+    assert store.labels[:5].tolist() == [3, 1, -1, 3, 0]
+    given["class_name"][0] = "hen"
+    with pytest.raises(ValueError, match="label and class_name name different classes; leave one of the columns out"):
+        import_store(parquet(tmp_path, **given), tmp_path / "t.zarr")
+
+
 def test_a_folder_of_npy_with_labels_and_names(tmp_path):
     (tmp_path / "x").mkdir()
     np.save(tmp_path / "x/embedding.npy", floats())
