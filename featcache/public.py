@@ -6,6 +6,12 @@ from typing import Any
 
 _FOLDERS = re.compile(r"(^|[:=])/(?:[^/:]+/)*(?=[^/:])")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+_KEYS = {
+    "a token of the Hugging Face hub": r"\bhf_[A-Za-z0-9]{30,}",
+    "a key of AWS": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|aws_secret_access_key\s*[=:]",
+    "a token of GitHub": r"\b(?:gh[opsur]_[A-Za-z0-9]{36}|github_pat_\w{22,})",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
 _QUERY = re.compile(r"(\w+://[^\s?'\"<>]+)\?[^\s'\"<>]+")
 
 
@@ -36,6 +42,8 @@ def secret_in(text: str) -> str:
         return "the hub's token"
     if _PASSWORD.search(text):
         return "an address with a password"
+    if found := next((what for what, looks in _KEYS.items() if re.search(looks, text)), ""):
+        return found
     return "a signed address" if re.search(r"://\S+[?&][\w-]*(signature|token|sig)=", text, re.IGNORECASE) else ""
 
 

@@ -78,6 +78,14 @@ class Pushed:
     changed: bool
 
 
+def require_token(repository: Repository) -> None:
+    """Raises ValueError where there is none to push with; what may be written with it, the hub alone knows."""
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise ValueError(f"{repository}: no token: set HF_TOKEN, or log in with `hf auth login`")
+
+
 def push_folder(
     folder: Path,
     repository: Repository,
@@ -103,18 +111,17 @@ def push_folder(
             gave the card stay.
 
     Raises:
-        ValueError: no token, or none that may write there; the repository is public, and `private` is asked for; it holds
+        ValueError: no token (see `require_token`), or none that may write there; the repository is public, and `private` is asked for; it holds
             other files of these names; a text of the folder holds a secret.
         ConnectionError: the hub cannot be reached, asks to wait, or has another push under way.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    require_token(repository)
     api, branch = HfApi(library_name="featcache"), repository.revision or "main"
     if re.fullmatch("[0-9a-f]{40}", branch):
         raise ValueError(f"{branch} is a commit, which stays as it is; give a branch as revision")
     with _writing(repository):
-        if not get_token():
-            raise ValueError("no token: set HF_TOKEN, or log in with `hf auth login`")
         head, remote, is_new = _there(api, repository, branch, private)
         if licence or (overwrite and CARD in remote):
             _complete_card(

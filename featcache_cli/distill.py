@@ -446,6 +446,7 @@ def push(
         typer.Option(metavar="RESULT.json", help="Of evalsuite, for the model card; repeat for more."),
     ] = None,
     trust_code: TrustCode = False,
+    dry_run: DryRun = False,
     to_json: Json = None,
 ) -> None:
     """Push a student to the Hugging Face hub, with a model card; `run:hf-hub:USER/NAME` reads it wherever a run folder is read.
@@ -456,7 +457,13 @@ def push(
     [dim]distill push runs/a USER/NAME --revision v2 --message "100 epochs more" --result knn.json[/dim]
     """
     import distill
+    from distill.exporting.push import preview_push
 
+    if dry_run:
+        place, size = preview_push(run, repository, revision=revision, unfinished=unfinished, trust_code=trust_code)
+        screen.print(f"would push {shown(run)} to {shown(place)}: {size / 1e6:,.1f} MB of weights", highlight=False)
+        would("push", {"run": str(run), "repository": place.name, "bytes": size}, to_json)
+        return
     screen.print(f"pushing {shown(run)} to {shown(repository)}", highlight=False)
     pushed = distill.push(
         run, repository, private=private, revision=revision, message=message, licence=licence, overwrite=overwrite,

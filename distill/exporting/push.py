@@ -13,7 +13,7 @@ import tomli_w
 from distill.exporting.export import chosen, export
 from distill.training.run import Run
 from featcache.public import public
-from featcache.repository import CARD, Pushed, Repository, push_folder
+from featcache.repository import CARD, Pushed, Repository, push_folder, require_token
 from featcache.run_folder import BESIDE, RECORD, WEIGHTS, on_disk
 from featcache.student import Student
 
@@ -59,7 +59,7 @@ def push(
     Raises:
         ValueError, ConnectionError: see `push_folder`; or there is no such student.
     """
-    place = Repository.parse(f"{repository}@{revision}" if revision else repository, "model")
+    place = _place(repository, revision)
     spec = on_disk(run.path if isinstance(run, Run) else run)
     of, student, record = chosen(spec, unfinished=unfinished, trust_code=trust_code)
     with tempfile.TemporaryDirectory(prefix="featcache-push-") as around:
@@ -79,6 +79,29 @@ def push(
             folder, place, owned=OWNED, private=private, message=message, licence=licence, overwrite=overwrite
         )
     return PushedStudent(**vars(pushed), hub_code=made.hub_code.replace("{name}", str(place)))
+
+
+def preview_push(
+    run: Run | str | os.PathLike[str],
+    repository: str,
+    *,
+    revision: str = "",
+    unfinished: bool = False,
+    trust_code: bool = False,
+) -> tuple[Repository, int]:
+    """Where `push` would push, and the bytes of the student's weights; refused as it would be, but for what the hub alone knows.
+    Nothing is written, and the hub not asked."""
+    place = _place(repository, revision)
+    spec = on_disk(run.path if isinstance(run, Run) else run)
+    _, student, _ = chosen(spec, unfinished=unfinished, trust_code=trust_code)
+    return place, sum(tensor.nbytes for tensor in student.state_dict().values())
+
+
+def _place(repository: str, revision: str) -> Repository:
+    """Raises ValueError where it is no repository, or there is no token to push with."""
+    place = Repository.parse(f"{repository}@{revision}" if revision else repository, "model")
+    require_token(place)
+    return place
 
 
 def _write_run(folder: Path, run: Run, student: Student, record: dict[str, Any]) -> None:

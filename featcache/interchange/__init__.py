@@ -27,6 +27,7 @@ Features stream; ids, labels and reasons are held in memory, as a `FeatureStore`
 """
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +46,8 @@ from featcache.interchange._foreign import fitting_layout, foreign_unit, of_arra
 from featcache.interchange._own import manifest_text, own_unit, parse_manifest, refuse_unit
 from featcache.interchange._pictures import NONE, Pictures
 from featcache.plugins import load_plugin, only_class, plugin_names
-from featcache.repository import CARD, Pushed, Repository, fetch_folder, push_folder
+from featcache.public import secret_in
+from featcache.repository import CARD, Pushed, Repository, fetch_folder, push_folder, require_token
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.from_arrays import checked_ids
 from featcache.store.layout import DTYPES
@@ -69,6 +71,7 @@ __all__ = [
     "parse_manifest",
     "preview_export",
     "preview_import",
+    "preview_push",
     "push_store",
 ]
 
@@ -256,7 +259,7 @@ def import_store(
 
     `src` is known by its contents: a folder or file that `export_store` wrote; a .npy of (N, D); a folder with
     embedding.npy and, if there, label.npy and sample_id.txt; a .parquet with a column `embedding` (lists of
-    floats) and, if there, `label` (numbers, or names) or `class_name`, and `sample_id` or `image_path`; a
+    floats) and, if there, `label` (numbers, or names), `class_name` (of numbers, their names), and `sample_id` or `image_path`; a
     .safetensors with a tensor `embedding` and, if there, `label`; a Lance dataset with the columns that a .parquet has; a
     folder that clip-retrieval wrote; a folder of such .parquet files, as data sets of Hugging Face are, and
     `hf:USER/NAME[@REVISION]`, one on the hub. Other columns,
@@ -360,11 +363,10 @@ def push_store(
         progress: see `export_store`.
 
     Raises:
-        ValueError, ConnectionError: see `export_store`, `featcache.repository.push_folder`.
+        ValueError, ConnectionError: see `export_store`, `featcache.repository.push_folder`; or a text of the store holds a
+            secret.
     """
-    place = Repository.parse(f"{repository}@{revision}" if revision else repository, "dataset")
-    load_format(HUB_FORMAT).require(Path(place.name))
-    store = store if isinstance(store, FeatureStore) else open_store(store)
+    place, store = preview_push(store, repository, revision=revision)
     room = writable_home("pushing")
     room.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=room) as around:
@@ -379,6 +381,42 @@ def push_store(
             licence=licence,
             overwrite=overwrite,
         )
+
+
+def preview_push(
+    store: FeatureStore | str | os.PathLike[str], repository: str, *, revision: str = ""
+) -> tuple[Repository, FeatureStore]:
+    """Where `push_store` would push, and the open store; refused as it would be, but for what the hub alone knows. Nothing is
+    written, and the hub not asked."""
+    place = Repository.parse(f"{repository}@{revision}" if revision else repository, "dataset")
+    store = _exported(store, place.name, HUB_FORMAT, None)[1]
+    require_token(place)
+    _refuse_secrets(store)
+    return place, store
+
+
+def _refuse_secrets(store: FeatureStore) -> None:
+    """Raises ValueError where a text of the store holds one: what is pushed cannot be taken back."""
+    found = (
+        (f"{name} of its manifest", secret_in(json.dumps(each))) for name, each in store.manifest.to_json().items()
+    )
+    for where, secret in (*found, *_secrets_of_rows(store)):
+        if secret:
+            raise ValueError(
+                f"{store.path}: {where} would tell {secret}; nothing is pushed: keep credentials in the environment, and make it anew"
+            )
+
+
+def _secrets_of_rows(store: FeatureStore) -> Iterator[tuple[str, str]]:
+    """The first of each column of texts: where, and what it is."""
+    for name in STRINGS:
+        texts = store.read(name).tolist()
+        for start in range(0, len(texts), 10_000):
+            part = texts[start : start + 10_000]
+            if secret := secret_in("\n".join(part)):
+                row = next((row for row, text in enumerate(part, start) if secret_in(text)), start)
+                yield f"{name} of row {row}", secret
+                break
 
 
 def _fetched(src: str) -> Path:

@@ -358,6 +358,7 @@ def test_the_token_is_nowhere(hub, run, tmp_path, monkeypatch, capfd, caplog):
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "photos", 8)
     lines = [
+        f"distill push {run.path} {REPOSITORY} --dry-run",
         f"distill push {run.path} {REPOSITORY} --json push.json",
         f"featcache extract photos --teacher run:hf-hub:{REPOSITORY} --out s.zarr --json extract.json",
         f"distill fit --store s.zarr --corpus photos --student run:hf-hub:{REPOSITORY} --method cosine --epochs 1 --out runs/b",
@@ -372,7 +373,8 @@ def test_the_token_is_nowhere(hub, run, tmp_path, monkeypatch, capfd, caplog):
             getattr(programs, f"run_{line.split()[0]}")()
         codes.append(ended.value.code or 0)
     out, err = capfd.readouterr()
-    assert codes == [0, 0, 0, 0, 2, 2], out + err
+    assert codes == [0, 0, 0, 0, 0, 2, 2], out + err
+    assert f"would push {run.path} to {REPOSITORY}: " in err.replace("\n", " ")
     assert TOKEN not in out + err + caplog.text
     assert "SignedInSecret" not in out + err
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

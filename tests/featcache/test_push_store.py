@@ -163,9 +163,42 @@ def test_a_manifest_with_a_password_is_not_pushed(hub, tmp_path):
     store = make_store(tmp_path / "a.zarr")
     corpus = store.manifest.corpus.changed(spec="https://me:secret@host/photos/")
     store.seal(store.manifest.changed(corpus=corpus))
-    with pytest.raises(ValueError, match=r"manifest\.json would tell an address with a password; nothing is pushed"):
+    said = r"a\.zarr: corpus of its manifest would tell an address with a password; nothing is pushed"
+    with pytest.raises(ValueError, match=said):
         push_store(open_store(tmp_path / "a.zarr"), REPOSITORY)
-    assert "manifest.json" not in hub.files("dataset", REPOSITORY)
+    assert not hub.repositories
+
+
+SECRETS = {
+    "a token of the Hugging Face hub": "hf_" + "aB3" * 12,
+    "a key of AWS": "x?key=AKIA" + "Q7" * 8,
+    "a token of GitHub": "ghp_" + "x" * 36,
+    "a private key": "-----BEGIN RSA PRIVATE KEY-----",
+    "a signed address": "https://host/a.png?Signature=abc",
+}
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_a_secret_among_ids_or_classes_is_named_by_its_field_and_not_pushed(hub, tmp_path, what):
+    ids, secret = [f"hf_{i}/AKIA {i}.png" for i in range(12)], SECRETS[what]
+    given = {"embedding": np.eye(12, 4, dtype=np.float16), "labels": np.zeros(12, int)}
+    for name, classes, row in (("ids", ["cat"], 7), ("classes", [secret], 99), ("none", ["cat"], 99)):
+        these = [secret if i == row else each for i, each in enumerate(ids)]
+        write_store(tmp_path / f"{name}.zarr", **given, class_names=classes, sample_ids=these)
+    for name, where in (("ids", "sample_id of row 7"), ("classes", "corpus of its manifest")):
+        with pytest.raises(ValueError, match=f"{where} would tell {what}; nothing is pushed") as refused:
+            push_store(tmp_path / f"{name}.zarr", REPOSITORY)
+        assert secret not in str(refused.value)
+    assert not hub.repositories
+    assert push_store(tmp_path / "none.zarr", REPOSITORY).changed
+
+
+def test_without_a_token_nothing_is_written_first(hub, tmp_path, monkeypatch):
+    store = make_store(tmp_path / "a.zarr")
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("featcache.interchange.export_store", None)
+    with pytest.raises(ValueError, match="me/features: no token: set HF_TOKEN"):
+        push_store(store, REPOSITORY)
 
 
 def test_the_commands(hub, tmp_path, monkeypatch, capfd):
@@ -178,6 +211,10 @@ def test_the_commands(hub, tmp_path, monkeypatch, capfd):
             programs.run_featcache()
         return ended.value.code or 0, capfd.readouterr().err
 
+    code, err = run(f"featcache push a.zarr {REPOSITORY} --revision v1 --dry-run")
+    assert (code, hub.repositories) == (0, {}), err
+    assert "would push me/features@v1: 11 rows" in err
+    assert not list(Path(os.environ["FEATCACHE_HOME"]).glob("pushing*"))
     code, err = run(
         f"featcache push a.zarr {REPOSITORY} --private --revision v1 --message hello --license mit --json push.json"
     )
