@@ -675,11 +675,11 @@ def report(at: Recorder) -> None:
 
 
 COMMANDS = {
-    "featcache": ("extract", "info", "verify", "check", "export", "import", "ls", "rm", "demo"),
-    "distill": ("fit", "methods", "settings", "export", "sweep", "mapping"),
+    "featcache": ("extract", "info", "verify", "check", "export", "import", "push", "ls", "rm", "demo", "new"),
+    "distill": ("fit", "methods", "settings", "export", "push", "sweep", "mapping", "ls", "watch", "speed"),
     "evalsuite": (
         *("knn", "retrieval", "zeroshot", "ood", "fidelity", "probe", "classify", "mean", "robustness", "select"),
-        *("compare", "report"),
+        *("compare", "report", "detector fit", "detector score", "detector drift"),
     ),
 }
 
@@ -689,7 +689,7 @@ def helps(at: Recorder) -> None:
     for program, commands in COMMANDS.items():
         at.run(f"help/{program}", program, "--help")
         for command in commands:
-            at.run(f"help/{program}/{command}", program, command, "--help")
+            at.run(f"help/{program}/{command}", program, *command.split(), "--help")
 
 
 SECTIONS = (helps, stores, arrays, interchange, fits, exports, evaluators)
