@@ -1,7 +1,7 @@
 """`kill -9` at random instants: does the store end as if nothing had happened?
 
-Extracts one small corpus again and again, with a convolutional network and a transformer in every precision, each run
-killed at a random instant and then run again until it ends. Some images cannot be read, others are known to another
+Extracts one small corpus again and again, with a convolutional network, a transformer and an encoder of texts in every
+precision, each run killed at a random instant and then run again until it ends. Some images and texts cannot be read, others are known to another
 store, and half of the runs have tried all precisions before; every sealed store must be byte-identical to one made in
 one go, by an encoder that saw one precision only, with nothing known. Exit code 1 and the differing files when one is
 not. A small run of this is part of the tests; for a long one:
@@ -26,13 +26,16 @@ import torch
 from PIL import Image
 
 import featcache.extraction.job
+import featcache.extraction.passes
 import featcache.store.layout
 from featcache import Encoder, Preprocess, extract
 from featcache.inputs.images import KeptPixels
 from featcache.precision import CANDIDATES
+from featcache.testing.models import small_text_teacher
 
 SIZE = 32
 MODELS = {"convolutional": ("test_efficientnet", {}), "transformer": ("test_vit", {"img_size": SIZE})}
+KINDS = (*MODELS, "texts")
 
 
 class Tokens(torch.nn.Module):
@@ -49,6 +52,8 @@ class Tokens(torch.nn.Module):
 
 
 def make_encoder(kind: str) -> Encoder:
+    if kind == "texts":
+        return small_text_teacher()
     name, options = MODELS[kind]
     torch.manual_seed(0)
     module = Tokens(timm.create_model(name, num_classes=0, **options).eval())
@@ -72,13 +77,16 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     featcache.extraction.job.SAVE_SECONDS = 0.0  # a unit in progress is saved after every batch
+    featcache.extraction.passes.WINDOW = 1  # of texts, too
     rng = random.Random(options.seed)
-    pairs = list(itertools.product(MODELS, options.precisions.split(",")))
+    pairs = list(itertools.product(KINDS, options.precisions.split(",")))
     kills = ends = 0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_images(work / "images", options.images)
         write_images(work / "some", options.images, every=3)
+        write_texts(work / "images.txt", options.images)
+        write_texts(work / "some.txt", options.images, every=3)
         for kind, precision in pairs:
             encoder = make_encoder(kind)
             featcache.store.layout.CHUNK_BYTES = 8 * encoder.embedding_dim * 2 * 2  # eight rows of two views a unit
@@ -130,19 +138,11 @@ def run(
         try:
             for each in CANDIDATES.values() if tries else ():
                 encoder.to("cpu", each)
-            extract(
-                str(images),
-                encoder,
-                out,
-                views=2,
-                augment="flip",
-                fields=["embedding", "tokens"],
-                pixels=KeptPixels(size=16),
-                batch_size=8,
-                workers=2,
-                device="cpu",
-                precision=precision,
-            )
+            texts = encoder.preprocess.kind == "text"
+            kept = {} if texts else {"fields": ["embedding", "tokens"], "pixels": KeptPixels(size=16)}
+            kept |= {} if texts else {"views": 2, "augment": "flip"}
+            corpus = f"lines:{images}.txt" if texts else str(images)
+            extract(corpus, encoder, out, batch_size=8, workers=2, device="cpu", precision=precision, **kept)
             status = 0
         finally:
             os._exit(status)
@@ -170,6 +170,14 @@ def write_images(folder: Path, count: int, every: int = 1) -> None:
         Image.fromarray(pixels).save(path)
     for name in ("a/0.jpg", "a/1-010.jpg", "b/1-019.jpg"):
         (folder / name).write_bytes(b"no image")
+
+
+def write_texts(file: Path, count: int, every: int = 1) -> None:
+    """As many texts, of 1 to 30 bytes; some are none."""
+    rng = np.random.default_rng(0)
+    lines = [bytes(rng.integers(97, 123, rng.integers(1, 31)).tolist()) for _ in range(count)][::every]
+    lines[2 :: len(lines) // 2] = [b"", b"\xff"]
+    file.write_bytes(b"\n".join(lines))
 
 
 def contents(store: Path) -> dict[str, bytes]:

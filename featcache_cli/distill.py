@@ -121,7 +121,7 @@ def fit(
         typer.Option(
             metavar="SPEC",
             help="tiny[:FILE], timm/NAME[:WEIGHTS], open_clip/NAME[:CHECKPOINT], run:FOLDER[@epoch=N], run:hf-hub:USER/NAME "
-            "or MODULE:CALLABLE. "
+            "or MODULE:CALLABLE; of texts bag/DIM, gru/DIM, transformers/CONFIG.json. "
             "Libraries: {featcache.models}.",
         ),
     ] = None,

@@ -69,6 +69,7 @@ def extract(
             help="A folder of images (class sub-folders give labels) or its URL, wds:SHARDS.tar, hf:NAME:SPLIT, "
             "torchvision:NAME:SPLIT, a .csv, .tsv or .parquet of paths, digits:train|test, mixed:COUNT:CORPUS, "
             "corrupted:NAME:SEVERITY:CORPUS or adversarial:TEACHER::HEAD::CORPUS. @image=NAME and @label=NAME after it choose among several. "
+            "Of texts: lines:FILE, texts:TABLE, beir:PATH:PART, windows:FILE, spans:COUNT::CORPUS. "
             "Kinds: {featcache.corpora}.",
         ),
     ],
@@ -77,7 +78,8 @@ def extract(
         typer.Option(
             metavar="SPEC",
             help="timm/NAME, open_clip/NAME:TAG, builtin/efficientnet_lite0, run:PATH[@epoch=N], run:hf-hub:USER/NAME, or MODULE:CALLABLE; "
-            "timm/NAME.TAG:FILE and open_clip/NAME:TAG:FILE with weights on disk. "
+            "timm/NAME.TAG:FILE and open_clip/NAME:TAG:FILE with weights on disk. Of texts: builtin/minilm_l6, sentence-transformers/NAME, "
+            "transformers/NAME. "
             "Repeat, or with commas, for several in one pass over the images. Libraries: {featcache.models}.",
         ),
     ],

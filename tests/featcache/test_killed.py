@@ -1,4 +1,4 @@
-"""A real `kill -9`, at random instants of real runs, of a convolutional network and a transformer."""
+"""A real `kill -9`, at random instants of real runs, of a convolutional network, a transformer and an encoder of texts."""
 
 import subprocess
 import sys
