@@ -31,8 +31,8 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "dad": [{}, {"temperature": 1.0}],
     "sslkd": [{}, {"match": "cosine", "align": "mse", "tokens": False, "least": 0.4}],
     "sskd": [{"head_epochs": 1}, {"relation": 0.0}],
-    "embed_distill": [{"scores": 0.0, "labels": 0.0}, {"scores": 0.0, "labels": 0.0, "metric": "cosine"}],
-    "learn_to_augment": [{"keep": 5}, {"selector": "similarity", "keep": 5}, {"selector": "all"}],
+    "embed_distill": [{"scores": 0.0, "labels": 0.0}],
+    "learn_to_augment": [{"keep": 5}],
     "kd": [{}, {"alpha": 1.0, "temperature": 2.0}],
     "okd": [
         {"start": 0.1},

@@ -14,6 +14,7 @@ from distill.methods._options import refuse_negative, refuse_not_positive
 from distill.objectives import MASKED, ce, cosines, gathered, kl
 from distill.objectives import match as matched
 from featcache.corpora import open_corpus
+from featcache.extraction.samples import content_hash
 from featcache.inputs import Input, Views
 from featcache.qrels import Qrels, read_qrels
 from featcache.rows import Rows
@@ -208,7 +209,8 @@ class EmbedDistill(Method):
             told = gathered(output[len(queries) :]) if self._own else taught
             if self._own:
                 target = torch.cat([target, self.documents[ids.clamp(min=0)]])
-            terms = self._relations(batch, queries, every, taught, told)
+            if self._weights["relation_kl"] or self._weights["ce"]:
+                terms = self._relations(batch, queries, every, taught, told)
         terms["match"] = matched(output, target, self._metric)
         return {name: self._weights[name] * term for name, term in terms.items() if self._weights[name]}
 
@@ -256,7 +258,7 @@ class Documents:
                 f"{spec}: lacks {len(missing):,} documents of {documents.name} (first: {missing[0]}); give the corpus that the "
                 "store was extracted from"
             )
-        self._place = [place[name] for name in self._ids]
+        self._place, self._content = [place[name] for name in self._ids], documents.content
         self._kept: dict[int, np.ndarray] = {}
         self._room = KEPT_BYTES
 
@@ -270,7 +272,12 @@ class Documents:
     def _rendered(self, given: Input[Any, Any], number: int) -> np.ndarray:
         if number in self._kept:
             return self._kept[number]
-        item = given.decode(self._corpus.read(self._place[number]))
+        encoded, seen = self._corpus.read(self._place[number]), self._content[number]
+        if seen.any() and content_hash(encoded) != seen.tobytes():
+            raise ValueError(
+                f"{self._corpus.spec}: {self._ids[number]} has changed since its store was extracted; put it back, or extract again"
+            )
+        item = given.decode(encoded)
         size = given.size_of(item)
         found = given.render(item, given.draw(size, Views(), self._ids[number], 0), size)
         if found.nbytes <= self._room:

@@ -11,11 +11,12 @@ from small_world import make_images, make_teacher
 from torch import nn
 
 import distill
-from distill.methods.embed_distill import EmbedDistill, once
+from distill.methods.embed_distill import Documents, EmbedDistill, once
 from distill.testing import MethodContract
 from distill.testing.methods import ROWS, batch_of, teacher_batch, write_token_store
 from distill.training import loop
 from featcache import extract, open_corpus
+from featcache.inputs.texts import Texts
 from featcache.rows import Rows
 from featcache.store import open_store
 
@@ -271,3 +272,21 @@ def test_a_student_that_encodes_documents_sees_their_images(pictures):
     assert terms["ce"].item() == pytest.approx(-q.diagonal().mean().item(), rel=1e-5)
     seen = torch.cat([shown["embedding"], method.documents[:4]])
     assert terms["match"].item() == pytest.approx((student - seen).norm(dim=1).mean().item(), rel=1e-5)
+
+
+def test_texts_behind_queries_are_as_long_as_the_longest(make_store, tmp_path, rng):
+    (tmp_path / "documents.txt").write_text("a long one\nshort\n", encoding="utf-8")
+    corpus = open_corpus(f"lines:{tmp_path / 'documents.txt'}")
+    documents = Rows.of(make_store("documents", rng.normal(size=(2, WIDTH)), sample_ids=list(corpus.ids)))
+    behind = Documents(corpus.spec, documents)
+    queries = torch.tensor([[104, 105, -1], [111, 104, 33]])
+    texts = Texts(tokenizer="bytes", max_length=12)
+    shown = replace(batch_of({"embedding": torch.zeros(2, WIDTH)}), inputs=queries, preprocess=texts)
+    for _ in range(2):  # rendered, then remembered
+        found = behind.behind(shown, torch.tensor([1, -1]))
+        texts = ["".join(map(chr, row[row >= 0].tolist())) for row in found]
+        assert texts == ["hi", "oh!", "short", "a long one"]
+        assert found.dtype == torch.int64
+    (tmp_path / "documents.txt").write_text("short\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"documents.txt: lacks 1 documents of .*documents.zarr"):
+        Documents(corpus.spec, documents)
