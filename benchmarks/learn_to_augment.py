@@ -1,12 +1,12 @@
 """Learning to Augment: does a selector that learns beat cheaper ones? SST-2 sentences as a pool for customer reviews (CR).
 
 At 100, 200 and 500 labels of CR: accuracy on the 2,063 others, mean ± sd over seeds, each of which draws labels and pool anew; of
-students trained on the labels alone, by KD without a pool, and with 3,000 SST-2 sentences of which a selector keeps 1,000: random,
-all 3,000, the most similar to the labelled ones, and learned by REINFORCE from 200 more labels. These 200 are also trained on by
+students trained on the labels alone, by KD without a pool, and with 1,500 SST-2 sentences of which a selector keeps 500: random,
+all 1,500, the most similar to the labelled ones, and learned by REINFORCE from 200 more labels. These 200 are also trained on by
 "similarity, and the reward's labels" and "labels alone, and the reward's": what a selector has to beat. The teacher is a logistic
 regression on MiniLM-L6's embeddings of the labelled ones; a student's own part is a bag of tokens. Equal steps for all arms.
 
-The learning rate is chosen by arm on 200 other labels, at 200 labels and one draw more. Interrupted, it goes on where it was.
+The learning rate is chosen by arm on 200 other labels, at 200 labels and one draw more (or is the one given). Interrupted, it goes on where it was.
 
     python benchmarks/learn_to_augment.py --seeds 0,1,2
 """
@@ -25,8 +25,8 @@ from distill.training.held_out import split
 from distill.training.run import Run
 from featcache.corpora import open_corpus
 
-REWARDED, TESTED_FROM, POOL, KEEP = 200, 700, 3000, 1000
-RATES = (3e-3, 1e-2)
+REWARDED, TESTED_FROM, OTHERS, POOL, KEEP = 200, 700, 3000, 1500, 500
+RATES, BATCH = (3e-3, 1e-2), 64
 CHOOSING = 1000
 """Seed of the draw by which learning rates are chosen."""
 
@@ -67,12 +67,17 @@ class Bench(Texts):
     def __init__(self, data: Path, work: Path, student: str, steps: int):
         super().__init__(work, student, steps)
         self.reviews = sentences(data, "cr/train") + sentences(data, "cr/dev")
-        self.others = sentences(data, "sst2/train")
+        of_films = sentences(data, "sst2/train")
+        some = np.random.default_rng([CHOOSING, 1]).permutation(len(of_films))[
+            :OTHERS
+        ]  # embedded once, whatever the seed
+        self.others = [of_films[i] for i in some]
+        self.store("sst2", written(work / "tables" / "sst2.csv", self.others, labels=False))
         everything = written(work / "tables" / "cr.csv", self.reviews)
         self.store("cr", everything)  # stores of parts take their rows from here
 
     def table(self, part: str, seed: int, labels: int = 0) -> tuple[str, str]:
-        """The name of a store, and its corpus: "target", "pool", "test", or for tuning "reward"."""
+        """The name of a store, and its corpus: of "target", "pool" or "test"."""
         name = f"augment-{part}-{seed}" + (f"-{labels}" if labels else "")
         drawn = np.random.default_rng([seed, part == "pool"])
         rows = self.others if part == "pool" else self.reviews
@@ -83,10 +88,13 @@ class Bench(Texts):
     def fitted(self, arm: Arm, labels: int, seed: int, lr: float) -> Run:
         parts = [("target", labels), *([("pool", 0)] if arm.pool else [])]
         stores = dict(self.table(part, seed, count) for part, count in parts)
-        held = {} if arm.every_label else {"holdout": REWARDED / (REWARDED + labels), "eval_every": 1}
+        held = {} if arm.every_label else {"holdout": REWARDED / (REWARDED + labels)}
+        held |= {"eval_every": 1} if arm.options.get("selector") == "learned" else {}
+        rows = labels + REWARDED * arm.every_label + POOL * arm.pool
+        held["epochs"] = round(self.steps / max(1, rows // BATCH))
         head = {} if arm.method == "ce" else {"head": str(self.head(labels, seed, arm.every_label)[0])}
         named = "-".join(["augment", str(labels), arm.method, *map(str, arm.options.values()), "all" * arm.every_label])
-        return self.fit(named, stores, arm.method, arm.options, seed, lr, batch_size=64, **held, **head)
+        return self.fit(named, stores, arm.method, arm.options, seed, lr, batch_size=BATCH, **held, **head)
 
     def head(self, labels: int, seed: int, every_label: bool) -> tuple[Path, evalsuite.Result]:
         """The teacher: fitted to the labelled rows that train; and how it does."""
@@ -110,6 +118,11 @@ class Bench(Texts):
         )
 
 
+def judgement(run: Run) -> tuple[float, float]:
+    """On the held-out labels: accuracy, then cross-entropy, the higher the better."""
+    return run.metrics[-1]["holdout/top1"], -run.metrics[-1]["holdout/nll"]
+
+
 def top1(result: evalsuite.Result) -> float:
     return result.metrics["classify/top1"].value
 
@@ -119,7 +132,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--labels", default="100,200,500")
     parser.add_argument("--student", default="bag/32")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--lr", type=float, default=0.0, help="of all arms; chosen by arm when 0")
     parser.add_argument("--arm", action="append", help="this arm, may be repeated; all when left out")
     options = parser.parse_args()
     bench = Bench(options.data, options.work, options.student, options.steps)
@@ -128,8 +142,8 @@ def main() -> None:
     rates = {}
     for name, arm in arms.items():
         judged = replace(arm, every_label=False)  # by the 200 that are held out
-        tried = {lr: bench.fitted(judged, 200, CHOOSING, lr).metrics[-1]["holdout/nll"] for lr in RATES}
-        rates[name] = min(tried, key=lambda each: tried[each])
+        tried = {} if options.lr else {lr: judgement(bench.fitted(judged, 200, CHOOSING, lr)) for lr in RATES}
+        rates[name] = max(tried, key=lambda each: tried[each], default=options.lr)
         print(f"  tuning: {name}: {tried}", flush=True)
     head = ["arm", "accuracy", f"{next(iter(arms))}, less this one", "intervals without 0", "lr"]
     for labels in map(int, options.labels.split(",")):

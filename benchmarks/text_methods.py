@@ -4,7 +4,7 @@ Students of a bag of tokens learn from NFCorpus's documents, training titles and
 they keep on the dev titles and on 300 training titles kept apart (Gram correlation, shared neighbours, CKA), and how well they find
 documents: nDCG@10, both sides the student's. Mean ± sd over seeds; the differences are of `centred`, paired.
 
-The learning rate is chosen by method on the 300. Equal steps for all. Interrupted, it goes on where it was.
+The learning rate is chosen by method on the 300 (or is the one given). Equal steps for all. Interrupted, it goes on where it was.
 
     python benchmarks/text_methods.py --seeds 0,1,2
 """
@@ -16,7 +16,7 @@ import evalsuite
 from distill.training.run import Run
 
 METHODS = ("centred", "landmarks", "tintem", "cosine")
-RATES = (3e-3, 1e-2)
+RATES = (1e-2, 3e-2)
 CHOOSING = 1000
 
 
@@ -47,13 +47,18 @@ def main() -> None:
     parser.add_argument("--student", default="bag/64")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--spans", type=int, default=3, help="spans of each document")
+    parser.add_argument("--lr", type=float, default=0.0, help="of all methods; chosen by method when 0")
     parser.add_argument("--dim", type=int, default=64, help="of the student's embedding")
     options = parser.parse_args()
     bench = Bench(options.data, options.work, options.student, options.steps, options.spans)
     seeds, found, rates = [int(each) for each in options.seeds.split(",")], {}, {}
     for method in METHODS:
-        tried = {lr: ndcg(kept(bench, fitted(bench, method, CHOOSING, lr, options.dim), "tune")[1]) for lr in RATES}
-        lr = rates[method] = max(tried, key=lambda each: tried[each])
+        tried = (
+            {}
+            if options.lr
+            else {lr: ndcg(kept(bench, fitted(bench, method, CHOOSING, lr, options.dim), "tune")[1]) for lr in RATES}
+        )
+        lr = rates[method] = max(tried, key=lambda each: tried[each], default=options.lr)
         print(f"  tuning: {method}: {tried}", flush=True)
         found[method] = [kept(bench, fitted(bench, method, seed, lr, options.dim), "dev") for seed in seeds]
         print(f"{method}: {[ndcg(retrieved) for _, retrieved in found[method]]}", flush=True)
