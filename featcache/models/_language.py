@@ -1,16 +1,55 @@
 """What language models give of a text: hidden states, the logits of the next token, and how well they foretell it."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from featcache.models import Features, Field
-from featcache.models._texts import pooled
+from featcache.models._texts import TextStudent, pooled
 from featcache.store.layout import EMBEDDING, HIDDEN, LENGTH, TOKEN_LOGITS
 
 NLL, PREDICTED, TOKEN_NLL = "nll", "predicted", "token_nll"
 GIVES = "hidden: what the head reads; token_logits: of the next token; nll: nats a token, mean over the `predicted` tokens that follow another"
 """The fields, in words."""
+
+
+class Speaker(nn.Module, ABC):
+    """A network to be trained: token ids (B, L), −1 behind the end of each text → the mean of its hidden states (B, D)."""
+
+    @property
+    @abstractmethod
+    def token_head(self) -> nn.Linear:
+        """What reads the hidden states."""
+
+    @abstractmethod
+    def states(self, ids: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch length d"]:
+        """The hidden states; of those of a text, each follows from no later token."""
+
+    def forward(self, ids: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch d"]:
+        return pooled(self.states(ids), ids >= 0, "mean")
+
+
+class LanguageStudent(TextStudent):
+    """A language model to be trained, and all that it gives."""
+
+    network: Speaker
+
+    @property
+    def token_head(self) -> nn.Linear:
+        return self.network.token_head
+
+    @property
+    def own_fields(self) -> Mapping[str, Field]:
+        head = self.token_head
+        fields = language_fields(self.input.max_length, head.in_features, head.out_features)
+        return {name: field for name, field in fields.items() if name != EMBEDDING}
+
+    def forward(self, images: Int64[Tensor, "batch length"]) -> Features:
+        hidden = self.network.states(images)
+        return language_features(hidden, self.token_head(hidden), images, "mean")
 
 
 def language_fields(length: int, width: int, vocabulary: int) -> dict[str, Field]:

@@ -9,13 +9,13 @@ from typing import Any
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from featcache.models import Features, Field, Model, Variant
-from featcache.models._language import language_features, language_fields
-from featcache.models._texts import TextStudent, pooled, recorded_texts, trained_here, width_of
+from featcache.models import Model, Variant
+from featcache.models._language import LanguageStudent, Speaker
+from featcache.models._texts import recorded_texts, trained_here, width_of
 
 
-class GruLM(nn.Module):
-    """Token ids (B, L), −1 behind the end of each text → the mean of the states (B, DIM)."""
+class GruLM(Speaker):
+    """A GRU, and a linear layer that reads its states."""
 
     def __init__(self, vocabulary: int, width: int):
         super().__init__()
@@ -24,32 +24,13 @@ class GruLM(nn.Module):
         self.recurrent = nn.GRU(narrow, width, batch_first=True)
         self.head = nn.Linear(width, vocabulary)
 
+    @property
+    def token_head(self) -> nn.Linear:
+        return self.head
+
     def states(self, ids: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch length d"]:
         found: Tensor = self.recurrent(self.vectors(ids.clamp(min=0)))[0]
         return found
-
-    def forward(self, ids: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch d"]:
-        return pooled(self.states(ids), ids >= 0, "mean")
-
-
-class LanguageStudent(TextStudent):
-    """A `GruLM` and all that a language model gives."""
-
-    network: GruLM
-
-    @property
-    def token_head(self) -> nn.Linear:
-        return self.network.head
-
-    @property
-    def own_fields(self) -> Mapping[str, Field]:
-        head = self.token_head
-        fields = language_fields(self.input.max_length, head.in_features, head.out_features)
-        return {name: field for name, field in fields.items() if name != "embedding"}
-
-    def forward(self, images: Int64[Tensor, "batch length"]) -> Features:
-        hidden = self.network.states(images)
-        return language_features(hidden, self.token_head(hidden), images, "mean")
 
 
 def open_model(rest: str) -> Model:

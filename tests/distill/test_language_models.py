@@ -157,3 +157,30 @@ def test_another_tokeniser_is_refused(world, tmp_path):
     given = {"student": "gru_lm/8", "method": "okd", "head": head_beside(store), **SHORT}
     with pytest.raises(ValueError, match=r"token by token, and gru_lm/8 takes tokeniser .*, its teacher took bytes"):
         fit(store.path, corpus, out=tmp_path / "run", tokenizer=str(tmp_path / "letters.json"), **given)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_transformer_is_a_student_too(world, tmp_path, tied):
+    """From a configuration, its head its vectors or not; resumed, loaded, and what it says is what the library says."""
+    transformers = pytest.importorskip("transformers", reason="needs featcache[text]")
+    _, corpus, _, store = world
+    config = transformers.GPT2Config(
+        n_positions=LENGTH, n_embd=8, n_layer=1, n_head=2, tie_word_embeddings=tied, resid_pdrop=0, embd_pdrop=0
+    )
+    config.save_pretrained(tmp_path / "small")
+    given = {"method": "okd", "head": head_beside(store), **SHORT, "epochs": 1}
+    run = fit(store.path, corpus, out=tmp_path / "run", student=f"causal/{tmp_path}/small/config.json", **given)
+    student, record = load_student(run.path)
+    assert record["architecture"] == "causal"
+    network = student.body.network
+    assert (network.lm_head.weight is network.transformer.wte.weight) == tied
+    made = extract(corpus, f"run:{run.path}", tmp_path / "s.zarr", fields=("nll", "hidden"), dtype="float32", **EXACT)
+    text = Path(corpus.removeprefix("windows:").partition("@")[0]).read_bytes()[:LENGTH]
+    ids = torch.tensor([[*text]])
+    with torch.no_grad():
+        said = network.eval()(ids, labels=ids)
+    assert made.gather([0], "nll")[0] == pytest.approx(float(said.loss), rel=1e-4)
+    head = Head.read(head_beside(made))
+    np.testing.assert_allclose(head.logits(made.gather([0], "hidden")[0]), said.logits[0].numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match=r"takes 16 tokens, and texts have up to 32; set max_length=16"):
+        fit(store.path, corpus, out=tmp_path / "long", student=f"causal/{tmp_path}/small", max_length=32, **given)
