@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--student", default="gru_lm/48")
     parser.add_argument("--epochs", type=int, default=5, help="of 146 steps of 32 windows")
-    parser.add_argument("--rates", default="0.02,0.04,0.08")
+    parser.add_argument("--rates", default="0.04,0.08,0.16")
     options = parser.parse_args()
     bench = Bench(options.data, options.work, options.student, options.epochs)
     seeds, rates = (
