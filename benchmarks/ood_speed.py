@@ -53,7 +53,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--double", action="store_true", help="let pytorch-ood compute in float64, to compare AUROCs")
+    parser.add_argument("--detectors", default=",".join([*FEATURES, *LOGITS]), help="of these")
     options = parser.parse_args()
+    if options.double:
+        torch.Tensor.float = torch.Tensor.double
     data, labels = rows(options.rows, options.width, options.classes)
     means = np.stack([data["train"][labels == c].mean(axis=0) for c in range(options.classes)])
     weight, bias = means / options.width, -(means**2).sum(axis=1) / 2 / options.width  # nearest mean, not too sure
@@ -70,10 +74,10 @@ def main() -> None:
             )  # fmt: skip
             return {name: metric.value for name, metric in result.metrics.items() if name.endswith("r/auroc")}
 
-        ten = [*FEATURES, *LOGITS]
+        ten = options.detectors.split(",")
         sides: dict[str, Callable[[], dict[str, float]]] = {
             "ten detectors": lambda: ours(ten),
-            "pytorch-ood, the same ten": lambda: theirs(data, labels, weight, bias),
+            "pytorch-ood, the same ten": lambda: theirs(ten, data, labels, weight, bias),
         }
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         found = {}
@@ -133,13 +137,16 @@ def rows(count: int, width: int, classes: int) -> tuple[dict[str, np.ndarray], n
     }, labels
 
 
-def theirs(data: dict[str, np.ndarray], labels: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> dict[str, float]:
+def theirs(
+    detectors: list[str], data: dict[str, np.ndarray], labels: np.ndarray, weight: np.ndarray, bias: np.ndarray
+) -> dict[str, float]:
     target = torch.from_numpy(labels)
-    features = {name: torch.from_numpy(x) for name, x in data.items()}
+    features = {name: torch.from_numpy(x).float() for name, x in data.items()}
     w, b = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
     logits = {name: x @ w.T + b for name, x in features.items()}
     found = {}
-    for name, make in {**FEATURES, **LOGITS}.items():
+    for name in detectors:
+        make = {**FEATURES, **LOGITS}[name]
         began = time.process_time()
         if name in FEATURES:
             detector, given, fit, predict = make(w, b), features, "fit_features", "predict_features"
