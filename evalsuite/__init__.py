@@ -3,10 +3,10 @@
 The names below are imported when they are first used, so that the command's help costs nothing.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evalsuite.report import report
+from featcache.lazy import lazy_names
 
 if TYPE_CHECKING:
     from evalsuite.comparison import compare
@@ -55,14 +55,4 @@ _MODULE_OF = {
     "load_detector": "deployed.detector",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_MODULE_OF.get(name, f'evaluators.{name}')}")
-    globals()[name] = getattr(module, name)
-    return globals()[name]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(globals(), {name: _MODULE_OF.get(name, f"evaluators.{name}") for name in __all__})

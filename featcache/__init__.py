@@ -3,8 +3,9 @@
 The names below are imported when they are first used, so that `import featcache` costs nothing.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from featcache.lazy import lazy_names
 
 if TYPE_CHECKING:
     from featcache.corpora import Corpus, open_corpus
@@ -63,14 +64,4 @@ _MODULE_OF = {
     "write_store": "store.from_arrays",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(globals(), _MODULE_OF)
