@@ -10,4 +10,6 @@ from featcache.testing import EngineContract
 class TestEngines(EngineContract):
     @pytest.fixture(params=plugin_names("featcache.engines"))
     def engine(self, request):
+        if request.param == "ray":
+            pytest.importorskip("ray", reason="needs featcache[ray]")
         return open_engine(request.param)

@@ -222,12 +222,12 @@ def test_engines_are_listed_and_an_unknown_one_is_refused_in_a_line(folder, pool
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
     )
-    assert "Where it is computed: local, pool." in ran.stdout
+    assert "Where it is computed: local, pool, ray." in ran.stdout
     monkeypatch.setattr(sys, "argv", ["featcache", "extract", folder, "--teacher", SPECS[0], "--engine", "nowhere"])
     with pytest.raises(SystemExit) as ended:
         run_featcache()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "error: unknown engine 'nowhere'; known: local, pool"
+    assert capsys.readouterr().err.splitlines()[-1] == "error: unknown engine 'nowhere'; known: local, pool, ray"
 
 
 def test_reports_add_up_to_the_whole(folder, tmp_path):
