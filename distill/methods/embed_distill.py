@@ -1,6 +1,7 @@
 """EmbedDistill (Kim et al. 2023, arXiv 2301.12005): a small encoder of queries for the documents that a teacher embedded."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import numpy as np
@@ -54,7 +55,7 @@ class EmbedDistill(Method):
     are s(q)·s(d). Queries without a document share the batch's others. Twice the work.
 
     Options:
-        documents: store of the documents, of the same teacher.
+        documents: store of the documents, of the same teacher, in whatever precision; held in memory as float32.
         qrels: which documents answer which query: a file, or `beir:PATH:NAME`, see `featcache.qrels`.
         match: weight of the first term.
         scores: weight of the second term.
@@ -122,7 +123,7 @@ class EmbedDistill(Method):
             "answered": share of the queries that have a document of their own. Without documents nothing.
 
         Raises:
-            ValueError: there are no documents, they are another encoder's, or qrels name ids that are in no store.
+            ValueError: there are no documents, they are not sealed or another encoder's, or qrels name ids that are in no store.
         """
         if not self._documents:
             if self._weights["relation_kl"] or self._weights["ce"] or self._own:
@@ -131,8 +132,11 @@ class EmbedDistill(Method):
                     "both out with scores=0 and labels=0"
                 )
             return {}
-        documents = Rows.of(open_store(self._documents))
-        rows.require_same_encoder(documents)
+        store = open_store(self._documents)
+        if not store.sealed:
+            raise ValueError(f"{store.path}: is not sealed; finish its extraction first")
+        documents = Rows.of(store)
+        rows.require_same_encoder(documents, any_precision=True)
         qrels = read_qrels(self._qrels) if self._qrels else {}
         refuse_unknown(qrels, rows, documents, self._qrels)
         said = f"{documents.stores[0].digest} {sorted((query, sorted(of.items())) for query, of in qrels.items())}"
@@ -144,7 +148,7 @@ class EmbedDistill(Method):
         elif self._nearest:
             self.near = self._found(given.get("fitted"), len(rows))
             if not len(self.near):
-                self.near = self._look_for_nearest(rows)
+                self.near = self._look_for_nearest(rows, given.get("progress"))
         return {"answered": len((self.pairs // len(documents)).unique()) / len(rows)}
 
     def _found(self, fitted: Fitted | None, queries: int) -> Tensor:
@@ -154,12 +158,14 @@ class EmbedDistill(Method):
         mine = "near" in left and left["near"].shape == size and torch.equal(left["read"], self.read)
         return left["near"] if mine else self.near
 
-    def _look_for_nearest(self, rows: Rows) -> Tensor:
+    def _look_for_nearest(self, rows: Rows, progress: Callable[[int, int], None] | None) -> Tensor:
         """(queries, nearest): of each query, the documents of the highest scores by the teacher."""
         most, found = min(self._nearest, len(self.documents)), []
         for block in rows.blocks(BLOCK):
             scores = self._scores(torch.from_numpy(block), self.documents)
             found.append(scores.topk(most).indices.int())
+            if progress:
+                progress(len(found), -(-len(rows) // BLOCK))
         return torch.cat(found)
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
