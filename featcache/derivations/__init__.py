@@ -45,6 +45,11 @@ class Derivation(ABC):
         """Shape of one view's feature, by field; `embedding`, which is a vector, among them."""
 
     @property
+    def dtypes(self) -> Mapping[str, str]:
+        """Of the fields of whole numbers, which `rows` gives as such; the others are kept in what is asked for."""
+        return {}
+
+    @property
     def classes(self) -> Sequence[str] | None:
         """Names of the columns of its `logits`, where it gives some and knows them."""
         return None

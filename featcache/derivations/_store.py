@@ -24,7 +24,7 @@ from featcache.specs import naming
 from featcache.store import FeatureStore, create_store, open_store
 from featcache.store.files import files_at
 from featcache.store.index import default_store_path
-from featcache.store.layout import DTYPES, EMBEDDING, FAILED, FLOAT16, OK, STATE, chunk_rows
+from featcache.store.layout import DTYPES, EMBEDDING, FAILED, FLOAT16, INTEGERS, OK, STATE, chunk_rows
 from featcache.store.manifest import (
     CorpusRecord,
     DerivationRecord,
@@ -245,7 +245,7 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
     first = manifests[0]
     fields = {field: list(shape) for field, shape in derivation.fields.items()}
     if dtype is None:
-        dtype = "float32" if any(manifest.dtypes for manifest in manifests) else FLOAT16
+        dtype = "float32" if any({*manifest.dtypes.values()} - {*INTEGERS} for manifest in manifests) else FLOAT16
     names = ", ".join(store.encoder_name for store in stores)
     identity = [name, derivation.record, [store.fingerprint for store in stores]]
     seals = [manifest.sealed.digest for manifest in manifests if manifest.sealed]
@@ -277,7 +277,7 @@ def _manifest(name: str, derivation: Derivation, samples: _Samples, dtype: str |
         ),
         views=first.views,
         fields=fields,
-        dtypes=dict.fromkeys(fields, dtype) if dtype != FLOAT16 else {},
+        dtypes={name: of for name in fields if (of := derivation.dtypes.get(name, dtype)) != FLOAT16},
         extraction=_extraction(manifests),
         chunk_rows=chunk_rows(np.dtype(dtype).itemsize * first.views.count * width, len(samples)),
         versions=versions_of("zarr", "numpy"),

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Int64, Num
 
 from featcache.derivations import Derivation
 from featcache.geometry import unit
 from featcache.rows import Rows
+from featcache.store.layout import INTEGERS
 
 
 @dataclass(kw_only=True)
@@ -38,6 +39,10 @@ class Join(Derivation):
             raise ValueError("take names no embedding, and a store needs one; name it of one store")
         for name, (first, *others) in self._parts.items():
             for other in others:
+                if not first.shape_of(name) or name in self._whole(first) or name in self._whole(other):
+                    raise ValueError(
+                        f"{name} is one number a sample, or whole numbers: take it of one of {first.name}, {other.name}"
+                    )
                 if other.shape_of(name)[:-1] != first.shape_of(name)[:-1]:
                     raise ValueError(
                         f"{other.name} has {name} of shape {tuple(other.shape_of(name))}, {first.name} of "
@@ -46,22 +51,31 @@ class Join(Derivation):
 
     @property
     def fields(self) -> Mapping[str, Sequence[int]]:
+        shapes = {name: [rows.shape_of(name) for rows in parts] for name, parts in self._parts.items()}
         return {
-            name: [*parts[0].shape_of(name)[:-1], sum(rows.shape_of(name)[-1] for rows in parts)]
-            for name, parts in self._parts.items()
+            name: [*first[:-1], sum(each[-1] for each in (first, *others))] if others else list(first)
+            for name, (first, *others) in shapes.items()
         }
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        return {name: self._whole(rows)[name] for name, (rows, *_) in self._parts.items() if name in self._whole(rows)}
+
+    @staticmethod
+    def _whole(rows: Rows) -> Mapping[str, str]:
+        """Fields of whole numbers, which are kept as they are."""
+        return {name: dtype for name, dtype in rows.stores[0].manifest.dtypes.items() if dtype in INTEGERS}
 
     @property
     def classes(self) -> Sequence[str] | None:
         one = self._parts.get("logits", [])
         return one[0].logit_classes if len(one) == 1 else None
 
-    def rows(self, index: Int64[np.ndarray, " b"], view: int) -> dict[str, Float[np.ndarray, "b ..."]]:
-        return {
-            name: np.concatenate([self._values(rows, name, index, view) for rows in parts], axis=-1)
-            for name, parts in self._parts.items()
-        }
+    def rows(self, index: Int64[np.ndarray, " b"], view: int) -> dict[str, Num[np.ndarray, "b ..."]]:
+        found = {name: [self._values(rows, name, index, view) for rows in parts] for name, parts in self._parts.items()}
+        return {name: np.concatenate(parts, axis=-1) if parts[1:] else parts[0] for name, parts in found.items()}
 
-    def _values(self, rows: Rows, name: str, index: Int64[np.ndarray, " b"], view: int) -> Float[np.ndarray, "b ..."]:
-        values = rows.gather(index, name, view).astype(np.float32)
+    def _values(self, rows: Rows, name: str, index: Int64[np.ndarray, " b"], view: int) -> Num[np.ndarray, "b ..."]:
+        values = rows.gather(index, name, view)
+        values = values if name in self._whole(rows) else values.astype(np.float32)
         return unit(values) if self.unit and name == "embedding" else values

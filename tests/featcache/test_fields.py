@@ -178,3 +178,17 @@ def test_arrays_that_are_no_field(tmp_path, rng, name, values, match):
     with pytest.raises(ValueError, match=match):
         write_store(tmp_path / "a.zarr", rng.normal(size=(4, 3)), fields={name: values})
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_joined_fields_keep_their_shape_and_whole_numbers(store, tmp_path, rng):
+    fields = {"weight": np.linspace(0, 1, 9, dtype=np.float32), "length": np.arange(9)}
+    ids = [str(each) for each in store.sample_ids]
+    other = write_store(tmp_path / "o.zarr", rng.normal(size=(9, 3)), fields=fields, sample_ids=ids)
+    given = {"take": ["embedding+length+hidden+dense", "weight"]}
+    made = featcache.derive("join", [store, other], tmp_path / "j.zarr", dtype="float16", **given)
+    assert made.manifest.dtypes == {"length": "int32", "dense": "uint8"}
+    for name in ("length", "hidden", "dense"):
+        np.testing.assert_array_equal(made.gather(made.ok, name), store.gather(store.ok, name))
+    np.testing.assert_allclose(made.gather(made.ok, "weight"), fields["weight"], atol=1e-3)
+    with pytest.raises(ValueError, match="length is one number a sample, or whole numbers: take it of one of"):
+        featcache.derive("join", [store, other], tmp_path / "k.zarr", take=["embedding+length"])
