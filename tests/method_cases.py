@@ -37,7 +37,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "okd": [
         {"start": 0.1},
         {"start": 0.1, "mu": 0.0, "direction": "reverse", "temperature": 2.0},
-        {"online": False, "lam": 1.0},
+        {"online": False, "lam": 1.0, "source": "token_logits"},
     ],
 }
 CASES = [(name, options) for name in plugin_names("distill.methods") for options in WAYS.get(name, [{}])]

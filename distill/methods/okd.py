@@ -31,7 +31,8 @@ class OKD(Method):
     end is not read. Terms: "ce", "kl"; "module_ce", "module_kl".
 
     Needs stores with `hidden` and `length` of a causal language model, its head (`--set head=FILE`, which `featcache extract`
-    writes beside such a store), and a student of the same tokeniser. The head is frozen; φ is left behind.
+    writes beside such a store), and a student of the same tokeniser. The head is frozen; φ is left behind. Of stores that keep the
+    largest logits alone, p is those, and what is left is spread evenly (`source`).
 
     Options:
         online: with φ. Without, the teacher is the frozen cache: KD of sequences, forward or reverse.
@@ -40,6 +41,7 @@ class OKD(Method):
         mu: μ, of the student's feedback to φ; 0: φ hears of the tokens alone.
         bottleneck: width of φ in its middle; the paper's is not known.
         start: standard deviation of W₂ at the beginning. With 0 φ begins as nothing at all.
+        source: of p: "hidden", or "token_logits" where a store has those and no hidden states; then without φ and without a head.
         temperature: of both sides of the student's term, which is multiplied by its square.
     """
 
@@ -62,6 +64,7 @@ class OKD(Method):
         mu: float = 1.0,
         bottleneck: int = 64,
         start: float = 0.0,
+        source: str = HIDDEN,
         temperature: float = 1.0,
     ):
         super().__init__()
@@ -69,9 +72,14 @@ class OKD(Method):
             raise ValueError(f"direction must be forward or reverse, got {direction!r}")
         if not 0 < lam <= 1:
             raise ValueError(f"lam must be above 0 (that is method next_token) and at most 1, got {lam}")
+        if source not in (HIDDEN, TOKEN_LOGITS):
+            raise ValueError(f"source must be {HIDDEN} or {TOKEN_LOGITS}, got {source!r}")
+        if online and source == TOKEN_LOGITS:
+            raise ValueError(f"source={TOKEN_LOGITS}: the online module needs hidden states; set online=false")
         refuse_negative(mu=mu, start=start)
         refuse_not_positive(temperature=temperature, bottleneck=bottleneck)
         self._direction, self._lam, self._mu, self._temperature = direction, lam, mu, temperature
+        self.fields, self._source = (EMBEDDING, source, LENGTH), source
         self.module = OnlineModule(teacher_dim, bottleneck, start) if online else None
 
     def prepare(self, rows: Rows, **given: Unpack[Preparing]) -> dict[str, float]:
@@ -80,6 +88,8 @@ class OKD(Method):
         Raises:
             ValueError: the rows have none, or one that does not read their hidden states.
         """
+        if self._source == TOKEN_LOGITS:
+            return {}
         if rows.head is None:
             raise ValueError(
                 f"{rows.name}: method okd needs the head that reads its hidden states; give --set head=FILE, which `featcache "
@@ -95,12 +105,11 @@ class OKD(Method):
         return {}
 
     def loss(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        self._refuse_other_vocabulary(student[TOKEN_LOGITS])
-        texts, hidden = shared(batch, batch[HIDDEN])
+        texts, seen = shared(batch, batch[self._source])
         next_token = asked(texts, batch[LENGTH])
         token, weight = next_token.token, next_token.weight
-        q, h = next_token.answers(student[TOKEN_LOGITS][:, : hidden.shape[1]]), next_token.answers(hidden)
-        p = F.linear(h if self.module is None else self.module(h), self.head_weight, self.head_bias)
+        q, p = next_token.answers(student[TOKEN_LOGITS][:, : seen.shape[1]]), self._teacher(next_token.answers(seen))
+        _refuse_other_vocabulary(q, p)
         terms = {"kl": self._lam * self._to_student(p.detach(), q, weight)}
         if self._lam < 1:
             terms["ce"] = (1 - self._lam) * ce(q, token, weight)
@@ -114,12 +123,18 @@ class OKD(Method):
         t = self._temperature
         return t**2 * kl(p, q, temperature=t, direction=self._direction, weight=weight)
 
-    def _refuse_other_vocabulary(self, student: Tensor) -> None:
-        of_head, of_student = len(self.head_bias), student.shape[-1]
-        if of_student != of_head:
-            raise ValueError(
-                f"the student tells {of_student} tokens apart, the teacher {of_head}; give a student of the teacher's tokeniser"
-            )
+    def _teacher(self, seen: Float[Tensor, "n d"]) -> Float[Tensor, "n tokens"]:
+        """p, of hidden states through φ and the head, or of logits as they are."""
+        if self._source == TOKEN_LOGITS:
+            return seen
+        return F.linear(seen if self.module is None else self.module(seen), self.head_weight, self.head_bias)
+
+
+def _refuse_other_vocabulary(student: Tensor, teacher: Tensor) -> None:
+    if student.shape[-1] != teacher.shape[-1]:
+        raise ValueError(
+            f"the student tells {student.shape[-1]} tokens apart, the teacher {teacher.shape[-1]}; give a student of the teacher's tokeniser"
+        )
 
 
 class OnlineModule(nn.Module):

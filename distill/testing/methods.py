@@ -34,6 +34,7 @@ FIELDS = {
     "prefix_tokens": (2, TEACHER),
     "logits": (CLASSES,),
     "hidden": (POSITIONS, TEACHER),
+    "token_logits": (POSITIONS, TOKENS),
     "length": (),
     "dense": (CLASSES, 4, 4),
 }

@@ -133,6 +133,16 @@ def test_a_student_from_the_cache_alone_and_a_run_that_was_stopped(world, tmp_pa
     assert {"loss/module_ce", "loss/module_kl"} <= run.metrics[-1].keys()
 
 
+def test_a_student_from_the_largest_logits_alone(world, tmp_path):
+    folder, corpus, _, _ = world
+    given = {"fields": ("token_logits", "length"), "top_k": 8, **EXACT}
+    top = extract(corpus, f"run:{folder / 'teacher'}", tmp_path / "top.zarr", **given)
+    assert top.manifest.top_k == {"token_logits": 8}
+    options = {"online": False, "source": "token_logits"}
+    run = fit(top.path, corpus, out=tmp_path / "run", student="gru_lm/8", method="okd", method_options=options, **SHORT)
+    assert run.metrics[-1]["holdout/token_nll"] < run.metrics[0]["holdout/token_nll"]
+
+
 def test_what_does_not_fit_is_refused_before_training(world, tmp_path):
     _, corpus, plain, store = world
     given = {"method": "okd", "head": head_beside(store), **SHORT}

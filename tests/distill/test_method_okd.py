@@ -219,6 +219,8 @@ def test_texts_are_compared_as_far_as_both_go(rows):
         ({"lam": 0.0}, "lam must be above 0 .that is method next_token"),
         ({"lam": 1.5}, "at most 1, got 1.5"),
         ({"direction": "sideways"}, "direction must be forward or reverse, got 'sideways'"),
+        ({"source": "tokens"}, "source must be hidden or token_logits, got 'tokens'"),
+        ({"source": "token_logits"}, "the online module needs hidden states; set online=false"),
         ({"mu": -1.0}, "mu must not be negative"),
         ({"bottleneck": 0}, "bottleneck must be greater than 0"),
     ],
@@ -238,6 +240,19 @@ def test_rows_that_do_not_suit(tmp_path, rows):
     plain.head = Head(np.ones((TOKENS, TEACHER)), np.zeros(TOKENS), np.arange(TOKENS))
     with pytest.raises(ValueError, match="has no hidden; extract it again with --fields embedding,hidden"):
         OKD(TEACHER, STUDENT).prepare(plain, seed=0)
+
+
+def test_logits_that_a_store_keeps_are_a_teacher_too(rows):
+    """The same as of the hidden states whose logits they are; without a head."""
+    method, teacher, student = given(rows, online=False)
+    logits = teacher["hidden"] @ method.head_weight.T + method.head_bias
+    kept = OKD(TEACHER, STUDENT, online=False, source="token_logits")
+    assert kept.prepare(Rows(rows.stores, rows._store_number, rows.index), seed=0) == {}
+    found = kept.loss(student, replace(teacher, features={**teacher.features, "token_logits": logits}))
+    whole = method.loss(student, teacher)
+    assert {name: term.item() for name, term in found.items()} == pytest.approx(
+        {name: term.item() for name, term in whole.items()}, rel=1e-5
+    )
 
 
 def test_the_head_is_in_no_checkpoint(rows):
