@@ -11,6 +11,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from distill.methods import Batch
 from distill.objectives import gathered
 from distill.testing.methods import (
+    CLASSES,
     ROWS,
     STUDENT,
     batch_of,
@@ -53,7 +54,11 @@ def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dic
     found = []
     for step in range(STEPS):
         drawn = torch.Generator().manual_seed(step)
-        shapes = {"embedding": (samples, PIXELS), "tokens": (samples, 9, PIXELS)}
+        shapes = {
+            "embedding": (samples, PIXELS),
+            "tokens": (samples, 9, PIXELS),
+            "dense": (samples, CLASSES, 3, PIXELS),
+        }
         fields = [name for name in method.student_fields if name in shapes]
         images = {name: torch.randn(shapes[name], generator=drawn)[mine] for name in fields}
         whole = teacher_batch(source, method.fields, step * together(method), together(method))
@@ -61,7 +66,9 @@ def gradients(case, source: Rows, rank: int = 0, processes: int = 1) -> list[dic
         label = torch.cat([torch.full((5,), -1), whole.label[5:]])  # the first process has half as many labels
         row = torch.arange(ROWS).repeat_interleave(together(method))
         teacher = batch_of({name: value[mine] for name, value in whole.features.items()}, row[mine], label[mine])
-        teacher = replace(teacher, weight=torch.linspace(0.5, 2, samples)[mine], inputs=whole.inputs[mine])
+        teacher = replace(
+            teacher, weight=torch.linspace(0.5, 2, samples)[mine], inputs=whole.inputs[mine], mask=whole.mask[mine]
+        )
         model.zero_grad()
         model(images, teacher).backward()
         found.append({name: weight.grad.clone() for name, weight in training.named_parameters()})
