@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from dense_world import write_photos
 from hub_standin import CLIENTS_OWN, hub_here
 from PIL import Image
 
@@ -84,6 +85,7 @@ RETRIEVAL = (
     "featcache extract photos-test/ --teacher open_clip/ViT-B-32:laion2b_s34b_b79k --out clip-test.zarr",
 )
 LANGUAGE = "featcache extract windows:train.txt@length=64 --teacher builtin/minilm_l6"
+MASKS = "featcache extract masks:roads/ --teacher builtin/efficientnet_lite0@size=192"
 SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 """Given to every fit besides: README's students train for 100 epochs at 224 px."""
 
@@ -126,6 +128,7 @@ def test_every_block_of_commands_is_run_here():
             *RETRIEVAL,
             TEXTS,
             LANGUAGE,
+            MASKS,
         )
     ]
     assert sorted(blocks) == sorted(run)
@@ -322,6 +325,20 @@ def test_the_examples_of_texts_run(folder, command):
     found: dict[str, object] = {}
     exec(code, found)
     np.testing.assert_equal(tuple(found["embedding"].shape), (2, 64))
+
+
+@NOISE
+def test_the_examples_of_masks_run(folder, command):
+    """With small networks for teachers, and small images."""
+    for seed, name in enumerate(("roads", "roads-test")):
+        write_photos(folder / name, count=9, size=(40, 36), seed=seed)
+        Image.new("L", (40, 36), 255).save(folder / name / "masks/0.png")  # else no patch is of roads above all
+    (folder / "roads/labelled.txt").write_text("\n".join("01234567"))
+    for line in commands_of(MASKS):
+        line = line.replace("fpn/tf_efficientnet_lite0:builtin", "unet/4").replace("@size=192", "@size=64")
+        line = line.replace("--views 8 --augment rotate4_crop", "--views 2 --augment flip")
+        command(f"{line} {SHORT}" if line.startswith("distill fit") else line)
+    assert "per_class/foreground/segmentation/iou" in json.loads(Path("roads.json").read_text())["metrics"]
 
 
 def test_the_examples_of_retrieval_run(folder, command):

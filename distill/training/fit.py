@@ -278,7 +278,7 @@ def _warn(inputs: Inputs, accelerator: Accelerator) -> None:
 
 
 def _plan(inputs: Inputs, steps: int, done: int, accelerator: Accelerator) -> FitPlan:
-    snapshots, snapshot_bytes = _snapshots(inputs)
+    (snapshots, snapshot_bytes), masks = _snapshots(inputs), inputs.pairs.masks
     return FitPlan(
         samples=len(inputs.pairs),
         failed=inputs.failed,
@@ -294,7 +294,7 @@ def _plan(inputs: Inputs, steps: int, done: int, accelerator: Accelerator) -> Fi
         processes=accelerator.num_processes,
         checkpoint_bytes=checkpoint_bytes(inputs.student, inputs.method, inputs.settings),
         classes=inputs.student.classes or (),
-        unlabelled=inputs.pairs.rows.unlabelled,
+        unlabelled=int((~masks.known).sum()) if masks else inputs.pairs.rows.unlabelled,
         snapshots=snapshots,
         snapshot_bytes=snapshot_bytes,
         input=str(inputs.preprocess),

@@ -30,7 +30,7 @@ class FitPlan:
         precision: that it is trained in, "fp32" or "bf16".
         seconds: of the steps that are left, about, by a few images (see `distill.training.rehearsal`); NaN where unknown.
         classes: names of what the student's classifier tells apart; none where it has none.
-        unlabelled: samples trained on that have no label.
+        unlabelled: samples trained on that have no label, or, where masks are learned, no mask.
     """
 
     samples: int

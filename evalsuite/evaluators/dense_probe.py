@@ -101,6 +101,11 @@ class DenseProbe(Evaluator):
             )
         images = len(fitted_to) + len(masked)
         tokens, classes = self._patches(fitted_to, side, lambda done, of: self.progress and self.progress(done, images))
+        if len(np.unique(classes)) < 2:
+            raise ValueError(
+                f"{fitted_to.corpus.spec}: its patches are of less than two classes, by most of their pixels; give more images, or tokens "
+                "of a finer grid"
+            )
         fitted = fit(
             Rows.from_arrays(tokens, classes, train.name),
             self._candidates,

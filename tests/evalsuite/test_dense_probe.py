@@ -84,5 +84,9 @@ def test_other_encoders_and_classes_are_refused(tmp_path):
         evalsuite.dense_probe(one, two)
     with pytest.raises(ValueError, match="have masks of other classes; name them alike"):
         evalsuite.dense_probe(one, one, train_masks=f"masks:{folder}@classes=a:0,b:255")
+    for path in (folder / "masks").iterdir():
+        Image.new("L", (24, 24)).save(path)
+    with pytest.raises(ValueError, match="its patches are of less than two classes"):
+        evalsuite.dense_probe(one, one)
     with pytest.raises(ValueError, match="c must hold positive numbers"):
         evalsuite.dense_probe(one, one, c=0.0)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from distill.exporting.onnx import write_onnx
 from featcache.encoder import load_encoder
 from featcache.inputs.images import Preprocess
 from featcache.store.layout import DENSE
@@ -106,3 +107,17 @@ def test_what_is_not_there_is_refused_with_a_way_on(spec, size, message):
         pytest.importorskip("segmentation_models_pytorch", reason="needs featcache[segmentation]")
     with pytest.raises(ValueError, match=message):
         make_student(spec, LIKE, image_size=size)
+
+
+def test_its_map_is_the_output_of_an_onnx_file(tmp_path):
+    pytest.importorskip("onnxscript", reason="onnx is an extra")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnx is an extra")
+    student, _, record = make_student("unet/4", LIKE, image_size=36, classes=["a", "b"])
+    write_onnx(tmp_path, student.eval(), record, "fp32")
+    images = torch.rand(3, 3, 36, 36)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_outputs()] == [DENSE]
+    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    torch.testing.assert_close(found, student.features(images, (DENSE,))[DENSE], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="not images"):
+        load_encoder(f"onnx/{tmp_path / 'model.onnx'}")
