@@ -95,6 +95,16 @@ def pixels(count: int, height: int, width: int) -> UInt8[Tensor, "count height w
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def refuse_missing_onnx() -> None:
+    """Raises ValueError where a package of the extra `onnx` is missing."""
+    try:
+        import onnx  # noqa: F401  `describe` needs it
+        import onnxruntime  # noqa: F401  what was written is tried with it
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise ValueError(f"exporting to ONNX needs {error.name}; pip install 'featcache[onnx]'") from None
+
+
 def write_graph(
     file: Path, model: nn.Module, preprocess: Preprocess, gives: Sequence[str], *, with_preprocessing: bool
 ) -> str:
@@ -109,12 +119,7 @@ def write_graph(
     Raises:
         ValueError: the packages of the extra `onnx` are missing.
     """
-    try:
-        import onnx  # noqa: F401  `describe` needs it
-        import onnxruntime  # noqa: F401  what was written is tried with it
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise ValueError(f"exporting to ONNX needs {error.name}; pip install 'featcache[onnx]'") from None
+    refuse_missing_onnx()
     size, name = preprocess.size, "pixels" if with_preprocessing else "images"
     if with_preprocessing:
         model = Preprocessed(model, preprocess)

@@ -9,6 +9,7 @@ import tomli_w
 from torch import Tensor
 
 from distill.training.run import Run
+from featcache.inputs import input_of
 from featcache.inputs.images import Preprocess
 from featcache.models import recorded_licence
 from featcache.public import public
@@ -44,6 +45,7 @@ def write_card(
     checked: str,
     results: Sequence[dict[str, Any]],
     repository: str,
+    preparing: str = "",
 ) -> None:
     """Write the card as Markdown.
 
@@ -52,16 +54,22 @@ def write_card(
         checked: how close it was found to be to the student.
         results: contents of evalsuite's result files.
         repository: on the hub that this is the card of; "" for that of a folder.
+        preparing: of a student of texts, how these become what it takes.
     """
     at = record.get("snapshot", {})
-    config, preprocess = run.config or {}, Preprocess.from_dict(record["preprocess"])
+    config, like = run.config or {}, input_of(record["preprocess"])
+    shown = (
+        f"RGB, {like.size} × {like.size} px"
+        if isinstance(like, Preprocess)
+        else f"up to {record['preprocess']['max_length']} tokens"
+    )
     named = str(record.get("teacher", "unknown"))
     teacher = public(named)
     trained_on = [record["trained_on"]] if "trained_on" in record else []
     parameters = sum(weight.numel() for weight in student.parameters())
     text = [
         f"# {record['architecture']}, taught by {teacher}",
-        "A small image encoder that was trained to behave like a frozen teacher, from features of the teacher that were "
+        f"A small {like.kind} encoder that was trained to behave like a frozen teacher, from features of the teacher that were "
         "cached once.",
         _table(
             ("", ""),
@@ -73,11 +81,11 @@ def write_card(
                     if student.classes
                     else []
                 ),
-                ("images", f"RGB, {preprocess.size} × {preprocess.size} px"),
+                (f"{like.kind}s", shown),
                 ("teacher", f"{teacher}, fingerprint `{config.get('teacher', 'unknown')}`"),
                 *(("data", line) for line in _data(config)),
                 *(
-                    ("trained on", f"{of['samples']:,} images, {of['held_out']:,} held out; {of['views']}")
+                    ("trained on", f"{of['samples']:,} {like.kind}s, {of['held_out']:,} held out; {of['views']}")
                     for of in trained_on
                 ),
                 ("method", str(record.get("method", "unknown"))),
@@ -89,9 +97,7 @@ def write_card(
         *(_from_hub(repository, written) if repository else [_from_here(written)]),
         f"Checked when it was written: {checked}.",
         "## Preprocessing",
-        f"```python\n{preprocessing_code(preprocess)}\n```",
-        f"`{student.gives} = model(pixels(Image.open(path)))`. featcache itself rounds the crop to whole pixels of the resized "
-        "image, so a border may differ by a pixel.",
+        preparing or _of_pixels(student, record),
         *written.sections,
         "## Metrics",
         *_metrics(run, results, at.get("step")),
@@ -101,6 +107,14 @@ def write_card(
         _licence(named, str(config.get("student", "")), bool(config.get("pretrained"))),
     ]
     path.write_text("\n\n".join(text) + "\n")
+
+
+def _of_pixels(student: Student, record: dict[str, Any]) -> str:
+    code = preprocessing_code(Preprocess.from_dict(record["preprocess"]))
+    return (
+        f"```python\n{code}\n```\n\n`{student.gives} = model(pixels(Image.open(path)))`. featcache itself rounds the crop to whole "
+        "pixels of the resized image, so a border may differ by a pixel."
+    )
 
 
 def _from_here(written: Written) -> str:

@@ -19,6 +19,12 @@ from distill.exporting.card import write_card
 from distill.exporting.int8 import LEAST_COSINE, Calibration, Loss, loss, quantise, some_images
 from distill.exporting.onnx import write_onnx
 from distill.exporting.safetensors import write_safetensors
+from distill.exporting.texts import (
+    largest_text_difference,
+    refuse_other_formats,
+    tokenising_code,
+    write_text_onnx,
+)
 from distill.training.run import Run
 from featcache.disk.durable import appearing
 from featcache.disk.refusals import refuse_unmakeable, writing
@@ -86,7 +92,8 @@ def export(
         precision: "fp16" halves the files: of safetensors the weights alone are float16, ONNX also computes so, between
             float32 images and a float32 embedding.
         with_preprocessing: of ONNX: take images as they are, uint8 RGB (batch, height, width, 3), and resize, crop and
-            normalise them inside the graph, to within a level or two (of 255) of Pillow.
+            normalise them inside the graph, to within a level or two (of 255) of Pillow. Students of texts are exported as
+            ONNX in fp32, for token ids, their tokeniser beside the file.
         unfinished: of a run that is not finished, write the student of its newest checkpoint.
         trust_code: a student MODULE:CALLABLE that the folder names may be imported.
         results: result files of evalsuite, for the model card.
@@ -104,6 +111,9 @@ def export(
     _refuse_existing(out)
     run, student, record = chosen(run, unfinished=unfinished, trust_code=trust_code)
     evaluated = [_read_result(path) for path in results]
+    if student.model.kind == "text":
+        refuse_other_formats(format, precision, with_preprocessing)
+        return _export_texts(run, student, record, out, evaluated, repository)
     preprocess = Preprocess.from_dict(record["preprocess"])
     images = some_images(calibration, preprocess) if calibration else None
 
@@ -141,6 +151,23 @@ def export(
     return Exported(path=out, files=files, max_difference=difference, loss=lost, hub_code=written.of_hub)
 
 
+def _export_texts(
+    run: Run, student: Student, record: dict[str, Any], out: Path, results: Sequence[dict[str, Any]], repository: str
+) -> Exported:
+    """The same of a student of texts."""
+    with appearing(out, folder=True) as part:
+        part.mkdir()
+        written = write_text_onnx(part, student, record)
+        difference = largest_text_difference(student, written.load)
+        _refuse_difference(out, "onnx", "fp32", difference)
+        checked = f"at most {difference:.1e} of an embedding's length from the student's"
+        write_card(
+            part / "README.md", run, record, student, written=written, checked=checked, results=results, repository=repository,
+            preparing=f"```python\n{tokenising_code(record)}\n```\n\n`{student.gives} = model(ids(texts))`.",
+        )  # fmt: skip
+    return Exported(path=out, files=tuple(sorted(file.name for file in out.iterdir())), max_difference=difference)
+
+
 def chosen(
     run: Run | str | os.PathLike[str], *, unfinished: bool, trust_code: bool
 ) -> tuple[Run, Student, dict[str, Any]]:
@@ -149,18 +176,7 @@ def chosen(
     folder, snapshot, _ = split_spec(spec)
     of = Run(folder)
     newest = unfinished and not of.finished and not snapshot
-    student, record = _newest(of, trust_code) if newest else load_student(spec, trust_code=trust_code)
-    refuse_texts(spec, student)
-    return of, student, record
-
-
-def refuse_texts(spec: str, student: Student) -> None:
-    """Raises ValueError where the student takes texts."""
-    if student.model.kind != "image":
-        raise ValueError(
-            f"{spec}: is a student of {student.model.kind}s, and only those of images are exported and timed; it is used as "
-            f"run:{spec}, whose folder holds all that it needs"
-        )
+    return of, *(_newest(of, trust_code) if newest else load_student(spec, trust_code=trust_code))
 
 
 def _refuse(format: str, precision: str, with_preprocessing: bool, calibration: Calibration | None) -> None:
@@ -240,6 +256,8 @@ def preview(
     _refuse(format, precision, with_preprocessing, calibration)
     _refuse_existing(Path(out))
     _, student, record = chosen(run, unfinished=unfinished, trust_code=trust_code)
+    if student.model.kind == "text":
+        refuse_other_formats(format, precision, with_preprocessing)
     for path in results:
         _read_result(path)
     if calibration:

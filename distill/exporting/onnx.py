@@ -43,6 +43,7 @@ def write_onnx(
         ValueError: the packages of the extra `onnx` are missing.
     """
     file, name = folder / "model.onnx", "pixels" if with_preprocessing else "images"
+    shape = student.gives_shape  # it is tried in fp32
     model = Half(student.deployed) if precision == "fp16" else student.deployed
     preprocess = Preprocess.from_dict(record["preprocess"])
     inside = with_preprocessing and not quantise
@@ -52,7 +53,7 @@ def write_onnx(
         takes = _put_before(file, preprocess) if with_preprocessing else takes
     described = {
         "input": takes,
-        "output": f"{student.gives}: float32 (batch, {', '.join(map(str, student.gives_shape))})",
+        "output": f"{student.gives}: float32 (batch, {', '.join(map(str, shape))})",
         "precision": precision,
         "preprocess": json.dumps(record["preprocess"]),
         "teacher": str(record.get("teacher", "")),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.exporting.export import pictures, refuse_texts
+from distill.exporting.export import pictures
 from distill.exporting.int8 import quantise
 from distill.exporting.onnx import write_onnx
 from featcache.graph import pixels
@@ -107,7 +107,8 @@ def speed(
         with tempfile.TemporaryDirectory() as folder:
             timed, students = [], [load_student(run, trust_code=trust_code) for run in runs]
             for run, (student, _) in zip(runs, students, strict=True):
-                refuse_texts(str(run), student)
+                if student.model.kind != "image":
+                    raise ValueError(f"{run}: is a student of {student.model.kind}s, and those of images are timed")
             for number, (run, (student, record)) in enumerate(zip(runs, students, strict=True)):
                 progress(0, rounds * len(cells), f"exporting {Path(run).name}")
                 timed += _formats(str(run), student, record, formats, Path(folder) / str(number))

@@ -1,6 +1,7 @@
 """Students of texts: trained, resumed, used as encoders again, and what does not fit is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,6 @@ def word_store(corpus, tmp_path_factory):
 @pytest.mark.parametrize("student", ["bag/8", "gru/8", "test_text_students:OwnStudent"])
 def test_a_student_learns_and_is_an_encoder_again(store, corpus, tmp_path, student):
     run = fit(store, corpus, out=tmp_path / "run", student=student, holdout=0.25, **FEW | {"epochs": 12})
-    with pytest.raises(ValueError, match=r"run: is a student of texts, and only those of images are exported"):
-        export(run, tmp_path / "exported", trust_code=True)
     cosines = [record["loss/cosine"] for record in run.metrics]
     assert cosines[-1] < 0.5 * cosines[0]
     assert -1 <= run.metrics[-1]["holdout/gram_pearson"] <= 1
@@ -202,6 +201,25 @@ def test_what_does_not_fit_is_refused(store, corpus, tmp_path, images):
     with pytest.raises(ValueError, match=r"tokenizer is of students of texts, and .*i.zarr is of images; leave it out"):
         fit(pictures, str(images), **out, **FEW | {"student": "tiny", "tokenizer": "bytes"})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("student", "words"), [("bag/4", True), ("gru/4", False)])
+def test_an_export_gives_the_same_without_us(store, word_store, corpus, tmp_path, student, words):
+    pytest.importorskip("onnxscript", reason="onnx is an extra")
+    (tmp_path / "t.json").write_text(word_teacher().preprocess.content)
+    given = FEW | {"epochs": 1} | ({"tokenizer": str(tmp_path / "t.json")} if words else {})
+    run = fit(word_store if words else store, corpus, out=tmp_path / "run", student=student, **given)
+    with pytest.raises(ValueError, match="a student of texts is exported with format onnx in fp32"):
+        export(run, tmp_path / "no")
+    made = export(run, tmp_path / "out", format="onnx")
+    assert made.files == ("README.md", "model.onnx", *(["tokenizer.json"] if words else []))
+    code = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    found = {}
+    exec("\n".join(code[:2]).replace('folder = "."', f"folder = {str(made.path)!r}"), found)
+    texts = ["word1 word2", "word3", "word4 " * 12]
+    encoder = load_encoder(f"run:{run.path}")
+    expected = encoder.encode_padded(encoder.preprocess.ids(texts), 2)["embedding"].numpy()
+    np.testing.assert_allclose(found["model"](found["ids"](texts)), expected, atol=1e-5)
 
 
 def test_methods_that_change_pixels_are_refused(corpus, tmp_path, monkeypatch):
