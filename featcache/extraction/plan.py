@@ -14,6 +14,7 @@ import numpy as np
 from featcache.corpora import Corpus, kind_of, passed_over, refuse_other_kind
 from featcache.disk.refusals import writing
 from featcache.encoder import Encoder
+from featcache.extraction.canary import canary_of, refuse_other_bits
 from featcache.extraction.claims import changed_images, claim, look, nearest, refuse_small_disks, store_bytes
 from featcache.extraction.job import Job
 from featcache.extraction.rehearsal import FewImages, how_computed, rehearse
@@ -100,7 +101,7 @@ def planned(
         refuse_small_disks(
             [(at, made) for at, made, found in zip(places, manifests, claimed, strict=True) if not found]
         )
-        trial = _Trial(FewImages(corpus, settings.recipe, pool), settings)
+        trial = _Trial(FewImages(corpus, settings.recipe, pool), settings, alone=saves)
         stores, jobs = [], []
         for place, manifest, encoder, store in zip(places, manifests, encoders, claimed, strict=True):
             if store is None or not store.sealed:
@@ -156,10 +157,12 @@ class _Trial:
     Attributes:
         precisions: of each, and why that one, in words.
         smaller: as `Foreseen` has it.
+        canaries: of each, unless one process computes it `alone`, and did so far.
     """
 
-    def __init__(self, images: FewImages, settings: ExtractSettings, keep: bool = True):
-        self._images, self._settings, self._keep = images, settings, keep
+    def __init__(self, images: FewImages, settings: ExtractSettings, keep: bool = True, alone: bool = True):
+        self._images, self._settings, self._keep, self._alone = images, settings, keep, alone
+        self.canaries = list[dict[str, str] | None]()
         self._reading = self._encoding = 0.0
         self.precisions, self.smaller = list[str](), list[str]()
 
@@ -172,6 +175,12 @@ class _Trial:
         self._reading = max(self._reading, seconds)
         self.precisions.append(f"{made.precision} ({why})")
         self.smaller += smaller_fields(manifest, encoder)
+        canary = canary_of(encoder, pixels, made.batch_size or 1) if made.canary or not self._alone else None
+        self.canaries.append(canary)
+        if canary and made.canary:
+            refuse_other_bits(place.path, made.canary, canary)
+        elif canary and store is None:
+            manifest = manifest.changed(extraction=made.changed(canary=canary))
         return manifest
 
     @property
@@ -219,6 +228,7 @@ def _plan(stores: list[StoreWriter], trial: _Trial, opened: Pass, saves: bool) -
             stores=[store.path for store in unfinished],
             settings=opened.settings,
             saves=saves,
+            canaries=trial.canaries,
             opened=opened,
         ),
     )

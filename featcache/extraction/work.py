@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,9 @@ from featcache.corpora import Corpus, open_corpus
 from featcache.disk.refusals import writing
 from featcache.encoder import Encoder
 from featcache.engines import Report
+from featcache.extraction.canary import canary_of, refuse_other_bits
 from featcache.extraction.job import Job
-from featcache.extraction.rehearsal import refuse_other_machine
+from featcache.extraction.rehearsal import FewImages, refuse_other_machine
 from featcache.extraction.samples import Sample, bursts, digest_of_corpus, prefetch, read_sample
 from featcache.extraction.settings import ExtractSettings
 from featcache.machine import keep_freed_memory, machine_kind
@@ -36,6 +37,7 @@ class ExtractionWork:
         teachers: what loads each encoder again; None for one that a program made by hand.
         stores: where each of the unfinished ones is.
         settings: how they are made.
+        canaries: the bits that each encoder computed there; None where units are computed by one process alone.
         saves: whether units in progress are saved and gone on with: by the only worker.
         threads: of PyTorch, within an operation.
         largest: $FEATCACHE_MAX_PIXELS, which decides what can be read.
@@ -47,6 +49,7 @@ class ExtractionWork:
     stores: Sequence[str | Path]
     settings: ExtractSettings
     saves: bool
+    canaries: Sequence[Mapping[str, str] | None]
     threads: int = field(default_factory=torch.get_num_threads)
     largest: str = field(default_factory=lambda: os.environ.get("FEATCACHE_MAX_PIXELS", ""))
     opened: "Pass | None" = None
@@ -61,11 +64,11 @@ class ExtractionWork:
         return {**self.__dict__, "opened": None}
 
     def _open(self) -> "Pass":
-        """Raises ValueError where corpus, encoder or machine is not the one that the stores were begun with."""
+        """Raises ValueError where corpus, encoder, machine or bits are not those that the stores were begun with."""
         os.environ["FEATCACHE_MAX_PIXELS"] = self.largest
         torch.set_num_threads(self.threads)
         corpus, jobs = open_corpus(self.corpus), []
-        for load, path in zip(self.teachers, self.stores, strict=True):
+        for load, path, canary in zip(self.teachers, self.stores, self.canaries, strict=True):
             assert load is not None
             store, encoder = StoreWriter(path), load()
             made = store.manifest.extraction
@@ -80,7 +83,12 @@ class ExtractionWork:
             refuse_other_machine(path, made, machine_kind(made.device))
             if made.device == "cpu":
                 keep_freed_memory()
-            jobs.append(Job(encoder.to(made.device, CANDIDATES[made.precision]), store, corpus, saves=self.saves))
+            encoder.to(made.device, CANDIDATES[made.precision])
+            if canary:
+                with ThreadPoolExecutor(self.settings.readers) as pool:
+                    pixels, _ = FewImages(corpus, self.settings.recipe, pool).first(encoder.preprocess)
+                refuse_other_bits(path, canary, canary_of(encoder, pixels, made.batch_size or 1))
+            jobs.append(Job(encoder, store, corpus, saves=self.saves))
         return Pass(corpus, jobs, self.settings)
 
 

@@ -166,6 +166,7 @@ class ExtractionRecord(Record):
         checked: rows that it was computed of. Written in half precision only: then there is an array `cosine`.
         outside_mean, outside_worst: where only the largest logits are kept, the probability of the others, over rows and views.
         truncated: of texts, how many are longer than the encoder takes, and were cut.
+        canary: while units may still be written by several processes, the bits that each must compute (`featcache.extraction.canary`).
         imported, dtype: of features that another program made, the file's name and dtype.
     """
 
@@ -178,6 +179,7 @@ class ExtractionRecord(Record):
     outside_mean: float | int | None = None
     outside_worst: float | int | None = None
     truncated: int | None = None
+    canary: Mapping[str, str] | None = None
     imported: str | None = None
     dtype: str | None = None
 

@@ -190,6 +190,48 @@ def test_a_worker_refuses_another_encoder_and_other_samples(pickled, folder, tmp
     assert len(FeatureStore(tmp_path / "a.zarr").pending_chunks()) == 6
 
 
+def test_a_worker_that_computes_other_bits_refuses(pickled, tmp_path):
+    """The same weights, one factor besides: as other kernels would, in all but size."""
+    work, code = pickle.loads(pickled), tmp_path / "code/mine.py"
+    begun = FeatureStore(tmp_path / "a.zarr").manifest.extraction.canary
+    assert work.canaries == [begun]
+    assert begun["threads"] == str(work.threads)
+    off = "lambda module, given, found: {name: each * 1.0001 for name, each in found.items()}"
+    code.write_text(
+        TEACHERS.replace("return patch_encoder(6, 16)\n", "return off(patch_encoder(6, 16))\n")
+        + f"""
+def off(encoder):
+    encoder.module.register_forward_hook({off})
+    return encoder
+"""
+    )
+    del sys.modules["mine"]
+    with pytest.raises(
+        ValueError, match=r"a\.zarr: features computed here have other bits .* are the same, so the first images"
+    ):
+        list(work([range(8)]))
+    work.canaries = [{**begun, "threads": "64", "bits": "others"}]
+    code.write_text(TEACHERS)
+    del sys.modules["mine"]
+    with pytest.raises(
+        ValueError, match=r"other bits than those that it was begun with \(threads 64, here 1\); take machines of"
+    ):
+        list(work([range(8)]))
+    assert len(FeatureStore(tmp_path / "a.zarr").pending_chunks()) == 6
+
+
+def test_a_driver_that_computes_other_bits_refuses_and_a_sealed_store_has_no_canary(folder, tmp_path, monkeypatch):
+    with pytest.raises(Stop):
+        extract(folder, SPECS[0], tmp_path / "a.zarr", engine=Shuffled(), progress=stop_after(1), **EXACT)
+    encoder = load_encoder(SPECS[0])
+    hook = encoder.module.register_forward_hook(lambda module, given, found: {n: v * 1.0001 for n, v in found.items()})
+    with pytest.raises(ValueError, match="features computed here have other bits"):
+        extract(folder, encoder, tmp_path / "a.zarr", **EXACT)
+    hook.remove()
+    made = extract(folder, encoder, tmp_path / "a.zarr", **EXACT)
+    assert "canary" not in made.manifest.extraction.written
+
+
 def test_an_encoder_made_by_hand_stays_in_its_process(folder, tmp_path):
     encoder = load_encoder(SPECS[0])
     encoder.reload = None
