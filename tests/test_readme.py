@@ -37,6 +37,8 @@ DETECTOR = "evalsuite detector fit teacher.zarr"
 EXPLORING = "featcache export teacher-test.zarr atlas.parquet"
 NOT_HERE = "cd benchmarks/work/stores"
 """A line of the block whose stores `benchmarks/faithfulness.py` leaves."""
+CLUSTER = "ray start --head"
+"""A line of the block that begins a cluster; `tests/featcache/test_ray.py` extracts on one."""
 SWEEP = """
 store = "a.zarr"
 corpus = "a/"
@@ -111,7 +113,7 @@ def commands_of(beginning: str) -> list[str]:
 def test_every_block_of_commands_is_run_here():
     """Those below, and none besides."""
     programs_of = re.compile(r"^(featcache|distill|evalsuite) \w", re.MULTILINE)
-    blocks = [text for _, text in BLOCKS if programs_of.search(text) and NOT_HERE not in text]
+    blocks = [text for _, text in BLOCKS if programs_of.search(text) and NOT_HERE not in text and CLUSTER not in text]
     run = [
         next(text for text in blocks if begins(text, begin))
         for begin in (
