@@ -163,7 +163,8 @@ def _data(config: dict[str, Any]) -> list[str]:
     for i, corpus in enumerate(corpora):
         try:
             store = FeatureStore(stores[i])
-            rows = f"{len(store.ok):,} images, {len(store.failed):,} failed and left out"
+            shown = "texts" if store.manifest.encoder.preprocess.get("input") == "texts" else "images"
+            rows = f"{len(store.ok):,} {shown}, {len(store.failed):,} failed and left out"
         except (ValueError, OSError, IndexError):
             rows = "its store can no longer be read"
         lines.append(f"{public(corpus)}: {rows}")
