@@ -88,6 +88,8 @@ RETRIEVAL = (
 )
 LANGUAGE = "featcache extract windows:train.txt@length=64 --teacher builtin/minilm_l6"
 MASKS = "featcache extract masks:roads/ --teacher builtin/efficientnet_lite0@size=192"
+TEXT_METHODS = "featcache extract beir:nfcorpus.zip:corpus", "featcache extract texts:reviews.csv"
+"""How the blocks about methods for texts begin."""
 SHORT = "--epochs 1 --batch-size 8 --set image_size=32"
 """Given to every fit besides: README's students train for 100 epochs at 224 px."""
 
@@ -131,6 +133,7 @@ def test_every_block_of_commands_is_run_here():
             TEXTS,
             LANGUAGE,
             MASKS,
+            *TEXT_METHODS,
         )
     ]
     assert sorted(blocks) == sorted(run)
@@ -365,6 +368,31 @@ def test_the_examples_of_language_models_run(folder, command):
         command(line + (" --epochs 1 --batch-size 8" if line.startswith("distill fit") else ""))
     metrics = json.loads(Path("okd.json").read_text())["metrics"]
     assert 0 < metrics["mean/nll"]["value"] < np.log(257)
+
+
+@NOISE
+def test_the_examples_of_texts_train(tmp_path, monkeypatch, command):
+    """By a teacher of six dimensions in MiniLM's place."""
+    teacher = "featcache.testing.models:small_text_teacher"
+    monkeypatch.chdir(tmp_path)
+    texts = [
+        f"{word} {thing}" for word in ("good", "bad", "no", "fine") for thing in ("camera", "film", "lens", "plot")
+    ]
+    records = [json.dumps({"_id": str(number), "text": text}) for number, text in enumerate(texts)]
+    with zipfile.ZipFile("nfcorpus.zip", "w") as archive:
+        archive.writestr("corpus.jsonl", "\n".join(records))
+        for part, first in (("train", 0), ("dev", 8)):
+            archive.writestr(f"queries-{part}.jsonl", "\n".join(records[first : first + 8]))
+            archive.writestr(f"qrels-{part}.tsv", "".join(f"{i}\t{i}\t1\n" for i in range(first, first + 8)))
+    for name in ("reviews", "reviews-test", "more"):
+        lines = [f"{text} {name},{number // 4 % 2}" for number, text in enumerate(texts)]
+        Path(f"{name}.csv").write_text("\n".join(["text,label", *lines]))
+    command(f"featcache extract texts:reviews-test.csv --teacher {teacher} --out reviews-test.zarr")
+    for line in (line for begin in TEXT_METHODS for line in commands_of(begin)):
+        line = line.replace("builtin/minilm_l6", teacher).replace("keep=1000", "keep=6")
+        command(line + (" --epochs 2 --batch-size 8" if line.startswith("distill fit") else ""))
+    assert open_store("dev.zarr").embedding_dim == open_store("documents.zarr").embedding_dim == 6
+    assert Path("runs/reviews/head.safetensors").exists()
 
 
 @NOISE
