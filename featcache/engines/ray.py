@@ -2,8 +2,9 @@
 
 Ray Data's pool of actors begins and ends them, and gives the span of one that was lost to another. Without an address it is
 the cluster that $RAY_ADDRESS or `ray start` on this machine name, or else one on the cores here, for as long as it takes.
-What may follow: `@workers=N`, at most so many, by default as there is room for; `@cpus=N` and `@gpus=N` that each takes, by
-default as many cores as PyTorch has threads here, or one beside a GPU; `@stall=SECONDS` without a finished span that end it.
+What may follow, `ray:@workers=2` say: `@workers=N`, at most so many, by default as there is room for; `@cpus=N` and
+`@gpus=N` that each takes, by default as many cores as PyTorch has threads here, or one beside a GPU; `@stall=SECONDS`
+without a finished span that end it.
 """
 
 import contextlib
