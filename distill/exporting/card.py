@@ -138,19 +138,22 @@ def _from_hub(repository: str, written: Written) -> list[str]:
 
 
 def preprocessing_code(preprocess: Preprocess) -> str:
-    """Python that makes `pixels`, from a PIL image to a normalised batch of one."""
+    """Python that makes `pixels`, from a PIL image to a normalised batch of one: turned as its EXIF data says, of 8 bits."""
     size, squash = preprocess.size, preprocess.mode == "squash"
     share = preprocess.crop / preprocess.resize
     sides = "image.width, image.height" if squash else "min(image.size), min(image.size)"
     return f"""import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 def pixels(image):
+    if image.mode[0] in "IF":  # more than 8 bits, of which Pillow clips the bright ones
+        raise ValueError("convert the image to 8 bits first")
+    image = ImageOps.exif_transpose(image).convert("RGB")
     width, height = ({share!r} * side for side in ({sides}))
     left, top = (image.width - width) / 2, (image.height - height) / 2
     box = left, top, left + width, top + height
-    image = image.convert("RGB").resize(({size}, {size}), Image.Resampling.{preprocess.interpolation.upper()}, box=box)
+    image = image.resize(({size}, {size}), Image.Resampling.{preprocess.interpolation.upper()}, box=box)
     return normalize(pil_to_tensor(image) / 255, {list(preprocess.mean)}, {list(preprocess.std)}).unsqueeze(0)"""
 
 

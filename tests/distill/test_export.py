@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from distill.exporting.card import preprocessing_code
 from distill.exporting.int8 import Calibration
 from distill.training.run import Run
 from featcache.encoder import load_encoder
@@ -122,6 +123,22 @@ def test_torch_hub_gives_the_student_with_its_preprocessing(exports, name):
     exec(code_blocks(exported.path / "README.md")[1], names)
     expected = names["pixels"](Image.open(exported.path.parent / "picture.png"))
     np.testing.assert_array_equal(np.load(exported.path / "pixels.npy"), expected.numpy())
+
+
+def test_the_cards_preprocessing_turns_photographs_and_refuses_deep_ones(tmp_path):
+    names, exif = {}, Image.Exif()
+    exec(preprocessing_code(Preprocess(resize=36, crop=32, size=32)), names)
+    exif[0x0112] = 6  # a camera held upright
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(
+        tmp_path / "x.png", exif=exif
+    )
+    upright = Image.fromarray(np.asarray(decode((tmp_path / "x.png").read_bytes())))
+    assert upright.size == (40, 60)
+    turned = names["pixels"](Image.open(tmp_path / "x.png"))
+    assert torch.equal(turned, names["pixels"](upright))
+    for mode in ("I;16", "I", "F"):
+        with pytest.raises(ValueError, match="convert the image to 8 bits first"):
+            names["pixels"](Image.new(mode, (40, 40), 300))
 
 
 LAST = {
