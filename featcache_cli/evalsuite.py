@@ -18,7 +18,19 @@ from evalsuite import evaluators
 from featcache_cli import detector
 from featcache_cli.flags import parameter, parameters, takes, values
 from featcache_cli.result_tables import show
-from featcache_cli.screen import DryRun, Json, ListsPlugins, bar, program, screen, shown, would, writable, write_json
+from featcache_cli.screen import (
+    DryRun,
+    Json,
+    ListsPlugins,
+    bar,
+    numbered,
+    program,
+    screen,
+    shown,
+    would,
+    writable,
+    write_json,
+)
 
 
 class _Evaluators(TyperGroup):
@@ -172,10 +184,12 @@ def report(
         )
         size = page.stat().st_size
     if dry_run:
-        screen.print(f"would write {shown(out)}: {len(paths)} results, {size / 1e6:.1f} MB")
+        screen.print(f"would write {shown(out)}: {numbered(len(paths), 'result')}, {size / 1e6:.1f} MB")
         would("report", {"out": str(out), "results": paths, "bytes": size}, to_json)
         return
-    screen.print(f"[green]written[/] {shown(page)}: {len(paths)} results, {page.stat().st_size / 1e6:.1f} MB")
+    screen.print(
+        f"[green]written[/] {shown(page)}: {numbered(len(paths), 'result')}, {page.stat().st_size / 1e6:.1f} MB"
+    )
     write_json({"command": "report", "out": str(page), "results": paths, "bytes": page.stat().st_size}, to_json)
 
 

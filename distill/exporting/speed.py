@@ -99,6 +99,8 @@ def speed(
     for name, numbers in (("threads", threads), ("batch", batches), ("rounds", (rounds,))):
         if not numbers or min(numbers) < 1:
             raise ValueError(f"{name} {', '.join(map(str, numbers))}: give whole numbers, 1 or more")
+    if max(threads) > (cores := os.cpu_count() or 1):
+        raise ValueError(f"threads {max(threads)}: of {cores} cores of this machine; give no more")
     if unknown := [each for each in formats if each not in FORMATS]:
         raise ValueError(f"unknown format {unknown[0]!r}; known: {', '.join(FORMATS)}")
     usual, cells = torch.get_num_threads(), [(count, batch) for count in threads for batch in batches]

@@ -235,6 +235,11 @@ def test_files_that_are_no_encoder_are_refused(world, tmp_path):
 # -- speed ------------------------------------------------------------------------------------------------
 
 
+def test_more_threads_than_cores_are_refused_before_anything_is_made(world):
+    with pytest.raises(ValueError, match=r"threads 999999: of \d+ cores of this machine; give no more"):
+        speed([world[0] / "none"], threads=(1, 999_999))
+
+
 def test_speeds_are_told_beside_the_first_format(world):
     run, before, told = world[0] / "run", torch.get_num_threads(), []
     found = speed(
