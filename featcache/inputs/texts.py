@@ -113,6 +113,20 @@ class Texts(Input[str, WholeText]):
             return 0
         return int(_opened(self.content, 0).num_special_tokens_to_add(False))
 
+    def around(self) -> tuple[list[int], list[int]]:
+        """Ids of the tokens that the tokeniser puts before and behind a text.
+
+        Raises:
+            ValueError: it finds no token in the letter a, to put them around.
+        """
+        if not self.special:
+            return [], []
+        found = _opened(self.content, 0).encode("a")
+        own = [i for i, special in enumerate(found.special_tokens_mask) if not special]
+        if not own:
+            raise ValueError("the tokeniser finds no token in the letter a")
+        return found.ids[: own[0]], found.ids[own[-1] + 1 :]
+
     @staticmethod
     def decode(encoded: bytes, *, seen: bool = False) -> str:
         """Raises ValueError where it is no UTF-8, holds NUL characters as binary files do, or is blank."""

@@ -21,6 +21,7 @@ from featcache.inputs import Views, input_of
 from featcache.inputs.images import KeptPixels
 from featcache.inputs.texts import Texts, text_input, with_tokenizer
 from featcache.store import FeatureStore
+from featcache.student import open_student
 from featcache.testing.models import small_teacher, small_text_teacher
 
 EXACT = {"device": "cpu", "precision": "fp32", "workers": 2, "batch_size": 4, "dtype": "float32"}
@@ -307,6 +308,31 @@ def test_a_transformer_equals_its_own_unpadded_forward(bert, tmp_path):
         found = pooled.encode_padded(given, 4)["embedding"]
         torch.testing.assert_close(found.double(), torch.stack([of(each) for each in hidden]), atol=1e-6, rtol=1e-5)
         assert (pooled.fingerprint == encoder.fingerprint) == (pool == "mean")
+
+
+def test_token_vectors_of_a_bag_begin_as_a_teacher_has_them(bert):
+    """Against NumPy's singular values of the library's own forward passes over [CLS] token [SEP], signs aside."""
+    import transformers
+
+    spec, texts = f"transformers/{bert}", load_encoder(f"transformers/{bert}").preprocess
+    student = open_student(f"bag/4@of={spec}", texts=texts)
+    network = transformers.AutoModel.from_pretrained(bert, dtype="float64").eval()
+    with torch.inference_mode():
+        alone = network(torch.tensor([[2, token, 3] for token in range(len(WORDS))])).last_hidden_state.mean(1).numpy()
+    left, scales, _ = np.linalg.svd(alone - alone.mean(0), full_matrices=False)
+    expected = left[:, :4] * scales[:4]
+    vectors = student.body.vectors.weight.detach().numpy()
+    np.testing.assert_allclose(np.abs(vectors), np.abs(expected) / np.sqrt((expected**2).mean()), atol=1e-4)
+    assert student.model.record == {"architecture": "bag/4", "vocabulary": len(WORDS)}
+    assert student.remark == f"bag/4: its token vectors begin as what {spec} makes of each token alone"
+    for wrong, message in {
+        f"bag/9@of={spec}": "has 8 dimensions, fewer than 9",
+        f"bag/4@of=sentences/{bert}": "is no encoder; give one as --teacher takes it",
+        "bag/4@of=builtin/efficientnet_lite0": "has not the tokeniser of the student",
+        "bag/4@like=x": "like",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            open_student(wrong, texts=texts)
 
 
 @pytest.mark.parametrize(("options", "prompt"), [("", None), ("@prompt=query", "query")])
