@@ -56,7 +56,7 @@ def rebuild_model(rest: str, record: Mapping[str, Any]) -> TextStudent:
     return TextStudent(f"bag/{width}", Bag(vocabulary, width), texts, {"vocabulary": vocabulary})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def token_vectors(spec: str, teacher: str, texts: Texts, width: int) -> Float[Tensor, "vocabulary width"]:
     """The first `width` principal components of a teacher's embeddings of every token alone, of mean square 1.
 
@@ -82,4 +82,4 @@ def token_vectors(spec: str, teacher: str, texts: Texts, width: int) -> Float[Te
     # The sign of a component is arbitrary: its largest coordinate is positive.
     largest = components.gather(0, components.abs().argmax(0, keepdim=True))
     vectors = found @ (components * largest.sign())
-    return (vectors / vectors.square().mean().sqrt()).float().clone()
+    return (vectors / vectors.square().mean().sqrt()).float()

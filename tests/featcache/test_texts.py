@@ -323,6 +323,10 @@ def test_token_vectors_of_a_bag_begin_as_a_teacher_has_them(bert):
     expected = left[:, :4] * scales[:4]
     vectors = student.body.vectors.weight.detach().numpy()
     np.testing.assert_allclose(np.abs(vectors), np.abs(expected) / np.sqrt((expected**2).mean()), atol=1e-4)
+    student(torch.tensor([[2, 4, 3]])).square().sum().backward()
+    weight = student.body.vectors.weight
+    assert bool(weight.grad[4].any())
+    assert not weight.data.is_inference()  # else training stops when it is read
     assert student.model.record == {"architecture": "bag/4", "vocabulary": len(WORDS)}
     assert student.remark == f"bag/4: its token vectors begin as what {spec} makes of each token alone"
     for wrong, message in {
