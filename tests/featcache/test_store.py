@@ -211,7 +211,7 @@ def test_another_format_is_refused(path):
     metadata = json.loads((path / "zarr.json").read_text())
     metadata["attributes"]["featcache"]["format"] = 99
     (path / "zarr.json").write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match="store format 99, this featcache reads 2 to 4; extract it again"):
+    with pytest.raises(ValueError, match="store format 99, this featcache reads 2 to 5; extract it again"):
         open_store(path)
 
 
