@@ -82,5 +82,7 @@ def test_a_lost_student_comes_back_from_the_last_checkpoint(train, tmp_path):
 
 def test_labels_decide_where_there_are_any():
     """Those of the samples' own, then votes of neighbours, then angles to the teacher."""
-    assert loop.BETTER.index("holdout/top1") < loop.BETTER.index("holdout/top1@20") < loop.BETTER.index("holdout/cosine")
+    assert (
+        loop.BETTER.index("holdout/top1") < loop.BETTER.index("holdout/top1@20") < loop.BETTER.index("holdout/cosine")
+    )
     assert {*loop.BETTER[:3]} == {"holdout/token_nll", "holdout/iou", "holdout/top1"}
