@@ -129,7 +129,8 @@ def _connected(address: str | None) -> Generator[None, None, None]:
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"engine ray:{address or ''}: no cluster there ({said}); begin one: ray start --head"
+            f"engine ray:{address or ''}: no cluster there ({said}); begin one: ray start --head, or set "
+            "RAY_AUTH_MODE=token where it has tokens"
         ) from None
     try:
         if threading.current_thread() is threading.main_thread():
